@@ -1,0 +1,1 @@
+"""Everything that makes a model archive. Nothing here runs in a worker."""
