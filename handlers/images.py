@@ -1,8 +1,47 @@
-"""Encoded images -> uint8 crops -> one normalised batch."""
+"""Encoded images -> uint8 crops -> one normalised batch on the device.
+
+The steps and their order are those of transformers' image processors (`image_utils.load_image`, then resize,
+centre crop, rescale, normalise), so a checkpoint sees here what it sees there.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from handlers.errors import (
+    EmptyRequest,
+    InvalidImage,
+    InvalidInput,
+    PayloadTooLarge,
+    RequestError,
+    UnsupportedMediaType,
+)
+from handlers.requests import kind_of
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MEDIA = (
+    "an image (JPEG, PNG, WebP, GIF, BMP or TIFF) or a ready .npy tensor, as the raw body, as multipart parts, "
+    'or in base64 as JSON: a string, {"b64": "..."}, a list of those, or {"instances": [...]}'
+)
+INTERPOLATIONS = {mode.name.lower(): mode for mode in Image.Resampling}
+NPY_MAGIC = b"\x93NUMPY"
+
+# Pillow's own bomb check raises at twice its limit and only warns below; ours is one limit, asked before decoding.
+Image.MAX_IMAGE_PIXELS = None
+
+Crop = NDArray[np.uint8]  # (size, size, 3)
+Ready = NDArray[np.floating]  # (3, size, size), normalised by the client
 
 
 @dataclass(frozen=True)
@@ -15,6 +54,8 @@ class Preprocess:
         "square" squashes the image to resize x resize.
     interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming", as in Pillow.
     mean, std: per channel, of values scaled to 0..1.
+
+    Raises ValueError for values that no image can be prepared with.
     """
 
     size: int
@@ -23,3 +64,182 @@ class Preprocess:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= self.resize:
+            raise ValueError(f"size {self.size} and resize {self.resize}; wanted: 1 <= size <= resize")
+        if self.resize_mode not in ("shortest_edge", "square"):
+            raise ValueError(f"resize_mode {self.resize_mode!r}; wanted: shortest_edge or square")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r}; wanted: {', '.join(INTERPOLATIONS)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}; wanted: three each, std above 0")
+
+
+def from_base64(value: object) -> bytes:
+    """The image bytes in a JSON value: base64, a data URL, or `{"b64": base64}`."""
+    if isinstance(value, dict):
+        if value.keys() != {"b64"}:
+            raise InvalidInput(f'an object with keys {sorted(map(str, value))[:5]} came; wanted: {{"b64": "..."}}')
+        value = value["b64"]
+    if not isinstance(value, str):
+        raise InvalidInput(f"{kind_of(value)} came where an image belongs; wanted: {MEDIA}")
+    text = value.partition(",")[2] if value.startswith("data:") else value
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidInput(f"a string of {len(value)} characters came that is not base64") from None
+    if not data:
+        raise EmptyRequest("an empty string came where an image belongs")
+    return data
+
+
+def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Ready]:
+    """One input's bytes as what the batch takes: one crop for an image, one or more tensors for a .npy file.
+
+    Raises InvalidImage, PayloadTooLarge or UnsupportedMediaType.
+    """
+    if data[: len(NPY_MAGIC)] == NPY_MAGIC:
+        return read_tensor(data, preprocess.size, max_pixels)
+    image = decode(data, max_pixels)
+    # A strip 1 pixel wide passes the check before decoding and would grow past every limit here.
+    _check_pixels(*resized_size(image.width, image.height, preprocess), max_pixels, "once resized")
+    return [crop(image, preprocess)]
+
+
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """An upright 8-bit RGB image.
+
+    The first frame of an animation; EXIF orientation applied; alpha dropped and CMYK, grey and palettes
+    converted as `Image.convert("RGB")` does; 16-bit grey scaled by 1/257. Colour profiles are not applied.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image.width, image.height, max_pixels)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise UnsupportedMediaType(
+            f"{len(data)} bytes came that are none of {', '.join(FORMATS)} nor a .npy tensor"
+        ) from None
+    except RequestError:
+        raise
+    except MemoryError:
+        raise PayloadTooLarge("the image needs more memory than this server has to decode it") from None
+    except Exception as error:  # Pillow's decoders raise whatever their parsing trips over
+        raise InvalidImage(f"the image is broken: {type(error).__name__} in its {len(data)} bytes") from None
+
+
+def _check_pixels(width: int, height: int, max_pixels: int, when: str = "as sent") -> None:
+    if width * height > max_pixels:
+        raise PayloadTooLarge(f"the image is {width} x {height} pixels {when}; at most {max_pixels} are taken")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = _from_16_bit(image)
+    elif image.mode == "F":
+        raise InvalidImage("the image holds 32-bit floats, whose range no file says; send 8 or 16 bits, or a .npy")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits: 65535 becomes 255. (Pillow's own convert clips at 255 instead.)"""
+    values = np.asarray(image).astype(np.int64)
+    if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 65535:
+        raise InvalidImage("the image holds integers beyond 16 bits; send 8 or 16 bits a channel, or a .npy tensor")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def crop(image: Image.Image, preprocess: Preprocess) -> Crop:
+    """Resize and centre-crop an RGB image to (size, size, 3) uint8."""
+    size = preprocess.size
+    resized = image.resize(
+        resized_size(image.width, image.height, preprocess), INTERPOLATIONS[preprocess.interpolation]
+    )
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def blank(preprocess: Preprocess) -> Crop:
+    """A black crop."""
+    return np.zeros((preprocess.size, preprocess.size, 3), np.uint8)
+
+
+def resized_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
+    """Width and height after the resize, in pixels, rounded down as transformers and torchvision do."""
+    edge = preprocess.resize
+    if preprocess.resize_mode == "square":
+        return edge, edge
+    if width <= height:
+        return edge, int(edge * height / width)
+    return int(edge * width / height), edge
+
+
+def read_tensor(data: bytes, size: int, max_pixels: int) -> list[Crop | Ready]:
+    """A .npy file of one normalised image (3, size, size), or of several (N, 3, size, size), float16 or float32.
+
+    The header is checked against the bytes that came before anything is allocated. Never unpickles.
+    """
+    wanted = f"float16 or float32, ({3}, {size}, {size}) or (N, 3, {size}, {size}), normalised, C order"
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read_header(stream)
+    except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError):
+        raise InvalidImage(f"a .npy file with a broken header came; wanted: {wanted}") from None
+    if dtype not in (np.float16, np.float32) or fortran or shape[-3:] != (3, size, size) or len(shape) not in (3, 4):
+        order = ", Fortran order" if fortran else ""
+        raise InvalidImage(f"a .npy tensor of {dtype} {shape}{order} came; wanted: {wanted}")
+    count = math.prod(shape)
+    body = len(data) - stream.tell()
+    if body != count * dtype.itemsize or count == 0:
+        raise InvalidImage(f"a .npy tensor of {shape} has {count * dtype.itemsize} bytes, but {body} came")
+    if count // 3 > max_pixels:
+        raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")
+    tensor = np.frombuffer(data, dtype, count, stream.tell()).reshape(-1, 3, size, size)
+    if not np.isfinite(tensor).all():
+        raise InvalidImage("the .npy tensor holds NaN or infinity")
+    return list(tensor)
+
+
+class Batcher:
+    """Crops and ready tensors -> (N, 3, size, size) on the device, channels_last, normalised, in its precision."""
+
+    def __init__(self, preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> None:
+        self.size, self.device, self.dtype = preprocess.size, device, dtype
+        # Folded for values 0..255, so that one multiply and one subtract do rescale and normalise.
+        std = torch.tensor(preprocess.std, dtype=torch.float32, device=device)
+        mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device)
+        self.scale = (1 / (255 * std)).view(1, 3, 1, 1)
+        self.shift = (mean / std).view(1, 3, 1, 1)
+
+    def __call__(self, inputs: Sequence[Crop | Ready]) -> torch.Tensor:
+        crops = [place for place, item in enumerate(inputs) if item.dtype == np.uint8]
+        ready = [place for place, item in enumerate(inputs) if item.dtype != np.uint8]
+        if not ready:
+            return self._normalise(np.stack(inputs))
+        batch = torch.empty(
+            (len(inputs), 3, self.size, self.size),
+            dtype=self.dtype,
+            device=self.device,
+            memory_format=torch.channels_last,
+        )
+        batch[ready] = self._upload(np.stack([inputs[place].astype(np.float32) for place in ready])).to(self.dtype)
+        if crops:
+            batch[crops] = self._normalise(np.stack([inputs[place] for place in crops]))
+        return batch
+
+    def _normalise(self, crops: NDArray[Any]) -> torch.Tensor:
+        pixels = self._upload(crops).permute(0, 3, 1, 2)  # (N, 3, H, W) uint8, channels_last in memory
+        return (pixels.float() * self.scale - self.shift).to(self.dtype)
+
+    def _upload(self, array: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)

@@ -1,0 +1,63 @@
+"""Every error a client can cause, in one place.
+
+The JSON body has the shape of TorchServe's own errors, so a client needs one parser for both:
+`{"code": 400, "type": "InvalidImage", "message": "..."}`. A message says what came and what was wanted; it
+names sizes, types and positions, never the content that a user sent.
+"""
+
+from __future__ import annotations
+
+
+class RequestError(Exception):
+    """One request cannot be answered; its neighbours in the batch can."""
+
+    status = 400
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def body(self) -> dict[str, object]:
+        return {"code": self.status, "type": type(self).__name__, "message": self.message}
+
+
+class EmptyRequest(RequestError):
+    """Nothing came, or a list with nothing in it."""
+
+
+class InvalidJson(RequestError):
+    """The body says it is JSON and is not."""
+
+
+class InvalidInput(RequestError):
+    """The body was read, and what it holds is not what the model takes."""
+
+
+class InvalidOption(RequestError):
+    """A query parameter or JSON parameter is unknown or out of range."""
+
+
+class InvalidImage(RequestError):
+    """An image, or ready tensor, that cannot be read."""
+
+
+class InputTooLong(RequestError):
+    """More tokens than the model takes, and truncation was not asked for."""
+
+
+class PayloadTooLarge(RequestError):
+    """More pixels, characters or inputs than one request may bring."""
+
+    status = 413
+
+
+class UnsupportedMediaType(RequestError):
+    """A content type, or an image format, that the model does not read."""
+
+    status = 415
+
+
+class InferenceFailed(RequestError):
+    """The input was fine and the model failed on it: ours, not the client's."""
+
+    status = 500

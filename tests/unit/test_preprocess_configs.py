@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from archive.checkpoint_files import CheckpointError
+from archive.preprocess_configs import read_preprocess, read_timm_preprocess
+from handlers.images import Preprocess
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# preprocessor_config.json of microsoft/resnet-101.
+MICROSOFT: dict[str, Any] = {
+    "crop_pct": 0.875,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "ConvNextFeatureExtractor",
+    "image_mean": list(MEAN),
+    "image_std": list(STD),
+    "resample": 3,
+    "size": 224,
+}
+VIT: dict[str, Any] = {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}}
+BIT: dict[str, Any] = {"image_processor_type": "BitImageProcessor"}
+# pretrained_cfg of timm/resnet101.a1h_in1k.
+TIMM: dict[str, Any] = {
+    "input_size": [3, 224, 224],
+    "test_input_size": [3, 288, 288],
+    "test_crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "crop_pct": 0.95,
+    "crop_mode": "center",
+    "mean": list(MEAN),
+    "std": list(STD),
+}
+
+
+def test_reads_the_file_of_microsoft_resnet_101() -> None:
+    assert read_preprocess(MICROSOFT) == Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "resize", "mode"),
+    [
+        ({"size": {"shortest_edge": 224}}, 224, 256, "shortest_edge"),
+        ({"size": {"shortest_edge": 224}, "crop_pct": None}, 224, 256, "shortest_edge"),
+        ({"size": 288, "crop_pct": 0.95}, 288, 303, "shortest_edge"),
+        ({"size": 383, "crop_pct": 1.0}, 383, 383, "shortest_edge"),
+        ({"size": 384, "crop_pct": 0.875}, 384, 384, "square"),
+        ({"size": None}, 384, 384, "square"),
+        ({"do_center_crop": True, "crop_size": {"height": 224, "width": 224}}, 224, 256, "shortest_edge"),
+    ],
+)
+def test_convnext_crops_below_384_and_squashes_from_there(
+    changes: dict[str, Any], size: int, resize: int, mode: str
+) -> None:
+    found = read_preprocess({**MICROSOFT, **changes})
+    assert (found.size, found.resize, found.resize_mode) == (size, resize, mode)
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({}, Preprocess(384, 384, "square", "bicubic", HALF, HALF)),
+        (VIT, Preprocess(224, 224, "square", "bilinear", HALF, HALF)),
+        ({**VIT, "size": 192}, Preprocess(192, 192, "square", "bilinear", HALF, HALF)),
+        ({**VIT, "size": [192, 192]}, Preprocess(192, 192, "square", "bilinear", HALF, HALF)),
+        (
+            {"image_processor_type": "DeiTImageProcessor"},
+            Preprocess(224, 256, "square", "bicubic", HALF, HALF),
+        ),
+        (BIT, Preprocess(224, 224, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD)),
+        ({**BIT, "size": 256}, Preprocess(224, 256, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD)),
+        (
+            {"image_processor_type": "CLIPImageProcessorFast", "size": {"shortest_edge": 64}, "crop_size": 48},
+            Preprocess(48, 64, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD),
+        ),
+        (
+            {**VIT, "do_center_crop": True, "crop_size": 200, "image_mean": 0.1, "image_std": 0.2},
+            Preprocess(200, 224, "square", "bilinear", (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)),
+        ),
+    ],
+)
+def test_other_processors_with_their_own_defaults(config: dict[str, Any], wanted: Preprocess) -> None:
+    assert read_preprocess(config) == wanted
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [*enumerate(["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"])]
+)
+def test_resample_numbers_are_pillows(number: int, name: str) -> None:
+    assert read_preprocess({**MICROSOFT, "resample": number}).interpolation == name
+
+
+def test_without_normalisation_values_stay_within_0_and_1() -> None:
+    found = read_preprocess({**MICROSOFT, "do_normalize": False})
+    assert (found.mean, found.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({**VIT, "size": {"height": 224, "width": 192}}, "size .*square"),
+        ({**VIT, "size": {"shortest_edge": 224, "longest_edge": 300}}, "size .*square"),
+        ({**VIT, "size": True}, "size: True"),
+        ({**BIT, "crop_size": {"height": 224, "width": 192}}, "crop_size .*square"),
+        ({**BIT, "crop_size": 225}, "crop of 225"),
+        ({**BIT, "do_center_crop": False}, "do_center_crop"),
+        ({**MICROSOFT, "size": {"height": 224, "width": 224}}, "size .*shortest_edge"),
+        ({**MICROSOFT, "do_center_crop": True, "crop_size": 192}, "crop_size 192"),
+        ({**MICROSOFT, "size": 0}, "size: 0"),
+        ({**MICROSOFT, "crop_pct": 0}, "crop_pct 0"),
+        ({**MICROSOFT, "crop_pct": 1.1}, "crop_pct 1.1"),
+        ({**MICROSOFT, "resample": 9}, "resample 9"),
+        ({**MICROSOFT, "resample": "bicubic"}, "resample 'bicubic'"),
+        ({**MICROSOFT, "do_resize": False}, "do_resize False"),
+        ({**MICROSOFT, "do_rescale": False}, "do_rescale False"),
+        ({**MICROSOFT, "rescale_factor": 1 / 127.5}, "rescale_factor"),
+        ({**MICROSOFT, "do_pad": True}, "do_pad True"),
+        ({**MICROSOFT, "do_flip_channel_order": True}, "do_flip_channel_order"),
+        ({**MICROSOFT, "image_mean": [0.5, 0.5]}, "image_mean"),
+        ({**MICROSOFT, "image_mean": [0.5, "a", 0.5]}, "image_mean"),
+        ({**MICROSOFT, "image_std": [0.5, 0.0, 0.5]}, "image_std"),
+        ({**MICROSOFT, "image_std": float("nan")}, "image_std"),
+        ({"image_processor_type": "EfficientNetImageProcessor"}, "image_processor_type 'EfficientNet"),
+    ],
+)
+def test_refuses_by_name_what_cannot_be_expressed(config: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        read_preprocess(config)
+
+
+def test_reads_timms_plain_settings_not_its_test_ones() -> None:
+    assert read_timm_preprocess(TIMM) == Preprocess(224, 235, "shortest_edge", "bicubic", MEAN, STD)
+
+
+def test_timms_defaults() -> None:
+    assert read_timm_preprocess({}) == Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"input_size": [3, 224, 192]}, "input_size"),
+        ({"input_size": [1, 224, 224]}, "input_size"),
+        ({"input_size": 224}, "input_size"),
+        ({"crop_mode": "squash"}, "crop_mode 'squash'"),
+        ({"crop_mode": "border"}, "crop_mode 'border'"),
+        ({"interpolation": "random"}, "interpolation 'random'"),
+        ({"crop_pct": 1.2}, "crop_pct 1.2"),
+        ({"crop_pct": "all"}, "crop_pct 'all'"),
+        ({"mean": [0.5]}, "mean"),
+        ({"std": [1.0, 1.0, -1.0]}, "std"),
+    ],
+)
+def test_refuses_by_name_what_cannot_be_expressed_of_timms(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        read_timm_preprocess({**TIMM, **changes})
