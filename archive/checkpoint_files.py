@@ -1,121 +1,29 @@
-"""Weight files on disk or on the Hugging Face Hub -> named tensors, without running code from the files."""
+"""Weight files -> named tensors, without running code from the files."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-import huggingface_hub
 import torch
 from safetensors.torch import load_file
 
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+from archive import digests
+from archive.sources import SUFFIXES, CheckpointError, listed, read_json
+
 # Averaged weights first, as timm.models.load_state_dict does.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-HUB_CONFIGS = ("config.json", "preprocessor_config.json")
-HUB_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-HUB_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be served; the message says what came, what was wanted and the way out."""
-
-
-def listed(items: Iterable[str], limit: int = 20) -> str:
-    """Join the items with commas; past `limit` of them, the rest is a count."""
-    every = list(items)
-    rest = f", ... ({len(every)} in all)" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + rest
-
-
-def locate(source: str | Path, revision: str | None = None, extra: Iterable[str] = ()) -> Path:
-    """A path that exists for what the user gave: the local file or folder, else the downloaded Hub snapshot.
-
-    extra: names or patterns of files that a snapshot shall hold beside weights and configs.
-
-    Raises CheckpointError where there is neither, or where a revision is asked of a local path.
-    """
-    path = Path(source).expanduser()
-    if path.exists():
-        if revision is not None:
-            raise CheckpointError(f"revision {revision!r} was given, but this is a local path: leave it out")
-        return path
-    if isinstance(source, Path) or not HUB_ID.fullmatch(source) or path.suffix in SUFFIXES:
-        raise CheckpointError(
-            f"there is no such file or folder (looked for {path.absolute()}). Wanted: a folder, a weight "
-            f"file ({', '.join(SUFFIXES)}) or a Hugging Face Hub id such as microsoft/resnet-101"
-        )
-    return _snapshot(source, revision, (*HUB_CONFIGS, *extra))
-
-
-def _snapshot(model_id: str, revision: str | None, configs: tuple[str, ...]) -> Path:
-    folder = _download(model_id, revision, (*configs, *HUB_SAFETENSORS))
-    if not any((folder / name).exists() for name in WEIGHT_FILES):
-        folder = _download(model_id, revision, (*configs, *HUB_PICKLES))
-    return folder
-
-
-def _download(model_id: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    try:
-        return Path(huggingface_hub.snapshot_download(model_id, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # the Hub client's own errors, its HTTP library's and the file system's
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        pinned = f" --revision {revision}" if revision else ""
-        raise CheckpointError(
-            "there is no such file or folder here, and as a Hugging Face Hub id it could not be fetched "
-            f"({type(error).__name__}: {reason}). If a path was meant: none exists, check its spelling. "
-            "If a Hub id was meant: check id and revision, and run `hf auth login` where it is private. "
-            f"Without a network: run `hf download {model_id}{pinned} --local-dir FOLDER` on a machine that "
-            "has one, and give the folder"
-        ) from error
-
-
-def weight_file(folder: Path) -> Path:
-    """The file in `folder` that holds the weights, safetensors before pickles; for shards, their index."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    held = sorted(entry.name for entry in folder.iterdir())
-    raise CheckpointError(
-        f"the folder has none of {', '.join(WEIGHT_FILES)}; it holds {listed(held) or 'nothing'}. "
-        "Weights under another name are read when the file itself is given"
-    )
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in `path`. Raises CheckpointError where it is no JSON, or not an object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds a {type(content).__name__}, wanted a JSON object")
-    return content
 
 
 def sha256(weights: Path) -> str:
     """SHA-256 of a weight file in hex; for an index, of the index followed by its shards in name order."""
     shards = _shards(weights) if weights.suffix == ".json" else []
-    digest = hashlib.sha256()
-    for path in (weights, *shards):
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return digests.of_files(weights, *shards)
 
 
 def load_tensors(weights: Path) -> tuple[dict[str, torch.Tensor], str]:

@@ -14,11 +14,11 @@ from typing import NamedTuple, cast
 import torch
 from transformers import ResNetConfig
 
+from archive.checkpoint_files import load_tensors, sha256
+from archive.preprocess_configs import read_preprocess, read_timm_preprocess
+from archive.resnet_layouts import infer_config, layout_of, refuse_variants, served_state
+from archive.sources import CheckpointError, locate, read_json, weight_file
 from handlers.images import Preprocess
-
-from .checkpoint_files import CheckpointError, load_tensors, locate, read_json, sha256, weight_file
-from .preprocess_configs import read_preprocess, read_timm_preprocess
-from .resnet_layouts import infer_config, layout_of, refuse_variants, served_state
 
 __all__ = ["CheckpointError", "ImageCheckpoint", "read", "read_preprocess", "read_timm_preprocess"]
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from archive.sources import CheckpointError, listed
 from handlers.images import Preprocess
-
-from .checkpoint_files import CheckpointError, listed
 
 Triple = tuple[float, float, float]
 

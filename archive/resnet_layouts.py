@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from .checkpoint_files import CheckpointError, listed
+from archive.sources import CheckpointError, listed
 
 Tensors = Mapping[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -275,7 +275,7 @@ def save(model: ResNetForImageClassification, data: Split, card: str, output: Pa
     (output / "README.md").write_text(card, encoding="utf-8")
     samples = output / "samples"
     samples.mkdir(exist_ok=True)
-    for label, name in enumerate("zero one two three four five six seven eight nine".split()):
+    for label, name in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]):
         (samples / f"{name}.png").write_bytes(digit_png(clearest(model, data, label)))
 
 

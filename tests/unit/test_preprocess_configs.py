@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from archive.checkpoint_files import CheckpointError
 from archive.preprocess_configs import read_preprocess, read_timm_preprocess
+from archive.sources import CheckpointError
 from handlers.images import Preprocess
 
 MEAN = (0.485, 0.456, 0.406)

@@ -1,0 +1,91 @@
+"""`python -m archive`, which `scripts/package` calls. See archive/options.py for what it takes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from archive import contents, options, package
+from archive.sources import HUB_TEXT, locate
+
+PRESET_FOLDERS = {"resnet101": "resnet101", "bert-large": "bert_large"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = options.parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "show":
+            print(contents.show(chosen.mar))
+        elif chosen.command == "verify":
+            print(f"{chosen.mar}: unchanged since it was packaged, {contents.verify(chosen.mar)}")
+        else:
+            _package(chosen)
+    except ValueError as error:  # CheckpointError, PackagingError, ArchiveError, SettingsError
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _package(chosen: argparse.Namespace) -> None:
+    started = time.monotonic()
+    source = None if chosen.weights is None else locate(chosen.weights, chosen.revision, HUB_TEXT)
+    chosen.name = chosen.name or _default_name(chosen.weights)
+    target = chosen.export_path / f"{chosen.name}.mar"
+    asked = {key: value for key, value in vars(chosen).items() if key not in ("force", "export_path")}
+    recorded = {key: value if isinstance(value, (int, float, list)) else str(value) for key, value in asked.items()}
+    files = [path for path in (source, chosen.parity_data, vars(chosen).get("labels")) if path is not None]
+    inputs = package.inputs_digest(recorded, files)
+    digest = None if chosen.force else package.up_to_date(target, inputs)
+    if digest:
+        print(f"{target} is up to date: {digest}")
+        return
+    print(f"packaging {chosen.name} from {chosen.weights or 'random weights'}")
+    job = _job(chosen)
+    mar = package.build(
+        job, chosen.export_path, inputs, {k: v for k, v in recorded.items() if v not in ("None", False)}
+    )
+    size_mb = mar.stat().st_size / 1e6
+    print(f"{mar}: {size_mb:.1f} MB in {time.monotonic() - started:.0f} s, {contents.read_provenance(mar)['digest']}")
+
+
+def _default_name(weights: str) -> str:
+    path = Path(weights)
+    return (path.stem if path.is_file() else path.resolve().name if path.is_dir() else weights.split("/")[-1]).lower()
+
+
+def _job(chosen: argparse.Namespace) -> Any:
+    """Heavy imports (torch, transformers) start here: asking whether anything has changed needs none."""
+    _quiet()
+    from archive import recipes
+
+    preset = _preset(chosen.command)
+    kind = preset.get("kind", chosen.command)
+    make = recipes.image_job if kind == "image-classifier" else recipes.text_job
+    return make(chosen, preset)
+
+
+def _preset(command: str) -> dict[str, Any]:
+    if command not in PRESET_FOLDERS:
+        return {}
+    path = Path(__file__).parent / PRESET_FOLDERS[command] / "preset.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _quiet() -> None:
+    """Our own steps tell the progress; transformers' bars and advice would run across them."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

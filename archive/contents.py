@@ -1,0 +1,121 @@
+"""What is inside a .mar: its digests, its description for people, and whether it is still what was packaged."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from archive import digests
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+PROVENANCE = "provenance.json"
+
+
+class ArchiveError(ValueError):
+    """A .mar that was not made here, or is no longer what was packaged."""
+
+
+def file_digests(mar: Path) -> dict[str, str]:
+    """SHA-256 by name of every file in the archive.
+
+    Left out: the manifest, which carries the time of packaging, and the provenance, which carries the digests.
+    """
+    with _open(mar) as archive:
+        names = sorted(name for name in archive.namelist() if name not in (MANIFEST, PROVENANCE) and name[-1] != "/")
+        found = {}
+        for name in names:
+            with archive.open(name) as stream:
+                found[name] = digests.of_stream(stream)
+        return found
+
+
+def content_digest(name: str, version: str, files: Mapping[str, str]) -> str:
+    """One digest of the model's name, version and files: the same for the same inputs, whenever packaged."""
+    canonical = json.dumps({"name": name, "version": version, "files": files}, sort_keys=True)
+    return f"sha256:{digests.of_text(canonical)}"
+
+
+def read_provenance(mar: Path) -> dict[str, Any]:
+    """The archive's provenance. Raises ArchiveError where it has none."""
+    with _open(mar) as archive:
+        if PROVENANCE not in archive.namelist():
+            raise ArchiveError(f"{mar} holds no {PROVENANCE}: it was not made by this packaging script")
+        content: dict[str, Any] = json.loads(archive.read(PROVENANCE))
+        return content
+
+
+def verify(mar: Path) -> str:
+    """Recompute every digest and return the content digest.
+
+    Raises ArchiveError that names each file that is missing, added or changed.
+    """
+    provenance = read_provenance(mar)
+    recorded, found = provenance["files"], file_digests(mar)
+    problems = [
+        *(f"missing {name}" for name in recorded.keys() - found.keys()),
+        *(f"added {name}" for name in found.keys() - recorded.keys()),
+        *(f"changed {name}" for name in recorded.keys() & found.keys() if recorded[name] != found[name]),
+        *_manifest_problems(mar, provenance),
+    ]
+    digest = content_digest(provenance["name"], provenance["version"], found)
+    if not problems and digest != provenance["digest"]:
+        problems = [f"digest is {digest}, and {provenance['digest']} is recorded"]
+    if problems:
+        raise ArchiveError(f"{mar} is not what was packaged: {', '.join(sorted(problems))}")
+    return digest
+
+
+def show(mar: Path) -> str:
+    """What a person wants to know of an archive."""
+    provenance = read_provenance(mar)
+    with _open(mar) as archive:
+        sizes = {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
+        config = archive.read("model-config.yaml").decode()
+    lines = [
+        f"{mar.name}: {provenance['name']} version {provenance['version']}, {provenance['kind']}",
+        f"digest   {provenance['digest']}",
+        f"weights  {provenance['weights']['source']} ({provenance['weights']['layout']})",
+        f"         sha256 {provenance['weights']['sha256']}",
+        *(f"note     {note}" for note in provenance["notes"]),
+        "parity against fp32, measured when packaged:",
+        *(f"  {name}: {_figures(figures)}" for name, figures in provenance["parity"].items()),
+        "versions " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        "files:",
+        *(f"  {size:>12,}  {name}" for name, size in sorted(sizes.items())),
+        "model-config.yaml:",
+        *(f"  {line}" for line in config.splitlines()),
+    ]
+    return "\n".join(lines)
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{key} {value}" for key, value in figures.items() if key != "passed")
+    return f"{'passed' if figures['passed'] else 'FAILED'}, {rest}"
+
+
+def _manifest_problems(mar: Path, provenance: Mapping[str, Any]) -> list[str]:
+    with _open(mar) as archive:
+        model = json.loads(archive.read(MANIFEST))["model"]
+    wanted = {
+        "modelName": provenance["name"],
+        "modelVersion": provenance["version"],
+        "handler": provenance["entry"],
+        "configFile": "model-config.yaml",
+    }
+    return [
+        f"manifest says {key} {model.get(key)!r}, wanted {value!r}"
+        for key, value in wanted.items()
+        if model.get(key) != value
+    ]
+
+
+def _open(mar: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(mar)
+    except FileNotFoundError:
+        raise ArchiveError(f"there is no {mar}") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ArchiveError(f"{mar} is no model archive: {error}") from None

@@ -1,0 +1,206 @@
+"""What goes into one archive, by kind: settings, files, samples for the parity gate, and their fp32 reference."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+
+from archive.image_checkpoints import ImageCheckpoint
+from archive.parity import Array
+from archive.text_checkpoints import TextCheckpoint
+from handlers import images, settings
+from handlers.settings import ImageSettings, Settings, TextSettings
+
+SAMPLES = Path(__file__).parent / "samples"
+CLASSES = {
+    "image-classifier": ("image_classifier.py", "ImageClassifier"),
+    "text-encoder": ("text_encoder.py", "TextEncoder"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One archive to be made.
+
+    torchserve: TorchServe's own keys of model-config.yaml. weights: where they came from, for the provenance.
+    notes: what a person should read before trusting the archive.
+    """
+
+    name: str
+    version: str
+    torchserve: Mapping[str, int]
+    settings: Settings
+    weights: Mapping[str, object]
+    parity_data: Path | None = None
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    kind = ""
+
+    @property
+    def entry(self) -> tuple[str, str]:
+        """The entry's file name and class."""
+        return CLASSES[self.kind]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """model-config.yaml's content."""
+        return {**self.torchserve, "handler": settings.write(self.settings)}
+
+    @property
+    def embeddings(self) -> bool:
+        """Whether outputs are compared by cosine, as vectors, not as logits."""
+        return False
+
+    def stage(self, folder: Path) -> None:
+        """Write config.json, model.safetensors and what else the worker reads."""
+        raise NotImplementedError
+
+    def samples(self) -> list[bytes]:
+        """Request bodies for the parity gate."""
+        raise NotImplementedError
+
+    def reference(self, samples: Sequence[bytes]) -> Array:
+        """The samples' (N, K) outputs of the checkpoint itself, in fp32 on the CPU."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ImageJob(Job):
+    """An image classifier. labels: one a class, in order."""
+
+    settings: ImageSettings
+    checkpoint: ImageCheckpoint = None  # type: ignore[assignment]
+    labels: Sequence[str] = ()
+
+    kind = "image-classifier"
+
+    def stage(self, folder: Path) -> None:
+        self._model().save_pretrained(folder)
+        (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
+
+    def samples(self) -> list[bytes]:
+        if self.parity_data is None:
+            return photographs()
+        files = (
+            sorted(path for path in self.parity_data.iterdir() if path.is_file()) if self.parity_data.is_dir() else []
+        )
+        if not files:
+            raise ValueError(f"{self.parity_data} holds no images for the parity gate; wanted: a folder of images")
+        return [path.read_bytes() for path in files]
+
+    @torch.inference_mode()
+    def reference(self, samples: Sequence[bytes]) -> Array:
+        model, chosen = self._model().eval(), self.settings
+        batcher = images.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
+        logits = [
+            model(batcher(images.prepare(sample, chosen.preprocess, chosen.max_pixels))).logits for sample in samples
+        ]
+        outputs: Array = torch.cat(logits).numpy()
+        return outputs
+
+    def _model(self) -> Any:
+        from transformers import ResNetForImageClassification
+
+        model = ResNetForImageClassification(self.checkpoint.config)
+        model.load_state_dict(self.checkpoint.state)
+        return model
+
+
+@dataclass(frozen=True)
+class TextJob(Job):
+    """A text encoder."""
+
+    settings: TextSettings
+    checkpoint: TextCheckpoint = None  # type: ignore[assignment]
+
+    kind = "text-encoder"
+
+    @property
+    def embeddings(self) -> bool:
+        return self.settings.task == "embeddings"
+
+    def stage(self, folder: Path) -> None:
+        self.checkpoint.model.save_pretrained(folder)
+        self.checkpoint.tokenizer.save_pretrained(folder)
+
+    def samples(self) -> list[bytes]:
+        path = self.parity_data or SAMPLES / "texts.txt"
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"{path} holds no texts for the parity gate; wanted: one text a line")
+        if self.settings.task == "fill-mask":
+            lines = [_masked(line, self.checkpoint.tokenizer.mask_token) for line in lines]
+        # Neighbours of similar length keep padding, and so the time of the gate, small.
+        return [line.encode() for line in sorted(lines, key=len)]
+
+    @torch.inference_mode()
+    def reference(self, samples: Sequence[bytes]) -> Array:
+        """Each text alone and unpadded, through transformers' own tokenizer and model."""
+        rows = [self._outputs(sample.decode()) for sample in samples]
+        outputs: Array = torch.cat(rows).numpy()
+        return outputs
+
+    def _outputs(self, text: str) -> torch.Tensor:
+        chosen, tokenizer = self.settings, self.checkpoint.tokenizer
+        text = text.lower() if chosen.lower_case else text
+        tokens = tokenizer(text, truncation=True, max_length=chosen.max_tokens, return_tensors="pt")
+        outputs = self.checkpoint.model(**tokens)
+        if chosen.task == "embeddings":
+            return _pool_one(outputs.last_hidden_state[0], chosen.pooling).unsqueeze(0)  # (1, hidden)
+        logits: torch.Tensor = outputs.logits
+        if chosen.task == "sequence-classification":
+            return logits  # (1, labels)
+        if chosen.task == "token-classification":
+            return logits[0]  # (T, labels)
+        return logits[0][tokens["input_ids"][0] == tokenizer.mask_token_id]  # (M, vocabulary)
+
+
+def _pool_one(vectors: torch.Tensor, pooling: settings.Pooling) -> torch.Tensor:
+    """(T, hidden) vectors of one text -> its embedding, written apart from handlers.tasks on purpose."""
+    weights = torch.arange(1, len(vectors) + 1).unsqueeze(1)  # (T, 1)
+    modes = {
+        "cls": vectors[0],
+        "lasttoken": vectors[-1],
+        "mean": vectors.mean(dim=0),
+        "max": vectors.max(dim=0).values,
+        "mean_sqrt_len_tokens": vectors.sum(dim=0) / len(vectors) ** 0.5,
+        "weightedmean": (vectors * weights).sum(dim=0) / weights.sum(),
+    }
+    embedding = torch.cat([modes[mode] for mode in pooling.modes])
+    return embedding / embedding.norm() if pooling.normalize else embedding
+
+
+def photographs() -> list[bytes]:
+    """Sixteen PNG images from two photographs, for networks that know photographs."""
+    return [png for name in ("china.jpg", "flower.jpg") for png in _views(SAMPLES / name)]
+
+
+def _views(path: Path) -> list[bytes]:
+    """Eight different images of one photograph: its whole, three windows, and the mirror images of those."""
+    with Image.open(path) as photo:
+        whole = photo.convert("RGB")
+    width, height = whole.size
+    side = min(width, height) * 2 // 3
+    boxes = [(0, 0, side, side), (width - side, 0, width, side), (0, height - side, side, height)]
+    windows = [whole, *(whole.crop(box) for box in boxes)]
+    return [_png(view) for window in windows for view in (window, ImageOps.mirror(window))]
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _masked(text: str, mask_token: str) -> str:
+    """The text with its middle word masked."""
+    words = text.split()
+    words[len(words) // 2] = mask_token
+    return " ".join(words)

@@ -1,0 +1,264 @@
+"""Make one .mar: stage, archive, load it in a fresh process, compare it with fp32, and only then put it in place."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from archive import contents, digests, parity
+
+if TYPE_CHECKING:
+    from archive.jobs import Job  # imports torch
+
+ROOT = Path(__file__).parent.parent
+ENTRIES = ("image_classifier.py", "text_encoder.py")
+VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "torch-model-archiver")
+CONFIG_HEADER = """\
+# Written at packaging; may be edited, here or in the archive's copy. TorchServe's own keys first: batchSize requests
+# are answered together, after at most maxBatchDelay milliseconds (1 or more: TorchServe takes 0 for 100).
+# What the keys under `handler` mean, and what they may be, stands in handlers/settings.py.
+"""
+
+
+class PackagingError(ValueError):
+    """The archive was refused; nothing was put in place."""
+
+
+@dataclass
+class Progress:
+    """Numbered steps on the terminal, each with its time."""
+
+    total: int
+    done: int = 0
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        self.done += 1
+        print(f"  [{self.done}/{self.total}] {title} ...", end=" ", flush=True)
+        started = time.monotonic()
+        yield
+        print(f"{time.monotonic() - started:.1f} s", flush=True)
+
+    def say(self, text: str) -> None:
+        print(f"        {text}", flush=True)
+
+
+def inputs_digest(options: Mapping[str, object], sources: Sequence[Path]) -> str:
+    """A digest of everything that decides an archive's content: options, weights, this tree, versions.
+
+    Reads files and imports nothing heavy, so that asking whether an archive is up to date is quick.
+    """
+    tree = sorted(path for name in ("handlers", "archive") for path in (ROOT / name).rglob("*") if _is_source(path))
+    files = [path for source in sources for path in (sorted(source.rglob("*")) if source.is_dir() else [source])]
+    record = {
+        "options": dict(options),
+        "tree": {str(path.relative_to(ROOT)): digests.of_files(path) for path in tree},
+        "sources": [(path.name, digests.of_files(path)) for path in files if path.is_file()],
+        "versions": versions(),
+    }
+    return f"sha256:{digests.of_text(json.dumps(record, sort_keys=True, default=str))}"
+
+
+def up_to_date(mar: Path, inputs: str) -> str | None:
+    """The content digest of the archive that these inputs gave, where it is there; else None."""
+    try:
+        provenance = contents.read_provenance(mar)
+    except contents.ArchiveError:
+        return None
+    return str(provenance["digest"]) if provenance.get("inputs") == inputs else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what an archive is made with."""
+    return {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object]) -> Path:
+    """Make `export_path/NAME.mar`, replacing one of the same name in a single step.
+
+    Raises PackagingError where the archive does not load, does not answer, or misses parity.
+    """
+    progress = Progress(total=5)
+    export_path.mkdir(parents=True, exist_ok=True)
+    # On the same file system as the model store, so that the last step is one rename.
+    with tempfile.TemporaryDirectory(prefix=".packaging-", dir=export_path) as private:
+        work = Path(private)
+        with progress.step("staging weights and handlers"):
+            _stage(job, work / "stage")
+        with progress.step("archiving with torch-model-archiver"):
+            mar = _archive(job, work)
+            files = contents.file_digests(mar)
+        samples = _write_samples(job, work / "samples")
+        with progress.step(
+            f"loading it in a fresh process, {len(samples)} samples in {', '.join(parity.PRECISIONS)}"
+        ):
+            _unpack(mar, work / "unpacked")
+            report = _probe(job, work, samples)
+        with progress.step("comparing with the fp32 reference"):
+            figures = _gate(job, work, report["description"]["device"]["name"])
+        for precision, verdict in figures.items():
+            progress.say(f"{precision} {verdict}")
+        _refuse_failures(job, figures)
+        with progress.step("putting it in place"):
+            _add_provenance(mar, _provenance(job, files, figures, inputs, options))
+            contents.verify(mar)
+            target = export_path / mar.name
+            mar.replace(target)
+    for note in job.notes:
+        progress.say(f"note: {note}")
+    return target
+
+
+def _stage(job: Job, stage: Path) -> None:
+    """What the archive's root will hold, entry and model-config.yaml aside."""
+    stage.mkdir()
+    job.stage(stage)
+    _drop_local_paths(stage)
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *ENTRIES)
+    shutil.copytree(ROOT / "handlers", stage / "handlers", ignore=ignored)
+    text = CONFIG_HEADER + yaml.safe_dump(job.config, sort_keys=False)
+    (stage.parent / "model-config.yaml").write_text(text, encoding="utf-8")
+
+
+def _drop_local_paths(stage: Path) -> None:
+    """Where the checkpoint lay on this machine is nobody's business, and would change the digest."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = stage / name
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            kept = {key: value for key, value in content.items() if key not in ("_name_or_path", "name_or_path")}
+            path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _archive(job: Job, work: Path) -> Path:
+    private_tmp = work / "tmp"  # the archiver deletes $TMPDIR/NAME
+    private_tmp.mkdir()
+    entry, _ = job.entry
+    command = [
+        *(sys.executable, "-c", "from model_archiver.model_packaging import generate_model_archive as g; g()"),
+        *("--model-name", job.name, "--version", job.version, "--handler", str(ROOT / "handlers" / entry)),
+        *("--extra-files", str(work / "stage"), "--config-file", str(work / "model-config.yaml")),
+        *("--archive-format", "zip-store", "--runtime", "python", "--export-path", str(work)),
+    ]
+    _run(command, "torch-model-archiver failed", env={**os.environ, "TMPDIR": str(private_tmp)})
+    return work / f"{job.name}.mar"
+
+
+def _unpack(mar: Path, folder: Path) -> None:
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(folder)
+
+
+def _write_samples(job: Job, folder: Path) -> list[Path]:
+    folder.mkdir()
+    paths = []
+    for place, sample in enumerate(job.samples()):
+        paths.append(folder / f"{place:05d}")
+        paths[-1].write_bytes(sample)
+    return paths
+
+
+def _probe(job: Job, work: Path, samples: Sequence[Path]) -> dict[str, Any]:
+    entry, class_name = job.entry
+    task = {
+        "name": job.name,
+        "kind": job.kind,
+        "entry": entry,
+        "class": class_name,
+        "precisions": parity.PRECISIONS,
+        "samples": [str(path) for path in samples],
+    }
+    (work / "job.json").write_text(json.dumps(task), encoding="utf-8")
+    (work / "outputs").mkdir()
+    probe = Path(__file__).parent / "probe.py"
+    command = [
+        sys.executable,
+        "-I",
+        str(probe),
+        str(work / "unpacked"),
+        str(work / "job.json"),
+        str(work / "outputs"),
+    ]
+    _run(command, "the archive does not load and answer in a fresh process")
+    report: dict[str, Any] = json.loads((work / "outputs" / "answer.json").read_text(encoding="utf-8"))
+    if report["status"] != 200:
+        raise PackagingError(f"the archive answered its first request with {report['status']}: {report['answer']}")
+    return report
+
+
+def _gate(job: Job, work: Path, device: str) -> dict[str, parity.Figures]:
+    import numpy as np
+
+    reference = job.reference([path.read_bytes() for path in sorted((work / "samples").iterdir())])
+    return {
+        precision: parity.compare(
+            np.load(work / "outputs" / f"{precision}.npy"), reference, precision, job.embeddings, device
+        )
+        for precision in parity.PRECISIONS
+    }
+
+
+def _refuse_failures(job: Job, figures: Mapping[str, parity.Figures]) -> None:
+    """fp32 has to pass, and the precision that was asked for; "auto" leaves out what fails, openly."""
+    needed = {"fp32", job.settings.precision} - {"auto"}
+    failed = [f"{precision} {figures[precision]}" for precision in sorted(needed) if not figures[precision].passed]
+    if failed:
+        raise PackagingError(
+            f"{job.name} misses parity with its fp32 reference: {'; '.join(failed)}. Nothing was put in place. "
+            "--precision auto serves the fastest precision that passes; --parity-data takes samples of your own"
+        )
+
+
+def _provenance(
+    job: Job,
+    files: Mapping[str, str],
+    figures: Mapping[str, parity.Figures],
+    inputs: str,
+    options: Mapping[str, object],
+) -> dict[str, object]:
+    return {
+        "format": 1,
+        "name": job.name,
+        "version": job.version,
+        "kind": job.kind,
+        "entry": job.entry[0],
+        "digest": contents.content_digest(job.name, job.version, files),
+        "weights": dict(job.weights),
+        "notes": list(job.notes),
+        "parity": {precision: verdict.as_dict() for precision, verdict in figures.items()},
+        "versions": {"python": sys.version.split()[0], **versions()},
+        "options": dict(options),
+        "inputs": inputs,
+        "files": dict(files),
+    }
+
+
+def _add_provenance(mar: Path, provenance: Mapping[str, object]) -> None:
+    with zipfile.ZipFile(mar, "a") as archive:
+        text = json.dumps(provenance, indent=2, ensure_ascii=False, default=str)
+        archive.writestr(contents.PROVENANCE, text + "\n")
+
+
+def _run(command: Sequence[str], failure: str, env: Mapping[str, str] | None = None) -> None:
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise PackagingError(f"{failure} (exit status {done.returncode}):\n{tail}")
+
+
+def _is_source(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".pyc" and not any(part.startswith(".") for part in path.parts[-3:])

@@ -1,0 +1,107 @@
+"""The parity gate: what an archive computes, in each precision, against the fp32 reference of its checkpoint.
+
+Stated tolerances, by the relative error of the logits (norm of the difference over norm of the reference, the
+worst sample) and by agreement, or by the least cosine of the embeddings:
+
+| | fp32 | fp16 | bf16 |
+|---|---|---|---|
+| relative error of logits | 1e-4 | 1e-2 | 5e-2 |
+| agreement of the likeliest class, where fp32 is decided | 1 | 0.999 | 0.99 |
+| cosine of embeddings | 0.99999 | 0.9999 | 0.999 |
+
+A sample is decided where fp32 puts at least one percentage point between its two likeliest classes: a nearer tie
+says nothing about precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+MAX_RELATIVE_ERROR = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+MIN_AGREEMENT = {"fp32": 1.0, "fp16": 0.999, "bf16": 0.99}
+MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}
+DECIDED_MARGIN = 0.01
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One precision against fp32. Figures that do not apply to the kind of output are None."""
+
+    passed: bool
+    samples: int
+    device: str
+    max_relative_error: float | None = None
+    agreement: float | None = None
+    decided: int | None = None
+    min_cosine: float | None = None
+    problem: str | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def __str__(self) -> str:
+        if self.min_cosine is not None:
+            figures = f"least cosine {self.min_cosine:.7f}"
+        elif self.agreement is not None:
+            figures = (
+                f"relative error {self.max_relative_error:.1e}, "
+                f"agreement {self.agreement:.4f} on {self.decided} decided of {self.samples}"
+            )
+        else:
+            figures = str(self.problem)
+        return f"{'passed' if self.passed else 'FAILED'}: {figures}"
+
+
+def compare(outputs: Array, reference: Array, precision: str, embeddings: bool, device: str) -> Figures:
+    """The gate's verdict on (N, K) outputs against the (N, K) fp32 reference: logits, or embeddings."""
+    count = len(reference)
+    if outputs.shape != reference.shape:
+        return Figures(False, count, device, problem=f"shape {outputs.shape} against {reference.shape}")
+    if not np.isfinite(reference).all():
+        return Figures(False, count, device, problem="the fp32 reference itself is not finite")
+    if not np.isfinite(outputs).all():
+        broken = int((~np.isfinite(outputs).all(axis=1)).sum())
+        return Figures(False, count, device, problem=f"{broken} of {count} outputs are not finite (overflow)")
+    if embeddings:
+        cosine = float(cosines(outputs, reference).min())
+        return Figures(cosine >= MIN_COSINE[precision], count, device, min_cosine=cosine)
+    error = float(relative_errors(outputs, reference).max())
+    same, decided = agreement(outputs, reference)
+    passed = error <= MAX_RELATIVE_ERROR[precision] and same >= MIN_AGREEMENT[precision]
+    return Figures(passed, count, device, max_relative_error=error, agreement=same, decided=decided)
+
+
+def cosines(a: Array, b: Array) -> NDArray[np.float64]:
+    """(N,) cosine of each row of a with that of b."""
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosine: NDArray[np.float64] = (left * right).sum(axis=1) / np.maximum(norms, 1e-30)
+    return cosine
+
+
+def relative_errors(outputs: Array, reference: Array) -> NDArray[np.float64]:
+    """(N,) norm of each row's difference over the norm of the reference's row."""
+    difference = outputs.astype(np.float64) - reference
+    errors: NDArray[np.float64] = np.linalg.norm(difference, axis=1) / np.maximum(
+        np.linalg.norm(reference.astype(np.float64), axis=1), 1e-30
+    )
+    return errors
+
+
+def agreement(outputs: Array, reference: Array) -> tuple[float, int]:
+    """Share of decided rows whose likeliest class is the same, and how many rows are decided."""
+    if reference.shape[1] == 1:
+        return 1.0, len(reference)
+    shifted = np.exp(reference - reference.max(axis=1, keepdims=True))
+    probabilities = np.sort(shifted / shifted.sum(axis=1, keepdims=True), axis=1)
+    decided = probabilities[:, -1] - probabilities[:, -2] >= DECIDED_MARGIN
+    if not decided.any():
+        return 1.0, 0
+    same = outputs.argmax(axis=1)[decided] == reference.argmax(axis=1)[decided]
+    return float(same.mean()), int(decided.sum())

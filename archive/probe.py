@@ -1,0 +1,100 @@
+"""Load an unpacked archive as a TorchServe worker would, answer one request, and hand out its raw outputs.
+
+Run by archive/package.py in a process of its own, isolated (`python -I`), so that nothing but the archive and
+the installed packages can be imported. Uses only what the archive carries.
+
+    python -I probe.py ARCHIVE_FOLDER JOB.json OUTPUT_FOLDER
+
+The job names the entry, the kind, the precisions and the sample files; OUTPUT_FOLDER gets `answer.json` and one
+`PRECISION.npy` each, fp32: logits or embeddings of the samples, in order.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class ProbeContext:
+    """The parts of TorchServe's context that a handler reads."""
+
+    def __init__(self, folder: Path, name: str, config: dict[str, Any]) -> None:
+        import torch
+
+        gpu = 0 if torch.cuda.is_available() else None
+        self.model_name = name
+        self.manifest = None
+        self.system_properties = {"model_dir": str(folder), "gpu_id": gpu, "batch_size": 1}
+        self.model_yaml_config = config
+        self.metrics = None
+        self.statuses: dict[int, int] = {}
+
+    def get_all_request_header(self, idx: int) -> dict[str, Any]:
+        return {}
+
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+        self.statuses[idx] = code
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        pass
+
+
+def main(folder: Path, job: dict[str, Any], output: Path) -> None:
+    """Probe every precision of the job."""
+    import numpy as np
+    import yaml
+
+    config = yaml.safe_load((folder / "model-config.yaml").read_text(encoding="utf-8"))
+    # TorchServe's worker imports the entry by its base name, with the archive's root first on the path.
+    entry = importlib.import_module(Path(job["entry"]).stem)
+    _check_origin(folder)
+    samples = [Path(name).read_bytes() for name in job["samples"]]
+    for precision in job["precisions"]:
+        config["handler"]["precision"] = precision
+        context = ProbeContext(folder, job["name"], config)
+        handler = getattr(entry, job["class"])()
+        handler.initialize(context)
+        if precision == job["precisions"][0]:
+            answer = handler.handle([{"body": samples[0]}], context)[0]
+            report = {
+                "status": context.statuses[0],
+                "answer": json.loads(answer),
+                "description": handler.model.description,
+            }
+            (output / "answer.json").write_text(json.dumps(report), encoding="utf-8")
+        outputs = _image_logits(handler, samples) if job["kind"] == "image-classifier" else _texts(handler, samples)
+        np.save(output / f"{precision}.npy", outputs.float().cpu().numpy())
+        print(precision, flush=True)
+
+
+def _image_logits(handler: Any, samples: list[bytes]) -> Any:
+    """(N, classes), each sample as one image."""
+    return handler.inference([item for sample in samples for item in handler.prepare(sample)])
+
+
+def _texts(handler: Any, samples: list[bytes]) -> Any:
+    """What the task reads from the network, all samples packed into one batch, truncated to the model's maximum."""
+    import torch
+
+    texts = [handler.read((sample, {"truncate": True})) for sample in samples]
+    encoded = [handler.task.check(item) for item in handler.tokenizer.encode(texts)]
+    with torch.inference_mode():
+        return handler.task.figures(*handler.forward(encoded))
+
+
+def _check_origin(folder: Path) -> None:
+    import handlers
+
+    if Path(str(handlers.__file__)).resolve().parent.parent != folder.resolve():
+        raise SystemExit(f"handlers came from {handlers.__file__}, not from the archive")
+
+
+if __name__ == "__main__":
+    archive, job_file, results = map(Path, sys.argv[1:4])
+    sys.path.insert(0, str(archive.resolve()))
+    os.chdir(archive)
+    main(archive.resolve(), json.loads(job_file.read_text(encoding="utf-8")), results)

@@ -1,0 +1,59 @@
+"""Full-size networks with random weights, for benchmarks where no checkpoint can be had.
+
+They cost what trained ones cost and know nothing. BatchNorm statistics are calibrated, because with their initial
+values a deep ResNet's activations overflow fp16, and an overflowing network runs at another speed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, BertConfig, BertModel, ResNetConfig, ResNetForImageClassification
+
+from archive.image_checkpoints import ImageCheckpoint
+from archive.text_checkpoints import TextCheckpoint
+from handlers.images import Batcher, Preprocess, prepare
+from handlers.settings import Pooling
+
+
+def image_checkpoint(
+    config: ResNetConfig, calibration: list[bytes], preprocess: Preprocess, seed: int = 0
+) -> ImageCheckpoint:
+    """A ResNet with random weights whose BatchNorm layers know the statistics of the calibration images."""
+    torch.manual_seed(seed)
+    model = ResNetForImageClassification(config)
+    calibrate(model, calibration, preprocess)
+    state = {name: value for name, value in model.state_dict().items() if "num_batches_tracked" not in name}
+    source = f"random weights, seed {seed}, BatchNorm calibrated on {len(calibration)} images"
+    return ImageCheckpoint(config, state, preprocess, None, "random", source, Path(), "none")
+
+
+@torch.no_grad()
+def calibrate(model: torch.nn.Module, images: list[bytes], preprocess: Preprocess) -> None:
+    """Set every BatchNorm's running statistics to those of the images, and the classifier's scale with them."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+    batch = Batcher(preprocess, torch.device("cpu"), torch.float32)
+    model.train(True)
+    model(batch([crop for image in images for crop in prepare(image, preprocess, 50_000_000)]))
+    model.train(False)
+
+
+def text_checkpoint(config: BertConfig, tokenizer: Path, seed: int = 0) -> TextCheckpoint:
+    """A BERT encoder with random weights that gives mean-pooled, normalised embeddings."""
+    torch.manual_seed(seed)
+    model = BertModel(config, add_pooling_layer=False).train(False)
+    return TextCheckpoint(
+        model=model,
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer, local_files_only=True),
+        task="embeddings",
+        max_tokens=int(config.max_position_embeddings),
+        pooling=Pooling(("mean",), normalize=True),
+        lower_case=False,
+        unused=(),
+        source=f"random weights, seed {seed}",
+        sha256="none",
+    )

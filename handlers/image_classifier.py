@@ -1,0 +1,75 @@
+"""TorchServe entry for image classifiers: ResNet-101 and its family."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from handlers import images, loading, placement, requests, tasks
+from handlers.isolation import run_isolated
+from handlers.metrics import BatchMetrics
+from handlers.serving import Handler
+from handlers.settings import ImageSettings
+
+Input = images.Crop | images.Ready
+
+
+class ImageClassifier(Handler[ImageSettings]):
+    """Encoded images in, top-k labels with probabilities out, one answer a row."""
+
+    def initialize(self, context: requests.Context) -> None:
+        """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
+        self.model = loading.load(context, "image-classifier", ImageSettings)
+        settings = self.model.settings
+        self.labels: list[str] = json.loads((self.model.folder / "labels.json").read_text(encoding="utf-8"))
+        self.batcher = images.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
+        self.reader = requests.Reader(
+            options={"top_k": requests.whole_number(1, len(self.labels))},
+            media=images.MEDIA,
+            accepts=lambda media_type: not media_type.startswith("text/"),
+            max_inputs=settings.max_inputs,
+        )
+        self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, placement.cpu_threads(0, 1)))
+        self.metrics = BatchMetrics(context)
+        self.inference([images.blank(settings.preprocess)])  # the first request shall not pay the first run's cost
+
+    def preprocess(self, batch: Sequence[requests.Request]) -> None:
+        """Payloads -> crops and ready tensors, decoded beside each other."""
+        prepared = self.decoders.map(requests.caught(self.prepare), requests.gather(batch, "payloads"))
+        requests.scatter(batch, prepared, "payloads", "inputs")
+        for request in batch:
+            if request.open:
+                _flatten(request)
+
+    def inference(self, inputs: Sequence[Input]) -> torch.Tensor:
+        """Crops and ready tensors -> logits (N, classes) on the device."""
+        size = self.model.settings.micro_batch
+        parts = [self.model.engine.run(self.batcher(inputs[i : i + size])) for i in range(0, len(inputs), size)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def postprocess(self, batch: Sequence[requests.Request]) -> None:
+        """Inputs -> top-k labels with probabilities."""
+        inputs = zip(requests.gather(batch, "inputs"), requests.gather_options(batch, "inputs"), strict=True)
+        requests.scatter(batch, run_isolated(self._classify, list(inputs)), "inputs", "results")
+
+    def _classify(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
+        logits = self.inference([item for item, _ in inputs])
+        default = min(self.model.settings.top_k, len(self.labels))
+        return tasks.top_k(logits, [options.get("top_k", default) for _, options in inputs], self.labels)
+
+    def prepare(self, payload: object) -> list[Input]:
+        """One payload -> one crop, or the tensors of a .npy file. Raises RequestError."""
+        settings = self.model.settings
+        data = bytes(payload) if isinstance(payload, (bytes, bytearray)) else images.from_base64(payload)
+        return images.prepare(data, settings.preprocess, settings.max_pixels)
+
+
+def _flatten(request: requests.Request) -> None:
+    """A .npy file with several images stands for as many inputs, and gets a list for an answer."""
+    if request.shape == "one" and len(request.inputs[0]) > 1:
+        request.shape = "list"
+    request.inputs = [item for prepared in request.inputs for item in prepared]

@@ -1,0 +1,72 @@
+"""Where a model runs and in which precision, each with the reason: nothing is chosen silently."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def choose_device(asked: str, gpu_id: int | None) -> tuple[torch.device, str]:
+    """The device for "auto", "cuda" or "cpu", and why. gpu_id is what TorchServe assigned, None without a GPU.
+
+    Raises ValueError where a GPU is asked for and none is there.
+    """
+    if asked == "cpu":
+        return torch.device("cpu"), "asked for"
+    if torch.cuda.is_available() and (gpu_id is not None or asked == "cuda"):
+        device = torch.device("cuda", int(gpu_id or 0))
+        return device, "asked for" if asked == "cuda" else "TorchServe assigned this GPU"
+    if asked == "cuda":
+        raise ValueError("device: cuda is asked for, and PyTorch sees no GPU; device: auto would use the CPU")
+    if torch.cuda.is_available():
+        return torch.device("cpu"), "TorchServe assigned no GPU to this worker"
+    return torch.device("cpu"), "PyTorch sees no GPU"
+
+
+def choose_precision(asked: str, device: torch.device, parity: Mapping[str, Any]) -> tuple[str, str]:
+    """The precision for "auto" or a name, and why. parity: the archive's figures by precision."""
+    if asked != "auto":
+        return asked, "asked for"
+    wanted = "fp16" if device.type == "cuda" else "bf16"
+    if wanted == "bf16" and not cpu_has_bf16():
+        return "fp32", "this CPU has no native bf16"
+    figures = parity.get(wanted)
+    if figures is None:
+        return "fp32", f"the archive holds no parity figures for {wanted}"
+    if not figures.get("passed"):
+        return "fp32", f"{wanted} did not pass the parity gate when the archive was packaged"
+    return (
+        wanted,
+        f"passed the parity gate against fp32, measured on {figures.get('device', 'an unnamed device')}",
+    )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 natively (AVX-512 BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
+
+
+def device_name(device: torch.device) -> str:
+    """The device with its maker's name: "cuda:0 (NVIDIA H200)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({_cpu_name()}, {torch.get_num_threads()} threads)"
+
+
+def cpu_threads(asked: int, workers: int) -> int:
+    """PyTorch's threads in one worker: as asked, or this machine's cores shared out among the workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or max(1, cores // max(1, workers))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unnamed"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unnamed")

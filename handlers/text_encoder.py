@@ -1,0 +1,71 @@
+"""TorchServe entry for BERT-family encoders: embeddings, classification, entities, masked words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from handlers import loading, requests, tasks, texts
+from handlers.encoder.packing import TokenBatch
+from handlers.isolation import run_isolated
+from handlers.metrics import BatchMetrics
+from handlers.serving import Handler
+from handlers.settings import TextSettings
+
+Input = tuple[texts.Encoded, Mapping[str, Any]]
+
+
+class TextEncoder(Handler[TextSettings]):
+    """Texts in, the task's answers out, one answer a row."""
+
+    def initialize(self, context: requests.Context) -> None:
+        """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
+        self.model = loading.load(context, "text-encoder", TextSettings)
+        settings = self.model.settings
+        self.tokenizer = texts.Tokenizer(self.model.folder, settings)
+        self.task = tasks.load(self.model.folder, settings, self.tokenizer)
+        self.reader = requests.Reader(
+            options={"truncate": requests.yes_or_no, **self.task.options},
+            media=texts.media(settings.task),
+            accepts=texts.accepts,
+            max_inputs=settings.max_inputs,
+        )
+        self.metrics = BatchMetrics(context)
+        self.inference([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
+
+    def preprocess(self, batch: Sequence[requests.Request]) -> None:
+        """Payloads -> token ids, tokenized in one call."""
+        sent = zip(requests.gather(batch, "payloads"), requests.gather_options(batch, "payloads"), strict=True)
+        requests.scatter(batch, map(requests.caught(self.read), sent), "payloads", "inputs")
+        requests.scatter(batch, self.tokenizer.encode(requests.gather(batch, "inputs")), "inputs", "inputs")
+        checked = map(requests.caught(self.task.check), requests.gather(batch, "inputs"))
+        requests.scatter(batch, checked, "inputs", "inputs")
+
+    def inference(self, inputs: Sequence[Input]) -> list[object]:
+        """Token ids -> the task's answers, in order; sorted by length and cut by the token budget."""
+        answers: dict[int, object] = {}
+        lengths = [len(encoded.ids) for encoded, _ in inputs]
+        for places in texts.micro_batches(lengths, self.model.settings.token_budget):
+            chosen = [inputs[place] for place in places]
+            outputs, batch = self.forward([encoded for encoded, _ in chosen])
+            answers |= zip(places, self.task.answer(outputs, batch, chosen), strict=True)
+        return [answers[place] for place in range(len(inputs))]
+
+    def postprocess(self, batch: Sequence[requests.Request]) -> None:
+        """Token ids -> the task's answers."""
+        inputs = zip(requests.gather(batch, "inputs"), requests.gather_options(batch, "inputs"), strict=True)
+        requests.scatter(batch, run_isolated(self.inference, list(inputs)), "inputs", "results")
+
+    def forward(self, encoded: Sequence[texts.Encoded]) -> tuple[torch.Tensor, TokenBatch]:
+        """Token ids -> the engine's outputs for the task, and the batch that they belong to."""
+        ids, types = [item.ids for item in encoded], [item.type_ids for item in encoded]
+        batch = TokenBatch.pack(ids, types, self.model.device, self.task.selected(encoded))
+        return self.model.engine.run(batch), batch
+
+    def read(self, sent: tuple[object, Mapping[str, Any]]) -> texts.Text:
+        """One payload with its request's options -> a text. Raises RequestError."""
+        payload, options = sent
+        settings = self.model.settings
+        return texts.read(payload, settings, self.task.takes_pairs, options.get("truncate", settings.truncate))

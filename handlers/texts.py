@@ -1,0 +1,141 @@
+"""Texts -> token ids, checked against the model's maximum; token ids -> micro-batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from handlers.errors import EmptyRequest, InputTooLong, InvalidInput, PayloadTooLarge, RequestError
+from handlers.requests import kind_of
+from handlers.settings import TextSettings
+
+PLAIN = ("", "text/plain", "application/octet-stream")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a client sent as one input. truncate: cut it to the model's maximum instead of refusing it."""
+
+    text: str
+    pair: str | None
+    truncate: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One input as tokens: ids and token types of the same length.
+
+    encoding: what the tokenizer knows besides: offsets into `text`, added tokens, segments.
+    """
+
+    text: str
+    ids: list[int]
+    type_ids: list[int]
+    encoding: tokenizers.Encoding
+
+
+def accepts(media_type: str) -> bool:
+    """Whether a raw body of this content type is read as UTF-8 text."""
+    return media_type in PLAIN
+
+
+def media(task: str) -> str:
+    """What the model takes, for error messages."""
+    pair = ', {"text": "...", "text_pair": "..."}' if task == "sequence-classification" else ""
+    return f'text/plain in UTF-8, or JSON: a string{pair}, a list of those, or {{"instances": [...]}}'
+
+
+def read(payload: object, settings: TextSettings, pairs: bool, truncate: bool) -> Text:
+    """One payload as a text, or as a pair where the task has pairs.
+
+    Raises EmptyRequest, InvalidInput or PayloadTooLarge.
+    """
+    if isinstance(payload, (bytes, bytearray)):
+        try:
+            payload = payload.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"the text is not UTF-8: byte {error.start} of {len(payload)}") from None
+    if isinstance(payload, dict):
+        return Text(*_pair(payload, settings, pairs), truncate)
+    return Text(_checked(payload, settings), None, truncate)
+
+
+def _pair(payload: dict[object, object], settings: TextSettings, pairs: bool) -> tuple[str, str]:
+    if not pairs:
+        raise InvalidInput(f"an object came, and {settings.task} takes no pairs; wanted: {media(settings.task)}")
+    if payload.keys() != {"text", "text_pair"}:
+        keys = ", ".join(sorted(str(key)[:40] for key in payload)[:5])
+        raise InvalidInput(f'an object with keys {keys} came; wanted: {{"text": "...", "text_pair": "..."}}')
+    return _checked(payload["text"], settings), _checked(payload["text_pair"], settings)
+
+
+def _checked(value: object, settings: TextSettings) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{kind_of(value)} came where a text belongs; wanted: {media(settings.task)}")
+    if not value:
+        raise EmptyRequest("an empty string came where a text belongs")
+    if len(value) > settings.max_chars:
+        raise PayloadTooLarge(f"a text of {len(value)} characters came; at most {settings.max_chars} are tokenized")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"character {error.start} is half of a surrogate pair, which is no text") from None
+    return value.lower() if settings.lower_case else value
+
+
+class Tokenizer:
+    """An archive's tokenizer.json, without and with truncation to the model's maximum."""
+
+    def __init__(self, folder: Path, settings: TextSettings) -> None:
+        self.max_tokens = settings.max_tokens
+        content = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        self.whole: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(content)
+        self.whole.no_padding()
+        self.whole.no_truncation()
+        self.cutting: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(content)
+        self.cutting.no_padding()
+        self.cutting.enable_truncation(settings.max_tokens)  # longest_first, as transformers' truncation=True
+        self.sample = _encoded("warm-up", self.whole.encode("warm-up"))
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoded | RequestError]:
+        """Token ids of each text, or InputTooLong for that text. Tokenizes all of them in one call."""
+        if not texts:
+            return []
+        encodings = self.whole.encode_batch([_plain(text) for text in texts])
+        return [self._fitted(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def _fitted(self, text: Text, encoding: tokenizers.Encoding) -> Encoded | RequestError:
+        if len(encoding.ids) > self.max_tokens:
+            if not text.truncate:
+                return InputTooLong(
+                    f"the text has {len(encoding.ids)} tokens and the model takes {self.max_tokens}; "
+                    'shorten it, or ask for truncation: "?truncate=true", or "parameters": {"truncate": true} in JSON'
+                )
+            encoding = self.cutting.encode(text.text, text.pair)
+        return _encoded(text.text, encoding)
+
+
+def _encoded(text: str, encoding: tokenizers.Encoding) -> Encoded:
+    return Encoded(text, encoding.ids, encoding.type_ids, encoding)
+
+
+def _plain(text: Text) -> str | tuple[str, str]:
+    return text.text if text.pair is None else (text.text, text.pair)
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Places of inputs that run together: sorted by length, cut where padding them would pass the budget.
+
+    Sorting keeps padding out of padded engines, and attention even in packed ones.
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
