@@ -1,0 +1,45 @@
+"""Have a number of workers serve a model, and wait until they do: what scripts/scale does."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tokens import add_server, client
+from torchserve import ServerError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/scale",
+        description="Have exactly WORKERS workers serve the model NAME, and wait until that is so.",
+        epilog="Two workers a GPU let one decode while the other computes. 0 keeps the model registered, but idle. "
+        "Scaling down ends workers at once: a request that one is busy with gets a 500.",
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("workers", metavar="WORKERS", type=int)
+    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="(default: %(default)s)")
+    add_server(parser)
+    chosen = parser.parse_args()
+    if chosen.workers < 0:
+        parser.error(f"WORKERS is {chosen.workers}; wanted: 0 or more")
+    started, said = time.monotonic(), ""
+
+    def tell(line: str) -> None:
+        nonlocal said
+        if line != said:
+            print(line, flush=True)
+        said = line
+
+    try:
+        client(chosen).scale(chosen.name, chosen.workers, chosen.timeout, tell)
+    except (OSError, ServerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"done in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
