@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
+# Query parameters by which TorchServe's /invocations finds the model; they arrive with the rest.
+ROUTING = ("model_name", "model_version")
 
 
 class Context(Protocol):
@@ -88,7 +90,8 @@ class Reader:
     """Reads the rows of one model.
 
     options: by name, a function that turns the sent value (str or JSON value) into the valid one or raises
-        ValueError with what is wanted.
+        ValueError with what is wanted. They come as a header (X-Top-K for top_k), as a multipart field, as a query
+        parameter (which TorchServe drops on /predictions and keeps on /invocations), or in JSON's "parameters".
     media: says in a message what the model takes.
     accepts: whether a raw body of this content type (lower case, "" for none) can be an input.
     max_inputs: inputs that one request may bring.
@@ -117,9 +120,11 @@ class Reader:
 
     def _read_row(self, row: Mapping[str, Any], headers: Mapping[str, Any], request: Request) -> None:
         media_type = _media_type(headers.get("content-type"))
-        for name in row.keys() & self.options.keys():
-            request.options[name] = self._option(name, _text(row[name]))
-        values = {name: value for name, value in row.items() if name not in self.options}
+        for name in self.options:
+            sent = row.get(name, headers.get(header_of(name)))
+            if sent is not None:
+                request.options[name] = self._option(name, _text(sent))
+        values = {name: value for name, value in row.items() if name not in (*self.options, *ROUTING)}
         if "body" in values and not media_type.startswith("multipart/"):
             unknown = sorted(values.keys() - {"body"})
             if unknown:
@@ -275,17 +280,24 @@ def _json(value: object) -> object:
         raise InvalidJson(f"the body is not valid JSON: {error.msg} at {where}") from None
 
 
+def header_of(option: str) -> str:
+    """The request header that carries an option: "x-top-k" for "top_k"."""
+    return "x-" + option.replace("_", "-")
+
+
 def _refuse_lost_parts(parts: Mapping[str, Any], headers: Mapping[str, Any]) -> None:
     """TorchServe keeps one part of each name: say so where the bytes of another are clearly gone.
 
-    A part costs its boundary and its own headers (under 512 bytes with the names that clients choose), so
-    bytes beyond that in the request's Content-Length belong to parts that never arrived here.
+    A part costs its boundary, its name and its own headers, so bytes of the request's Content-Length beyond that
+    belong to parts that never arrived here. A lost part of less than some hundred bytes goes unseen.
     """
     declared = str(headers.get("content-length", ""))
     if not declared.isdigit():
         return
     arrived = sum(len(value) for value in parts.values() if hasattr(value, "__len__"))
-    if int(declared) - arrived > 1024 * (len(parts) + 1):
+    boundary = len(str(headers.get("content-type", "")))
+    around = boundary + sum(384 + boundary + len(name) for name in parts)
+    if int(declared) - arrived > around:
         raise InvalidInput(
             f"{declared} bytes came and {arrived} of them in {len(parts)} distinct parts: parts with the same name "
             "replace each other; give each part a name of its own"

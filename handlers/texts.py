@@ -112,7 +112,8 @@ class Tokenizer:
             if not text.truncate:
                 return InputTooLong(
                     f"the text has {len(encoding.ids)} tokens and the model takes {self.max_tokens}; "
-                    'shorten it, or ask for truncation: "?truncate=true", or "parameters": {"truncate": true} in JSON'
+                    "shorten it, or ask for truncation: the header X-Truncate: true, or in JSON "
+                    '"parameters": {"truncate": true}'
                 )
             encoding = self.cutting.encode(text.text, text.pair)
         return _encoded(text.text, encoding)

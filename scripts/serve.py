@@ -39,9 +39,13 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="stop after the answers; exit status 0 if all were right"
     )
+    parser.add_argument(
+        "--ts-config", type=Path, default=CONFIG, metavar="FILE", help="for other ports, say (default: %(default)s)"
+    )
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, _stop)
-    server = Server(ROOT, CONFIG, MODEL_STORE, [f"{name}={name}.mar" for name in (DIGITS, SENTENCES)])
+    models = [f"{name}={name}.mar" for name in (DIGITS, SENTENCES)]
+    server = Server(ROOT, chosen.ts_config.resolve(), MODEL_STORE, models)
     try:
         _package()
         started = time.monotonic()

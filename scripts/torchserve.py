@@ -146,9 +146,10 @@ class Client:
         try:
             keys: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ServerError(
-                f"there is no {path}: is TorchServe running, and was it started in {self.folder}?"
-            ) from None
+            reason = f"is TorchServe running, and was it started in {self.folder}?"
+            raise ServerError(f"there is no {path}: {reason}") from None
+        except ValueError:  # caught in the moment in which TorchServe writes it
+            raise ServerError(f"{path} is being written; try again") from None
         return keys
 
 
