@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ CANDIDATES = (
 )
 REFUND = 1
 READY_TIMEOUT_S = 300
+LONE_REQUESTS = 11
 
 
 def main() -> int:
@@ -102,6 +104,7 @@ def _show_answers(client: Client) -> bool:
     for name in (DIGITS, SENTENCES):
         _show_description(client, name)
         right &= _show_digits(client) if name == DIGITS else _show_sentences(client)
+    _show_speed(client)
     return right
 
 
@@ -135,6 +138,24 @@ def _show_sentences(client: Client) -> bool:
     for score, text in sorted(zip(scores, CANDIDATES, strict=True), reverse=True):
         print(f"        {score:6.3f}  {text}")
     return good
+
+
+def _show_speed(client: Client) -> None:
+    """How long a lone request takes here, the delay for its batch counted: no figure for a benchmark."""
+    image = (SAMPLES / "seven.png").read_bytes()
+    asks = {
+        DIGITS: lambda: client.predict(DIGITS, image),
+        SENTENCES: lambda: client.predict(SENTENCES, QUERY.encode()),
+    }
+    for name, ask in asks.items():
+        times_ms = []
+        for _ in range(LONE_REQUESTS):
+            started = time.perf_counter()
+            ask()
+            times_ms.append((time.perf_counter() - started) * 1e3)
+        print(f"\n{name}: {statistics.median(times_ms):.1f} ms a lone request", end="")
+    on_cpu = client.customized(DIGITS)["device"]["name"].startswith("cpu")
+    print("\nThis is a CPU: good for trying things out, no measure of what a GPU does." if on_cpu else "", flush=True)
 
 
 def _shown(answer: Answer) -> str:
