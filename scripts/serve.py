@@ -143,9 +143,9 @@ def _show_sentences(client: Client) -> bool:
 def _show_speed(client: Client) -> None:
     """How long a lone request takes here, the delay for its batch counted: no figure for a benchmark."""
     image = (SAMPLES / "seven.png").read_bytes()
-    asks = {
+    asks: dict[str, Callable[[], Answer]] = {
         DIGITS: lambda: client.predict(DIGITS, image),
-        SENTENCES: lambda: client.predict(SENTENCES, QUERY.encode()),
+        SENTENCES: lambda: client.predict(SENTENCES, QUERY.encode(), "text/plain"),
     }
     for name, ask in asks.items():
         times_ms = []
