@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 from archive import contents, options, package
-from archive.sources import HUB_TEXT, locate
+from archive.sources import HUB_CONFIGS, HUB_TEXT, locate
 
+# Options that name files: where those lie on this machine is nobody's business.
+PATHS = ("weights", "labels", "parity_data", "tokenizer")
 PRESET_FOLDERS = {"resnet101": "resnet101", "bert-large": "bert_large"}
 
 
@@ -27,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{chosen.mar}: unchanged since it was packaged, {contents.verify(chosen.mar)}")
         else:
             _package(chosen)
-    except ValueError as error:  # CheckpointError, PackagingError, ArchiveError, SettingsError
+    except (ValueError, OSError) as error:  # CheckpointError, PackagingError, ArchiveError, SettingsError; files
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -39,8 +41,11 @@ def _package(chosen: argparse.Namespace) -> None:
     chosen.name = chosen.name or _default_name(chosen.weights)
     target = chosen.export_path / f"{chosen.name}.mar"
     asked = {key: value for key, value in vars(chosen).items() if key not in ("force", "export_path")}
-    recorded = {key: value if isinstance(value, (int, float, list)) else str(value) for key, value in asked.items()}
-    files = [path for path in (source, chosen.parity_data, vars(chosen).get("labels")) if path is not None]
+    recorded = {key: _recorded(key, value) for key, value in asked.items()}
+    given = (source, chosen.parity_data, *(vars(chosen).get(key) for key in ("labels", "tokenizer")))
+    files = [Path(path) for path in given if path is not None]
+    if source is not None and source.is_file():  # its architecture and preprocessing may be read from beside it
+        files += [source.parent / name for name in HUB_CONFIGS]
     inputs = package.inputs_digest(recorded, files)
     digest = None if chosen.force else package.up_to_date(target, inputs)
     if digest:
@@ -53,6 +58,14 @@ def _package(chosen: argparse.Namespace) -> None:
     )
     size_mb = mar.stat().st_size / 1e6
     print(f"{mar}: {size_mb:.1f} MB in {time.monotonic() - started:.0f} s, {contents.read_provenance(mar)['digest']}")
+
+
+def _recorded(key: str, value: object) -> object:
+    """An option as the provenance keeps it; of a local path its last part."""
+    if isinstance(value, (int, float, list)):
+        return value
+    path = Path(str(value)).expanduser()
+    return path.absolute().name if value is not None and key in PATHS and path.exists() else str(value)
 
 
 def _default_name(weights: str) -> str:
@@ -83,8 +96,8 @@ def _quiet() -> None:
     """Our own steps tell the progress; transformers' bars and advice would run across them."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from archive import digests
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
+CONFIG = "model-config.yaml"
 
 
 class ArchiveError(ValueError):
@@ -19,7 +21,7 @@ class ArchiveError(ValueError):
 
 
 def file_digests(mar: Path) -> dict[str, str]:
-    """SHA-256 by name of every file in the archive.
+    """SHA-256 by name of every file in the archive. Raises ArchiveError, with its name, for one that is damaged.
 
     Left out: the manifest, which carries the time of packaging, and the provenance, which carries the digests.
     """
@@ -27,8 +29,11 @@ def file_digests(mar: Path) -> dict[str, str]:
         names = sorted(name for name in archive.namelist() if name not in (MANIFEST, PROVENANCE) and name[-1] != "/")
         found = {}
         for name in names:
-            with archive.open(name) as stream:
-                found[name] = digests.of_stream(stream)
+            try:
+                with archive.open(name) as stream:
+                    found[name] = digests.of_stream(stream)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise ArchiveError(f"{mar} is damaged: {error} ({name})") from None
         return found
 
 
@@ -73,7 +78,7 @@ def show(mar: Path) -> str:
     provenance = read_provenance(mar)
     with _open(mar) as archive:
         sizes = {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
-        config = archive.read("model-config.yaml").decode()
+        config = archive.read(CONFIG).decode() if CONFIG in sizes else "missing"
     lines = [
         f"{mar.name}: {provenance['name']} version {provenance['version']}, {provenance['kind']}",
         f"digest   {provenance['digest']}",
@@ -85,7 +90,7 @@ def show(mar: Path) -> str:
         "versions " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "files:",
         *(f"  {size:>12,}  {name}" for name, size in sorted(sizes.items())),
-        "model-config.yaml:",
+        f"{CONFIG}:",
         *(f"  {line}" for line in config.splitlines()),
     ]
     return "\n".join(lines)
@@ -98,12 +103,14 @@ def _figures(figures: Mapping[str, Any]) -> str:
 
 def _manifest_problems(mar: Path, provenance: Mapping[str, Any]) -> list[str]:
     with _open(mar) as archive:
+        if MANIFEST not in archive.namelist():
+            return [f"missing {MANIFEST}"]
         model = json.loads(archive.read(MANIFEST))["model"]
     wanted = {
         "modelName": provenance["name"],
         "modelVersion": provenance["version"],
         "handler": provenance["entry"],
-        "configFile": "model-config.yaml",
+        "configFile": CONFIG,
     }
     return [
         f"manifest says {key} {model.get(key)!r}, wanted {value!r}"

@@ -200,7 +200,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _masked(text: str, mask_token: str) -> str:
-    """The text with its middle word masked."""
+    """The text with its middle word masked, or the ninth of a long text, which truncation shall not cut off."""
     words = text.split()
-    words[len(words) // 2] = mask_token
+    words[min(len(words) // 2, 8)] = mask_token
     return " ".join(words)

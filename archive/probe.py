@@ -27,7 +27,7 @@ class ProbeContext:
 
         gpu = 0 if torch.cuda.is_available() else None
         self.model_name = name
-        self.manifest = None
+        self.manifest: dict[str, Any] | None = None
         self.system_properties = {"model_dir": str(folder), "gpu_id": gpu, "batch_size": 1}
         self.model_yaml_config = config
         self.metrics = None

@@ -1,20 +1,26 @@
 """Full-size networks with random weights, for benchmarks where no checkpoint can be had.
 
 They cost what trained ones cost and know nothing. BatchNorm statistics are calibrated, because with their initial
-values a deep ResNet's activations overflow fp16, and an overflowing network runs at another speed.
+values a deep ResNet's activations overflow fp16, and an overflowing network runs at another speed. Residual branches
+are damped, because at full strength dozens of random ones amplify fp16's rounding beyond the parity gate.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, ResNetConfig, ResNetForImageClassification
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
 from archive.image_checkpoints import ImageCheckpoint
 from archive.text_checkpoints import TextCheckpoint
 from handlers.images import Batcher, Preprocess, prepare
 from handlers.settings import Pooling
+
+# Of a residual branch against its shortcut; 0 would be arXiv:1706.02677, section 5.1.
+BRANCH_SCALE = 0.1
 
 
 def image_checkpoint(
@@ -23,6 +29,10 @@ def image_checkpoint(
     """A ResNet with random weights whose BatchNorm layers know the statistics of the calibration images."""
     torch.manual_seed(seed)
     model = ResNetForImageClassification(config)
+    for block in model.modules():
+        if isinstance(block, (ResNetBasicLayer, ResNetBottleNeckLayer)):
+            last: Any = block.layer[-1]
+            torch.nn.init.constant_(last.normalization.weight, BRANCH_SCALE)
     calibrate(model, calibration, preprocess)
     state = {name: value for name, value in model.state_dict().items() if "num_batches_tracked" not in name}
     source = f"random weights, seed {seed}, BatchNorm calibrated on {len(calibration)} images"

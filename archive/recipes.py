@@ -237,7 +237,8 @@ def _torchserve(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> dict[s
 
 def _weights(source: str, layout: str, sha256: str, revision: str | None) -> dict[str, object]:
     """Where the weights came from; of a local path its last part, as the rest is nobody's business."""
-    name = Path(source).name if Path(source).expanduser().exists() else source
+    path = Path(source).expanduser()
+    name = path.absolute().name if path.exists() else source
     return {"source": name, "layout": layout, "sha256": sha256, **({"revision": revision} if revision else {})}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from archive.checkpoint_files import sha256
 from archive.sources import HUB_TEXT, CheckpointError, listed, locate, read_json, weight_file
@@ -32,6 +33,12 @@ UNUSED = {
     "token-classification": re.compile(r"(.*\.)?(pooler|position_ids)\b.*"),
     "sequence-classification": re.compile(r"(.*\.)?position_ids\b.*"),
 }
+# Models whose position ids start behind the padding index.
+BEHIND_PADDING = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod"),
+    *("mpnet", "data2vec-text", "ibert", "longformer"),
+)
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -75,6 +82,11 @@ def read(source: str, task: str | None = None, revision: str | None = None) -> T
     if config.get("is_decoder") or config.get("is_encoder_decoder"):
         raise CheckpointError(f"the {config.get('model_type')} model is a decoder; this serves encoders")
     model, unused = _load_model(folder, task)
+    if type(model.config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise CheckpointError(
+            f"the {config.get('model_type')} model has no masked-language-model form: a decoder, or no text encoder "
+            "of the BERT family"
+        )
     tokenizer = _load_tokenizer(folder)
     path = folder / "sentence_bert_config.json"
     sentence = read_json(path) if modules and path.is_file() else {}
@@ -160,6 +172,8 @@ def _load_model(folder: Path, task: str) -> tuple[Any, tuple[str, ...]]:
 def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make an empty one up
+        raise CheckpointError(f"the folder has no tokenizer; wanted: one of {', '.join(VOCABULARIES)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -172,8 +186,8 @@ def _load_tokenizer(folder: Path) -> Any:
 def _max_tokens(config: Any, tokenizer: Any, sentence: Mapping[str, Any]) -> int:
     """The least of what the network, its tokenizer and sentence-transformers allow."""
     positions = int(config.max_position_embeddings)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
-        positions -= int(config.pad_token_id) + 1  # their position ids start behind the padding index
+    if config.model_type in BEHIND_PADDING:
+        positions -= int(config.pad_token_id) + 1
     asked = sentence.get("max_seq_length")
     limits = [positions, int(tokenizer.model_max_length), *([int(asked)] if asked else [])]
     return min(limits)

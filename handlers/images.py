@@ -27,7 +27,7 @@ from handlers.errors import (
     RequestError,
     UnsupportedMediaType,
 )
-from handlers.requests import kind_of
+from handlers.requests import kind_of, names_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MEDIA = (
@@ -72,15 +72,16 @@ class Preprocess:
             raise ValueError(f"resize_mode {self.resize_mode!r}; wanted: shortest_edge or square")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r}; wanted: {', '.join(INTERPOLATIONS)}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std}; wanted: three each, std above 0")
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std}; wanted: three numbers each, std above 0")
 
 
 def from_base64(value: object) -> bytes:
     """The image bytes in a JSON value: base64, a data URL, or `{"b64": base64}`."""
     if isinstance(value, dict):
         if value.keys() != {"b64"}:
-            raise InvalidInput(f'an object with keys {sorted(map(str, value))[:5]} came; wanted: {{"b64": "..."}}')
+            raise InvalidInput(f'an object with keys {names_of(value)} came; wanted: {{"b64": "..."}}')
         value = value["b64"]
     if not isinstance(value, str):
         raise InvalidInput(f"{kind_of(value)} came where an image belongs; wanted: {MEDIA}")
@@ -182,19 +183,22 @@ def read_tensor(data: bytes, size: int, max_pixels: int) -> list[Crop | Ready]:
 
     The header is checked against the bytes that came before anything is allocated. Never unpickles.
     """
-    wanted = f"float16 or float32, ({3}, {size}, {size}) or (N, 3, {size}, {size}), normalised, C order"
+    wanted = f"float16 or float32, (3, {size}, {size}) or (N, 3, {size}, {size}), normalised, C order"
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read_header(stream)
-    except (ValueError, EOFError, SyntaxError, RecursionError, MemoryError):
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        if max(map(abs, shape), default=0) >= 2**63:  # more digits, maybe, than Python writes into a message
+            raise ValueError("a side beyond 63 bits")
+    except Exception:  # NumPy parses the header as Python source, and raises whatever that trips over
         raise InvalidImage(f"a .npy file with a broken header came; wanted: {wanted}") from None
     if dtype not in (np.float16, np.float32) or fortran or shape[-3:] != (3, size, size) or len(shape) not in (3, 4):
         order = ", Fortran order" if fortran else ""
-        raise InvalidImage(f"a .npy tensor of {dtype} {shape}{order} came; wanted: {wanted}")
+        kind = "records" if dtype.names else dtype  # whose field names are the client's own
+        raise InvalidImage(f"a .npy tensor of {kind} {shape}{order} came; wanted: {wanted}")
     count = math.prod(shape)
     body = len(data) - stream.tell()
     if body != count * dtype.itemsize or count == 0:

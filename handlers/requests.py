@@ -7,7 +7,7 @@ and on `decode_input_request`; both are read here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
@@ -126,9 +126,9 @@ class Reader:
                 request.options[name] = self._option(name, _text(sent))
         values = {name: value for name, value in row.items() if name not in (*self.options, *ROUTING)}
         if "body" in values and not media_type.startswith("multipart/"):
-            unknown = sorted(values.keys() - {"body"})
+            unknown = values.keys() - {"body"}
             if unknown:
-                raise InvalidOption(f"unknown query parameter {_names(unknown)}; known: {self._known()}")
+                raise InvalidOption(f"unknown query parameter {names_of(unknown)}; known: {self._known()}")
             self._read_body(values["body"], media_type, request)
         elif media_type == FORM:
             raise UnsupportedMediaType(
@@ -159,9 +159,9 @@ class Reader:
             described = headers.get(name.lower())
             media_type = _media_type(described.get("content-type")) if isinstance(described, dict) else ""
             if media_type and not self.accepts(media_type):
-                raise UnsupportedMediaType(f"part {name!r} came as {media_type}; wanted: {self.media}")
+                raise UnsupportedMediaType(f"part {names_of([name])} came as {media_type}; wanted: {self.media}")
             if _is_empty(value):
-                raise EmptyRequest(f"part {name!r} is empty; wanted: {self.media}")
+                raise EmptyRequest(f"part {names_of([name])} is empty; wanted: {self.media}")
             request.payloads.append(value)
         request.shape = "one" if len(parts) == 1 else "list"
         _refuse_lost_parts(parts, headers)
@@ -183,9 +183,9 @@ class Reader:
             request.payloads = [value]
 
     def _json_options(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        unknown = sorted(body.keys() - {"instances", "parameters"})
+        unknown = body.keys() - {"instances", "parameters"}
         if unknown:
-            raise InvalidInput(f'unknown key {_names(unknown)} beside "instances"; known: "parameters"')
+            raise InvalidInput(f'unknown key {names_of(unknown)} beside "instances"; known: "parameters"')
         parameters = body.get("parameters", {})
         if not isinstance(parameters, dict):
             raise InvalidInput(f'"parameters" holds {kind_of(parameters)}; wanted: an object')
@@ -193,7 +193,7 @@ class Reader:
 
     def _option(self, name: str, value: object) -> object:
         if name not in self.options:
-            raise InvalidOption(f"unknown parameter {_names([name])}; known: {self._known()}")
+            raise InvalidOption(f"unknown parameter {names_of([name])}; known: {self._known()}")
         try:
             return self.options[name](value)
         except ValueError as error:
@@ -292,9 +292,13 @@ def _refuse_lost_parts(parts: Mapping[str, Any], headers: Mapping[str, Any]) -> 
     belong to parts that never arrived here. A lost part of less than some hundred bytes goes unseen.
     """
     declared = str(headers.get("content-length", ""))
-    if not declared.isdigit():
+    if not (declared.isascii() and declared.isdigit() and len(declared) < 20):
         return
-    arrived = sum(len(value) for value in parts.values() if hasattr(value, "__len__"))
+    # TorchServe hands text parts over decoded; of parsed JSON nobody knows here how long it was.
+    sent = [value.encode("utf-8", "replace") if isinstance(value, str) else value for value in parts.values()]
+    if not all(isinstance(value, (bytes, bytearray)) for value in sent):
+        return
+    arrived = sum(map(len, sent))
     boundary = len(str(headers.get("content-type", "")))
     around = boundary + sum(384 + boundary + len(name) for name in parts)
     if int(declared) - arrived > around:
@@ -319,9 +323,9 @@ def _text(value: object) -> object:
     return value
 
 
-def _names(names: Sequence[str]) -> str:
-    """Names that a client chose, cut to what an error message can bear."""
-    return ", ".join(repr(name[:40]) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+def names_of(names: Collection[str]) -> str:
+    """Names that a client chose, cut to what an error message can bear; repr, since not all are valid UTF-8."""
+    return ", ".join(repr(name[:40]) for name in sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def kind_of(value: object) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from handlers.images import Preprocess
 
@@ -158,8 +158,10 @@ def _value(wanted: Any, value: object, where: str) -> object:
         if type(value) is not wanted:
             raise SettingsError(f"model-config.yaml: {where} is {value!r}; wanted: {wanted.__name__}")
         return value
-    if not isinstance(value, list):
-        raise SettingsError(f"model-config.yaml: {where} is {value!r}; wanted: a list")
+    of, *_ = get_args(wanted)
+    fitting = (int, float) if of is float else (of,)
+    if not isinstance(value, list) or any(type(item) not in fitting for item in value):
+        raise SettingsError(f"model-config.yaml: {where} is {value!r}; wanted: a list of {of.__name__}")
     return tuple(value)
 
 

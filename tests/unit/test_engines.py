@@ -1,0 +1,121 @@
+"""Engines are found by file, chosen by rank and objection, and refused in words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from handlers import engines
+from handlers.engines import Engine, EngineSpec
+
+PLUGIN = '''
+import torch
+from handlers.engines import Engine
+KINDS = ("image-classifier",)
+RANK = 1000
+OBJECTION = None
+def objection(spec):
+    return OBJECTION
+def load(spec):
+    return Engine(lambda images: torch.full((len(images), 2), 7.0), {"from": str(spec.model_dir)})
+'''
+
+
+def spec_of(kind: str = "image-classifier", folder: Path = Path("nowhere")) -> EngineSpec:
+    return EngineSpec(kind, folder, torch.device("cpu"), "fp32", "embeddings" if kind == "text-encoder" else "")
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
+    """An engine that is a new file in an engines folder, and nothing else."""
+    (tmp_path / "plugged.py").write_text(PLUGIN, encoding="utf-8")
+    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
+    yield engines._module("plugged")
+    del sys.modules["handlers.engines.plugged"], engines.__dict__["plugged"]
+
+
+@pytest.mark.parametrize("kind", ["image-classifier", "text-encoder"])
+def test_the_reference_engine_runs_both_kinds(kind: str) -> None:
+    assert "torch_eager" in engines.names(kind)
+    assert engines.choose("torch_eager", spec_of(kind)) == "torch_eager"
+
+
+def test_names_come_best_first() -> None:
+    ranks = [engines._module(name).RANK for name in engines.names()]
+    assert ranks == sorted(ranks, reverse=True)
+    assert set(engines.names("image-classifier")) <= set(engines.names())
+    assert engines.names("no such kind") == []
+
+
+def test_every_engine_offers_what_the_folder_promises() -> None:
+    for name in engines.names():
+        module = engines._module(name)
+        assert set(module.KINDS) <= {"image-classifier", "text-encoder"}, name
+        assert isinstance(module.RANK, int), name
+        assert callable(module.objection), name
+        assert callable(module.load), name
+
+
+def test_auto_takes_one_without_an_objection() -> None:
+    name = engines.choose("auto", spec_of())
+    assert engines._module(name).objection(spec_of()) is None
+
+
+@pytest.mark.parametrize("asked", ["no_such", "", "..torch_eager", "torch_eager "])
+def test_an_unknown_engine_is_refused_with_the_known_ones(asked: str) -> None:
+    with pytest.raises(ValueError, match=r"known: auto, .*torch_eager"):
+        engines.choose(asked, spec_of())
+
+
+def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
+    assert engines.names()[0] == "plugged"
+    assert engines.choose("auto", spec_of()) == "plugged"
+    assert engines.choose("plugged", spec_of()) == "plugged"
+    engine: Engine = engines.load("plugged", spec_of(folder=Path("archive")))
+    assert engine.run(torch.zeros(3, 1)).tolist() == [[7.0, 7.0]] * 3
+    assert engine.details == {"from": "archive"}
+
+
+def test_an_engine_is_asked_for_its_own_kind_only(plugin: ModuleType) -> None:
+    assert "plugged" not in engines.names("text-encoder")
+    assert engines.choose("auto", spec_of("text-encoder")) != "plugged"
+    with pytest.raises(ValueError, match="'plugged' does not run a text-encoder"):
+        engines.choose("plugged", spec_of("text-encoder"))
+
+
+def test_auto_passes_over_an_engine_that_objects(plugin: Any) -> None:
+    plugin.OBJECTION = "no such hardware"
+    assert engines.choose("auto", spec_of()) != "plugged"
+    with pytest.raises(ValueError, match="plugged cannot run here: no such hardware"):
+        engines.choose("plugged", spec_of())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_spec_knows_its_dtype(precision: str) -> None:
+    spec = EngineSpec("image-classifier", Path(), torch.device("cpu"), precision)
+    assert str(spec.dtype) == {"fp32": "torch.float32", "fp16": "torch.float16", "bf16": "torch.bfloat16"}[precision]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_torch_eager_answers_logits_in_the_specs_dtype(
+    digits_folder: Path, precision: str, dtype: torch.dtype
+) -> None:
+    engine = engines.load("torch_eager", EngineSpec("image-classifier", digits_folder, torch.device("cpu"), precision))
+    logits = engine.run(torch.zeros(2, 3, 32, 32, dtype=dtype).to(memory_format=torch.channels_last))
+    assert (logits.shape, logits.dtype) == ((2, 10), dtype)
+    assert engine.details["memoryFormat"] == "channels_last"
+
+
+def test_the_handler_says_which_engine_it_took(
+    plugin: ModuleType, load_handler: Callable[..., Any], digits_folder: Path
+) -> None:
+    from handlers.image_classifier import ImageClassifier
+
+    handler = load_handler(ImageClassifier, digits_folder, preprocess={"size": 32, "resize": 32})
+    assert handler.model.description["engine"] == {"name": "plugged", "from": str(digits_folder)}

@@ -1,0 +1,464 @@
+"""Rows as TorchServe hands them over -> requests or an error each; results -> one answer a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from handlers import requests
+from handlers.errors import InferenceFailed, InvalidInput, RequestError
+from handlers.requests import Reader, Request
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import FakeContext
+
+JSON = {"content-type": "application/json"}
+MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+MARKER = "S3CRET-of-a-user"
+
+READER = Reader(
+    options={"top_k": requests.whole_number(1, 10), "truncate": requests.yes_or_no},
+    media="a thing",
+    accepts=lambda media_type: not media_type.startswith("video/"),
+    max_inputs=4,
+)
+
+
+@pytest.fixture
+def read(context_for: Callable[..., FakeContext]) -> Callable[..., Request]:
+    """read(row, headers) -> its request."""
+
+    def read_one(row: Mapping[str, Any], headers: Mapping[str, Any] | None = None) -> Request:
+        (request,) = READER.read([row], context_for([headers or {}]))
+        return request
+
+    return read_one
+
+
+Read = Callable[..., Request]
+
+
+def error_of(request: Request) -> RequestError:
+    assert request.error is not None
+    return request.error
+
+
+class TestRawBodies:
+    @pytest.mark.parametrize("body", [b"x", bytearray(b"x"), "x", b"\x00", b" "])
+    def test_a_body_is_one_payload_as_it_came(self, read: Read, body: object) -> None:
+        request = read({"body": body})
+        assert (request.error, request.payloads, request.shape) == (None, [body], "one")
+
+    @pytest.mark.parametrize("body", [b"", bytearray(), ""])
+    def test_an_empty_body_is_refused(self, read: Read, body: object) -> None:
+        error = error_of(read({"body": body}))
+        assert (type(error).__name__, error.status) == ("EmptyRequest", 400)
+        assert "a thing" in error.message
+
+    def test_a_row_with_nothing_is_refused(self, read: Read) -> None:
+        assert type(error_of(read({}))).__name__ == "EmptyRequest"
+
+    def test_a_row_with_options_alone_is_refused(self, read: Read) -> None:
+        assert type(error_of(read({"top_k": b"3"}))).__name__ == "EmptyRequest"
+
+    @pytest.mark.parametrize("media_type", ["video/mp4", "VIDEO/MP4; codecs=x", " Video/Mp4 "])
+    def test_an_unwanted_content_type_is_refused(self, read: Read, media_type: str) -> None:
+        error = error_of(read({"body": b"x"}, {"Content-Type": media_type}))
+        assert (type(error).__name__, error.status) == ("UnsupportedMediaType", 415)
+        assert "video/mp4" in error.message
+
+    @pytest.mark.parametrize("header", ["content-type", "Content-Type", "CONTENT-TYPE"])
+    @pytest.mark.parametrize(
+        "media_type",
+        [
+            "application/json",
+            "application/json; charset=utf-8",
+            "APPLICATION/JSON;charset=UTF-8",
+            " application/json ;",
+            "application/vnd.api+json",
+        ],
+    )
+    def test_json_is_known_by_any_spelling(self, read: Read, header: str, media_type: str) -> None:
+        assert read({"body": b'["a"]'}, {header: media_type}).payloads == ["a"]
+
+    def test_without_a_content_type_json_is_not_guessed(self, read: Read) -> None:
+        assert read({"body": b'["a"]'}).payloads == [b'["a"]']
+
+    def test_a_form_is_refused_with_what_sent_it(self, read: Read) -> None:
+        error = error_of(read({"a": b"x"}, {"content-type": "application/x-www-form-urlencoded; charset=utf-8"}))
+        assert error.status == 415
+        assert "curl -d" in error.message
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        ("value", "payloads", "shape"),
+        [
+            ("a", ["a"], "one"),
+            (["a"], ["a"], "list"),  # one in a list is answered by one in a list
+            (["a", "b"], ["a", "b"], "list"),
+            ({"instances": ["a"]}, ["a"], "instances"),
+            ({"text": "a"}, [{"text": "a"}], "one"),
+            ([{"b64": "a"}, "b"], [{"b64": "a"}, "b"], "list"),
+            ([["a", "b"]], [["a", "b"]], "list"),  # what a list in a list means, the model says
+            # Falsy values that came are not nothing: the model has to say what it thinks of them.
+            (0, [0], "one"),
+            (False, [False], "one"),
+            (None, [None], "one"),
+            ({}, [{}], "one"),
+            ("", [""], "one"),
+            ([None, ""], [None, ""], "list"),
+        ],
+    )
+    @pytest.mark.parametrize("parsed", [True, False])
+    def test_parsed_by_torchserve_or_not_is_the_same(
+        self, read: Read, value: object, payloads: list[object], shape: str, parsed: bool
+    ) -> None:
+        request = read({"body": value if parsed else bytearray(json.dumps(value).encode())}, JSON)
+        assert (request.error, request.payloads, request.shape) == (None, payloads, shape)
+
+    @pytest.mark.parametrize("value", [[], {"instances": []}])
+    def test_an_empty_list_is_refused(self, read: Read, value: object) -> None:
+        assert type(error_of(read({"body": value}, JSON))).__name__ == "EmptyRequest"
+
+    @pytest.mark.parametrize("body", [b"", b"  \n", bytearray(b"\t")])
+    def test_an_empty_body_is_no_json(self, read: Read, body: object) -> None:
+        assert type(error_of(read({"body": body}, JSON))).__name__ == "EmptyRequest"
+
+    @pytest.mark.parametrize(
+        ("body", "where"),
+        [
+            (b'{"a": 1,\n "b": }', "line 2 column"),
+            (b"[1, 2", "line 1 column"),
+            (b"[NaN]", "line 1 column"),
+            (b"[Infinity]", "line 1 column"),
+            (b"nul", "line 1 column"),
+            (b"\xff\xfe", "line 1 column"),
+            (b'["\\ud800"]', "line 1 column"),  # half of a surrogate pair
+            (b"\xef\xbb\xbf[1]", "line 1 column"),  # a byte order mark
+            (b'["a"] trailing', "line 1 column"),
+            (b"[" * 100_000, "line 1 column"),  # deeper than a recursive parser bears
+            (b'{"a":' * 100_000, "line 1 column"),
+            (b"1" * 5000, "line 1 column"),  # more digits than Python turns into an int
+        ],
+    )
+    def test_invalid_json_is_told_where(self, read: Read, body: bytes, where: str) -> None:
+        error = error_of(read({"body": bytearray(body)}, JSON))
+        assert (type(error).__name__, error.status) == ("InvalidJson", 400)
+        assert where in error.message
+        assert len(error.message) < 300
+
+    def test_of_a_duplicated_key_the_last_counts(self, read: Read) -> None:
+        assert read({"body": b'{"instances": ["a"], "instances": ["b"]}'}, JSON).payloads == ["b"]
+
+    def test_a_huge_whole_number_arrives(self, read: Read) -> None:
+        assert read({"body": b"[123456789012345678901234567890]"}, JSON).payloads == [pytest.approx(1.2345679e29)]
+
+    @pytest.mark.parametrize("held", ["a", None, 0, {"a": 1}])
+    def test_instances_must_be_a_list(self, read: Read, held: object) -> None:
+        error = error_of(read({"body": {"instances": held}}, JSON))
+        assert type(error).__name__ == "InvalidInput"
+        assert requests.kind_of(held) in error.message
+
+    def test_instances_with_parameters(self, read: Read) -> None:
+        request = read({"body": {"instances": ["a"], "parameters": {"top_k": 3, "truncate": True}}}, JSON)
+        assert request.options == {"top_k": 3, "truncate": True}
+        assert request.answer() == {"predictions": []}
+
+    @pytest.mark.parametrize("parameters", [[], "top_k", None, 5])
+    def test_parameters_must_be_an_object(self, read: Read, parameters: object) -> None:
+        body = {"instances": ["a"], "parameters": parameters}
+        assert '"parameters" holds' in error_of(read({"body": body}, JSON)).message
+
+    def test_an_unknown_key_beside_instances_is_refused(self, read: Read) -> None:
+        error = error_of(read({"body": {"instances": ["a"], "signature_name": "x"}}, JSON))
+        assert "signature_name" in error.message
+
+    def test_more_inputs_than_allowed_are_refused(self, read: Read) -> None:
+        assert read({"body": ["a"] * 4}, JSON).error is None
+        error = error_of(read({"body": ["a"] * 5}, JSON))
+        assert (type(error).__name__, error.status) == ("PayloadTooLarge", 413)
+        assert "5" in error.message
+        assert "4" in error.message
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("sent", "value"), [(b"3", 3), (bytearray(b"10"), 10), ("1", 1), (5, 5), (b"007", 7)]
+    )
+    def test_whole_numbers(self, read: Read, sent: object, value: int) -> None:
+        request = read({"body": b"x", "top_k": sent})
+        assert (request.error, request.options) == (None, {"top_k": value})
+
+    @pytest.mark.parametrize(
+        "sent",
+        # "²" and "٣" are digits to str.isdigit, and the first not to int().
+        [b"0", b"11", b"-1", b"+1", b"1.0", b"", b" 3", b"1_0", b"9" * 5000, "²", "٣", b"\xff", True, 3.0, [3], {}],
+    )
+    def test_what_is_no_whole_number_in_range(self, read: Read, sent: object) -> None:
+        error = error_of(read({"body": b"x", "top_k": sent}))
+        assert type(error).__name__ == "InvalidOption"
+        assert "top_k: wanted: a whole number from 1 to 10" in error.message
+
+    @pytest.mark.parametrize(("sent", "value"), [(b"true", True), ("False", False), (True, True), (b"TRUE", True)])
+    def test_yes_or_no(self, read: Read, sent: object, value: bool) -> None:
+        assert read({"body": b"x", "truncate": sent}).options == {"truncate": value}
+
+    @pytest.mark.parametrize("sent", [b"", b"1", b"yes", 1, 0, [], "tru"])
+    def test_what_is_neither_yes_nor_no(self, read: Read, sent: object) -> None:
+        assert "wanted: true or false" in error_of(read({"body": b"x", "truncate": sent})).message
+
+    @pytest.mark.parametrize("value", [0, 11, "x", None, True, 10**30, [1], float("nan")])
+    def test_wrong_values_in_json(self, read: Read, value: object) -> None:
+        body = {"instances": ["a"], "parameters": {"top_k": value}}
+        assert type(error_of(read({"body": body}, JSON))).__name__ == "InvalidOption"
+
+    @pytest.mark.parametrize(
+        ("row", "headers"),
+        [({"body": b"x", "topk": b"3"}, {}), ({"body": {"instances": ["a"], "parameters": {"topk": 3}}}, JSON)],
+    )
+    def test_an_unknown_option_is_refused_with_the_known_ones(
+        self, read: Read, row: dict[str, Any], headers: dict[str, str]
+    ) -> None:
+        error = error_of(read(row, headers))
+        assert type(error).__name__ == "InvalidOption"
+        assert "'topk'" in error.message
+        assert "top_k, truncate" in error.message
+
+    def test_an_option_comes_as_a_header_too(self, read: Read) -> None:
+        assert read({"body": b"x"}, {"X-Top-K": "7"}).options == {"top_k": 7}
+
+    def test_the_row_goes_over_the_header(self, read: Read) -> None:
+        assert read({"body": b"x", "top_k": b"2"}, {"x-top-k": "7"}).options == {"top_k": 2}
+
+    def test_how_torchserve_found_the_model_is_no_option(self, read: Read) -> None:
+        assert read({"body": b"x", "model_name": b"m", "model_version": b"1"}).error is None
+
+    def test_names_are_cut_to_what_a_message_bears(self, read: Read) -> None:
+        error = error_of(read({"body": b"x", **{f"{place}" + "n" * 9000: b"" for place in range(99)}}))
+        assert len(error.message) < 500
+
+
+class TestParts:
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_parts_are_inputs_in_order(self, read: Read, count: int) -> None:
+        row = {f"part{place}": bytearray(f"{place}".encode()) for place in range(count)}
+        request = read(row, {**MULTIPART, "content-length": str(250 * count)})
+        assert request.payloads == list(row.values())
+        assert request.shape == ("one" if count == 1 else "list")
+
+    def test_a_part_may_be_named_body(self, read: Read) -> None:
+        assert read({"body": b"1", "b": b"2"}, MULTIPART).payloads == [b"1", b"2"]
+
+    def test_an_option_among_parts_is_no_input(self, read: Read) -> None:
+        request = read({"a": b"1", "top_k": b"3"}, MULTIPART)
+        assert (request.payloads, request.options, request.shape) == ([b"1"], {"top_k": 3}, "one")
+
+    @pytest.mark.parametrize("empty", [b"", "", bytearray()])
+    def test_an_empty_part_is_refused_by_name(self, read: Read, empty: object) -> None:
+        error = error_of(read({"a": b"1", "b": empty}, MULTIPART))
+        assert type(error).__name__ == "EmptyRequest"
+        assert "'b'" in error.message
+
+    def test_a_part_of_an_unwanted_content_type_is_refused(self, read: Read) -> None:
+        headers = {**MULTIPART, "b": {"content-type": "video/mp4; x=y"}}
+        error = error_of(read({"a": b"1", "b": b"2"}, headers))
+        assert error.status == 415
+        assert "'b' came as video/mp4" in error.message
+
+    def test_too_many_parts(self, read: Read) -> None:
+        assert error_of(read({f"{place}": b"x" for place in range(5)}, MULTIPART)).status == 413
+
+    @pytest.mark.parametrize(
+        ("parts", "length", "lost"),
+        [
+            ({"a": b"x" * 1000}, 1200, False),
+            ({"a": b"x" * 1000}, 2250, True),  # a second "a" of the same size
+            ({"a": b"x" * 1000, "b": b"x" * 1000}, 2400, False),
+            ({"a": b"x" * 1000, "b": b"x" * 1000}, 103_000, True),
+            ({"a": "é" * 4000}, 8200, False),  # decoded by TorchServe: bytes on the wire, not characters
+            ({"a": "\U0001f600" * 4000}, 16200, False),
+            ({"a": "\U0001f600" * 4000}, 32400, True),
+            ({"a": {"b64": "x" * 9000}}, 9300, False),  # parsed by TorchServe: nobody knows its length
+        ],
+    )
+    def test_lost_parts_are_noticed(self, read: Read, parts: dict[str, Any], length: int, lost: bool) -> None:
+        request = read(parts, {**MULTIPART, "Content-Length": str(length)})
+        if lost:
+            assert type(error_of(request)) is InvalidInput
+            assert str(length) in error_of(request).message
+        else:
+            assert request.error is None
+
+    @pytest.mark.parametrize("length", ["", "²", "٣", "9" * 5000, "-5", "many"])
+    def test_a_content_length_that_is_none_says_nothing(self, read: Read, length: str) -> None:
+        assert read({"a": b"x"}, {**MULTIPART, "content-length": length}).error is None
+
+    def test_a_long_part_name_is_cut(self, read: Read) -> None:
+        assert len(error_of(read({"n" * 9000: b""}, MULTIPART)).message) < 200
+
+
+class TestBatches:
+    BAD: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+        ({}, {}),
+        ({"body": b""}, {}),
+        ({"body": b"{"}, JSON),
+        ({"body": []}, JSON),
+        ({"body": {"instances": 5}}, JSON),
+        ({"body": b"x", "nonsense": b"1"}, {}),
+        ({"body": b"x", "top_k": b"no"}, {}),
+        ({"body": b"x"}, {"content-type": "video/mp4"}),
+        ({"a": b""}, MULTIPART),
+    )
+
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    @pytest.mark.parametrize("bad", BAD)
+    def test_a_bad_row_leaves_its_neighbours_alone(
+        self,
+        context_for: Callable[..., FakeContext],
+        place: int,
+        bad: tuple[dict[str, Any], dict[str, Any]],
+    ) -> None:
+        rows: list[dict[str, Any]] = [{"body": b"first"}, {"body": b"second"}]
+        headers: list[dict[str, Any]] = [{}, {}]
+        rows.insert(place, bad[0])
+        headers.insert(place, bad[1])
+        batch = READER.read(rows, context_for(headers))
+        assert [request.error is not None for request in batch] == [row == place for row in range(3)]
+        assert requests.gather(batch, "payloads") == [b"first", b"second"]
+
+    def test_a_row_that_asks_for_the_description_gets_it(self, context_for: Callable[..., FakeContext]) -> None:
+        headers = [{}, {"describe": "True"}, {}]
+        batch = READER.read([{"body": b"a"}, {"body": b""}, {"body": b"c"}], context_for(headers))
+        requests.describe(batch, {"kind": "test"})
+        assert requests.gather(batch, "payloads") == [b"a", b"c"]
+        assert batch[1].answer() == {"kind": "test"}
+        assert [request.open for request in batch] == [True, False, True]
+
+    @pytest.mark.parametrize("value", ["False", "", {"content-type": "text/plain"}])  # the last: a part named so
+    def test_only_torchserves_own_word_asks_for_it(self, read: Read, value: object) -> None:
+        assert read({"body": b"a"}, {"describe": value}).open
+
+    @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=8), st.randoms())
+    def test_scatter_hands_each_request_its_own(self, sizes: list[tuple[int, bool]], random: Any) -> None:
+        """Also past requests that are closed, and with errors anywhere."""
+        batch = [
+            Request(payloads=[(row, place) for place in range(size)], error=None if good else InvalidInput("before"))
+            for row, (size, good) in enumerate(sizes)
+        ]
+        gathered = requests.gather(batch, "payloads")
+        failing = {item for item in gathered if random.random() < 0.2}
+        values = [InferenceFailed("now") if item in failing else item for item in gathered]
+        requests.scatter(batch, values, "payloads", "inputs")
+        for row, (request, (size, good)) in enumerate(zip(batch, sizes, strict=True)):
+            if not good:
+                assert request.inputs == []
+                assert error_of(request).message == "before"
+            elif any(item[0] == row for item in failing):
+                assert type(error_of(request)) is InferenceFailed
+            else:
+                assert request.error is None
+                assert request.inputs == [(row, place) for place in range(size)]
+
+    def test_an_error_says_which_of_several_inputs(self) -> None:
+        batch = [Request(payloads=["a", "b", "c"]), Request(payloads=["d"])]
+        requests.scatter(batch, [1, InvalidInput("why"), 3, InvalidInput("alone")], "payloads", "inputs")
+        assert error_of(batch[0]).message == "input 2 of 3: why"
+        assert error_of(batch[1]).message == "alone"
+
+    def test_options_go_with_each_input(self) -> None:
+        batch = [Request(payloads=[1, 2], options={"a": 1}), Request(error=InvalidInput("")), Request(payloads=[3])]
+        assert requests.gather_options(batch, "payloads") == [{"a": 1}, {"a": 1}, {}]
+
+
+class TestAnswers:
+    def test_answers_statuses_and_types_by_row(self, context_for: Callable[..., FakeContext]) -> None:
+        context = context_for()
+        batch = [
+            Request(results=[{"a": 1}]),
+            Request(error=InvalidInput("why")),
+            Request(shape="list", results=[1, 2]),
+            Request(shape="instances", results=[np.float32([0.5, 2])]),
+            Request(error=InferenceFailed("ours")),
+        ]
+        assert [json.loads(body) for body in requests.write(batch, context)] == [
+            {"a": 1},
+            {"code": 400, "type": "InvalidInput", "message": "why"},
+            [1, 2],
+            {"predictions": [[0.5, 2.0]]},
+            {"code": 500, "type": "InferenceFailed", "message": "ours"},
+        ]
+        assert context.statuses == {0: 200, 1: 400, 2: 200, 3: 200, 4: 500}
+        assert context.phrases[1] == "Bad Request"
+        assert set(context.content_types.values()) == {"application/json"}
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32([np.nan, np.inf])])
+    def test_no_answer_holds_a_number_that_json_has_not(
+        self, context_for: Callable[..., FakeContext], value: object
+    ) -> None:
+        (body,) = requests.write([Request(results=[value])], context_for())
+        assert b"NaN" not in body
+        assert b"Inf" not in body
+        json.loads(body)
+
+    @pytest.mark.parametrize("value", [object(), {1, 2}, "\ud800", 2**70])
+    def test_what_cannot_be_written_fails_its_own_row(
+        self, context_for: Callable[..., FakeContext], value: object
+    ) -> None:
+        context = context_for()
+        bodies = requests.write([Request(results=[1]), Request(results=[value]), Request(results=[3])], context)
+        assert (bodies[0], bodies[2]) == (b"1", b"3")
+        assert json.loads(bodies[1])["type"] == "InferenceFailed"
+        assert context.statuses == {0: 200, 1: 500, 2: 200}
+
+
+@pytest.mark.parametrize(
+    ("row", "headers"),
+    [
+        ({"body": b'["%s"' % MARKER.encode()}, JSON),
+        ({"body": {"instances": MARKER}}, JSON),
+        ({"body": {"instances": [1], "parameters": MARKER}}, JSON),
+        ({"body": {"instances": [1], "parameters": {"top_k": MARKER}}}, JSON),
+        ({"body": [MARKER] * 9}, JSON),
+        ({"body": MARKER, "top_k": MARKER.encode()}, {}),
+        ({"body": MARKER, "nonsense": MARKER}, {}),
+        ({"body": MARKER.encode()}, {"content-type": "video/mp4"}),
+        ({"a": MARKER.encode(), "b": b""}, MULTIPART),
+        ({"a": MARKER.encode()}, {**MULTIPART, "content-length": "100000"}),
+        ({"a": MARKER.encode()}, {"content-type": "application/x-www-form-urlencoded"}),
+    ],
+)
+def test_no_error_tells_what_a_user_sent(
+    read: Read, caplog: pytest.LogCaptureFixture, row: dict[str, Any], headers: dict[str, str]
+) -> None:
+    with caplog.at_level(0):
+        body = json.dumps(error_of(read(row, headers)).body())
+    assert MARKER not in body
+    assert MARKER not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ({}, "an object"),
+        ([], "a list"),
+        ("", "a string"),
+        (False, "a boolean"),
+        (0, "a number"),
+        (0.5, "a number"),
+        (None, "null"),
+    ],
+)
+def test_kinds_have_json_names(value: object, kind: str) -> None:
+    assert requests.kind_of(value) == kind
+
+
+def test_names_that_are_no_utf8_can_be_written() -> None:
+    json.dumps(requests.names_of(["\ud800"])).encode("utf-8")
+    assert "\ud800" not in requests.names_of(["\ud800"])
