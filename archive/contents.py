@@ -43,6 +43,12 @@ def content_digest(name: str, version: str, files: Mapping[str, str]) -> str:
     return f"sha256:{digests.of_text(canonical)}"
 
 
+def seal(provenance: Mapping[str, Any]) -> str:
+    """A digest of the provenance itself, its seal left out: of parity figures, options and notes."""
+    rest = {key: value for key, value in provenance.items() if key != "seal"}
+    return f"sha256:{digests.of_text(json.dumps(rest, sort_keys=True, ensure_ascii=False, default=str))}"
+
+
 def read_provenance(mar: Path) -> dict[str, Any]:
     """The archive's provenance. Raises ArchiveError where it has none."""
     with _open(mar) as archive:
@@ -68,6 +74,8 @@ def verify(mar: Path) -> str:
     digest = content_digest(provenance["name"], provenance["version"], found)
     if not problems and digest != provenance["digest"]:
         problems = [f"digest is {digest}, and {provenance['digest']} is recorded"]
+    if seal(provenance) != provenance.get("seal"):
+        problems.append(f"changed {PROVENANCE}")
     if problems:
         raise ArchiveError(f"{mar} is not what was packaged: {', '.join(sorted(problems))}")
     return digest

@@ -249,7 +249,8 @@ def _provenance(
 
 def _add_provenance(mar: Path, provenance: Mapping[str, object]) -> None:
     with zipfile.ZipFile(mar, "a") as archive:
-        text = json.dumps(provenance, indent=2, ensure_ascii=False, default=str)
+        sealed = {**provenance, "seal": contents.seal(provenance)}
+        text = json.dumps(sealed, indent=2, ensure_ascii=False, default=str)
         archive.writestr(contents.PROVENANCE, text + "\n")
 
 

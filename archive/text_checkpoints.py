@@ -88,6 +88,9 @@ def read(source: str, task: str | None = None, revision: str | None = None) -> T
             "of the BERT family"
         )
     tokenizer = _load_tokenizer(folder)
+    rows = model.get_input_embeddings().num_embeddings
+    if max(tokenizer.get_vocab().values()) >= rows:
+        raise CheckpointError(f"its tokenizer knows {len(tokenizer)} tokens, and the model has embeddings for {rows}")
     path = folder / "sentence_bert_config.json"
     sentence = read_json(path) if modules and path.is_file() else {}
     return TextCheckpoint(

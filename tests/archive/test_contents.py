@@ -104,6 +104,14 @@ def test_verify_says_what_is_wrong_with_an_edited_manifest(
     assert_refused(run, edited, f"manifest says {key} {value!r}, wanted ")
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_verify_sees_edited_parity_figures(digits_mar: Path, run: Run, tmp_path: Path, precision: str) -> None:
+    provenance = contents.read_provenance(digits_mar)
+    provenance["parity"][precision]["max_relative_error"] = 0.0
+    edited = rewritten(digits_mar, tmp_path / "edited.mar", {contents.PROVENANCE: json.dumps(provenance).encode()})
+    assert_refused(run, edited, "changed provenance.json")
+
+
 @pytest.mark.parametrize("key", ["name", "version", "digest"])
 def test_verify_sees_an_edited_provenance(digits_mar: Path, run: Run, tmp_path: Path, key: str) -> None:
     provenance = {**contents.read_provenance(digits_mar), key: "other"}

@@ -196,6 +196,13 @@ def test_a_file_instead_of_a_folder(tiny_bert: Path, refuse: Callable[..., str])
     assert "is a file; a text encoder needs its folder" in message
 
 
+def test_a_tokenizer_of_another_model(text_folder: Path, refuse: Callable[..., str]) -> None:
+    tokenizer = json.loads((text_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["anotherword"] = 10_000
+    (text_folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert "the model has embeddings for" in refuse("text-encoder", "--weights", text_folder)
+
+
 def test_a_folder_without_a_tokenizer(text_folder: Path, refuse: Callable[..., str]) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         (text_folder / name).unlink(missing_ok=True)

@@ -43,8 +43,8 @@ class JsonContext(ProbeContext):
 @pytest.fixture(scope="session", autouse=True)
 def _quiet() -> None:
     """Heads are left to their seeds here on purpose; transformers would warn of each."""
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def china() -> Image.Image:
 
 def pillow_processor(folder: Path) -> Any:
     """The image processor of a folder with preprocessor_config.json, on Pillow."""
-    return AutoImageProcessor.from_pretrained(folder, backend="pil")  # type: ignore[no-untyped-call]
+    return AutoImageProcessor.from_pretrained(folder, backend="pil")
 
 
 def photograph(name: str) -> Image.Image:

@@ -77,7 +77,7 @@ def test_weights_are_small_finite_and_single_precision(model: ResNetForImageClas
 
 def test_transformers_preprocesses_alike() -> None:
     image = train_digits.enlarge(train_digits.split().held_out_images[0], 64)
-    processor = AutoImageProcessor.from_pretrained(DIGITS)  # type: ignore[no-untyped-call]
+    processor = AutoImageProcessor.from_pretrained(DIGITS)
     pixels = processor(image, return_tensors="np")["pixel_values"][0]
     # transformers resizes with torchvision where that is installed; it may round a grey level differently.
     grey_level = 1 / 255 / train_digits.STD

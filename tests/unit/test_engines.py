@@ -14,7 +14,7 @@ import torch
 from handlers import engines
 from handlers.engines import Engine, EngineSpec
 
-PLUGIN = '''
+PLUGIN = """
 import torch
 from handlers.engines import Engine
 KINDS = ("image-classifier",)
@@ -24,7 +24,7 @@ def objection(spec):
     return OBJECTION
 def load(spec):
     return Engine(lambda images: torch.full((len(images), 2), 7.0), {"from": str(spec.model_dir)})
-'''
+"""
 
 
 def spec_of(kind: str = "image-classifier", folder: Path = Path("nowhere")) -> EngineSpec:
@@ -106,7 +106,9 @@ def test_a_spec_knows_its_dtype(precision: str) -> None:
 def test_torch_eager_answers_logits_in_the_specs_dtype(
     digits_folder: Path, precision: str, dtype: torch.dtype
 ) -> None:
-    engine = engines.load("torch_eager", EngineSpec("image-classifier", digits_folder, torch.device("cpu"), precision))
+    engine = engines.load(
+        "torch_eager", EngineSpec("image-classifier", digits_folder, torch.device("cpu"), precision)
+    )
     logits = engine.run(torch.zeros(2, 3, 32, 32, dtype=dtype).to(memory_format=torch.channels_last))
     assert (logits.shape, logits.dtype) == ((2, 10), dtype)
     assert engine.details["memoryFormat"] == "channels_last"

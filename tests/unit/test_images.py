@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from handlers import images
+from handlers import images, requests
 from handlers.errors import InvalidImage, PayloadTooLarge, RequestError, UnsupportedMediaType
 from handlers.images import Batcher, Preprocess
 
@@ -93,8 +93,11 @@ class TestFormats:
         sensor = picture if back is None else picture.transpose(back)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
-        decoded = decode(file_of(sensor, kind, exif=exif, **options))
+        finest: dict[str, dict[str, Any]] = {
+            "WEBP": {"lossless": True},
+            "JPEG": {"quality": 100, "subsampling": 0},
+        }
+        decoded = decode(file_of(sensor, kind, exif=exif, **finest.get(kind, {})))
         assert decoded.shape == np.asarray(picture).shape
         assert abs(decoded.astype(int) - np.asarray(picture)).max() <= (40 if kind == "JPEG" else 0)
 
@@ -134,9 +137,7 @@ class TestModes:
         assert np.array_equal(decode(file_of(base, kind)), wanted)
 
     @pytest.mark.parametrize("transparency", [None, 0, bytes(range(256))])
-    def test_palettes(
-        self, picture: Image.Image, file_of: FileOf, transparency: int | bytes | None
-    ) -> None:
+    def test_palettes(self, picture: Image.Image, file_of: FileOf, transparency: int | bytes | None) -> None:
         """With and without transparent entries; of those Pillow warns, which is an error in these tests."""
         palette = picture.quantize(256)
         options = {} if transparency is None else {"transparency": transparency}
@@ -168,7 +169,8 @@ class TestModes:
         entries = [(256, 3, 2), (257, 3, 1), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1)]
         entries += [(278, 3, 1), (279, 4, 4)]
         fields = b"".join(
-            struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+            struct.pack(">HHI", tag, kind, 1)
+            + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
             for tag, kind, value in entries
         )
         data = b"MM\x00*" + struct.pack(">IH", 8, len(entries)) + fields + struct.pack(">I", 0)
@@ -206,20 +208,28 @@ class TestModes:
                 decode(data)
 
 
+@requests.caught
+def prepare(data: bytes) -> list[images.Crop | images.Ready]:
+    return images.prepare(data, SMALL, 1_000_000)
+
+
 def prepare_or_refuse(data: bytes) -> None:
     """Any bytes are a crop of the right form or a RequestError; a warning is neither."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what it could mend; the server's log bears that
-        try:
-            items = images.prepare(data, SMALL, 1_000_000)
-        except RequestError as error:
-            assert error.message
-            assert len(error.message) < 1000
-            return
-    assert [item.shape for item in items] == [(8, 8, 3)] * len(items)
+        result = prepare(data)
+    if isinstance(result, RequestError):
+        assert 0 < len(result.message) < 1000
+    else:
+        assert [item.shape for item in result] == [(8, 8, 3)]
 
 
-BROKEN_KINDS: list[tuple[str, dict[str, Any]]] = [("JPEG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), *LOSSLESS]
+BROKEN_KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("JPEG", {}),
+    ("JPEG", {"progressive": True}),
+    ("GIF", {}),
+    *LOSSLESS,
+]
 
 
 class TestBrokenFiles:
@@ -230,7 +240,7 @@ class TestBrokenFiles:
         exif[0x0112] = 6  # there shall be metadata to break
         return file_of(picture, kind, **options, **({"exif": exif} if kind not in ("GIF", "BMP") else {}))
 
-    @settings(max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_flipped_and_cut_bytes(self, whole: bytes, data: st.DataObject) -> None:
         broken = bytearray(whole)
@@ -256,8 +266,10 @@ class TestBrokenFiles:
         assert MARKER.decode() not in error.value.message
 
     @settings(max_examples=200)
-    @given(st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*"]),
-           st.binary(max_size=200))
+    @given(
+        st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*"]),
+        st.binary(max_size=200),
+    )
     @example(b"RIFF\x00\x00\x00\x00WEBP", b"")
     def test_noise_behind_a_magic_number(self, magic: bytes, noise: bytes) -> None:
         prepare_or_refuse(magic + noise)
@@ -302,7 +314,8 @@ class TestSizes:
     def test_every_shape_becomes_a_crop(self, size: tuple[int, int], mode: str, side: int, resize: int) -> None:
         """One pixel, thin strips, smaller and larger than the crop; odd and even margins."""
         item = images.crop(Image.new("RGB", size, (1, 2, 3)), Preprocess(side, resize, mode))
-        assert (item.shape, item.dtype) == ((side, side, 3), np.uint8)
+        assert item.shape == (side, side, 3)
+        assert item.dtype == np.uint8
         assert (item == (1, 2, 3)).all()  # a margin outside the image would be black
 
     @pytest.mark.parametrize(
@@ -380,7 +393,7 @@ class TestReadyTensors:
     @pytest.mark.parametrize("change", [-1, 1, -(3 * 8 * 8 * 4), 10_000])
     def test_bytes_must_be_as_many_as_the_header_says(self, npy_of: Callable[..., bytes], change: int) -> None:
         data = npy_of(np.zeros((3, 8, 8), np.float32))
-        with pytest.raises(InvalidImage, match="but .* came"):
+        with pytest.raises(InvalidImage, match=r"but \d+ came"):
             images.prepare(data[:change] if change < 0 else data + b"\x00" * change, SMALL, LIMIT)
 
     def test_as_many_pixels_as_an_image_may_have(self, npy_of: Callable[..., bytes]) -> None:
@@ -416,7 +429,7 @@ class TestReadyTensors:
             "{'descr': '<f4', 'fortran_order': False, 'shape': (0x%s, 3, 8, 8)}" % ("f" * 9000),
             "{'descr': '<f4', 'fortran_order': False, 'shape': (-0x%s,)}" % ("f" * 9000),
             "{'descr': 'no such type', 'fortran_order': False, 'shape': (3, 8, 8)}",
-            "{'descr': [('%s', '<f4')], 'fortran_order': False, 'shape': (3, 8, 8)}" % MARKER.decode(),
+            f"{{'descr': [('{MARKER.decode()}', '<f4')], 'fortran_order': False, 'shape': (3, 8, 8)}}",
             "__import__('os').abort()",
             " " * 60_000,
         ],
@@ -439,12 +452,11 @@ class TestReadyTensors:
             data[place] = value
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                items = images.prepare(bytes(data[:end]), SMALL, LIMIT)
-            except RequestError as error:
-                assert len(error.message) < 1000
-            else:
-                assert [item.shape for item in items] == [(3, 8, 8)]
+            result = prepare(bytes(data[:end]))
+        if isinstance(result, RequestError):
+            assert 0 < len(result.message) < 1000
+        else:
+            assert [item.shape for item in result] == [(3, 8, 8)]
 
 
 class TestBase64:
@@ -491,7 +503,8 @@ class TestBase64:
             images.from_base64(value)
 
     @pytest.mark.parametrize(
-        "value", [None, 5, True, ["YQ=="], [[]], {}, {"b64": 5}, {"b64": None}, {"b64": "YQ==", "x": 1}, {"B64": "YQ=="}]
+        "value",
+        [None, 5, True, ["YQ=="], [[]], {}, {"b64": 5}, {"b64": None}, {"b64": "YQ==", "x": 1}, {"B64": "YQ=="}],
     )
     def test_what_is_no_string(self, value: object) -> None:
         with pytest.raises(RequestError, match="wanted"):
@@ -520,7 +533,8 @@ class TestBatcher:
         return crops
 
     def normalised(self, crops: NDArray[np.uint8]) -> NDArray[np.float64]:
-        values = (crops / 255 - np.array(self.PREPROCESS.mean)) / np.array(self.PREPROCESS.std)
+        mean, std = np.array(self.PREPROCESS.mean), np.array(self.PREPROCESS.std)
+        values: NDArray[np.float64] = (crops / 255 - mean) / std
         return values.transpose(0, 3, 1, 2)
 
     @pytest.mark.parametrize("count", [1, 2, 7])
@@ -535,9 +549,7 @@ class TestBatcher:
         crops = self.crops(2)
         batch = Batcher(self.PREPROCESS, torch.device("cpu"), dtype)(list(crops))
         assert batch.dtype == dtype
-        assert torch.equal(batch, torch.from_numpy(self.normalised(crops)).float().to(dtype)) or (
-            np.abs(batch.double().numpy() - self.normalised(crops)).max() < tolerance
-        )
+        assert np.abs(batch.double().numpy() - self.normalised(crops)).max() < tolerance
 
     @pytest.mark.parametrize("pattern", ["c", "t", "ct", "tc", "ccttct", "ttt", "tccct"])
     def test_crops_and_tensors_keep_their_order(self, pattern: str) -> None:
@@ -565,4 +577,6 @@ class TestBatcher:
 @pytest.mark.parametrize("preprocess", [SMALL, Preprocess(1, 1)])
 def test_a_blank_is_a_crop(preprocess: Preprocess) -> None:
     blank = images.blank(preprocess)
-    assert (blank.shape, blank.dtype, blank.max()) == ((preprocess.size, preprocess.size, 3), np.uint8, 0)
+    assert blank.shape == (preprocess.size, preprocess.size, 3)
+    assert blank.dtype == np.uint8
+    assert blank.max() == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -38,7 +40,7 @@ def test_pack_lays_sequences_one_after_another(lengths: tuple[int, ...]) -> None
     assert batch.cu_seqlens.dtype == torch.int32
     edges = batch.cu_seqlens.tolist()
     assert (edges[0], edges[-1]) == (0, sum(lengths))
-    assert [batch.input_ids[a:b].tolist() for a, b in zip(edges, edges[1:], strict=False)] == ids
+    assert [batch.input_ids[a:b].tolist() for a, b in pairwise(edges)] == ids
     assert (len(batch), batch.tokens, batch.lengths) == (len(lengths), sum(lengths), lengths)
     assert batch.selected is None
 

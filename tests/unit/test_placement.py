@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_torch_without_these_questions_has_no_bf16(monkeypatch: pytest.MonkeyP
     [(0, 1, 8, 8), (0, 2, 8, 4), (0, 3, 8, 2), (0, 16, 8, 1), (0, 0, 8, 8), (5, 16, 8, 5)],
 )
 def test_cpu_threads(monkeypatch: pytest.MonkeyPatch, asked: int, workers: int, cores: int, threads: int) -> None:
-    monkeypatch.setattr(placement.os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     assert placement.cpu_threads(asked, workers) == threads
 
 

@@ -189,9 +189,7 @@ class TestJson:
 
 
 class TestOptions:
-    @pytest.mark.parametrize(
-        ("sent", "value"), [(b"3", 3), (bytearray(b"10"), 10), ("1", 1), (5, 5), (b"007", 7)]
-    )
+    @pytest.mark.parametrize(("sent", "value"), [(b"3", 3), (bytearray(b"10"), 10), ("1", 1), (5, 5), (b"007", 7)])
     def test_whole_numbers(self, read: Read, sent: object, value: int) -> None:
         request = read({"body": b"x", "top_k": sent})
         assert (request.error, request.options) == (None, {"top_k": value})
@@ -384,7 +382,7 @@ class TestAnswers:
             Request(results=[{"a": 1}]),
             Request(error=InvalidInput("why")),
             Request(shape="list", results=[1, 2]),
-            Request(shape="instances", results=[np.float32([0.5, 2])]),
+            Request(shape="instances", results=[np.array([0.5, 2], np.float32)]),
             Request(error=InferenceFailed("ours")),
         ]
         assert [json.loads(body) for body in requests.write(batch, context)] == [
@@ -398,7 +396,7 @@ class TestAnswers:
         assert context.phrases[1] == "Bad Request"
         assert set(context.content_types.values()) == {"application/json"}
 
-    @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32([np.nan, np.inf])])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.array([np.nan, np.inf], np.float32)])
     def test_no_answer_holds_a_number_that_json_has_not(
         self, context_for: Callable[..., FakeContext], value: object
     ) -> None:

@@ -79,7 +79,9 @@ def naive_pool(vectors: torch.Tensor, mode: str) -> torch.Tensor:
     total = torch.zeros(vectors.shape[1])
     for weight, vector in zip(weights, vectors, strict=True):
         total += weight * vector
-    return total / {"mean": length, "mean_sqrt_len_tokens": length**0.5, "weightedmean": float(weights.sum())}[mode]
+    over = {"mean": length, "mean_sqrt_len_tokens": length**0.5, "weightedmean": float(weights.sum())}[mode]
+    pooled: torch.Tensor = total / over
+    return pooled
 
 
 class TestPooling:
@@ -192,7 +194,9 @@ def tokenizer(minilm_folder: Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, *sent: str) -> list[Encoded]:
-    return [item for item in tokenizer.encode([Text(text, None, False) for text in sent]) if isinstance(item, Encoded)]
+    return [
+        item for item in tokenizer.encode([Text(text, None, False) for text in sent]) if isinstance(item, Encoded)
+    ]
 
 
 def pack(items: Sequence[Encoded]) -> TokenBatch:
@@ -203,7 +207,7 @@ class TestTokenClassification:
     TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
     def answer(self, tokenizer: Tokenizer, text: str, tags: Sequence[str], labels: Sequence[str]) -> Any:
-        """The answer to a text whose words (one token each) have these tags; added tokens are given the first label."""
+        """The answer to a text whose words (one token each) have these tags; added tokens get the first label."""
         (item,) = encode(tokenizer, text)
         assert len(item.ids) == len(tags) + 2, "one token a word, please"
         places = [0, *(labels.index(tag) for tag in tags), 0]
@@ -236,8 +240,13 @@ class TestTokenClassification:
             assert entity["score"] == pytest.approx(1, abs=1e-5)
 
     def test_labels_without_b_and_i(self, tokenizer: Tokenizer) -> None:
-        answer = self.answer(tokenizer, "john smith in london", ["NAME", "NAME", "O", "PLACE"], ["O", "NAME", "PLACE"])
-        assert [(entity["label"], entity["text"]) for entity in answer] == [("NAME", "john smith"), ("PLACE", "london")]
+        answer = self.answer(
+            tokenizer, "john smith in london", ["NAME", "NAME", "O", "PLACE"], ["O", "NAME", "PLACE"]
+        )
+        assert [(entity["label"], entity["text"]) for entity in answer] == [
+            ("NAME", "john smith"),
+            ("PLACE", "london"),
+        ]
 
     def test_added_tokens_are_no_entities(self, tokenizer: Tokenizer) -> None:
         """[CLS] and [SEP] are given the first label here, which is one that counts."""

@@ -23,7 +23,9 @@ def refused(payload: object, settings: TextSettings = SETTINGS, pairs: bool = Fa
     return error.value
 
 
-@pytest.mark.parametrize("payload", ["größe 東京 \U0001f600", "größe 東京 \U0001f600".encode(), bytearray("x", "utf-8")])
+@pytest.mark.parametrize(
+    "payload", ["größe 東京 \U0001f600", "größe 東京 \U0001f600".encode(), bytearray("x", "utf-8")]
+)
 @pytest.mark.parametrize("truncate", [True, False])
 def test_a_text_comes_as_str_or_bytes(payload: str | bytes, truncate: bool) -> None:
     wanted = payload if isinstance(payload, str) else payload.decode()
@@ -106,7 +108,12 @@ class TestPairs:
 
     @pytest.mark.parametrize(
         ("text", "pair", "kind"),
-        [("", "b", "EmptyRequest"), ("a", "", "EmptyRequest"), ("a", None, "InvalidInput"), (["a"], "b", "InvalidInput")],
+        [
+            ("", "b", "EmptyRequest"),
+            ("a", "", "EmptyRequest"),
+            ("a", None, "InvalidInput"),
+            (["a"], "b", "InvalidInput"),
+        ],
     )
     def test_both_halves_are_checked(self, text: object, pair: object, kind: str) -> None:
         assert type(refused({"text": text, "text_pair": pair}, PAIRS, True)).__name__ == kind
@@ -209,7 +216,13 @@ class TestMicroBatches:
 
 @pytest.mark.parametrize(
     ("media_type", "taken"),
-    [("", True), ("text/plain", True), ("application/octet-stream", True), ("text/html", False), ("image/png", False)],
+    [
+        ("", True),
+        ("text/plain", True),
+        ("application/octet-stream", True),
+        ("text/html", False),
+        ("image/png", False),
+    ],
 )
 def test_accepts(media_type: str, taken: bool) -> None:
     assert texts.accepts(media_type) is taken
