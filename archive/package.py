@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -109,9 +110,9 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
             _unpack(mar, work / "unpacked")
             report = _probe(job, work, samples)
         with progress.step("comparing with the fp32 reference"):
-            figures = _gate(job, work, report["description"]["device"]["name"])
+            figures = _gate(job, work, report["measured"])
         for precision, verdict in figures.items():
-            progress.say(f"{precision} {verdict}")
+            progress.say(f"{precision} {verdict} ({verdict.engine})")
         _refuse_failures(job, figures)
         with progress.step("putting it in place"):
             _add_provenance(mar, _provenance(job, files, figures, inputs, options))
@@ -180,6 +181,7 @@ def _probe(job: Job, work: Path, samples: Sequence[Path]) -> dict[str, Any]:
         "entry": entry,
         "class": class_name,
         "precisions": parity.PRECISIONS,
+        "engine": job.settings.engine,
         "samples": [str(path) for path in samples],
     }
     (work / "job.json").write_text(json.dumps(task), encoding="utf-8")
@@ -200,16 +202,17 @@ def _probe(job: Job, work: Path, samples: Sequence[Path]) -> dict[str, Any]:
     return report
 
 
-def _gate(job: Job, work: Path, device: str) -> dict[str, parity.Figures]:
+def _gate(job: Job, work: Path, measured: Mapping[str, Any]) -> dict[str, parity.Figures]:
     import numpy as np
 
     reference = job.reference([path.read_bytes() for path in sorted((work / "samples").iterdir())])
-    return {
-        precision: parity.compare(
-            np.load(work / "outputs" / f"{precision}.npy"), reference, precision, job.embeddings, device
-        )
-        for precision in parity.PRECISIONS
-    }
+    figures = {}
+    for precision in parity.PRECISIONS:
+        outputs = np.load(work / "outputs" / f"{precision}.npy")
+        device, engine = measured[precision]["device"]["name"], measured[precision]["engine"]["name"]
+        verdict = parity.compare(outputs, reference, precision, job.embeddings, device)
+        figures[precision] = dataclasses.replace(verdict, engine=engine)
+    return figures
 
 
 def _refuse_failures(job: Job, figures: Mapping[str, parity.Figures]) -> None:

@@ -41,6 +41,7 @@ class Figures:
     decided: int | None = None
     min_cosine: float | None = None
     problem: str | None = None
+    engine: str | None = None
 
     def as_dict(self) -> dict[str, object]:
         return {key: value for key, value in asdict(self).items() if value is not None}

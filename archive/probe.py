@@ -53,22 +53,41 @@ def main(folder: Path, job: dict[str, Any], output: Path) -> None:
     entry = importlib.import_module(Path(job["entry"]).stem)
     _check_origin(folder)
     samples = [Path(name).read_bytes() for name in job["samples"]]
+    report: dict[str, Any] = {"measured": {}}
     for precision in job["precisions"]:
-        config["handler"]["precision"] = precision
-        context = ProbeContext(folder, job["name"], config)
-        handler = getattr(entry, job["class"])()
-        handler.initialize(context)
-        if precision == job["precisions"][0]:
+        context, handler = _load(entry, folder, job, config, precision)
+        if not report["measured"]:
             answer = handler.handle([{"body": samples[0]}], context)[0]
-            report = {
-                "status": context.statuses[0],
-                "answer": json.loads(answer),
-                "description": handler.model.description,
-            }
-            (output / "answer.json").write_text(json.dumps(report), encoding="utf-8")
+            report |= {"status": context.statuses[0], "answer": json.loads(answer)}
+        report["measured"][precision] = handler.model.description
         outputs = _image_logits(handler, samples) if job["kind"] == "image-classifier" else _texts(handler, samples)
         np.save(output / f"{precision}.npy", outputs.float().cpu().numpy())
-        print(precision, flush=True)
+    (output / "answer.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def _load(
+    entry: Any, folder: Path, job: dict[str, Any], config: dict[str, Any], precision: str
+) -> tuple[ProbeContext, Any]:
+    """A handler in this precision, with the job's engine where that can run it here, else with the best that can.
+
+    An engine for GPUs can be packaged where there is none, and none runs every precision; the report says which ran.
+    """
+    try:
+        return _initialise(entry, folder, job, config, precision, job["engine"])
+    except ValueError:
+        if job["engine"] == "auto":
+            raise
+        return _initialise(entry, folder, job, config, precision, "auto")
+
+
+def _initialise(
+    entry: Any, folder: Path, job: dict[str, Any], config: dict[str, Any], precision: str, engine: str
+) -> tuple[ProbeContext, Any]:
+    config["handler"] |= {"precision": precision, "engine": engine}
+    context = ProbeContext(folder, job["name"], config)
+    handler = getattr(entry, job["class"])()
+    handler.initialize(context)
+    return context, handler
 
 
 def _image_logits(handler: Any, samples: list[bytes]) -> Any:

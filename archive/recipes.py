@@ -15,6 +15,7 @@ from archive.image_checkpoints import ImageCheckpoint
 from archive.jobs import ImageJob, TextJob
 from archive.sources import CheckpointError
 from archive.text_checkpoints import TextCheckpoint
+from handlers import engines
 from handlers.images import Preprocess
 from handlers.settings import ImageSettings, Pooling, Settings, TextSettings
 
@@ -217,6 +218,10 @@ def _pooling(chosen: argparse.Namespace, checkpoint: TextCheckpoint) -> Pooling 
 
 
 def _shared(chosen: argparse.Namespace) -> dict[str, Any]:
+    kind = "image-classifier" if hasattr(chosen, "labels") else "text-encoder"
+    known = ("auto", *engines.names(kind))
+    if chosen.engine not in known:
+        raise CheckpointError(f"no engine {chosen.engine!r} runs a {kind}; known: {', '.join(known)}")
     fields = {field.name for field in dataclasses.fields(Settings)}
     return _given(**{key: value for key, value in vars(chosen).items() if key in fields})
 

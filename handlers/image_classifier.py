@@ -35,7 +35,15 @@ class ImageClassifier(Handler[ImageSettings]):
         )
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, placement.cpu_threads(0, 1)))
         self.metrics = BatchMetrics(context)
-        self.inference([images.blank(settings.preprocess)])  # the first request shall not pay the first run's cost
+        self._warm_up(int(context.system_properties.get("batch_size") or 1))
+
+    def _warm_up(self, batch_size: int) -> None:
+        """The first requests shall not pay for the first runs: on a GPU, for choosing kernels and capturing graphs."""
+        sizes = [1]
+        while self.model.device.type == "cuda" and sizes[-1] < batch_size:
+            sizes.append(sizes[-1] * 2)
+        for size in sizes:
+            self.inference([images.blank(self.model.settings.preprocess)] * size)
 
     def preprocess(self, batch: Sequence[requests.Request]) -> None:
         """Payloads -> crops and ready tensors, decoded beside each other."""

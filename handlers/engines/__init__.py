@@ -1,6 +1,6 @@
 """How a network runs. An engine takes a spec and returns a callable; a new one is a new file in this folder.
 
-Each module offers:
+Each engine offers (a module without KINDS is a part of others):
 
 - `KINDS`: the kinds of model it runs, of "image-classifier" and "text-encoder".
 - `RANK`: int; "auto" takes the highest rank that does not object.
@@ -60,7 +60,8 @@ class Engine:
 def names(kind: str | None = None) -> list[str]:
     """The engines in this folder (that run `kind`), best first."""
     modules = {item.name: import_module(f"{__name__}.{item.name}") for item in pkgutil.iter_modules(__path__)}
-    fitting = [name for name, module in modules.items() if kind is None or kind in module.KINDS]
+    known = {name: module for name, module in modules.items() if hasattr(module, "KINDS")}
+    fitting = [name for name, module in known.items() if kind is None or kind in module.KINDS]
     return sorted(fitting, key=lambda name: -modules[name].RANK)
 
 

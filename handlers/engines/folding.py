@@ -1,0 +1,122 @@
+"""transformers' ResNet -> a plain list of convolutions with BatchNorm folded in, and one way to run it.
+
+BatchNorm at inference is an affine map of each channel, so it moves into the convolution before it (Jacob et al.,
+arXiv:1712.05877, section 3.2). What is left is convolution + bias, + residual, + ReLU: one fused call each where the
+library offers it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """weight: (O, I, k, k), channels_last. bias: (O,). Square kernels, no groups, no dilation."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    stride: int
+    padding: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block: relu(body(x) + shortcut(x)), ReLU between the body's convolutions; None is the identity."""
+
+    body: tuple[Convolution, ...]
+    shortcut: Convolution | None
+
+
+@dataclass(frozen=True)
+class FoldedResNet:
+    """weight: (classes, hidden) and bias: (classes,) of the classifier."""
+
+    stem: Convolution
+    blocks: tuple[Block, ...]
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+class Operations(Protocol):
+    """The two fused calls of a ResNet; all tensors channels_last, of one dtype, on one device."""
+
+    def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+        """relu(conv(images))"""
+        ...
+
+    def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
+        """relu(conv(images) + residual)"""
+        ...
+
+
+class TorchOperations:
+    """The fused calls in plain PyTorch: the reference, and what tests run where there is no GPU."""
+
+    def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+        return convolve(images, conv).relu_()
+
+    def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
+        return convolve(images, conv).add_(residual).relu_()
+
+
+def convolve(images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+    """(N, I, H, W) -> (N, O, H', W'), bias added, no activation."""
+    return F.conv2d(images, conv.weight, conv.bias, conv.stride, conv.padding)
+
+
+def run(network: FoldedResNet, images: torch.Tensor, operations: Operations) -> torch.Tensor:
+    """(N, 3, H, W) normalised images -> logits (N, classes)."""
+    hidden = F.max_pool2d(operations.relu(images, network.stem), 3, stride=2, padding=1)
+    for block in network.blocks:
+        residual = hidden if block.shortcut is None else convolve(hidden, block.shortcut)
+        for conv in block.body[:-1]:
+            hidden = operations.relu(hidden, conv)
+        hidden = operations.add_relu(hidden, block.body[-1], residual)
+    return F.linear(hidden.mean(dim=(2, 3)), network.weight, network.bias)
+
+
+def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedResNet:
+    """Fold a transformers ResNetForImageClassification in eval mode; computed in fp64, then cast once.
+
+    Raises ValueError for activations other than ReLU, or layers that are not a ResNet's.
+    """
+    if model.config.hidden_act != "relu":
+        raise ValueError(f"the activation is {model.config.hidden_act}; only relu can be fused")
+
+    def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
+        return _fold(conv, norm, device, dtype)
+
+    blocks = [
+        Block(
+            tuple(fold(layer.convolution, layer.normalization) for layer in block.layer),
+            None if isinstance(block.shortcut, nn.Identity) else fold(*block.shortcut.children()),
+        )
+        for stage in model.resnet.encoder.stages
+        for block in stage.layers
+    ]
+    stem, classifier = model.resnet.embedder.embedder, model.classifier[-1]
+    return FoldedResNet(
+        fold(stem.convolution, stem.normalization),
+        tuple(blocks),
+        classifier.weight.detach().to(device, dtype),
+        classifier.bias.detach().to(device, dtype),
+    )
+
+
+def _fold(conv: Any, norm: Any, device: torch.device, dtype: torch.dtype) -> Convolution:
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and isinstance(conv.padding, tuple)
+    if not plain or any(len(set(sides)) != 1 for sides in (conv.kernel_size, conv.stride, conv.padding)):
+        raise ValueError(f"{conv} is grouped, dilated or not square, which this does not fuse")
+    with torch.no_grad():
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
+        before = 0 if conv.bias is None else conv.bias.double()
+        bias = norm.bias.double() + (before - norm.running_mean.double()) * scale
+    folded = weight.to(device, dtype).to(memory_format=torch.channels_last)
+    return Convolution(folded, bias.to(device, dtype), conv.stride[0], conv.padding[0])

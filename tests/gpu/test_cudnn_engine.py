@@ -1,0 +1,88 @@
+"""The cuDNN engine on an NVIDIA GPU against fp32 on the CPU: every bucket, padding, and shared graph memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import train_digits
+from transformers import ResNetForImageClassification
+
+from handlers.engines import Engine, EngineSpec, choose, cudnn
+from handlers.images import Batcher, Preprocess, prepare
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+DIGITS = Path(__file__).parents[2] / "archive" / "digits"
+PREPROCESS = Preprocess(size=32, resize=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return cudnn.load(spec())
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """(360, 3, 32, 32): the held-out digits, normalised, fp32, on the CPU."""
+    files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images]
+    crops = [crop for file in files for crop in prepare(file, PREPROCESS, 10**6)]
+    return Batcher(PREPROCESS, torch.device("cpu"), torch.float32)(crops)
+
+
+@pytest.fixture(scope="module")
+@torch.inference_mode()
+def reference(images: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = ResNetForImageClassification.from_pretrained(DIGITS).train(False)(images).logits
+    return logits
+
+
+def spec(precision: str = "fp16") -> EngineSpec:
+    return EngineSpec("image-classifier", DIGITS, torch.device("cuda", 0), precision)
+
+
+def run(engine: Engine, images: torch.Tensor, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    batch = images.to("cuda", dtype).contiguous(memory_format=torch.channels_last)
+    return engine.run(batch).float().cpu()
+
+
+def test_auto_takes_it_in_half_precision_only() -> None:
+    assert choose("auto", spec("fp16")) == choose("auto", spec("bf16")) == "cudnn"
+    assert choose("auto", spec("fp32")) == "torch_eager"
+
+
+# 1 and every edge of a bucket; 300 and 360 pass the largest and are run in parts.
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 31, 32, 33, 64, 100, 128, 255, 256, 257, 300, 360])
+def test_logits_of_every_batch_size(
+    engine: Engine, images: torch.Tensor, reference: torch.Tensor, count: int
+) -> None:
+    logits = run(engine, images[:count])
+    errors = (logits - reference[:count]).norm(dim=1) / reference[:count].norm(dim=1)
+    assert errors.max() < 1e-2
+    assert torch.equal(logits.argmax(dim=1), reference[:count].argmax(dim=1))
+
+
+def test_answers_survive_later_batches(engine: Engine, images: torch.Tensor) -> None:
+    """All buckets share one memory pool: an answer must not change when another bucket runs."""
+    batches = [images[:count].to("cuda", torch.float16) for count in (1, 8, 64, 3)]
+    outputs = [engine.run(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
+    for batch, output in zip(batches, outputs, strict=True):
+        again = engine.run(batch.contiguous(memory_format=torch.channels_last))
+        assert torch.equal(again, output)
+
+
+def test_padding_does_not_leak(engine: Engine, images: torch.Tensor) -> None:
+    run(engine, images[:64] * 100)  # leaves large values behind in the bucket of 64
+    three = run(engine, images[:33])
+    torch.testing.assert_close(three, run(engine, images[:33]), rtol=0, atol=0)
+    torch.testing.assert_close(three[:1], run(engine, images[:1]), rtol=1e-2, atol=2e-2)
+
+
+def test_bf16(images: torch.Tensor, reference: torch.Tensor) -> None:
+    logits = run(cudnn.load(spec("bf16")), images[:64], torch.bfloat16)
+    errors = (logits - reference[:64]).norm(dim=1) / reference[:64].norm(dim=1)
+    assert errors.max() < 5e-2

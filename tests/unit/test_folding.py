@@ -1,0 +1,99 @@
+"""The folded ResNet computes what transformers' ResNet computes; buckets and objections of the cuDNN engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from handlers.engines import EngineSpec, cudnn
+from handlers.engines.folding import TorchOperations, fold_resnet, run
+from handlers.engines.graphs import BUCKETS, bucket_of
+
+CPU = torch.device("cpu")
+
+
+def trained(layer_type: str, **changes: object) -> ResNetForImageClassification:
+    """A small ResNet whose BatchNorm layers have statistics and weights of every sign and size."""
+    torch.manual_seed(0)
+    settings = {"layer_type": layer_type, "embedding_size": 8, "hidden_sizes": [16, 24, 32], "depths": [2, 1, 2]}
+    config = ResNetConfig.from_dict({**settings, "num_labels": 7, **changes})
+    model = ResNetForImageClassification(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight, 1.0, 0.3)
+            torch.nn.init.normal_(module.bias, 0.0, 0.3)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            torch.nn.init.normal_(module.running_mean, 0.0, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.3, 3.0)
+    model.train(False)
+    return model
+
+
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"downsample_in_bottleneck": True}, {"downsample_in_first_stage": True}],
+    ids=["v1.5", "v1", "first stage strided"],
+)
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (3, 3, 33, 47)], ids=["even", "odd sides"])
+@torch.inference_mode()
+def test_folded_is_the_same_function(layer_type: str, changes: dict[str, bool], shape: tuple[int, ...]) -> None:
+    model = trained(layer_type, **changes)
+    images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    untouched = images.clone()
+    logits = run(fold_resnet(model, CPU, torch.float32), images, TorchOperations())
+    torch.testing.assert_close(logits, model(images).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(images, untouched)  # the fused calls work in place on their own results only
+
+
+def test_folding_leaves_the_model_alone() -> None:
+    model = trained("bottleneck")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fold_resnet(model, CPU, torch.float16)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_folded_weights_have_the_asked_type_and_layout() -> None:
+    network = fold_resnet(trained("bottleneck"), CPU, torch.bfloat16)
+    assert network.stem.weight.dtype == network.blocks[0].body[0].bias.dtype == torch.bfloat16
+    assert network.stem.weight.is_contiguous(memory_format=torch.channels_last)
+    assert [block.shortcut is None for block in network.blocks] == [False, True, False, False, True]
+
+
+def test_other_activations_are_refused() -> None:
+    with pytest.raises(ValueError, match="gelu"):
+        fold_resnet(trained("basic", hidden_act="gelu"), CPU, torch.float32)
+
+
+@pytest.mark.parametrize(("count", "bucket"), [(1, 1), (2, 2), (3, 4), (33, 64), (256, 256)])
+def test_the_smallest_bucket_that_fits(count: int, bucket: int) -> None:
+    assert bucket_of(count) == bucket
+
+
+def test_beyond_the_largest_bucket() -> None:
+    with pytest.raises(ValueError, match="257 rows"):
+        bucket_of(BUCKETS[-1] + 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "activation", "reason"),
+    [("cpu", "fp16", "relu", "GPU"), ("cuda", "fp32", "relu", "fp32"), ("cuda", "fp16", "gelu", "gelu")],
+)
+def test_objections_say_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, precision: str, activation: str, reason: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_act": activation}), encoding="utf-8")
+    spec = EngineSpec("image-classifier", tmp_path, torch.device(device), precision)
+    assert reason in str(cudnn.objection(spec))
+
+
+def test_no_objection_on_a_gpu_in_half_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert cudnn.objection(EngineSpec("image-classifier", tmp_path, torch.device("cuda"), "fp16")) is None
