@@ -38,7 +38,7 @@ class ImageClassifier(Handler[ImageSettings]):
         self._warm_up(int(context.system_properties.get("batch_size") or 1))
 
     def _warm_up(self, batch_size: int) -> None:
-        """The first requests shall not pay for the first runs: on a GPU, for choosing kernels and capturing graphs."""
+        """The first requests shall not pay for first runs: on a GPU, for choosing kernels and capturing graphs."""
         sizes = [1]
         while self.model.device.type == "cuda" and sizes[-1] < batch_size:
             sizes.append(sizes[-1] * 2)
