@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
+from archive import convert
 from archive.image_checkpoints import ImageCheckpoint
 from archive.parity import Array
 from archive.text_checkpoints import TextCheckpoint
@@ -73,16 +74,21 @@ class Job:
 
 @dataclass(frozen=True)
 class ImageJob(Job):
-    """An image classifier. labels: one a class, in order."""
+    """An image classifier. labels: one a class, in order. converter, plan_at: of archive/convert.py."""
 
     settings: ImageSettings
     checkpoint: ImageCheckpoint = None  # type: ignore[assignment]
     labels: Sequence[str] = ()
+    converter: str = "onnx"
+    plan_at: str = "auto"
 
     kind = "image-classifier"
 
     def stage(self, folder: Path) -> None:
-        self._model().save_pretrained(folder)
+        model, chosen = self._model(), self.settings
+        model.save_pretrained(folder)
+        if convert.wanted(chosen.engine):
+            convert.stage(model, folder, chosen.plan_buckets, chosen.preprocess.size, self.converter, self.plan_at)
         (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
 
     def samples(self) -> list[bytes]:

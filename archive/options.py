@@ -129,7 +129,9 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None) -> None:
         help="auto: fp16 on a GPU, bf16 on a CPU that has it natively, where they pass parity, else fp32 (default)",
     )
     serving.add_argument(
-        "--engine", default="auto", help="auto: the best one that can run where it is served (default)"
+        "--engine",
+        default="auto",
+        help="auto: the fastest that can run where it is served, measured there for CNNs on a GPU (default)",
     )
     serving.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: %(default)s)")
     serving.add_argument("--max-inputs", type=_positive, metavar="N", help="that one request may bring (default: 64)")
@@ -156,6 +158,31 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of values scaled to 0..1")
     group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of values scaled to 0..1")
     group.add_argument("--max-pixels", type=_positive, metavar="N", help="of one image (default: 50,000,000)")
+    plan = sub.add_argument_group("TensorRT (--engine tensorrt, or auto where TensorRT is installed)")
+    plan.add_argument(
+        "--converter",
+        choices=("onnx", "torch2trt"),
+        default="onnx",
+        help="torch2trt is a checkout: github.com/NVIDIA-AI-IOT/torch2trt (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--plan",
+        choices=("auto", "packaging", "first-load"),
+        default="auto",
+        help="when the plan is built; auto: now where a GPU and TensorRT are, else at first load (default)",
+    )
+    plan.add_argument(
+        "--plan-buckets",
+        type=_bucket,
+        nargs="+",
+        metavar="N",
+        help="batch sizes to build for, up to 256; a minute and more each (default: 1 8 and the batch size)",
+    )
+    plan.add_argument(
+        "--on-mismatch",
+        choices=("rebuild", "refuse"),
+        help="where the plan meets another GPU or TensorRT than it was built for (default: rebuild)",
+    )
 
 
 def _add_text(sub: argparse.ArgumentParser) -> None:
@@ -187,6 +214,12 @@ def _parser(description: str, epilog: str) -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}; wanted: a whole number, 1 or more")
+    return int(text)
+
+
+def _bucket(text: str) -> int:
+    if _positive(text) > 256:
+        raise argparse.ArgumentTypeError(f"{text}; wanted: a batch size of 1 to 256")
     return int(text)
 
 

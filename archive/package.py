@@ -114,8 +114,9 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
         for precision, verdict in figures.items():
             progress.say(f"{precision} {verdict} ({verdict.engine})")
         _refuse_failures(job, figures)
+        engines = {precision: report["measured"][precision]["engine"] for precision in parity.PRECISIONS}
         with progress.step("putting it in place"):
-            _add_provenance(mar, _provenance(job, files, figures, inputs, options))
+            _add_provenance(mar, {**_provenance(job, files, figures, inputs, options), "engines": engines})
             contents.verify(mar)
             target = export_path / mar.name
             mar.replace(target)

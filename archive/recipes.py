@@ -47,7 +47,8 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
     settings = ImageSettings(
         **_shared(chosen),
         preprocess=preprocess,
-        **_given(top_k=chosen.top_k, max_pixels=chosen.max_pixels),
+        plan_buckets=_plan_buckets(chosen, _torchserve(chosen, preset)["batchSize"]),
+        **_given(top_k=chosen.top_k, max_pixels=chosen.max_pixels, on_mismatch=chosen.on_mismatch),
     )
     return ImageJob(
         name=chosen.name,
@@ -59,7 +60,21 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
         notes=tuple(filter(None, [note])),
         checkpoint=checkpoint,
         labels=labels,
+        converter=chosen.converter,
+        plan_at=chosen.plan,
     )
+
+
+def _plan_buckets(chosen: argparse.Namespace, batch_size: int) -> tuple[int, ...]:
+    """1, 8 and the batch size, unless asked otherwise: each profile takes a minute and more to build.
+
+    torch2trt makes one profile, so there it is the batch size alone.
+    """
+    if chosen.plan_buckets is not None:
+        return tuple(sorted(set(chosen.plan_buckets)))
+    largest = min(batch_size, 256)
+    small = () if chosen.converter == "torch2trt" else (1, 8)
+    return (*(bucket for bucket in small if bucket < largest), largest)
 
 
 def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -48,9 +49,8 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     torch.set_num_threads(placement.cpu_threads(chosen.cpu_threads, int(config.get("maxWorkers", 1))))
     device, why_device = placement.choose_device(chosen.device, context.system_properties.get("gpu_id"))
     precision, why_precision = placement.choose_precision(chosen.precision, device, provenance.get("parity", {}))
-    spec = EngineSpec(kind, folder, device, precision, getattr(chosen, "task", ""))
-    name = engines.choose(chosen.engine, spec)
-    engine = engines.load(name, spec)
+    spec = engine_spec(kind, folder, device, precision, chosen, _batch_size(context, config))
+    name, engine = engines.load_chosen(chosen.engine, spec)
     device_name = placement.device_name(device)
     description = {
         "kind": kind,
@@ -72,6 +72,27 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
         time.monotonic() - started,
     )
     return Model(folder, chosen, spec, engine, description)
+
+
+def engine_spec(
+    kind: str, folder: Path, device: torch.device, precision: str, chosen: settings.Settings, batch_size: int
+) -> EngineSpec:
+    """What an engine is told, out of the settings."""
+    spec = EngineSpec(kind, folder, device, precision, batch_size=batch_size)
+    if isinstance(chosen, settings.ImageSettings):
+        return dataclasses.replace(
+            spec,
+            image_size=chosen.preprocess.size,
+            buckets=chosen.plan_buckets,
+            on_mismatch=chosen.on_mismatch,
+            plan_cache=Path(chosen.plan_cache).expanduser() if chosen.plan_cache else spec.plan_cache,
+        )
+    return dataclasses.replace(spec, task=getattr(chosen, "task", ""))
+
+
+def _batch_size(context: Context, config: dict[str, Any]) -> int:
+    """Of TorchServe's worker, or of the archive where a process loads it without TorchServe; the larger."""
+    return max(int(context.system_properties.get("batch_size") or 1), int(config.get("batchSize") or 1))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from handlers.images import Preprocess
@@ -77,6 +78,9 @@ class ImageSettings(Settings):
     max_pixels: of one image, width x height, asked before it is decoded.
     micro_batch: images that go through the network at once; larger batches are cut.
     decode_threads: that decode images beside each other; 0 is one a core, at most 8.
+    plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.
+    on_mismatch: "rebuild" a plan that was built for another GPU or TensorRT (minutes, once), or "refuse" to load.
+    plan_cache: folder of the plans that are built at load; "" is ~/.cache/torchserve-fast-handlers/plans.
     """
 
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(size=224, resize=256))
@@ -84,12 +88,19 @@ class ImageSettings(Settings):
     max_pixels: int = 50_000_000
     micro_batch: int = 256
     decode_threads: int = 0
+    plan_buckets: tuple[int, ...] = (1, 8, 64)
+    on_mismatch: str = "rebuild"
+    plan_cache: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("top_k", "max_pixels", "micro_batch"):
             _at_least(_camel(name), getattr(self, name), 1)
         _at_least("decodeThreads", self.decode_threads, 0)
+        _one_of("onMismatch", self.on_mismatch, ("rebuild", "refuse"))
+        ascending = all(a < b for a, b in pairwise((0, *self.plan_buckets)))
+        if not self.plan_buckets or not ascending or self.plan_buckets[-1] > 256:
+            raise ValueError(f"planBuckets is {list(self.plan_buckets)}; wanted: ascending batch sizes, 1 to 256")
 
 
 @dataclass(frozen=True)

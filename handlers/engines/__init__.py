@@ -3,22 +3,25 @@
 Each engine offers (a module without KINDS is a part of others):
 
 - `KINDS`: the kinds of model it runs, of "image-classifier" and "text-encoder".
-- `RANK`: int; "auto" takes the highest rank that does not object.
+- `RANK`: int; the order in which "auto" looks at them, highest first.
 - `objection(spec) -> str | None`: why it cannot run `spec` here, or None.
 - `load(spec) -> Engine`.
+- where loading may take minutes, `ready(spec) -> bool`: whether it will not. "auto" leaves out what is not ready.
 """
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from handlers.engines.plans import default_cache
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -29,6 +32,9 @@ class EngineSpec:
 
     kind: "image-classifier" or "text-encoder". task: of a text encoder, one of settings.TEXT_TASKS.
     model_dir: holds config.json and model.safetensors. precision: a key of DTYPES.
+    image_size: side of the square images, in pixels. batch_size: requests that TorchServe puts together.
+    buckets: batch sizes that a plan is built for, ascending. on_mismatch: "rebuild" or "refuse" a plan that was built
+    for another machine. plan_cache: folder of the plans built here.
     """
 
     kind: str
@@ -36,6 +42,11 @@ class EngineSpec:
     device: torch.device
     precision: str
     task: str = ""
+    image_size: int = 224
+    batch_size: int = 1
+    buckets: tuple[int, ...] = (1, 8, 64)
+    on_mismatch: str = "rebuild"
+    plan_cache: Path = field(default_factory=default_cache)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,26 +76,41 @@ def names(kind: str | None = None) -> list[str]:
     return sorted(fitting, key=lambda name: -modules[name].RANK)
 
 
-def choose(asked: str, spec: EngineSpec) -> str:
-    """The engine's name for `asked`; "auto" is the best one without an objection.
+def choose(asked: str, spec: EngineSpec) -> list[str]:
+    """The engines' names for `asked`; of several, the fastest is to be measured ("auto" for a CNN on a GPU).
 
     Raises ValueError where the asked engine does not exist or cannot run the spec here.
     """
     known = names(spec.kind)
     if asked == "auto":
-        return next(name for name in known if _module(name).objection(spec) is None)
+        able = [name for name in known if _module(name).objection(spec) is None and _ready(name, spec)]
+        by_measurement = spec.kind == "image-classifier" and spec.device.type == "cuda" and spec.precision != "fp32"
+        return able if by_measurement else able[:1]
     if asked not in known:
         raise ValueError(f"engine {asked!r} does not run a {spec.kind}; known: auto, {', '.join(known)}")
     objection = _module(asked).objection(spec)
     if objection:
         raise ValueError(f"engine {asked} cannot run here: {objection}; engine: auto takes the best one that can")
-    return asked
+    return [asked]
+
+
+def load_chosen(asked: str, spec: EngineSpec) -> tuple[str, Engine]:
+    """Choose and load; the name says what serves ("cudnn+tensorrt" where buckets differ). Raises ValueError."""
+    from handlers.engines.measured import load_fastest
+
+    chosen = choose(asked, spec)
+    return (chosen[0], load(chosen[0], spec)) if len(chosen) == 1 else load_fastest(spec, chosen)
 
 
 def load(name: str, spec: EngineSpec) -> Engine:
     """Load `spec` with the engine `name`."""
     engine: Engine = _module(name).load(spec)
     return engine
+
+
+def _ready(name: str, spec: EngineSpec) -> bool:
+    module = _module(name)
+    return not hasattr(module, "ready") or bool(module.ready(spec))
 
 
 def _module(name: str) -> ModuleType:

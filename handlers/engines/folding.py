@@ -7,6 +7,7 @@ library offers it.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from torch import nn
 @dataclass(frozen=True)
 class Convolution:
     """weight: (O, I, k, k), channels_last. bias: (O,). Square kernels, no groups, no dilation."""
+
+    # A shortcut has a bias of zeros, which nobody adds: fold_resnet moves it into its body's last convolution.
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -44,7 +47,7 @@ class FoldedResNet:
 
 
 class Operations(Protocol):
-    """The two fused calls of a ResNet; all tensors channels_last, of one dtype, on one device."""
+    """The calls of a ResNet; all tensors channels_last, of one dtype, on one device."""
 
     def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
         """relu(conv(images))"""
@@ -52,6 +55,14 @@ class Operations(Protocol):
 
     def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
         """relu(conv(images) + residual)"""
+        ...
+
+    def shortcut(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+        """conv(images) without its bias"""
+        ...
+
+    def max_pool(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)): 3x3, stride 2, padding 1"""
         ...
 
 
@@ -64,6 +75,12 @@ class TorchOperations:
     def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
         return convolve(images, conv).add_(residual).relu_()
 
+    def shortcut(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+        return F.conv2d(images, conv.weight, None, conv.stride, conv.padding)
+
+    def max_pool(self, images: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(images, 3, stride=2, padding=1)
+
 
 def convolve(images: torch.Tensor, conv: Convolution) -> torch.Tensor:
     """(N, I, H, W) -> (N, O, H', W'), bias added, no activation."""
@@ -72,9 +89,9 @@ def convolve(images: torch.Tensor, conv: Convolution) -> torch.Tensor:
 
 def run(network: FoldedResNet, images: torch.Tensor, operations: Operations) -> torch.Tensor:
     """(N, 3, H, W) normalised images -> logits (N, classes)."""
-    hidden = F.max_pool2d(operations.relu(images, network.stem), 3, stride=2, padding=1)
+    hidden = operations.max_pool(operations.relu(images, network.stem))
     for block in network.blocks:
-        residual = hidden if block.shortcut is None else convolve(hidden, block.shortcut)
+        residual = hidden if block.shortcut is None else operations.shortcut(hidden, block.shortcut)
         for conv in block.body[:-1]:
             hidden = operations.relu(hidden, conv)
         hidden = operations.add_relu(hidden, block.body[-1], residual)
@@ -89,17 +106,20 @@ def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedR
     if model.config.hidden_act != "relu":
         raise ValueError(f"the activation is {model.config.hidden_act}; only relu can be fused")
 
-    def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
-        return _fold(conv, norm, device, dtype)
+    def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, extra: torch.Tensor | None = None) -> Convolution:
+        return _fold(conv, norm, device, dtype, extra)
 
-    blocks = [
-        Block(
-            tuple(fold(layer.convolution, layer.normalization) for layer in block.layer),
-            None if isinstance(block.shortcut, nn.Identity) else fold(*block.shortcut.children()),
-        )
-        for stage in model.resnet.encoder.stages
-        for block in stage.layers
-    ]
+    def fold_block(block: Any) -> Block:
+        *first, last = [(layer.convolution, layer.normalization) for layer in block.layer]
+        shortcut, extra = None, None
+        if not isinstance(block.shortcut, nn.Identity):
+            convolution, norm = block.shortcut.children()
+            shortcut = fold(convolution, norm)
+            extra = _scale_and_bias(convolution, norm)[1]
+            shortcut = dataclasses.replace(shortcut, bias=torch.zeros_like(shortcut.bias))
+        return Block((*(fold(*pair) for pair in first), fold(*last, extra)), shortcut)
+
+    blocks = [fold_block(block) for stage in model.resnet.encoder.stages for block in stage.layers]
     stem, classifier = model.resnet.embedder.embedder, model.classifier[-1]
     return FoldedResNet(
         fold(stem.convolution, stem.normalization),
@@ -109,14 +129,29 @@ def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedR
     )
 
 
-def _fold(conv: Any, norm: Any, device: torch.device, dtype: torch.dtype) -> Convolution:
+def pad_stem(network: FoldedResNet, channels: int) -> FoldedResNet:
+    """The same function of images that have channels appended to the first 3: their weights are zero."""
+    weight = network.stem.weight
+    padded = weight.new_zeros((weight.shape[0], channels, *weight.shape[2:]))
+    padded[:, : weight.shape[1]] = weight
+    stem = dataclasses.replace(network.stem, weight=padded.contiguous(memory_format=torch.channels_last))
+    return dataclasses.replace(network, stem=stem)
+
+
+def _fold(conv: Any, norm: Any, device: torch.device, dtype: torch.dtype, extra: torch.Tensor | None) -> Convolution:
     plain = conv.groups == 1 and conv.dilation == (1, 1) and isinstance(conv.padding, tuple)
     if not plain or any(len(set(sides)) != 1 for sides in (conv.kernel_size, conv.stride, conv.padding)):
         raise ValueError(f"{conv} is grouped, dilated or not square, which this does not fuse")
-    with torch.no_grad():
-        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-        weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-        before = 0 if conv.bias is None else conv.bias.double()
-        bias = norm.bias.double() + (before - norm.running_mean.double()) * scale
+    scale, bias = _scale_and_bias(conv, norm)
+    weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
     folded = weight.to(device, dtype).to(memory_format=torch.channels_last)
+    bias = bias if extra is None else bias + extra
     return Convolution(folded, bias.to(device, dtype), conv.stride[0], conv.padding[0])
+
+
+@torch.no_grad()
+def _scale_and_bias(conv: Any, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each output channel, (O,) and (O,), in fp64."""
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    before = 0 if conv.bias is None else conv.bias.double()
+    return scale, norm.bias.double() + (before - norm.running_mean.double()) * scale

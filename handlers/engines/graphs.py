@@ -24,10 +24,11 @@ class GraphedByBucket:
 
     work: (B, ...) on the device -> (B, K), row by row: no row may depend on another. A graph is captured when its
     bucket is first used, or by `capture`. Rows of padding are zeros, and are cut off the output.
+    channels: of (B, C, H, W) inputs as `work` gets them; those beyond the batch's own are zeros.
     """
 
-    def __init__(self, work: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.work = work
+    def __init__(self, work: Callable[[torch.Tensor], torch.Tensor], channels: int) -> None:
+        self.work, self.channels = work, channels
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         self.pool: Any = None
 
@@ -40,7 +41,7 @@ class GraphedByBucket:
         if bucket not in self.graphs:
             self.capture(bucket, batch)
         graph, inputs, outputs = self.graphs[bucket]
-        inputs[: len(batch)].copy_(batch)
+        inputs[: len(batch), : batch.shape[1]].copy_(batch)
         inputs[len(batch) :].zero_()
         graph.replay()
         # The pool is shared: the next replay may overwrite these outputs.
@@ -49,7 +50,8 @@ class GraphedByBucket:
     @torch.inference_mode()
     def capture(self, bucket: int, like: torch.Tensor) -> None:
         """Capture the graph of one bucket, for batches shaped and laid out as `like`."""
-        inputs = torch.zeros((bucket, *like.shape[1:]), dtype=like.dtype, device=like.device).contiguous(
+        shape = (bucket, self.channels, *like.shape[2:])
+        inputs = torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(
             memory_format=torch.channels_last
         )
         side = torch.cuda.Stream(like.device)

@@ -43,7 +43,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleTy
 @pytest.mark.parametrize("kind", ["image-classifier", "text-encoder"])
 def test_the_reference_engine_runs_both_kinds(kind: str) -> None:
     assert "torch_eager" in engines.names(kind)
-    assert engines.choose("torch_eager", spec_of(kind)) == "torch_eager"
+    assert engines.choose("torch_eager", spec_of(kind)) == ["torch_eager"]
 
 
 def test_names_come_best_first() -> None:
@@ -63,7 +63,7 @@ def test_every_engine_offers_what_the_folder_promises() -> None:
 
 
 def test_auto_takes_one_without_an_objection() -> None:
-    name = engines.choose("auto", spec_of())
+    (name,) = engines.choose("auto", spec_of())
     assert engines._module(name).objection(spec_of()) is None
 
 
@@ -75,8 +75,8 @@ def test_an_unknown_engine_is_refused_with_the_known_ones(asked: str) -> None:
 
 def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
     assert engines.names()[0] == "plugged"
-    assert engines.choose("auto", spec_of()) == "plugged"
-    assert engines.choose("plugged", spec_of()) == "plugged"
+    assert engines.choose("auto", spec_of()) == ["plugged"]
+    assert engines.choose("plugged", spec_of()) == ["plugged"]
     engine: Engine = engines.load("plugged", spec_of(folder=Path("archive")))
     assert engine.run(torch.zeros(3, 1)).tolist() == [[7.0, 7.0]] * 3
     assert engine.details == {"from": "archive"}
@@ -84,14 +84,14 @@ def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
 
 def test_an_engine_is_asked_for_its_own_kind_only(plugin: ModuleType) -> None:
     assert "plugged" not in engines.names("text-encoder")
-    assert engines.choose("auto", spec_of("text-encoder")) != "plugged"
+    assert engines.choose("auto", spec_of("text-encoder")) != ["plugged"]
     with pytest.raises(ValueError, match="'plugged' does not run a text-encoder"):
         engines.choose("plugged", spec_of("text-encoder"))
 
 
 def test_auto_passes_over_an_engine_that_objects(plugin: Any) -> None:
     plugin.OBJECTION = "no such hardware"
-    assert engines.choose("auto", spec_of()) != "plugged"
+    assert engines.choose("auto", spec_of()) != ["plugged"]
     with pytest.raises(ValueError, match="plugged cannot run here: no such hardware"):
         engines.choose("plugged", spec_of())
 

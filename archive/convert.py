@@ -1,0 +1,115 @@
+"""What the TensorRT engine needs in an archive: the network as ONNX and, where a GPU is at hand, the plan."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from archive import onnx_export
+from handlers.engines import EngineSpec, plans, tensorrt
+from handlers.engines.folding import Convolution, FoldedResNet, TorchOperations, fold_resnet, run
+
+CONVERTERS = ("onnx", "torch2trt")
+PLAN_AT = ("auto", "packaging", "first-load")
+
+
+class ConvertError(ValueError):
+    """The asked conversion cannot be done here; says what to do instead."""
+
+
+def wanted(engine: str) -> bool:
+    """Whether an archive for this engine carries ONNX: for "auto", where TensorRT is installed."""
+    return engine == "tensorrt" or (engine == "auto" and tensorrt.installed() and _onnx_installed())
+
+
+def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, converter: str, plan_at: str) -> None:
+    """Write `model.onnx` of a transformers ResNetForImageClassification into `folder`, and `plan/` where it is due.
+
+    Raises ConvertError, or plans.PlanError where TensorRT builds none.
+    """
+    if not _onnx_installed():
+        raise ConvertError("the package onnx is not installed; pip install 'torchserve-fast-handlers[tensorrt]'")
+    onnx_export.export(model, folder / tensorrt.ONNX, image_size)
+    can_build = tensorrt.installed() and torch.cuda.is_available()
+    if plan_at == "packaging" and not can_build:
+        raise ConvertError(
+            "--plan packaging needs TensorRT and an NVIDIA GPU here; --plan first-load builds it later"
+        )
+    if plan_at == "first-load" or not can_build:
+        if converter == "torch2trt":
+            raise ConvertError("torch2trt converts at packaging only, and that needs TensorRT and an NVIDIA GPU here")
+        return
+    spec = EngineSpec(
+        "image-classifier", folder, torch.device("cuda", 0), "fp16", image_size=image_size, buckets=buckets
+    )
+    content = through_torch2trt(model, spec) if converter == "torch2trt" else tensorrt.build(spec)
+    plans.write(folder / tensorrt.PLAN_FOLDER, content, tensorrt.fingerprint(spec))
+
+
+def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
+    """A plan by NVIDIA-AI-IOT/torch2trt, which maps each PyTorch call to a TensorRT layer; one profile only.
+
+    Raises ConvertError where torch2trt is not installed or several buckets are asked for.
+    """
+    if importlib.util.find_spec("torch2trt") is None:
+        raise ConvertError(
+            "torch2trt is not installed; it is on no registry: git clone https://github.com/NVIDIA-AI-IOT/torch2trt "
+            "&& pip install ./torch2trt. --converter onnx needs nothing beyond TensorRT"
+        )
+    if len(spec.buckets) != 1:
+        raise ConvertError(
+            f"torch2trt makes plans of one profile; --plan-buckets {spec.buckets[-1]} asks for that one alone"
+        )
+    from torch2trt import torch2trt
+
+    network = _Traceable(fold_resnet(model.eval(), spec.device, torch.float16))
+    largest = spec.buckets[-1]
+    shapes = {
+        f"{name}_shapes": [(count, 3, spec.image_size, spec.image_size)]
+        for name, count in (("min", 1), ("opt", largest), ("max", largest))
+    }
+    example = torch.zeros((largest, 3, spec.image_size, spec.image_size), dtype=torch.float16, device=spec.device)
+    with torch.no_grad():
+        converted: Any = torch2trt(
+            network,
+            [example],
+            fp16_mode=True,
+            input_names=[tensorrt.INPUT],
+            output_names=[tensorrt.OUTPUT],
+            max_workspace_size=tensorrt.WORKSPACE_BYTES,
+            **shapes,
+        )
+    return bytes(converted.engine.serialize())
+
+
+class _TraceableOperations(TorchOperations):
+    """The fused calls in words that torch2trt has converters for."""
+
+    def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+        return F.relu(_convolve(images, conv))
+
+    def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
+        return F.relu(_convolve(images, conv) + residual)
+
+
+class _Traceable(nn.Module):
+    def __init__(self, network: FoldedResNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) -> logits (N, classes)"""
+        return run(self.network, images, _TraceableOperations())
+
+
+def _convolve(images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+    return F.conv2d(images, conv.weight, conv.bias, conv.stride, conv.padding)
+
+
+def _onnx_installed() -> bool:
+    return importlib.util.find_spec("onnx") is not None

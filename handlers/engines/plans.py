@@ -1,0 +1,168 @@
+"""TensorRT plans as files: what each was built for, whether it is whole, and where one comes from.
+
+A plan is machine code for one GPU model, one TensorRT and one network. Beside `model.plan` lies `model.json` with
+its fingerprint and SHA-256; a plan whose digest differs is never deserialised. No TensorRT is imported here.
+
+A plan is looked for in the archive, then in the cache folder, and else built: under a file lock, so that the
+workers of a model build it once between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+PLAN, RECORD = "model.plan", "model.json"
+ON_MISMATCH = ("rebuild", "refuse")
+
+
+class PlanError(ValueError):
+    """A plan is not for this machine, or not whole."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """All that a plan depends on. Two equal fingerprints may share a plan.
+
+    tensorrt, cuda: versions. compute_capability: as "9.0". onnx: SHA-256 of the network, in hex. buckets: the
+    optimization profiles' batch sizes. image_size: pixels. precision: "fp16".
+    """
+
+    tensorrt: str
+    cuda: str
+    compute_capability: str
+    gpu: str
+    onnx: str
+    buckets: tuple[int, ...]
+    image_size: int
+    precision: str
+
+    def differences(self, other: Mapping[str, object]) -> list[str]:
+        """What `other`, a record's fingerprint, has otherwise; both sides named."""
+        mine = json.loads(json.dumps(asdict(self)))
+        keys = sorted(mine.keys() | other.keys())
+        return [
+            f"{key}: plan {_short(other.get(key))}, here {_short(mine.get(key))}"
+            for key in keys
+            if mine.get(key) != other.get(key)
+        ]
+
+    @property
+    def key(self) -> str:
+        """A folder name."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """content: the serialised engine. source: "archive", "cache" or "built here"."""
+
+    content: bytes
+    source: str
+
+
+def default_cache() -> Path:
+    """$XDG_CACHE_HOME or ~/.cache, and this project's folder in it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchserve-fast-handlers" / "plans"
+
+
+def read(folder: Path, wanted: Fingerprint) -> bytes:
+    """The plan in `folder`. Raises PlanError where it is for something else, or its digest differs."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        theirs, digest = record["fingerprint"], record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PlanError(f"{folder / RECORD} is missing or unreadable, so the plan beside it is not trusted") from None
+    if different := wanted.differences(theirs):
+        raise PlanError(f"the plan was built for something else: {'; '.join(different)}")
+    try:
+        content = (folder / PLAN).read_bytes()
+    except OSError as error:
+        raise PlanError(f"{folder / PLAN} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise TornPlanError(f"{folder / PLAN} is torn or was changed: its SHA-256 is not the one in {RECORD}")
+    return content
+
+
+class TornPlanError(PlanError):
+    """A plan's bytes are not those that were written."""
+
+
+def write(folder: Path, content: bytes, fingerprint: Fingerprint) -> None:
+    """Put a plan and its record into `folder`, each in one step, the record last."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    record = {"fingerprint": asdict(fingerprint), "sha256": hashlib.sha256(content).hexdigest()}
+    _replace(folder / PLAN, content)
+    _replace(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def obtain(archived: Path, cache: Path, wanted: Fingerprint, on_mismatch: str, build: Callable[[], bytes]) -> Plan:
+    """The plan from the archive's folder, the cache, or `build`.
+
+    A plan in the archive that is for something else is rebuilt into the cache, or refused, as `on_mismatch` says;
+    one that is torn is always refused. Raises PlanError.
+    """
+    if archived.is_dir():
+        try:
+            return Plan(read(archived, wanted), "archive")
+        except TornPlanError:
+            raise
+        except PlanError as error:
+            if on_mismatch == "refuse":
+                raise PlanError(
+                    f"{error}. onMismatch: rebuild in model-config.yaml builds one here; or package again on this "
+                    "machine"
+                ) from None
+            logger.warning("%s; building one here, as onMismatch says", error)
+    return _cached(cache / wanted.key, wanted, build)
+
+
+def _cached(folder: Path, wanted: Fingerprint, build: Callable[[], bytes]) -> Plan:
+    with locked(folder):
+        if (folder / RECORD).exists():
+            try:
+                return Plan(read(folder, wanted), "cache")
+            except PlanError as error:
+                logger.warning("cached plan not used: %s; building it again", error)
+        content = build()
+        write(folder, content, wanted)
+        return Plan(content, "built here")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder`'s lock; the system releases it when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another worker that builds the plan")
+            started = time.monotonic()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            logger.info("the other worker was done after %.0f s", time.monotonic() - started)
+        yield
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) > 40 else text

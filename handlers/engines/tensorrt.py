@@ -1,0 +1,239 @@
+"""CNNs through NVIDIA TensorRT: one plan with an optimization profile for each batch bucket.
+
+The network is the archive's `model.onnx` (half precision, BatchNorm folded); the plan travels in the archive or is
+built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it, at its own size:
+nothing is padded. Input and output are the tensors' own memory, on the current stream.
+
+Source: the TensorRT developer guide, "Working with Dynamic Shapes" and "Strongly Typed Networks". TensorRT 8.6
+takes the precision from a builder flag; from 10 on it comes from the network's own types. Tried on 8.6 only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handlers.engines import Engine, EngineSpec, plans
+from handlers.engines.graphs import bucket_of
+
+KINDS = ("image-classifier",)
+RANK = 20
+
+ONNX, PLAN_FOLDER = "model.onnx", "plan"
+INPUT, OUTPUT = "images", "logits"
+WORKSPACE_BYTES = 4 << 30
+SECONDS_A_PROFILE = 95  # ResNet-101 with TensorRT 8.6 on an H200, without a timing cache
+
+logger = logging.getLogger(__name__)
+
+
+def installed() -> bool:
+    """Whether TensorRT's Python package is there, without importing it."""
+    return importlib.util.find_spec("tensorrt") is not None
+
+
+def objection(spec: EngineSpec) -> str | None:
+    """Why not: it needs an NVIDIA GPU, fp16, TensorRT, and an archive that carries the network as ONNX."""
+    if spec.device.type != "cuda" or torch.version.hip is not None:
+        return f"it needs an NVIDIA GPU, and the device is {spec.device}"
+    if spec.precision != "fp16":
+        return f"it runs fp16, and the precision is {spec.precision}"
+    if not installed():
+        return "the package tensorrt is not installed (pip install tensorrt)"
+    if not (spec.model_dir / ONNX).is_file():
+        return f"the archive carries no {ONNX}; package it with --engine tensorrt"
+    return None
+
+
+def ready(spec: EngineSpec) -> bool:
+    """Whether a plan that fits lies in the archive or the cache, so that loading builds nothing."""
+    wanted = fingerprint(spec)
+    for folder in (spec.model_dir / PLAN_FOLDER, spec.plan_cache / wanted.key):
+        with contextlib.suppress(plans.PlanError):
+            plans.read(folder, wanted)
+            return True
+    return False
+
+
+def load(spec: EngineSpec) -> Engine:
+    """Find or build the plan, and deserialise it. Raises plans.PlanError, a ValueError that names both sides."""
+    wanted = fingerprint(spec)
+    plan = plans.obtain(spec.model_dir / PLAN_FOLDER, spec.plan_cache, wanted, spec.on_mismatch, lambda: build(spec))
+    runner = PlanRunner(plan.content, spec.buckets, spec.device)
+    details: dict[str, object] = {
+        "library": f"TensorRT {wanted.tensorrt}",
+        "plan": plan.source,
+        "profiles": list(spec.buckets),
+        "onnx": f"sha256:{wanted.onnx}",
+    }
+    return Engine(runner, details)
+
+
+def fingerprint(spec: EngineSpec) -> plans.Fingerprint:
+    """What a plan for `spec` on this machine depends on."""
+    properties = torch.cuda.get_device_properties(spec.device)
+    return plans.Fingerprint(
+        tensorrt=_tensorrt().__version__,
+        cuda=str(torch.version.cuda),
+        compute_capability=f"{properties.major}.{properties.minor}",
+        gpu=properties.name,
+        onnx=hashlib.sha256((spec.model_dir / ONNX).read_bytes()).hexdigest(),
+        buckets=spec.buckets,
+        image_size=spec.image_size,
+        precision=spec.precision,
+    )
+
+
+def build(spec: EngineSpec) -> bytes:
+    """Build the plan from the ONNX network, one profile a bucket, saying how it goes. Raises plans.PlanError."""
+    trt = _tensorrt()
+    with torch.cuda.device(spec.device):
+        said = _Said(trt)
+        builder = trt.Builder(said.logger)
+        network = builder.create_network(_network_flags(trt))
+        parser = trt.OnnxParser(network, said.logger)
+        if not parser.parse((spec.model_dir / ONNX).read_bytes()):
+            errors = "; ".join(str(parser.get_error(place)) for place in range(parser.num_errors))
+            raise plans.PlanError(f"TensorRT cannot read {ONNX}: {errors}")
+        config = _config(trt, builder, spec)
+        with _timing_cache(trt, config, spec), _progress(len(spec.buckets)):
+            plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise plans.PlanError(f"TensorRT built no plan: {said.last or 'it gave no reason'}")
+    return bytes(plan)
+
+
+def _network_flags(trt: Any) -> int:
+    """Strongly typed where TensorRT has that (10 and newer), explicit batch where it still has to be asked (8.6)."""
+    known = trt.NetworkDefinitionCreationFlag.__members__
+    for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH"):
+        if name in known:
+            return 1 << int(known[name])
+    return 0
+
+
+def _config(trt: Any, builder: Any, spec: EngineSpec) -> Any:
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__ and hasattr(trt.BuilderFlag, "FP16"):
+        config.set_flag(trt.BuilderFlag.FP16)
+    smallest = 1
+    for bucket in spec.buckets:
+        profile = builder.create_optimization_profile()
+        sizes = [(count, 3, spec.image_size, spec.image_size) for count in (smallest, bucket, bucket)]
+        profile.set_shape(INPUT, *sizes)
+        config.add_optimization_profile(profile)
+        smallest = bucket + 1
+    return config
+
+
+@contextlib.contextmanager
+def _timing_cache(trt: Any, config: Any, spec: EngineSpec) -> Iterator[None]:
+    """Kernel timings of earlier builds on this GPU with this TensorRT; a second build takes seconds with them."""
+    gpu = hashlib.sha256(torch.cuda.get_device_name(spec.device).encode()).hexdigest()[:12]
+    path = spec.plan_cache / f"timing-{trt.__version__}-{gpu}"
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is not None:
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    yield
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _progress(profiles: int) -> Iterator[None]:
+    """A line in the log every 15 s: building is silent otherwise, and takes minutes."""
+    done, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(15):
+            logger.info("building the TensorRT plan: %.0f s so far", time.monotonic() - started)
+
+    estimate = profiles * SECONDS_A_PROFILE
+    logger.info("building a TensorRT plan with %d profiles; up to about %d s the first time", profiles, estimate)
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+    logger.info("TensorRT plan built in %.0f s", time.monotonic() - started)
+
+
+class _Said:
+    """TensorRT's own log lines, errors to ours; the last one explains a failed build."""
+
+    def __init__(self, trt: Any) -> None:
+        said = self
+        self.last = ""
+
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def log(self, severity: Any, message: str) -> None:
+                if int(severity) <= int(trt.ILogger.ERROR):
+                    said.last = message
+                    logger.error("TensorRT: %s", message)
+
+        self.logger = Logger()
+
+
+class PlanRunner:
+    """A deserialised plan: (N, 3, S, S) fp16 -> logits (N, classes) fp16, on the current stream, in N's own size."""
+
+    def __init__(self, content: bytes, buckets: tuple[int, ...], device: torch.device) -> None:
+        trt = _tensorrt()
+        self.buckets, self.device = buckets, device
+        self.said = _Said(trt)
+        with torch.cuda.device(device):
+            self.runtime = trt.Runtime(self.said.logger)
+            self.engine = self.runtime.deserialize_cuda_engine(content)
+            if self.engine is None:
+                raise plans.PlanError(f"TensorRT cannot deserialise the plan: {self.said.last}")
+            self.classes = int(self.engine.get_tensor_shape(OUTPUT)[-1])
+            self.contexts = {bucket: self._context(place) for place, bucket in enumerate(buckets)}
+
+    def _context(self, profile: int) -> Any:
+        context = self.engine.create_execution_context()
+        stream = torch.cuda.current_stream(self.device)
+        if not context.set_optimization_profile_async(profile, stream.cuda_stream):
+            raise plans.PlanError(f"TensorRT cannot use profile {profile}: {self.said.last}")
+        stream.synchronize()
+        return context
+
+    @torch.inference_mode()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.buckets[-1]:
+            return torch.cat([self(part) for part in images.split(self.buckets[-1])])
+        context = self.contexts[bucket_of(len(images), self.buckets)]
+        images = images.contiguous()  # TensorRT's linear layout; channels_last is copied here
+        logits = torch.empty((len(images), self.classes), dtype=torch.float16, device=images.device)
+        context.set_input_shape(INPUT, tuple(images.shape))
+        context.set_tensor_address(INPUT, images.data_ptr())
+        context.set_tensor_address(OUTPUT, logits.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream(images.device).cuda_stream):
+            raise RuntimeError(f"TensorRT did not run the batch: {self.said.last}")
+        return logits
+
+
+def describe(folder: Path) -> str:
+    """One line about a plan's record, for people."""
+    record = json.loads((folder / plans.RECORD).read_text(encoding="utf-8"))["fingerprint"]
+    return f"TensorRT {record['tensorrt']}, {record['gpu']}, profiles {record['buckets']}"
+
+
+def _tensorrt() -> Any:
+    return importlib.import_module("tensorrt")

@@ -1,0 +1,84 @@
+"""Times of single calls, and the ceilings that the machine really reaches."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from handlers.engines import DTYPES
+
+MIN_CALLS = 20
+MIN_WARM_UPS = 3
+# A quarter of a point's time brings the clocks up.
+WARM_UP_SHARE = 0.25
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Linear between the two nearest ranks, as numpy's."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def times_ms(call: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
+    """Milliseconds of each of at least MIN_CALLS calls, and about `seconds` of them in all, after a warm-up.
+
+    On a GPU calls are queued without waiting, and each is timed by CUDA events around it.
+    """
+    calls = max(MIN_CALLS, math.ceil(seconds / max(_warm_up(call, device, seconds), 1e-6)))
+    return _events_ms(call, calls) if device.type == "cuda" else [_once(call, device) * 1e3 for _ in range(calls)]
+
+
+def _warm_up(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Seconds that the last of the warm-up's calls took."""
+    started, done = time.perf_counter(), 0
+    while True:
+        last = _once(call, device)
+        done += 1
+        if done >= MIN_WARM_UPS and time.perf_counter() - started >= WARM_UP_SHARE * seconds:
+            return last
+
+
+def _once(call: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _events_ms(call: Callable[[], object], calls: int) -> list[float]:
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
+    for start, end in pairs:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in pairs]
+
+
+def matmul_tflops(device: torch.device, precision: str, seconds: float) -> float:
+    """TFLOP/s of a square matmul of random numbers: 8192 a side, on a CPU 512. fp32 without TF32.
+
+    Random numbers, because zeros cost less power, and let a GPU clock higher than a network does.
+    """
+    side = 8192 if device.type == "cuda" else 512
+    torch.backends.cuda.matmul.allow_tf32 = False
+    left, right = (torch.randn(side, side, device=device).to(DTYPES[precision]) for _ in range(2))
+    out = torch.empty_like(left)
+    spent = times_ms(lambda: torch.mm(left, right, out=out), device, seconds)
+    return 2 * side**3 / (quantile(spent, 0.5) * 1e-3) / 1e12
+
+
+def copy_tb_per_s(device: torch.device, seconds: float) -> float:
+    """TB/s of a copy from device memory to device memory, read and written bytes together."""
+    size = 2**30 if device.type == "cuda" else 2**26
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    spent = times_ms(lambda: target.copy_(source), device, seconds)
+    return 2 * size / (quantile(spent, 0.5) * 1e-3) / 1e12

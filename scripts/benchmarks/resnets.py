@@ -1,0 +1,115 @@
+"""The workload of an image classifier: a ResNet's folder, photographs for it, their fp32 logits, its layers."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from archive import jobs
+from archive.parity import Array
+from benchmarks import layers, runners
+from benchmarks.layers import Layer
+from benchmarks.sweep import Point
+from handlers.engines import DTYPES, EngineSpec
+from handlers.images import Batcher, Preprocess, prepare
+
+PRESET = Path(jobs.__file__).parent / "resnet101" / "preset.yaml"
+ONNX = "model.onnx"
+MAX_PIXELS = 50_000_000
+CALIBRATION = 8
+
+
+@dataclass(frozen=True)
+class ResNetWorkload:
+    """photographs: (P, 3, S, S) fp32, normalised, on the device. logits: (P, classes), transformers' in fp32."""
+
+    model: str
+    layers: list[Layer]
+    photographs: torch.Tensor
+    logits: Array
+
+    unit = "images/s"
+
+    def inputs(self, point: Point, precision: str) -> torch.Tensor:
+        """(batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
+        places = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
+        return self.photographs[places].to(DTYPES[precision]).contiguous(memory_format=torch.channels_last)
+
+    def reference(self, point: Point) -> Array:
+        """(batch, classes) of `inputs`."""
+        return self.logits[np.arange(point.batch) % len(self.logits)]
+
+    def layers_at(self, point: Point) -> list[Layer]:
+        """The same at every point: all images have one size."""
+        return self.layers
+
+
+def preprocess_of(size: int) -> Preprocess:
+    """ImageNet's, at another size in the same proportion: 224 from 256."""
+    return Preprocess(size=size, resize=round(size * 256 / 224))
+
+
+def workload(spec: EngineSpec) -> ResNetWorkload:
+    """Read the spec's Hugging Face folder, and compute what its network says of the photographs in fp32."""
+    from transformers import ResNetConfig
+
+    config = ResNetConfig.from_pretrained(spec.model_dir, local_files_only=True)
+    preprocess = preprocess_of(spec.image_size)
+    batcher = Batcher(preprocess, spec.device, torch.float32)
+    photographs = batcher([crop for file in jobs.photographs() for crop in prepare(file, preprocess, MAX_PIXELS)])
+    logits = runners.load("eager-fp32", spec).run(photographs).cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise ValueError(f"the fp32 logits of {spec.model_dir} are not finite, so nothing can be compared with them")
+    counted = layers.resnet_layers(config, spec.image_size)
+    return ResNetWorkload(model_name(config), counted, photographs, logits)
+
+
+def model_name(config: Any) -> str:
+    """By its layers with weights, as He et al. count them: resnet101."""
+    convolutions = 3 if config.layer_type == "bottleneck" else 2
+    return f"resnet{convolutions * sum(config.depths) + 2}"
+
+
+def stage(model_dir: Path | None, folder: Path, size: int, onnx: bool) -> Path:
+    """The folder that engines read: model_dir, or `folder` with random weights where that is None.
+
+    onnx: TensorRT needs model.onnx; where model_dir lacks it, it is written beside a copy in `folder`.
+    """
+    if model_dir is None:
+        write_random(folder, size)
+    if not onnx or importlib.util.find_spec("onnx") is None or (model_dir and (model_dir / ONNX).is_file()):
+        return model_dir or folder
+    if model_dir is not None:
+        shutil.copytree(model_dir, folder, dirs_exist_ok=True)
+    _write_onnx(folder, size)
+    return folder
+
+
+def _write_onnx(folder: Path, size: int) -> None:
+    from transformers import ResNetForImageClassification
+
+    from archive.onnx_export import export
+
+    network: Any = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    export(network, folder / ONNX, size)
+
+
+def write_random(folder: Path, size: int) -> None:
+    """A full-size ResNet-101 with random weights, calibrated on photographs so that fp16 does not overflow."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    from archive import random_weights
+
+    preset = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
+    config = ResNetConfig.from_dict({"layer_type": preset["layers"], "depths": preset["depths"], "num_labels": 1000})
+    checkpoint = random_weights.image_checkpoint(config, jobs.photographs()[:CALIBRATION], preprocess_of(size))
+    network = ResNetForImageClassification(config)
+    network.load_state_dict(checkpoint.state)
+    network.save_pretrained(folder)

@@ -1,0 +1,101 @@
+"""TensorRT on an NVIDIA GPU: plans built, cached, packed, refused, and the measured choice of engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import train_digits
+from transformers import ResNetForImageClassification
+
+from archive import convert
+from handlers.engines import EngineSpec, load, load_chosen, plans, tensorrt
+from handlers.images import Batcher, Preprocess, prepare
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    pytest.mark.skipif(not tensorrt.installed(), reason="needs TensorRT"),
+]
+
+DIGITS = Path(__file__).parents[2] / "archive" / "digits"
+PREPROCESS = Preprocess(size=32, resize=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+BUCKETS = (1, 32)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
+    """The digits network with its plan, as packaging stages it."""
+    folder = tmp_path_factory.mktemp("archive")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(DIGITS / name, folder)
+    convert.stage(ResNetForImageClassification.from_pretrained(DIGITS), folder, BUCKETS, 32, "onnx", "packaging")
+    return EngineSpec(
+        "image-classifier",
+        folder,
+        torch.device("cuda", 0),
+        "fp16",
+        image_size=32,
+        batch_size=32,
+        buckets=BUCKETS,
+        plan_cache=tmp_path_factory.mktemp("cache"),
+    )
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """(360, 3, 32, 32): the held-out digits, normalised, fp32, on the CPU."""
+    files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images]
+    crops = [crop for file in files for crop in prepare(file, PREPROCESS, 10**6)]
+    return Batcher(PREPROCESS, torch.device("cpu"), torch.float32)(crops)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 31, 32, 33, 360])
+@torch.inference_mode()
+def test_logits_of_every_batch_size(spec: EngineSpec, images: torch.Tensor, count: int) -> None:
+    engine = load("tensorrt", spec)
+    assert engine.details["plan"] == "archive"
+    reference = ResNetForImageClassification.from_pretrained(DIGITS).train(False)(images[:count]).logits
+    batch = images[:count].to("cuda", torch.float16).contiguous(memory_format=torch.channels_last)
+    logits = engine.run(batch).float().cpu()
+    errors = (logits - reference).norm(dim=1) / reference.norm(dim=1)
+    assert errors.max() < 1e-2
+    assert torch.equal(logits.argmax(dim=1), reference.argmax(dim=1))
+
+
+def test_a_plan_of_another_machine(spec: EngineSpec, tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    shutil.copytree(spec.model_dir, folder)
+    record = json.loads((folder / "plan" / plans.RECORD).read_text(encoding="utf-8"))
+    record["fingerprint"]["gpu"] = "NVIDIA Other"
+    (folder / "plan" / plans.RECORD).write_text(json.dumps(record), encoding="utf-8")
+    other = dataclasses.replace(spec, model_dir=folder, on_mismatch="refuse")
+    with pytest.raises(plans.PlanError, match=r"gpu: plan NVIDIA Other, here NVIDIA"):
+        load("tensorrt", other)
+    rebuilt = dataclasses.replace(other, on_mismatch="rebuild")
+    assert load("tensorrt", rebuilt).details["plan"] == "built here"
+    assert load("tensorrt", rebuilt).details["plan"] == "cache"
+
+
+def test_auto_measures_and_says_what_serves(spec: EngineSpec, images: torch.Tensor) -> None:
+    name, engine = load_chosen("auto", spec)
+    measured = engine.details["measured"]
+    assert isinstance(measured, dict)
+    assert set(measured["milliseconds"]["32"]) == {"cudnn", "tensorrt", "torch_eager"}
+    assert set(name.split("+")) == set(measured["servedBy"].values())
+    batch = images[:5].to("cuda", torch.float16).contiguous(memory_format=torch.channels_last)
+    assert engine.run(batch).shape == (5, 10)
+
+
+def test_torch2trt(spec: EngineSpec, images: torch.Tensor, tmp_path: Path) -> None:
+    pytest.importorskip("torch2trt")
+    shutil.copy(DIGITS / "config.json", tmp_path)
+    convert.stage(ResNetForImageClassification.from_pretrained(DIGITS), tmp_path, (32,), 32, "torch2trt", "auto")
+    engine = load("tensorrt", dataclasses.replace(spec, model_dir=tmp_path, buckets=(32,)))
+    batch = images[:32].to("cuda", torch.float16).contiguous(memory_format=torch.channels_last)
+    same = engine.run(batch).argmax(dim=1) == load("tensorrt", spec).run(batch).argmax(dim=1)
+    assert same.all()

@@ -1,0 +1,117 @@
+"""Plans as files: fingerprints, digests, mismatch, the lock. No TensorRT, no GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from handlers.engines import plans
+from handlers.engines.plans import Fingerprint, PlanError, TornPlanError
+
+HERE = Fingerprint("10.9.0", "13.0", "9.0", "NVIDIA H200", "ab" * 32, (1, 8, 64), 224, "fp16")
+OTHERS = {
+    "tensorrt": "8.6.0",
+    "cuda": "12.8",
+    "compute_capability": "8.0",
+    "gpu": "NVIDIA A100",
+    "onnx": "cd" * 32,
+    "buckets": (1, 8),
+    "image_size": 256,
+    "precision": "bf16",
+}
+
+
+def never() -> bytes:
+    raise AssertionError("nothing was to be built")
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    plans.write(tmp_path / "plan", b"engine", HERE)
+    assert plans.read(tmp_path / "plan", HERE) == b"engine"
+
+
+@pytest.mark.parametrize("key", sorted(OTHERS))
+def test_every_part_of_the_fingerprint_counts_and_is_named(tmp_path: Path, key: str) -> None:
+    other = dataclasses.replace(HERE, **{key: OTHERS[key]})  # type: ignore[arg-type]
+    assert other.key != HERE.key
+    plans.write(tmp_path, b"engine", other)
+    with pytest.raises(PlanError, match=rf"{key}: plan .+, here ") as caught:
+        plans.read(tmp_path, HERE)
+    assert str(caught.value).count("plan ") == 2  # "the plan was built", and this one difference
+
+
+@pytest.mark.parametrize("content", [b"", b"engin", b"engine ", b"Engine"])
+def test_a_torn_plan_is_refused_whatever_onmismatch_says(tmp_path: Path, content: bytes) -> None:
+    plans.write(tmp_path / "plan", b"engine", HERE)
+    (tmp_path / "plan" / plans.PLAN).write_bytes(content)
+    for on_mismatch in plans.ON_MISMATCH:
+        with pytest.raises(TornPlanError, match="torn or was changed"):
+            plans.obtain(tmp_path / "plan", tmp_path / "cache", HERE, on_mismatch, never)
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", "{}", '{"fingerprint": {}}', "null"])
+def test_a_plan_without_a_readable_record_is_not_trusted(tmp_path: Path, record: str) -> None:
+    plans.write(tmp_path, b"engine", HERE)
+    (tmp_path / plans.RECORD).write_text(record, encoding="utf-8")
+    with pytest.raises(PlanError):
+        plans.read(tmp_path, HERE)
+
+
+def test_the_archives_plan_comes_first(tmp_path: Path) -> None:
+    plans.write(tmp_path / "plan", b"archived", HERE)
+    plan = plans.obtain(tmp_path / "plan", tmp_path / "cache", HERE, "rebuild", never)
+    assert plan == plans.Plan(b"archived", "archive")
+
+
+def test_a_mismatch_is_refused_or_rebuilt_into_the_cache(tmp_path: Path) -> None:
+    plans.write(tmp_path / "plan", b"archived", dataclasses.replace(HERE, gpu="NVIDIA A100"))
+    with pytest.raises(PlanError, match=r"gpu: plan NVIDIA A100, here NVIDIA H200.*onMismatch: rebuild"):
+        plans.obtain(tmp_path / "plan", tmp_path / "cache", HERE, "refuse", never)
+    first = plans.obtain(tmp_path / "plan", tmp_path / "cache", HERE, "rebuild", lambda: b"new")
+    again = plans.obtain(tmp_path / "plan", tmp_path / "cache", HERE, "rebuild", never)
+    assert (first.source, again.source, again.content) == ("built here", "cache", b"new")
+
+
+def test_a_torn_plan_in_the_cache_is_built_again(tmp_path: Path) -> None:
+    plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", lambda: b"first")
+    (tmp_path / HERE.key / plans.PLAN).write_bytes(b"fir")
+    plan = plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", lambda: b"second")
+    assert plan == plans.Plan(b"second", "built here")
+
+
+def test_a_failed_build_leaves_nothing_that_looks_like_a_plan(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="no plan"):
+        plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", _fail)
+    assert [path.name for path in (tmp_path / HERE.key).iterdir()] == ["lock"]
+    assert plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", lambda: b"x").source == "built here"
+
+
+def test_four_workers_build_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(tmp_path, place)) for place in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    sources = sorted(json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("worker-*"))
+    assert sources == ["built here", "cache", "cache", "cache"]
+    assert len(list(tmp_path.glob("build-*"))) == 1
+
+
+def _fail() -> bytes:
+    raise PlanError("TensorRT built no plan")
+
+
+def _work(folder: Path, place: int) -> None:
+    def build() -> bytes:
+        (folder / f"build-{place}").touch()
+        time.sleep(0.5)
+        return b"plan"
+
+    plan = plans.obtain(folder / "none", folder / "cache", HERE, "rebuild", build)
+    (folder / f"worker-{place}").write_text(json.dumps(plan.source), encoding="utf-8")
