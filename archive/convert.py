@@ -8,14 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from archive import onnx_export
 from handlers.engines import EngineSpec, plans, tensorrt
-from handlers.engines.folding import Convolution, FoldedResNet, TorchOperations, fold_resnet, run
-
-CONVERTERS = ("onnx", "torch2trt")
-PLAN_AT = ("auto", "packaging", "first-load")
+from handlers.engines.folding import Convolution, TorchOperations, convolve, fold_resnet
 
 
 class ConvertError(ValueError):
@@ -67,7 +63,7 @@ def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
         )
     from torch2trt import torch2trt
 
-    network = _Traceable(fold_resnet(model.eval(), spec.device, torch.float16))
+    network = onnx_export.FoldedModule(fold_resnet(model.eval(), spec.device, torch.float16), _TraceableOperations())
     largest = spec.buckets[-1]
     shapes = {
         f"{name}_shapes": [(count, 3, spec.image_size, spec.image_size)]
@@ -91,24 +87,10 @@ class _TraceableOperations(TorchOperations):
     """The fused calls in words that torch2trt has converters for."""
 
     def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-        return F.relu(_convolve(images, conv))
+        return F.relu(convolve(images, conv))
 
     def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
-        return F.relu(_convolve(images, conv) + residual)
-
-
-class _Traceable(nn.Module):
-    def __init__(self, network: FoldedResNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, S, S) -> logits (N, classes)"""
-        return run(self.network, images, _TraceableOperations())
-
-
-def _convolve(images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-    return F.conv2d(images, conv.weight, conv.bias, conv.stride, conv.padding)
+        return F.relu(convolve(images, conv) + residual)
 
 
 def _onnx_installed() -> bool:

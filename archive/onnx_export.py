@@ -13,20 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from handlers.engines.folding import FoldedResNet, TorchOperations, fold_resnet, run
+from handlers.engines.folding import FoldedResNet, Operations, TorchOperations, fold_resnet, run
+from handlers.engines.tensorrt import INPUT, OUTPUT
 
 OPSET = 17  # the newest that TensorRT 8.6 reads
-INPUT, OUTPUT = "images", "logits"
 
 
-class _Network(nn.Module):
-    def __init__(self, network: FoldedResNet) -> None:
+class FoldedModule(nn.Module):
+    """A folded ResNet as the module that exporters and converters ask for, in the operations that they can read."""
+
+    def __init__(self, network: FoldedResNet, operations: Operations) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.operations = network, operations
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) -> logits (N, classes)"""
-        return run(self.network, images, TorchOperations())
+        return run(self.network, images, self.operations)
 
 
 @torch.inference_mode()
@@ -36,7 +38,7 @@ def export(model: Any, path: Path, image_size: int, dtype: torch.dtype = torch.f
     Input `images`: (N, 3, image_size, image_size) of `dtype`; output `logits`: (N, classes).
     Raises ValueError where the network cannot be folded, and RuntimeError where it cannot be exported.
     """
-    network = _Network(fold_resnet(model.eval(), torch.device("cpu"), dtype))
+    network = FoldedModule(fold_resnet(model.eval(), torch.device("cpu"), dtype), TorchOperations())
     example = torch.zeros((2, 3, image_size, image_size), dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own age

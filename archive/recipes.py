@@ -44,16 +44,17 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
     checkpoint = _random_image(preset) if chosen.weights is None else _read_image(chosen, preset)
     preprocess, note = _preprocess(chosen, checkpoint)
     labels = _labels(chosen, checkpoint)
+    torchserve = _torchserve(chosen, preset)
     settings = ImageSettings(
         **_shared(chosen),
         preprocess=preprocess,
-        plan_buckets=_plan_buckets(chosen, _torchserve(chosen, preset)["batchSize"]),
+        plan_buckets=_plan_buckets(chosen, torchserve["batchSize"]),
         **_given(top_k=chosen.top_k, max_pixels=chosen.max_pixels, on_mismatch=chosen.on_mismatch),
     )
     return ImageJob(
         name=chosen.name,
         version=chosen.model_version,
-        torchserve=_torchserve(chosen, preset),
+        torchserve=torchserve,
         settings=dataclasses.replace(settings, top_k=min(settings.top_k, len(labels))),
         weights=_weights(checkpoint.source, checkpoint.layout, checkpoint.sha256, chosen.revision),
         parity_data=chosen.parity_data,

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from handlers.images import Preprocess
 
+ON_MISMATCH = ("rebuild", "refuse")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 DEVICES = ("auto", "cuda", "cpu")
 TEXT_TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
@@ -97,7 +98,7 @@ class ImageSettings(Settings):
         for name in ("top_k", "max_pixels", "micro_batch"):
             _at_least(_camel(name), getattr(self, name), 1)
         _at_least("decodeThreads", self.decode_threads, 0)
-        _one_of("onMismatch", self.on_mismatch, ("rebuild", "refuse"))
+        _one_of("onMismatch", self.on_mismatch, ON_MISMATCH)
         ascending = all(a < b for a, b in pairwise((0, *self.plan_buckets)))
         if not self.plan_buckets or not ascending or self.plan_buckets[-1] > 256:
             raise ValueError(f"planBuckets is {list(self.plan_buckets)}; wanted: ascending batch sizes, 1 to 256")

@@ -24,7 +24,7 @@ RANK = 10
 
 
 SMALL_ROWS = 3136  # N*H*W up to which 1x1 convolutions go to Triton's kernel
-STEM_CHANNELS = 4  # cuDNN takes 0.40 ms with 4 input channels where it takes 0.55 with 3 (batch 256, H200)
+STEM_CHANNELS = 4  # cuDNN's kernels for 4 input channels are faster than those for 3
 
 
 class CudnnOperations:
@@ -41,7 +41,7 @@ class CudnnOperations:
         )
 
     def shortcut(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-        """A matrix product of the pixels that the stride keeps: cuDNN without fusion takes up to 5 times longer."""
+        """A matrix product of the pixels that the stride keeps, where cuDNN's unfused kernels leave time unused."""
         kept = images[:, :, :: conv.stride, :: conv.stride].permute(0, 2, 3, 1)  # (N, H', W', I)
         return F.linear(kept, conv.weight.flatten(1)).permute(0, 3, 1, 2)  # (N, O, H', W')
 

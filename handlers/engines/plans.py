@@ -23,7 +23,6 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 PLAN, RECORD = "model.plan", "model.json"
-ON_MISMATCH = ("rebuild", "refuse")
 
 
 class PlanError(ValueError):
@@ -102,8 +101,8 @@ def write(folder: Path, content: bytes, fingerprint: Fingerprint) -> None:
     """Put a plan and its record into `folder`, each in one step, the record last."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     record = {"fingerprint": asdict(fingerprint), "sha256": hashlib.sha256(content).hexdigest()}
-    _replace(folder / PLAN, content)
-    _replace(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+    replace(folder / PLAN, content)
+    replace(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def obtain(archived: Path, cache: Path, wanted: Fingerprint, on_mismatch: str, build: Callable[[], bytes]) -> Plan:
@@ -154,7 +153,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
+    """Write a file in one step: whoever reads it finds the old content or the new."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
         file.write(content)

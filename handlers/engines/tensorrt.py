@@ -14,13 +14,10 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,9 +146,7 @@ def _timing_cache(trt: Any, config: Any, spec: EngineSpec) -> Iterator[None]:
         config.set_timing_cache(cache, ignore_mismatch=False)
     yield
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(bytes(config.get_timing_cache().serialize()))
-    partial.replace(path)
+    plans.replace(path, bytes(config.get_timing_cache().serialize()))
 
 
 @contextlib.contextmanager
@@ -227,12 +222,6 @@ class PlanRunner:
         if not context.execute_async_v3(torch.cuda.current_stream(images.device).cuda_stream):
             raise RuntimeError(f"TensorRT did not run the batch: {self.said.last}")
         return logits
-
-
-def describe(folder: Path) -> str:
-    """One line about a plan's record, for people."""
-    record = json.loads((folder / plans.RECORD).read_text(encoding="utf-8"))["fingerprint"]
-    return f"TensorRT {record['tensorrt']}, {record['gpu']}, profiles {record['buckets']}"
 
 
 def _tensorrt() -> Any:

@@ -18,10 +18,10 @@ from benchmarks import layers, runners
 from benchmarks.layers import Layer
 from benchmarks.sweep import Point
 from handlers.engines import DTYPES, EngineSpec
+from handlers.engines.tensorrt import ONNX
 from handlers.images import Batcher, Preprocess, prepare
 
 PRESET = Path(jobs.__file__).parent / "resnet101" / "preset.yaml"
-ONNX = "model.onnx"
 MAX_PIXELS = 50_000_000
 CALIBRATION = 8
 

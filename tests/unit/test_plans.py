@@ -12,6 +12,7 @@ import pytest
 
 from handlers.engines import plans
 from handlers.engines.plans import Fingerprint, PlanError, TornPlanError
+from handlers.settings import ON_MISMATCH
 
 HERE = Fingerprint("10.9.0", "13.0", "9.0", "NVIDIA H200", "ab" * 32, (1, 8, 64), 224, "fp16")
 OTHERS = {
@@ -49,7 +50,7 @@ def test_every_part_of_the_fingerprint_counts_and_is_named(tmp_path: Path, key: 
 def test_a_torn_plan_is_refused_whatever_onmismatch_says(tmp_path: Path, content: bytes) -> None:
     plans.write(tmp_path / "plan", b"engine", HERE)
     (tmp_path / "plan" / plans.PLAN).write_bytes(content)
-    for on_mismatch in plans.ON_MISMATCH:
+    for on_mismatch in ON_MISMATCH:
         with pytest.raises(TornPlanError, match="torn or was changed"):
             plans.obtain(tmp_path / "plan", tmp_path / "cache", HERE, on_mismatch, never)
 
