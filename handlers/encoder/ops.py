@@ -1,0 +1,137 @@
+"""What a fused encoder computes with: tensors in, tensors out, packed tokens without padding.
+
+`TorchOperations` is plain PyTorch: the path of CPUs, and the reference of every kernel. T: tokens of all sequences
+together; H: hidden size; I: intermediate size; N: sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+# By the names of transformers' configs (ACT2FN); erf GELU and tanh GELU are two functions.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where each sequence lies in a packed batch: sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1].
+
+    cu_seqlens: (N + 1,) int32 on the device, from 0 to at most T. longest: an upper bound of the lengths, on the host.
+    lengths: N ints on the host, or None inside a CUDA graph, where they differ from replay to replay.
+    """
+
+    cu_seqlens: torch.Tensor
+    longest: int
+    lengths: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over the last dimension: weight, bias (H,)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+
+class Operations(Protocol):
+    """The calls that an encoder layer is made of; an implementation may fuse each as it likes."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """(T, K), (O, K), (O,) -> (T, O)"""
+        ...
+
+    def linear_activation(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str
+    ) -> torch.Tensor:
+        """activation(linear(x)); activation: a key of ACTIVATIONS"""
+        ...
+
+    def linear_add(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """linear(x) + residual (T, O)"""
+        ...
+
+    def linear_add_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, norm: Norm
+    ) -> torch.Tensor:
+        """norm(linear(x) + residual): (T, O). The residual may be overwritten."""
+        ...
+
+    def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """LayerNorm of each row (T, H), statistics in fp32"""
+        ...
+
+    def attention(self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float) -> torch.Tensor:
+        """(T, 3H), the rows' queries, keys and values side by side -> (T, H).
+
+        softmax(scale * Q K^T) V within each sequence and head. Rows behind the last sequence are undefined.
+        """
+        ...
+
+    def embed_norm(
+        self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm
+    ) -> torch.Tensor:
+        """norm(sum of tables[i][ids[i]]): tables (V_i, H), ids (T,) int64 -> (T, H)"""
+        ...
+
+
+class TorchOperations:
+    """Each call in plain PyTorch, on any device and in any precision."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight, bias)
+
+    def linear_activation(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str
+    ) -> torch.Tensor:
+        return ACTIVATIONS[activation](F.linear(x, weight, bias))
+
+    def linear_add(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
+        return F.linear(x, weight, bias) + residual
+
+    def linear_add_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, norm: Norm
+    ) -> torch.Tensor:
+        return self.norm(self.linear_add(x, weight, bias, residual), norm)
+
+    def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+    def attention(self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float) -> torch.Tensor:
+        lengths = segments.lengths or tuple(segments.cu_seqlens.diff().tolist())
+        rest = len(qkv) - sum(lengths)
+        parts = qkv.split([*lengths, rest])[: len(lengths)]
+        attended = [attend(part, heads, scale) for part in parts]
+        return torch.cat([*attended, qkv.new_zeros(rest, qkv.shape[1] // 3)])
+
+    def embed_norm(
+        self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm
+    ) -> torch.Tensor:
+        rows = [F.embedding(places, table) for table, places in zip(tables, ids, strict=True)]
+        return self.norm(torch.stack(rows).sum(dim=0), norm)
+
+
+def attend(qkv: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+    """One sequence: (S, 3H) -> (S, H)."""
+    query, key, value = qkv.view(len(qkv), 3, heads, -1).permute(1, 2, 0, 3).unsqueeze(1)  # each (1, heads, S, D)
+    context = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    return context.squeeze(0).transpose(0, 1).reshape(len(qkv), -1)
