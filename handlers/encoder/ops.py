@@ -31,13 +31,35 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class Segments:
     """Where each sequence lies in a packed batch: sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1].
 
-    cu_seqlens: (N + 1,) int32 on the device, from 0 to at most T. longest: an upper bound of the lengths, on the host.
+    cu_seqlens: (N + 1,) int32 on the device, from 0 to at most T. longest: no length is more, known on the host.
     lengths: N ints on the host, or None inside a CUDA graph, where they differ from replay to replay.
+    tiles: (M, 3) int32, what Triton's attention kernel is started on (handlers.kernels.encoder.lay_out), or None.
     """
 
     cu_seqlens: torch.Tensor
     longest: int
     lengths: tuple[int, ...] | None = None
+    tiles: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How a family counts: from `offset` on, leaving out tokens that are `skipped` (-1: none), which get offset - 1.
+
+    BERT counts from 0; RoBERTa and its kin from behind the padding token's id, which they skip.
+    """
+
+    offset: int = 0
+    skipped: int = -1
+
+    def of(self, ids: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+        """(T,) packed token ids -> (T,) int64 position ids."""
+        counts = (ids != self.skipped).long()  # (T,)
+        total = counts.cumsum(0)
+        before = torch.cat([total.new_zeros(1), total])[cu_seqlens[:-1].long()]  # (N,)
+        lengths = cu_seqlens.diff().long()
+        before = torch.repeat_interleave(before, lengths, output_size=len(ids))
+        return (total - before - 1) * counts + self.offset - (1 - counts)
 
 
 @dataclass(frozen=True)
@@ -85,9 +107,11 @@ class Operations(Protocol):
         """
         ...
 
-    def embed_norm(
-        self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm
-    ) -> torch.Tensor:
+    def lay_out(self, ids: torch.Tensor, segments: Segments, positions: Positions) -> tuple[Segments, torch.Tensor]:
+        """(T,) token ids -> segments with what `attention` needs, and position ids (T,) int64"""
+        ...
+
+    def embed_norm(self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm) -> torch.Tensor:
         """norm(sum of tables[i][ids[i]]): tables (V_i, H), ids (T,) int64 -> (T, H)"""
         ...
 
@@ -123,9 +147,10 @@ class TorchOperations:
         attended = [attend(part, heads, scale) for part in parts]
         return torch.cat([*attended, qkv.new_zeros(rest, qkv.shape[1] // 3)])
 
-    def embed_norm(
-        self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm
-    ) -> torch.Tensor:
+    def lay_out(self, ids: torch.Tensor, segments: Segments, positions: Positions) -> tuple[Segments, torch.Tensor]:
+        return segments, positions.of(ids, segments.cu_seqlens)
+
+    def embed_norm(self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm) -> torch.Tensor:
         rows = [F.embedding(places, table) for table, places in zip(tables, ids, strict=True)]
         return self.norm(torch.stack(rows).sum(dim=0), norm)
 

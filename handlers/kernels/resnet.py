@@ -12,13 +12,21 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import cuda as on_cuda
+
+from handlers.kernels.launching import early
 
 BLOCK = 1024
 ROWS, COLUMNS, DEPTH, WARPS, STAGES = 64, 32, 64, 4, 5
 
 
 @triton.jit
-def _max_pool(x, y, total, height, width, out_height, out_width, channels: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _max_pool(  # type: ignore[no-untyped-def]
+    x, y, total, height, width, out_height, out_width,
+    channels: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    if early:
+        on_cuda.gdc_wait()
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     channel, pixel = at % channels, at // channels
     column, row = pixel % out_width, (pixel // out_width) % out_height
@@ -29,6 +37,8 @@ def _max_pool(x, y, total, height, width, out_height, out_width, channels: tl.co
         inside = (at < total) & (i >= 0) & (i < height) & (j >= 0) & (j < width)
         value = tl.load(x + ((image * height + i) * width + j) * channels + channel, mask=inside, other=float("-inf"))
         largest = tl.maximum(largest, value.to(tl.float32))
+    if early:
+        on_cuda.gdc_launch_dependents()
     tl.store(y + at, largest.to(y.dtype.element_ty), mask=at < total)
 
 
@@ -43,7 +53,10 @@ def max_pool(images: torch.Tensor) -> torch.Tensor:
     shape = (count, channels, (height + 1) // 2, (width + 1) // 2)
     pooled = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
     grid = (triton.cdiv(pooled.numel(), BLOCK),)
-    _max_pool[grid](images, pooled, pooled.numel(), height, width, shape[2], shape[3], channels, BLOCK)
+    _max_pool[grid](
+        images, pooled, pooled.numel(), height, width, shape[2], shape[3],
+        channels=channels, block=BLOCK, **early(images),
+    )  # fmt: skip
     return pooled
 
 
@@ -51,6 +64,7 @@ def max_pool(images: torch.Tensor) -> torch.Tensor:
 def _pointwise(  # type: ignore[no-untyped-def]
     x, weight, bias, residual, y, count, depth, columns,
     adds: tl.constexpr, rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     across = tl.cdiv(columns, columns_a_block)
     row = tl.program_id(0) // across * rows_a_block + tl.arange(0, rows_a_block)
@@ -58,11 +72,15 @@ def _pointwise(  # type: ignore[no-untyped-def]
     step, inside = tl.arange(0, depth_a_block), (row < count)[:, None]
     left = x + row[:, None].to(tl.int64) * depth + step[None, :]
     right = weight + column[None, :] * depth + step[:, None]
+    if early:
+        on_cuda.gdc_wait()
     total = tl.zeros((rows_a_block, columns_a_block), tl.float32)
     for _ in range(depth // depth_a_block):
         total = tl.dot(tl.load(left, mask=inside, other=0.0), tl.load(right), total)
         left += depth_a_block
         right += depth_a_block
+    if early:
+        on_cuda.gdc_launch_dependents()
     total += tl.load(bias + column).to(tl.float32)[None, :]
     at = row[:, None].to(tl.int64) * columns + column[None, :]
     if adds:
@@ -97,8 +115,142 @@ def pointwise(
     grid = (triton.cdiv(rows, ROWS) * (columns // COLUMNS),)
     blocks: dict[str, Any] = {
         "rows_a_block": ROWS, "columns_a_block": COLUMNS, "depth_a_block": DEPTH,
-        "num_warps": WARPS, "num_stages": STAGES,
+        "num_warps": WARPS, "num_stages": STAGES, **early(images),
     }  # fmt: skip
     added = images if residual is None else residual
-    _pointwise[grid](images, weight, bias, added, out, rows, depth, columns, residual is not None, **blocks)
+    _pointwise[grid](images, weight, bias, added, out, rows, depth, columns, adds=residual is not None, **blocks)
     return out
+
+
+@triton.jit
+def _window(  # type: ignore[no-untyped-def]
+    x, weight, parts, count, height, width, out_height, out_width, stride,
+    depth: tl.constexpr, columns, share: tl.constexpr,
+    rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    pixel = tl.program_id(1) * rows_a_block + tl.arange(0, rows_a_block)
+    column = tl.program_id(0) * columns_a_block + tl.arange(0, columns_a_block)
+    step = tl.arange(0, depth_a_block)
+    image = pixel // (out_width * out_height)
+    top, left = pixel // out_width % out_height * stride - 1, pixel % out_width * stride - 1
+    if early:
+        on_cuda.gdc_wait()
+    total = tl.zeros((rows_a_block, columns_a_block), tl.float32)
+    for block in range(share):
+        at = tl.program_id(2) * share + block  # of 9 taps, `depth // depth_a_block` blocks of channels each
+        tap, channel = at // (depth // depth_a_block), at % (depth // depth_a_block) * depth_a_block + step
+        i, j = top + tap // 3, left + tap % 3
+        inside = (pixel < count) & (i >= 0) & (i < height) & (j >= 0) & (j < width)
+        where = ((image * height + i) * width + j).to(tl.int64)[:, None] * depth + channel[None, :]
+        values = tl.load(x + where, mask=inside[:, None], other=0.0)
+        total = tl.dot(
+            values, tl.load(weight + column[None, :] * (9 * depth) + tap * depth + channel[:, None]), total
+        )
+    if early:
+        on_cuda.gdc_launch_dependents()
+    at = (tl.program_id(2) * count + pixel[:, None]) * columns + column[None, :]
+    tl.store(parts + at, total, mask=(pixel < count)[:, None])
+
+
+@triton.jit
+def _add_parts(  # type: ignore[no-untyped-def]
+    parts, bias, y, total, columns, splits: tl.constexpr, block: tl.constexpr, early: tl.constexpr
+):
+    if early:
+        on_cuda.gdc_wait()
+    at = tl.program_id(0) * block + tl.arange(0, block)
+    value = tl.load(bias + at % columns, mask=at < total, other=0.0).to(tl.float32)
+    for part in tl.static_range(splits):
+        value += tl.load(parts + part * total + at, mask=at < total, other=0.0)
+    if early:
+        on_cuda.gdc_launch_dependents()
+    tl.store(y + at, tl.maximum(value, 0.0).to(y.dtype.element_ty), mask=at < total)
+
+
+def window_fits(images: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `window` can run this convolution: 3x3, ungrouped, whole blocks of channels, channels_last."""
+    out, depth, *kernel = weight.shape
+    return (
+        kernel == [3, 3]
+        and depth == images.shape[1]
+        and out % 64 == 0
+        and depth % 64 == 0
+        and images.is_contiguous(memory_format=torch.channels_last)
+        and weight.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def window(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int) -> torch.Tensor:
+    """relu(3x3 convolution, padding 1, + bias) of few pixels: (N, I, H, W), (O, I, 3, 3), (O,) -> (N, O, H', W').
+
+    All channels_last. The nine taps are computed side by side, and then summed in fp32: at batch 1, a multiprocessor
+    would else walk through all of them while others wait. Raises ValueError where `window_fits` is false.
+    """
+    if not window_fits(images, weight):
+        raise ValueError(f"window: images {tuple(images.shape)}, weight {tuple(weight.shape)} came; see window_fits")
+    number, depth, height, width = images.shape
+    shape = (number, len(weight), (height - 1) // stride + 1, (width - 1) // stride + 1)
+    out = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
+    count = number * shape[2] * shape[3]
+    blocks = 9 * depth // 64
+    splits = _splits(triton.cdiv(count, 64) * len(weight) // 64, blocks)
+    parts = torch.empty((splits, count, len(weight)), dtype=torch.float32, device=images.device)
+    _window[(len(weight) // 64, triton.cdiv(count, 64), splits)](
+        images, weight, parts, count, height, width, shape[2], shape[3], stride, depth=depth, columns=len(weight),
+        share=blocks // splits, rows_a_block=64, columns_a_block=64, depth_a_block=64, num_warps=4, num_stages=4,
+        **early(images),
+    )  # fmt: skip
+    _add_parts[(triton.cdiv(out.numel(), 512),)](
+        parts, bias, out, out.numel(), len(weight), splits=splits, block=512, num_warps=4, **early(images)
+    )
+    return out
+
+
+def _splits(tiles: int, blocks: int) -> int:
+    """The most parts that divide the blocks and keep to about two programs a multiprocessor."""
+    fitting = [count for count in (1, 3, 9, 18, 36) if blocks % count == 0 and tiles * count <= 288]
+    return max(fitting, default=1)
+
+
+@triton.jit
+def _mean(x, y, pixels, channels, padded: tl.constexpr, block: tl.constexpr, early: tl.constexpr):  # type: ignore[no-untyped-def]
+    if early:
+        on_cuda.gdc_wait()
+    pixel, channel = tl.arange(0, padded), tl.program_id(0) * block + tl.arange(0, block)
+    inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]
+    at = (tl.program_id(1) * pixels + pixel[:, None]) * channels + channel[None, :]
+    total = tl.sum(tl.load(x + at, mask=inside, other=0.0).to(tl.float32), 0)
+    if early:
+        on_cuda.gdc_launch_dependents()
+    tl.store(y + tl.program_id(1) * channels + channel, total / pixels, mask=channel < channels)
+
+
+@triton.jit
+def _rows(x, weight, bias, y, depth, classes, rows: tl.constexpr, block: tl.constexpr, early: tl.constexpr):  # type: ignore[no-untyped-def]
+    if early:
+        on_cuda.gdc_wait()
+    row, at = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, block)
+    inside = (row < classes)[:, None] & (at < depth)[None, :]
+    values = tl.load(weight + row[:, None] * depth + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(x + tl.program_id(1) * depth + at, mask=at < depth, other=0.0)
+    total = tl.sum(values * mean[None, :], 1) + tl.load(bias + row, mask=row < classes, other=0.0).to(tl.float32)
+    if early:
+        on_cuda.gdc_launch_dependents()
+    tl.store(y + tl.program_id(1) * classes + row, total.to(y.dtype.element_ty), mask=row < classes)
+
+
+def classify(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Mean over the pixels in fp32, then a linear layer, of few images: (N, C, H, W), (K, C), (K,) -> (N, K)."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    count, channels, height, width = images.shape
+    mean = torch.empty((count, channels), dtype=torch.float32, device=images.device)
+    _mean[(triton.cdiv(channels, 64), count)](
+        images, mean, height * width, channels, padded=triton.next_power_of_2(height * width), block=64, num_warps=4,
+        **early(images),
+    )  # fmt: skip
+    logits = torch.empty((count, len(weight)), dtype=images.dtype, device=images.device)
+    _rows[(triton.cdiv(len(weight), 4), count)](
+        mean, weight, bias, logits, channels, len(weight),
+        rows=4, block=triton.next_power_of_2(channels), num_warps=4, **early(images),
+    )  # fmt: skip
+    return logits

@@ -1,0 +1,155 @@
+"""What stands in a vanilla encoder's place: called as it was called, computing packed with a FusedEncoder inside.
+
+Outputs at masked positions are zeros, where vanilla encoders have values that mean nothing; a sequence without a
+valid token comes out as zeros. N: sequences; S: the length they are padded to; H: hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
+
+from handlers.encoder.fused import FusedEncoder
+from handlers.encoder.layouts import Layout
+from handlers.encoder.masks import from_padding, from_transformers
+from handlers.encoder.ops import Positions, Segments
+from handlers.encoder.weights import vanilla_state
+
+# With another one, transformers may pass no mask at all, and padding would be attended to.
+ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+NOT_RETURNED = ("output_attentions", "output_hidden_states")
+NOT_TAKEN = (
+    *("encoder_hidden_states", "encoder_attention_mask", "past_key_values", "is_causal"),
+    *("cu_seq_lens_q", "cu_seq_lens_k"),
+)
+WAY_OUT = "unswap_encoder(model) takes the vanilla encoder back"
+
+
+def segments_of(lengths: Iterable[int], device: torch.device) -> Segments:
+    """Of the sequences that are not empty."""
+    filled = tuple(length for length in lengths if length)
+    offsets = torch.tensor([0, *accumulate(filled)], dtype=torch.int32, device=device)  # (N + 1,)
+    return Segments(offsets, max(filled, default=0), filled)
+
+
+def run_padded(encoder: FusedEncoder, hidden: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """(N, S, H), with valid (N, S) bool or None for all -> (N, S, H), zeros where not valid."""
+    rows, length, _ = hidden.shape
+    flat = hidden.flatten(0, 1)  # (N*S, H)
+    if valid is None:
+        lengths, places = [length] * rows, torch.arange(rows * length, device=hidden.device)  # (T,)
+    else:
+        lengths, places = valid.sum(dim=1).tolist(), valid.flatten().nonzero().squeeze(1)  # (T,)
+    if not len(places):
+        return torch.zeros_like(hidden)
+    segments = segments_of(lengths, hidden.device)
+    # Embeddings are behind us: of the layout only what attention needs.
+    segments, _ = encoder.operations.lay_out(places, segments, Positions())
+    packed: torch.Tensor = encoder(flat[places], segments)  # (T, H); a copy, for the encoder may overwrite it
+    return packed.new_zeros(flat.shape).index_copy_(0, places, packed).view(hidden.shape)
+
+
+class SwappedEncoder(nn.Module):
+    """A FusedEncoder with the call of the vanilla encoder that it replaces.
+
+    The vanilla modules are kept without their weights, so that they can be put back as they were. They are no part
+    of the state_dict, and `to` and `train` pass them by.
+    """
+
+    def __init__(self, fused: FusedEncoder, vanilla: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.fused, self.layout = fused, layout
+        self._vanilla = (vanilla,)  # nn.Module takes no notice of what lies in a tuple
+        self.train(vanilla.training)
+
+    def take_weights(self) -> None:
+        """Leave the vanilla modules without memory; their weights live on in the fused encoder."""
+        self._vanilla[0].to_empty(device="meta")
+
+    def vanilla(self) -> nn.Module:
+        """The vanilla encoder with the weights as they are now: their type, their device."""
+        encoder = self._vanilla[0]
+        encoder.load_state_dict(vanilla_state(self.fused.state_dict(), self.layout), assign=True)
+        return encoder.train(self.training)
+
+
+class SwappedBert(SwappedEncoder):
+    """In place of a BERT-like encoder of transformers."""
+
+    output: Any = BaseModelOutputWithPastAndCrossAttentions
+
+    def __init__(self, fused: FusedEncoder, vanilla: nn.Module, layout: Layout, config: Any) -> None:
+        super().__init__(fused, vanilla, layout)
+        self.config = config
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: object = None, **options: Any) -> Any:
+        """(N, S, H) -> the vanilla encoder's output class with last_hidden_state (N, S, H).
+
+        attention_mask: see masks.from_transformers. Raises ValueError for masks that are no padding, and for
+        attentions, hidden states, caches and cross-attention, which the fused encoder does not have.
+        """
+        refuse_settings(self.config, options)
+        valid = from_transformers(attention_mask, *hidden_states.shape[:2])
+        return self.output(last_hidden_state=run_padded(self.fused, hidden_states, valid))
+
+
+class SwappedDistilBert(SwappedBert):
+    """In place of DistilBERT's Transformer."""
+
+    output: Any = BaseModelOutput
+
+
+class SwappedTorch(SwappedEncoder):
+    """In place of a torch.nn.TransformerEncoder."""
+
+    def __init__(self, fused: FusedEncoder, vanilla: nn.Module, layout: Layout, batch_first: bool) -> None:
+        super().__init__(fused, vanilla, layout)
+        self.batch_first = batch_first
+
+    def forward(
+        self,
+        src: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        src_key_padding_mask: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> torch.Tensor:
+        """(N, S, H), or (S, N, H) without batch_first, or (S, H) -> the same shape.
+
+        src_key_padding_mask: (N, S), or (S,) for (S, H); see masks.from_padding. Raises ValueError for a `mask` of
+        queries against keys, is_causal, nested tensors and other shapes.
+        """
+        if mask is not None or is_causal:
+            raise ValueError(
+                f"mask and is_causal tell queries apart; the fused encoder takes src_key_padding_mask. {WAY_OUT}"
+            )
+        if src.is_nested or src.dim() not in (2, 3) or src.shape[-1] != self.fused.config.hidden:
+            shape = "nested" if src.is_nested else tuple(src.shape)
+            raise ValueError(f"src is {shape}; wanted: 2 or 3 dimensions, the last {self.fused.config.hidden}")
+        if src.dim() == 2:
+            padding = None if src_key_padding_mask is None else src_key_padding_mask.unsqueeze(0)  # (1, S)
+            return self._run(src.unsqueeze(0), padding).squeeze(0)
+        if self.batch_first:
+            return self._run(src, src_key_padding_mask)
+        return self._run(src.transpose(0, 1), src_key_padding_mask).transpose(0, 1)
+
+    def _run(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+        return run_padded(self.fused, hidden, from_padding(padding, *hidden.shape[:2]))
+
+
+def refuse_settings(config: Any, options: dict[str, Any]) -> None:
+    """Raise ValueError for what a config of transformers, or a call, asks for and a fused encoder does not have."""
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in ATTENTION:
+        raise ValueError(
+            f"the attention implementation is {attention!r}, which may be another function; wanted: one of "
+            f'{", ".join(filter(None, ATTENTION))}. model.set_attn_implementation("sdpa") sets it'
+        )
+    asked = [name for name in NOT_RETURNED if options.get(name, getattr(config, name, False))]
+    given = [name for name in NOT_TAKEN if options.get(name) is not None and options[name] is not False]
+    if asked or given:
+        raise ValueError(f"{', '.join([*asked, *given])}: the fused encoder has no such thing. {WAY_OUT}")

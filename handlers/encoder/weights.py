@@ -1,0 +1,137 @@
+"""The weights of an encoder: out of a library's layout into that of FusedEncoder, and back, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from handlers.encoder.fused import EncoderConfig, FusedEncoder, layer_shapes
+from handlers.encoder.layouts import FUSED_LAYER, LEAVES, Layout, count_layers
+
+Tensors = Mapping[str, torch.Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def fused_state(state: Tensors, layout: Layout) -> dict[str, torch.Tensor]:
+    """An encoder's tensors under `layout`'s names -> the state_dict of a FusedEncoder.
+
+    What needs no reformatting is passed on, not copied. Raises ValueError, by the layout's own names, for tensors
+    that are missing, unexpected or misshapen, not floating-point, or of several types or devices.
+    """
+    layers = count_layers(state, layout.layer)
+    final_norm = layout.final is not None and any(f"{layout.final}{leaf}" in state for leaf in LEAVES)
+    table = layout.table(layers, final_norm)
+    own = [name for names in table.values() for name in names]
+    _refuse_names(state, own, layout.name)
+    shapes = {
+        name: (shape[0] // len(table[fused]), *shape[1:])
+        for fused, shape in _shapes(layers, final_norm, *_sizes(state, table)).items()
+        for name in table[fused]
+    }
+    _refuse_tensors(state, shapes, layout.name)
+    return {fused: _stack([state[name] for name in names]) for fused, names in table.items()}
+
+
+def vanilla_state(fused: Tensors, layout: Layout) -> dict[str, torch.Tensor]:
+    """The inverse of fused_state. What was stacked comes out in memory of its own, as safetensors wants it.
+
+    Raises ValueError for what is no FusedEncoder's state_dict, or what `layout` has no name for.
+    """
+    layers, final_norm = count_layers(fused, FUSED_LAYER), any(f"norm_{leaf}" in fused for leaf in LEAVES)
+    table = layout.table(layers, final_norm)
+    _refuse_names(fused, table, "FusedEncoder")
+    sizes = _sizes(fused, {name: (name,) for name in table})
+    _refuse_tensors(fused, _shapes(layers, final_norm, *sizes), "FusedEncoder")
+    return {
+        name: tensor
+        for own, names in table.items()
+        for name, tensor in zip(names, _unstack(fused[own], len(names)), strict=True)
+    }
+
+
+def build_encoder(
+    state: Tensors, *, heads: int, activation: str, eps: float, norm_first: bool = False
+) -> FusedEncoder:
+    """A FusedEncoder in eval mode around the tensors of `state`, which are taken over, not copied.
+
+    state: what fused_state returns; layers, sizes and the last LayerNorm are read from it.
+    """
+    hidden, intermediate = _sizes(state, {name: (name,) for name in state})
+    config = EncoderConfig(
+        layers=count_layers(state, FUSED_LAYER),
+        hidden=hidden,
+        heads=heads,
+        intermediate=intermediate,
+        activation=activation,
+        eps=eps,
+        norm_first=norm_first,
+        final_norm="norm_weight" in state,
+    )
+    with torch.device("meta"):
+        encoder = FusedEncoder(config)
+    encoder.load_state_dict(state, assign=True)
+    return encoder.eval()
+
+
+def _sizes(state: Tensors, table: Mapping[str, tuple[str, ...]]) -> tuple[int, int]:
+    """Hidden and intermediate size, from two biases of the first layer."""
+    first = FUSED_LAYER.format(0)
+    names = (table[f"{first}attention_norm_bias"][0], table[f"{first}up_bias"][0])
+    return state[names[0]].numel(), state[names[1]].numel()
+
+
+def _shapes(layers: int, final_norm: bool, hidden: int, intermediate: int) -> dict[str, tuple[int, ...]]:
+    """Of a FusedEncoder's state_dict."""
+    shapes = {
+        f"{FUSED_LAYER.format(number)}{name}": shape
+        for number in range(layers)
+        for name, shape in layer_shapes(hidden, intermediate).items()
+    }
+    return shapes | ({f"norm_{leaf}": (hidden,) for leaf in LEAVES} if final_norm else {})
+
+
+def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0].contiguous()
+
+
+def _unstack(tensor: torch.Tensor, count: int) -> list[torch.Tensor]:
+    return [part.clone() for part in tensor.chunk(count)] if count > 1 else [tensor]
+
+
+def _refuse_names(state: Tensors, wanted: Iterable[str], layout: str) -> None:
+    wanted = list(wanted)
+    if not wanted:
+        raise ValueError(f"no layers as {layout} names them among {listed(state) or 'no tensors at all'}")
+    problems = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": sorted(set(state) - set(wanted)),
+    }
+    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
+    if found:
+        raise ValueError(f"the weights are not those of an encoder as {layout} names them; {'; '.join(found)}")
+
+
+def _refuse_tensors(state: Tensors, shapes: Shapes, layout: str) -> None:
+    misshapen = [
+        f"{name} is {tuple(state[name].shape)}, wanted {shape}"
+        for name, shape in shapes.items()
+        if state[name].shape != shape
+    ]
+    if misshapen:
+        raise ValueError(f"the weights' shapes are not those of an encoder as {layout} has it; {listed(misshapen)}")
+    strange = [f"{name} ({t.dtype})" for name, t in state.items() if not t.is_floating_point()]
+    if strange:
+        raise ValueError(
+            f"not floating-point: {listed(strange)}; of a quantised model, take the one that it was made from"
+        )
+    kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in state.values()})
+    if len(kinds) > 1:
+        raise ValueError(f"the weights are of several kinds, {listed(kinds)}; bring them to one with model.to(...)")
+
+
+def listed(names: Iterable[object], most: int = 6) -> str:
+    """The first few, and how many more there are."""
+    every = [str(name) for name in names]
+    rest = f" and {len(every) - most} more" if len(every) > most else ""
+    return f"{', '.join(every[:most])}{rest}"

@@ -1,0 +1,157 @@
+"""BERT-style encoders packed, through the fused encoder: no padding, one kernel where PyTorch has several.
+
+On an NVIDIA GPU in half precision with Triton's kernels, small and middle batches as CUDA graphs; on a CPU with plain
+PyTorch, where leaving the padding out is what there is to gain.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from typing import Any
+
+import torch
+
+from handlers.encoder.ops import Operations, Segments
+from handlers.encoder.packing import TokenBatch
+from handlers.engines import Engine, EngineSpec
+from handlers.engines.torch_eager import empty_transformer, load_transformer
+
+KINDS = ("text-encoder",)
+RANK = 10
+
+# Beyond, launching takes less time than computing, and a bucket's padding costs more than the launches.
+GRAPH_TOKENS = (*range(64, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256), *range(2560, 4097, 512))
+TOKENS_A_SEQUENCE = (32, 4)  # a graph has room for one sequence in so many tokens: texts as usual, or very short ones
+
+
+def objection(spec: EngineSpec) -> str | None:
+    """Why not: a GPU has to be NVIDIA's, in half precision, with Triton, and the encoder one that can be fused."""
+    return (_gpu_objection(spec) if spec.device.type == "cuda" else None) or _encoder_objection(spec)
+
+
+def _gpu_objection(spec: EngineSpec) -> str | None:
+    if torch.version.hip is not None or torch.cuda.get_device_capability(spec.device) < (8, 0):
+        return "it needs an NVIDIA GPU of compute capability 8.0 or newer"
+    if spec.precision not in ("fp16", "bf16"):
+        return f"on a GPU it runs fp16 and bf16, and the precision is {spec.precision}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, which torch for CUDA on Linux brings"
+    return None
+
+
+def _encoder_objection(spec: EngineSpec) -> str | None:
+    """What handlers.encoder.swap says of the archive's network, without its weights."""
+    from handlers.encoder.swap import swap_encoder
+
+    if not (spec.model_dir / "config.json").is_file():
+        return f"{spec.model_dir} has no config.json"
+    try:
+        with torch.device("meta"):
+            swap_encoder(empty_transformer(spec.model_dir, spec.task))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def load(spec: EngineSpec) -> Engine:
+    """Load, swap the encoder, cast once. Raises ValueError, by name, for what it would not compute exactly."""
+    from handlers.encoder.packed import PackedModel
+
+    network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
+    model = PackedModel(network, spec.task).eval().to(spec.device, spec.dtype)
+    details: dict[str, object] = {"library": f"torch {torch.__version__}", "padding": "none: packed tokens"}
+    if spec.device.type != "cuda":
+        return Engine(Packed(model), {**details, "kernels": "PyTorch"})
+    model.encoder.operations = _triton(spec.device)
+    graphed = Graphed(model, spec.device)
+    graphed.capture_all()
+    details |= {
+        "kernels": f"cuBLAS, and Triton {importlib.metadata.version('triton')}",
+        "graphs": f"up to {GRAPH_TOKENS[-1]} tokens",
+    }
+    return Engine(graphed, details)
+
+
+def _triton(device: torch.device) -> Operations:
+    from handlers.encoder.triton_ops import TritonOperations
+
+    return TritonOperations(device)
+
+
+class Packed:
+    """TokenBatch -> the task's outputs, launched as it comes."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def __call__(self, batch: TokenBatch) -> torch.Tensor:
+        outputs: torch.Tensor = self.model.outputs(self.hidden(batch), batch)
+        return outputs
+
+    def hidden(self, batch: TokenBatch) -> torch.Tensor:
+        """(T, H)"""
+        segments = Segments(batch.cu_seqlens, max(batch.lengths), batch.lengths)
+        hidden: torch.Tensor = self.model.hidden(batch.input_ids, batch.token_type_ids, segments)
+        return hidden
+
+
+class Graphed(Packed):
+    """As Packed, batches of up to GRAPH_TOKENS by one CUDA graph each bucket of tokens, over one memory pool.
+
+    A graph knows no lengths: tokens behind the batch's are computed and belong to no sequence, sequences behind its
+    last are empty. Neither is read by anyone.
+    """
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        super().__init__(model)
+        self.device = device
+        self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...], torch.Tensor]] = {}
+        self.pool: Any = None
+
+    def hidden(self, batch: TokenBatch) -> torch.Tensor:
+        from handlers.kernels.encoder import stage
+
+        key = graph_of(batch.tokens, len(batch))
+        if key is None:
+            return super().hidden(batch)
+        if key not in self.graphs:
+            self.capture(*key)
+        graph, (ids, types, offsets), hidden = self.graphs[key]
+        stage(batch.input_ids, batch.token_type_ids, batch.cu_seqlens, (ids, types, offsets))
+        graph.replay()
+        # The pool is shared: the next replay may overwrite these.
+        return hidden[: batch.tokens].clone()
+
+    def capture_all(self) -> None:
+        """Every graph for texts as usual; those for very short ones are captured when first used."""
+        for tokens in GRAPH_TOKENS:
+            self.capture(tokens, tokens // TOKENS_A_SEQUENCE[0])
+
+    @torch.inference_mode()
+    def capture(self, tokens: int, sequences: int) -> None:
+        """Capture the graph of one bucket."""
+        ids = torch.zeros(tokens, dtype=torch.int64, device=self.device)
+        types = torch.zeros_like(ids)
+        # As many sequences as there is room for, so that none has more tokens than there are position embeddings.
+        offsets = torch.arange(0, tokens + 1, tokens // sequences, dtype=torch.int32, device=self.device)
+        segments = Segments(offsets, tokens)
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):  # kernels are compiled and chosen here, outside the capture
+            self.model.hidden(ids, types, segments)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            hidden = self.model.hidden(ids, types, segments)
+        self.pool = self.pool or graph.pool()
+        self.graphs[tokens, sequences] = (graph, (ids, types, offsets), hidden)
+
+
+def graph_of(tokens: int, sequences: int) -> tuple[int, int] | None:
+    """The (tokens, sequences) that the smallest graph that holds a batch has room for; None: too large for any."""
+    room = next((bucket for bucket in GRAPH_TOKENS if tokens <= bucket), None)
+    if room is None:
+        return None
+    return next(((room, room // share) for share in TOKENS_A_SEQUENCE if sequences <= room // share), None)

@@ -1,0 +1,191 @@
+"""Triton's matrix products of the encoder, where cuBLAS has no kernel that does all of it at once, or no fast one.
+
+- `linear_activation`: the activation before the product leaves the registers. cuBLASLt's own GELU is the tanh form.
+- `linear` and `split_linear`: of few rows, which wait for weights more than they compute; started early, and split
+  along the depth so that every multiprocessor has weights to fetch.
+
+T: rows; K: depth; O: columns. Sums are in fp32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import cuda as on_cuda
+
+from handlers.kernels.launching import early
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # Triton before 3.4 has none
+    TensorDescriptor = None
+
+ACTIVATIONS = ("", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "quick_gelu")
+
+
+@triton.jit
+def _erf_gelu(x):  # type: ignore[no-untyped-def]
+    """x * Phi(x) = max(x, 0) - |x| * exp(-x^2 / 2) * M(|x|), M the Mills ratio over sqrt(2 pi) as a polynomial.
+
+    Fitted on [0, 5] for the least absolute error of the result, 9.8e-7 (scripts/fit_gelu.py).
+    """
+    a = tl.abs(x)
+    b = tl.minimum(a, 5.0)
+    ratio = 2.1248915800242685e-05 * b - 0.00039260435733012855
+    ratio = ratio * b + 0.00319635565392673
+    ratio = ratio * b - 0.015436449088156223
+    ratio = ratio * b + 0.050794217735528946
+    ratio = ratio * b - 0.12521201372146606
+    ratio = ratio * b + 0.24702611565589905
+    ratio = ratio * b - 0.39838138222694397
+    ratio = ratio * b + 0.499963641166687
+    return tl.maximum(x, 0.0) - a * tl.exp2(-0.7213475204444817 * x * x) * ratio
+
+
+@triton.jit
+def _activate(x, activation: tl.constexpr):  # type: ignore[no-untyped-def]
+    if activation == "gelu":
+        x = _erf_gelu(x)
+    elif activation == "gelu_new" or activation == "gelu_pytorch_tanh" or activation == "gelu_fast":
+        x = x * tl.sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))  # (1 + tanh(z)) / 2 = sigmoid(2 z)
+    elif activation == "relu":
+        x = tl.maximum(x, 0.0)
+    elif activation == "silu" or activation == "swish":
+        x = x * tl.sigmoid(x)
+    elif activation == "quick_gelu":
+        x = x * tl.sigmoid(1.702 * x)
+    return x
+
+
+@triton.jit
+def _tiled(  # type: ignore[no-untyped-def]
+    x, weight, bias, y, rows, columns, depth, activation: tl.constexpr, dtype: tl.constexpr,
+    rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr,
+    group: tl.constexpr, programs: tl.constexpr,
+):  # fmt: skip
+    down, across = tl.cdiv(rows, rows_a_block), tl.cdiv(columns, columns_a_block)
+    for tile in tl.range(tl.program_id(0), down * across, programs, flatten=True):
+        first = tile // (group * across) * group
+        size = min(down - first, group)
+        row = (first + tile % (group * across) % size) * rows_a_block
+        column = tile % (group * across) // size * columns_a_block
+        total = tl.zeros((rows_a_block, columns_a_block), tl.float32)
+        for step in range(tl.cdiv(depth, depth_a_block)):
+            left, right = x.load([row, step * depth_a_block]), weight.load([column, step * depth_a_block])
+            total = tl.dot(left, right.T, total)
+        at = column + tl.arange(0, columns_a_block)
+        total += tl.load(bias + at, mask=at < columns, other=0.0).to(tl.float32)[None, :]
+        y.store([row, column], _activate(total, activation).to(dtype))
+
+
+@triton.jit
+def _activation(x, total, activation: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    value = tl.load(x + at, mask=at < total, other=0.0).to(tl.float32)
+    tl.store(x + at, _activate(value, activation).to(x.dtype.element_ty), mask=at < total)
+
+
+def has_tensor_memory_access(device: torch.device) -> bool:
+    """Whether `linear_activation` can run as one kernel: Hopper and newer, Triton 3.4 and newer."""
+    return TensorDescriptor is not None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def tiled_fits(rows: int, columns: int, programs: int) -> bool:
+    """Whether `linear_activation` is faster than cuBLAS and `activate` behind it: tiles fill `programs` evenly."""
+    tiles = triton.cdiv(rows, 128) * triton.cdiv(columns, 256)
+    return rows <= 512 or rows >= 2048 or tiles >= 0.9 * triton.cdiv(tiles, programs) * programs
+
+
+def linear_activation(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str, programs: int
+) -> torch.Tensor:
+    """activation(x W^T + b): (T, K), (O, K), (O,) -> (T, O), tile by tile in programs that stay, `programs` at once.
+
+    programs: multiprocessors. Rows of x and of weight have to be whole 16 bytes (tensor memory access).
+    """
+    out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
+    few = len(x) <= 512
+    rows, columns, depth = (64, 128, 64) if few else (128, 256, 64)
+    x_block, weight_block, out_block = (
+        TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
+        for tensor, block in ((x, [rows, depth]), (weight, [columns, depth]), (out, [rows, columns]))
+    )
+    grid = min(programs * (2 if few else 1), triton.cdiv(len(x), rows) * triton.cdiv(len(weight), columns))
+    _tiled[(grid,)](
+        x_block, weight_block, bias, out_block, len(x), len(weight), x.shape[1],
+        activation=activation, dtype=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16,
+        rows_a_block=rows, columns_a_block=columns, depth_a_block=depth, group=8, programs=grid,
+        num_warps=4 if few else 8, num_stages=4 if few else 3,
+    )  # fmt: skip
+    return out
+
+
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """activation(x) of any contiguous x, in place."""
+    _activation[(triton.cdiv(x.numel(), 2048),)](x, x.numel(), activation=activation, block=2048, num_warps=4)
+    return x
+
+
+@triton.jit
+def _split(  # type: ignore[no-untyped-def]
+    x, weight, bias, y, rows, columns, depth, activation: tl.constexpr, has_bias: tl.constexpr,
+    share: tl.constexpr, rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr,
+    early: tl.constexpr,
+):  # fmt: skip
+    column = tl.program_id(0) * columns_a_block + tl.arange(0, columns_a_block)
+    row = tl.program_id(1) * rows_a_block + tl.arange(0, rows_a_block)
+    step = tl.program_id(2) * share + tl.arange(0, depth_a_block)
+    inside, wide = (row < rows)[:, None], (column < columns)[None, :]
+    left = x + row[:, None] * depth + step[None, :]
+    right = weight + column[None, :] * depth + step[:, None]
+    if early:
+        on_cuda.gdc_wait()
+    total = tl.zeros((rows_a_block, columns_a_block), tl.float32)
+    for _ in range(share // depth_a_block):
+        total = tl.dot(tl.load(left, mask=inside, other=0.0), tl.load(right, mask=wide, other=0.0), total)
+        left += depth_a_block
+        right += depth_a_block
+    if early:
+        on_cuda.gdc_launch_dependents()
+    if has_bias:
+        total += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+    at = tl.program_id(2) * rows * columns + row[:, None] * columns + column[None, :]
+    tl.store(y + at, _activate(total, activation).to(y.dtype.element_ty), mask=inside & wide)
+
+
+def split_linear(x: torch.Tensor, weight: torch.Tensor, splits: int) -> torch.Tensor:
+    """x W^T as `splits` fp32 summands along the depth: (T, K), (O, K) -> (splits, T, O)."""
+    out = torch.empty((splits, len(x), len(weight)), dtype=torch.float32, device=x.device)
+    return _few_rows(x, weight, weight, out, "", False, x.shape[1] // splits)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str = "") -> torch.Tensor:
+    """activation(x W^T + b): (T, K), (O, K), (O,) -> (T, O), for few rows."""
+    out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
+    return _few_rows(x, weight, bias, out, activation, True, x.shape[1])
+
+
+def _few_rows(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor,
+    activation: str, has_bias: bool, share: int,
+) -> torch.Tensor:  # fmt: skip
+    if share % 64:
+        raise ValueError(f"a depth of {x.shape[1]} came, {share} a program; wanted: a multiple of 64 for each")
+    # Rows and columns of a block, and its depth: the fastest for BERT-Large's shapes on an H200.
+    if not has_bias:
+        columns, depth = 64, 64
+    elif len(x) <= 128:
+        columns, depth = 32, 128 if share % 128 == 0 else 64
+    else:
+        columns, depth = 128, 64
+    rows, stages = 64, 4 if depth == 128 else 5
+    grid = (triton.cdiv(len(weight), columns), triton.cdiv(len(x), rows), x.shape[1] // share)
+    options: dict[str, Any] = {"num_warps": 4, "num_stages": stages, **early(x)}
+    _split[grid](
+        x, weight, bias, out, len(x), len(weight), x.shape[1], activation=activation, has_bias=has_bias,
+        share=share, rows_a_block=rows, columns_a_block=columns, depth_a_block=depth, **options,
+    )  # fmt: skip
+    return out
