@@ -47,7 +47,8 @@ def train(device: torch.device, epochs: int = EPOCHS, seed: int = 0) -> ResNetFo
     config = ResNetConfig(
         depths=[3, 4, 23, 3], id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
     )
-    model = ResNetForImageClassification(config).train().to(device, memory_format=torch.channels_last)
+    model = ResNetForImageClassification(config).train()
+    model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = len(labels) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=epochs * steps)
@@ -64,7 +65,8 @@ def train(device: torch.device, epochs: int = EPOCHS, seed: int = 0) -> ResNetFo
             schedule.step()
         if epoch % 5 == 0 or epoch == epochs:
             print(f"epoch {epoch}/{epochs}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", flush=True)
-    return model.eval().to("cpu")
+    model.eval().to("cpu")
+    return model
 
 
 def save(model: ResNetForImageClassification, folder: Path) -> None:

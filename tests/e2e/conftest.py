@@ -49,6 +49,18 @@ def package(store: Path, command: str, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def packager() -> Callable[..., None]:
+    """packager(store, command, *options): scripts/package, into that folder."""
+    return package
+
+
+@pytest.fixture(scope="session")
+def config_maker() -> Callable[[Path], Path]:
+    """config_maker(path): a config.properties for one more server, written there."""
+    return config_on_free_ports
+
+
+@pytest.fixture(scope="session")
 def model_store(pytestconfig: pytest.Config) -> Path:
     """The demo archives in fp32, where a batched and a lone answer agree to the last digits."""
     store = pytestconfig.cache.mkdir("model_store")

