@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.points import MIXES, Point, label, point_of
 from benchmarks.sweep import Row, Sweep
 
 COLUMNS = (
@@ -18,6 +19,7 @@ COLUMNS = (
     "precision",
     "batch",
     "length",
+    "mix",
     "ms_p50",
     "ms_p90",
     "items_per_s",
@@ -48,6 +50,7 @@ def document(sweep: Sweep) -> dict[str, Any]:
         "engines": sweep.details,
         "skipped": sweep.skipped,
         "rows": sweep.rows,
+        **({"kernels": sweep.kernels} if sweep.kernels else {}),
     }
 
 
@@ -70,36 +73,47 @@ def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by line of the picture and column of the table, in order of first appearance."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(f"{row['engine']}-{row['precision']}", []).append(row)
+        found.setdefault(name_of(row), []).append(row)
     return found
 
 
+def name_of(row: Row) -> str:
+    """As on the command line: ENGINE-PRECISION."""
+    return f"{row['engine']}-{row['precision']}"
+
+
+def points(rows: Sequence[Row]) -> list[Point]:
+    """By length, then batch; mixes last, in the order of MIXES."""
+    mixes = list(MIXES)
+
+    def place(point: Point) -> tuple[int, int, int]:
+        return (mixes.index(point.mix) + 1 if point.mix in mixes else 0, point.length or 0, point.batch)
+
+    return sorted({point_of(row) for row in rows}, key=place)
+
+
 def table(content: Document) -> str:
-    """Markdown: one row a batch (and length), one column an engine, items/s (ms); below it what was skipped."""
+    """Markdown: one row a point, one column an engine, items/s (ms); below it what was skipped."""
     columns = series(content["rows"])
-    points = sorted({_point(row) for row in content["rows"]})
+    found = points(content["rows"])
+    head = "batch x tokens" if any(point.length or point.mix for point in found) else "batch"
     lines = [
-        "| " + " | ".join(["batch", *columns]) + " |",
+        "| " + " | ".join([head, *columns]) + " |",
         "|---:" * (len(columns) + 1) + "|",
-        *(_table_line(point, columns) for point in points),
+        *(_table_line(point, columns) for point in found),
         "",
         f"{content['unit']} (ms, median); {conditions_line(content['conditions'])}",
     ]
     for item in content["skipped"]:
-        batch = "" if item["batch"] is None else f" at batch {item['batch']}"
-        lines.append(f"- not run: {item['engine']}{batch}: {item['reason']}")
+        at = "" if item["batch"] is None else f" at {label(point_of(item))}"
+        lines.append(f"- not run: {item['engine']}{at}: {item['reason']}")
     return "\n".join(lines)
 
 
-def _point(row: Row) -> tuple[int, int]:
-    return (row["length"] or 0, row["batch"])
-
-
-def _table_line(point: tuple[int, int], columns: Mapping[str, Sequence[Row]]) -> str:
-    length, batch = point
-    cells = [f"{batch} x {length}" if length else f"{batch}"]
+def _table_line(point: Point, columns: Mapping[str, Sequence[Row]]) -> str:
+    cells = [label(point)]
     for rows in columns.values():
-        row = next((row for row in rows if _point(row) == point), None)
+        row = next((row for row in rows if point_of(row) == point), None)
         cells.append("-" if row is None else f"{row['items_per_s']:,.0f} ({row['ms_p50']:.2f})")
     return "| " + " | ".join(cells) + " |"
 
@@ -115,51 +129,17 @@ def conditions_line(conditions: Mapping[str, Any]) -> str:
     )
 
 
-def ceiling(rows: Sequence[Row]) -> tuple[str, list[tuple[int, float]]]:
-    """The precision of the fastest row, and its memory roofline as (batch, items/s)."""
-    precision = max(rows, key=lambda row: float(row["items_per_s"]))["precision"]
-    found = {
-        row["batch"]: row["items_per_s"] / row["share_of_memory_roofline"]
-        for row in rows
-        if row["precision"] == precision
-    }
-    return precision, sorted(found.items())
-
-
 def draw(path: Path, content: Document) -> None:
-    """Items/s against batch, one line an engine (and length), the roofline dashed. Raises ImportError."""
+    """The picture: of images lines over batches, of texts bars by point. Raises ImportError without matplotlib."""
+    from benchmarks import bars, lines
+
     matplotlib: Any = import_module("matplotlib")
     matplotlib.use("Agg")
     plt: Any = import_module("matplotlib.pyplot")
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
-    _draw_lines(axes, content)
-    first = content["rows"][0]
-    axes.set_xscale("log", base=2)
-    batches = sorted({row["batch"] for row in content["rows"]})
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.set(xlabel="batch", ylabel=content["unit"], title=f"{first['model']} on {first['gpu']}")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    of_texts = any(point.length or point.mix for point in points(content["rows"]))
+    figure = (bars if of_texts else lines).draw(plt, content)
     figure.savefig(path)
     plt.close(figure)
-
-
-def _draw_lines(axes: Any, content: Document) -> None:
-    for length in sorted({row["length"] or 0 for row in content["rows"]}):
-        rows = [row for row in content["rows"] if (row["length"] or 0) == length]
-        after = f", length {length}" if length else ""
-        for name, line in series(rows).items():
-            ordered = sorted(line, key=lambda row: int(row["batch"]))
-            heights = [row["items_per_s"] for row in ordered]
-            axes.plot([row["batch"] for row in ordered], heights, marker="o", label=name + after)
-        precision, roof = ceiling(rows)
-        ceilings = content["conditions"]["ceilings"]
-        label = (
-            f"{precision} roofline of {ceilings['matmul_tflops'][precision]:.4g} TFLOP/s (matmul), "
-            f"{ceilings['copy_tb_per_s']:.3g} TB/s (copy){after}"
-        )
-        axes.plot(*zip(*roof, strict=True), linestyle="--", color="black", linewidth=1, label=label)
 
 
 def write_rest(out: Path, content: Document) -> None:

@@ -16,7 +16,7 @@ from archive import jobs
 from archive.parity import Array
 from benchmarks import layers, runners
 from benchmarks.layers import Layer
-from benchmarks.sweep import Point
+from benchmarks.points import Point
 from handlers.engines import DTYPES, EngineSpec
 from handlers.engines.tensorrt import ONNX
 from handlers.images import Batcher, Preprocess, prepare
@@ -28,7 +28,10 @@ CALIBRATION = 8
 
 @dataclass(frozen=True)
 class ResNetWorkload:
-    """photographs: (P, 3, S, S) fp32, normalised, on the device. logits: (P, classes), transformers' in fp32."""
+    """layers: for one image. photographs: (P, 3, S, S) fp32, normalised, on the device.
+
+    logits: (P, classes), transformers' in fp32.
+    """
 
     model: str
     layers: list[Layer]
@@ -37,18 +40,18 @@ class ResNetWorkload:
 
     unit = "images/s"
 
-    def inputs(self, point: Point, precision: str) -> torch.Tensor:
-        """(batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
+    def inputs(self, point: Point, precision: str) -> list[torch.Tensor]:
+        """One (batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
         places = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
-        return self.photographs[places].to(DTYPES[precision]).contiguous(memory_format=torch.channels_last)
+        images = self.photographs[places].to(DTYPES[precision])
+        return [images.contiguous(memory_format=torch.channels_last)]
 
     def reference(self, point: Point) -> Array:
         """(batch, classes) of `inputs`."""
         return self.logits[np.arange(point.batch) % len(self.logits)]
 
     def layers_at(self, point: Point) -> list[Layer]:
-        """The same at every point: all images have one size."""
-        return self.layers
+        return [layer.times(point.batch) for layer in self.layers]
 
 
 def preprocess_of(size: int) -> Preprocess:
@@ -72,9 +75,14 @@ def workload(spec: EngineSpec) -> ResNetWorkload:
 
 
 def model_name(config: Any) -> str:
-    """By its layers with weights, as He et al. count them: resnet101."""
+    """By its layers with weights, as He et al. count them: resnet101; broader ones as torchvision names them."""
+    from handlers import networks
+
     convolutions = 3 if config.layer_type == "bottleneck" else 2
-    return f"resnet{convolutions * sum(config.depths) + 2}"
+    count, (groups, width) = convolutions * sum(config.depths) + 2, networks.breadth(config).values()
+    if groups > 1:
+        return f"resnext{count}_{groups}x{width}d"
+    return f"resnet{count}" if width == 64 else f"wide_resnet{count}_{width / 64:g}"
 
 
 def stage(model_dir: Path | None, folder: Path, size: int, onnx: bool) -> Path:
@@ -93,23 +101,19 @@ def stage(model_dir: Path | None, folder: Path, size: int, onnx: bool) -> Path:
 
 
 def _write_onnx(folder: Path, size: int) -> None:
-    from transformers import ResNetForImageClassification
-
     from archive.onnx_export import export
+    from handlers import networks
 
-    network: Any = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    export(network, folder / ONNX, size)
+    export(networks.load(folder, torch.float32), folder / ONNX, size)
 
 
 def write_random(folder: Path, size: int) -> None:
     """A full-size ResNet-101 with random weights, calibrated on photographs so that fp16 does not overflow."""
-    from transformers import ResNetConfig, ResNetForImageClassification
+    from transformers import ResNetConfig
 
     from archive import random_weights
 
     preset = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
     config = ResNetConfig.from_dict({"layer_type": preset["layers"], "depths": preset["depths"], "num_labels": 1000})
     checkpoint = random_weights.image_checkpoint(config, jobs.photographs()[:CALIBRATION], preprocess_of(size))
-    network = ResNetForImageClassification(config)
-    network.load_state_dict(checkpoint.state)
-    network.save_pretrained(folder)
+    checkpoint.network().save_pretrained(folder)

@@ -1,21 +1,30 @@
 """An engine's name on the command line -> a loaded engine.
 
-NAME-PRECISION: `eager` is the engine torch_eager, `compile` is torch.compile of transformers' own network, and every
-other NAME is a file in handlers/engines.
+NAME-PRECISION: a peer of image_peers.py or text_peers.py, or a file in handlers/engines; `eager` is short for
+torch_eager.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import torch
-
+from benchmarks import image_peers, text_peers, text_plans
 from handlers import engines
 from handlers.engines import DTYPES, Engine, EngineSpec
 
 ALIASES = {"eager": "torch_eager"}
-COMPILE = "compile"
+COMPILE, TENSORRT = "compile", "tensorrt"
+PEERS: Mapping[str, Mapping[str, Callable[[EngineSpec], Engine]]] = {
+    "image-classifier": {COMPILE: image_peers.load_compiled, "torch2trt": image_peers.load_torch2trt},
+    "text-encoder": {
+        "hf-eager": text_peers.load_eager,
+        "hf-sdpa": text_peers.load_sdpa,
+        COMPILE: text_peers.load_compiled,
+        "torch-fastpath": text_peers.load_fast_path,
+        TENSORRT: text_plans.load,
+    },
+}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -33,41 +42,12 @@ def load(name: str, spec: EngineSpec) -> Engine:
     """
     engine, precision = split_name(name)
     spec = dataclasses.replace(spec, precision=precision)
-    if engine == COMPILE:
-        return _load_compiled(spec)
+    peers = PEERS[spec.kind]
+    if engine in peers:
+        return peers[engine](spec)
     file = ALIASES.get(engine, engine)
-    engines.choose(file, spec)  # raises the objection
+    try:
+        engines.choose(file, spec)  # raises the objection
+    except ValueError as error:
+        raise ValueError(f"{error}; and of the benchmark's own: {', '.join(peers)}") from error
     return engines.load(file, spec)
-
-
-def _load_compiled(spec: EngineSpec) -> Engine:
-    if spec.kind != "image-classifier":
-        raise ValueError(f"engine compile cannot run a {spec.kind} yet; use eager")
-    from transformers import ResNetForImageClassification
-
-    network: Any = ResNetForImageClassification.from_pretrained(
-        spec.model_dir, dtype=spec.dtype, local_files_only=True
-    )
-    network.eval().to(spec.device, memory_format=torch.channels_last)
-    return Engine(Compiled(network), {"library": f"torch {torch.__version__}", "mode": Compiled.MODE})
-
-
-class Compiled:
-    """A network compiled anew for each batch size: dynamo would fall back to eager after eight of them."""
-
-    MODE = "reduce-overhead"
-
-    def __init__(self, network: Any) -> None:
-        self.network, self.batch = network, 0
-        self.compiled: Any = None
-
-    @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if len(images) != self.batch:
-            torch.compiler.reset()
-            self.compiled = torch.compile(self.network, mode=self.MODE, dynamic=False)
-            self.batch = len(images)
-        torch.compiler.cudagraph_mark_step_begin()
-        # The next call overwrites these logits, as GraphedByBucket's would be; both hand out a copy.
-        logits: torch.Tensor = self.compiled(images).logits.clone()  # (N, classes)
-        return logits

@@ -6,24 +6,18 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from archive.parity import Array, relative_errors
 from benchmarks import clocks, runners
-from benchmarks.layers import Layer, flops_per_item, roofline_ms
-from handlers.engines import DTYPES, Engine, EngineSpec
+from benchmarks.layers import Layer, item_bytes, roofline_ms, total_flops
+from benchmarks.points import Point, point_of, spoken
+from handlers.engines import Engine, EngineSpec
 
 Row = dict[str, Any]
-
-
-class Point(NamedTuple):
-    """What is timed: items a batch, and tokens an item (None for images)."""
-
-    batch: int
-    length: int | None = None
 
 
 class Workload(Protocol):
@@ -34,20 +28,22 @@ class Workload(Protocol):
     @property
     def unit(self) -> str: ...
 
-    def inputs(self, point: Point, precision: str) -> Any:
-        """What Engine.run takes, on the device."""
+    def inputs(self, point: Point, precision: str) -> Sequence[Any]:
+        """What Engine.run takes, on the device: one call after another makes the point."""
         ...
 
     def reference(self, point: Point) -> Array:
-        """(N, K) fp32 outputs of `inputs`."""
+        """(N, K) fp32 outputs of all `inputs`."""
         ...
 
-    def layers_at(self, point: Point) -> list[Layer]: ...
+    def layers_at(self, point: Point) -> list[Layer]:
+        """Of all the point's calls."""
+        ...
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """matmul_tflops: by precision. copy_tb_per_s: read and written bytes together."""
+    """matmul_tflops: by precision, where it can be had. copy_tb_per_s: read and written bytes together."""
 
     matmul_tflops: dict[str, float]
     copy_tb_per_s: float
@@ -67,6 +63,7 @@ class Sweep:
     rows: list[Row] = field(default_factory=list)
     skipped: list[Row] = field(default_factory=list)
     details: dict[str, dict[str, object]] = field(default_factory=dict)
+    kernels: list[Row] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +73,7 @@ class Sweep:
         """Time one engine. What cannot run is said, kept in `skipped`, and passed over."""
         started = time.monotonic()
         try:
-            engine = runners.load(name, self.spec)
+            engine = self.load(name)
         except Exception as error:  # whatever a library raises; the other engines shall still be timed
             self.skip(name, None, error)
             return
@@ -87,12 +84,19 @@ class Sweep:
         del engine
         free(self.device)
 
+    def load(self, name: str) -> Engine:
+        """Raises ValueError where there is nothing to set its figures against, and whatever a library raises."""
+        precision = runners.split_name(name)[1]
+        if precision not in self.ceilings.matmul_tflops:
+            raise ValueError(f"PyTorch cannot multiply {precision} here, so there is no ceiling to set it against")
+        return runners.load(name, self.spec)
+
     def skip(self, name: str, point: Point | None, error: Exception) -> None:
         """Say and keep why an engine, or one point of it, was not timed."""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        batch, length = point or (None, None)
-        self.skipped.append({"engine": name, "batch": batch, "length": length, "reason": reason})
-        self.say(f"{name}{f' batch {batch}' if batch else ''}: SKIPPED, {reason}")
+        batch, length, mix = point or (None, None, None)
+        self.skipped.append({"engine": name, "batch": batch, "length": length, "mix": mix, "reason": reason})
+        self.say(f"{name}{f' {spoken(point)}' if point else ''}: SKIPPED, {reason}")
         self.save(self)
 
     def _try(self, name: str, engine: Engine, point: Point) -> None:
@@ -108,25 +112,26 @@ class Sweep:
 
     def _measure(self, name: str, engine: Engine, point: Point) -> Row:
         precision = runners.split_name(name)[1]
-        if self.device.type == "cuda":
+        call = calls(engine, self.workload.inputs(point, precision))
+        error = checked_error(torch.cat(call()), self.workload.reference(point))
+        if self.device.type == "cuda":  # not before: the check above needs memory of its own
             torch.cuda.reset_peak_memory_stats(self.device)
-        inputs = self.workload.inputs(point, precision)
-        error = checked_error(engine.run(inputs), self.workload.reference(point))
-        spent = clocks.times_ms(lambda: engine.run(inputs), self.device, self.seconds)
+        spent = clocks.times_ms(call, self.device, self.seconds)
         peak = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None
         return self._row(name, precision, point, spent) | {"peak_mb": rounded(peak), "relative_error": error}
 
     def _row(self, name: str, precision: str, point: Point, spent: Sequence[float]) -> Row:
         p50, layers = clocks.quantile(spent, 0.5), self.workload.layers_at(point)
         matmul, copy = self.ceilings.matmul_tflops[precision], self.ceilings.copy_tb_per_s
-        tflops = flops_per_item(layers) * point.batch / (p50 * 1e-3) / 1e12
-        least = roofline_ms(layers, point.batch, DTYPES[precision].itemsize, matmul, copy)
+        tflops = total_flops(layers) / (p50 * 1e-3) / 1e12
+        least = roofline_ms(layers, item_bytes(precision), matmul, copy)
         return {
             "model": self.workload.model,
             "engine": name.rpartition("-")[0],
             "precision": precision,
             "batch": point.batch,
             "length": point.length,
+            "mix": point.mix,
             "ms_p50": rounded(p50),
             "ms_p90": rounded(clocks.quantile(spent, 0.9)),
             "items_per_s": rounded(point.batch / (p50 * 1e-3)),
@@ -135,6 +140,11 @@ class Sweep:
             "share_of_matmul": rounded(tflops / matmul),
             "share_of_memory_roofline": rounded(least / p50),
         }
+
+
+def calls(engine: Engine, inputs: Sequence[Any]) -> Callable[[], list[torch.Tensor]]:
+    """What makes a point: the engine run on each of the inputs."""
+    return lambda: [engine.run(part) for part in inputs]
 
 
 def checked_error(outputs: torch.Tensor, reference: Array) -> float:
@@ -162,9 +172,8 @@ def free(device: torch.device) -> None:
 
 def line_of(row: Row, unit: str) -> str:
     """One row for a person at a terminal."""
-    length = "" if row["length"] is None else f" length {row['length']}"
     return (
-        f"{row['engine']}-{row['precision']} batch {row['batch']}{length}: {row['ms_p50']:.3f} ms "
+        f"{row['engine']}-{row['precision']} {spoken(point_of(row))}: {row['ms_p50']:.3f} ms "
         f"(p90 {row['ms_p90']:.3f}), {row['items_per_s']:,.0f} {unit}, {row['tflops']:.1f} TFLOP/s, "
         f"{row['share_of_memory_roofline']:.0%} of roofline, error {row['relative_error']:.1e}"
     )

@@ -16,7 +16,7 @@ from benchmarks.conditions import slug
 from transformers import ResNetConfig, ResNetForImageClassification
 
 NAMES = (
-    "model engine precision batch length ms_p50 ms_p90 items_per_s tflops gpu torch tensorrt commit "
+    "model engine precision batch length mix ms_p50 ms_p90 items_per_s tflops gpu torch tensorrt commit "
     "share_of_matmul share_of_memory_roofline peak_mb relative_error"
 )
 KEYS = NAMES.split()
@@ -34,9 +34,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one run of two engines that run, and two that cannot, has written: OUT.json and OUT.csv."""
+    """What one run of two engines that run, and three that cannot, has written: OUT.json and OUT.csv."""
     found = tmp_path_factory.mktemp("out") / "tiny-1.5"
-    engines = "eager-fp32,eager-bf16,no_such-fp16,cudnn-fp16"
+    engines = "eager-fp32,eager-bf16,no_such-fp16,cudnn-fp16,torch2trt-fp16"
     options = ["--device", "cpu", "--image-size", "32", "--batches", "20,1", "--seconds-per-point", "0"]
     files = ["--model-dir", str(tiny_folder), "--out", str(found), "--commit", "abc"]
     with pytest.MonkeyPatch.context() as patch:
@@ -63,7 +63,8 @@ def test_a_row_for_every_engine_and_batch(content: Any) -> None:
         assert 0 < row["ms_p50"] <= row["ms_p90"]
         assert row["items_per_s"] == pytest.approx(row["batch"] / row["ms_p50"] * 1000, rel=1e-4)
         assert min(row["tflops"], row["share_of_matmul"], row["share_of_memory_roofline"]) > 0
-        assert (row["gpu"], row["commit"], row["length"], row["model"]) == ("cpu", "abc", None, "resnet8")
+        assert (row["gpu"], row["commit"], row["model"]) == ("cpu", "abc", "resnet8")
+        assert (row["length"], row["mix"]) == (None, None)
         assert row["relative_error"] < (1e-4 if row["precision"] == "fp32" else 5e-2)
 
 
@@ -75,8 +76,10 @@ def test_the_conditions_are_kept(content: Any) -> None:
 
 def test_what_cannot_run_is_reported_with_its_reason(content: Any) -> None:
     reasons = {item["engine"]: item["reason"] for item in content["skipped"]}
-    assert reasons.keys() == {"no_such-fp16", "cudnn-fp16"}
+    assert reasons.keys() == {"no_such-fp16", "cudnn-fp16", "torch2trt-fp16"}
     assert "known: auto" in reasons["no_such-fp16"]
+    assert "the benchmark's own: compile, torch2trt" in reasons["no_such-fp16"]
+    assert "torch2trt needs an NVIDIA GPU" in reasons["torch2trt-fp16"]
     assert "it needs an NVIDIA GPU" in reasons["cudnn-fp16"]
     assert "not run: cudnn-fp16: engine cudnn cannot run here" in report.table(content)
 
@@ -121,7 +124,7 @@ def test_no_gpu_is_an_error_with_a_way_out(
     assert "--device cpu" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["eager", "fp16", "-fp16", "eager-fp8", ""])
+@pytest.mark.parametrize("name", ["eager", "fp16", "-fp16", "eager-int4", ""])
 def test_an_engine_without_a_precision_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="ENGINE-PRECISION"):
         runners.split_name(name)
@@ -129,7 +132,7 @@ def test_an_engine_without_a_precision_is_refused(name: str) -> None:
 
 def test_resnet101_costs_what_is_known_of_it() -> None:
     counted = layers.resnet_layers(ResNetConfig.from_dict(RESNET101), 224)
-    assert layers.flops_per_item(counted) == pytest.approx(15.6e9, rel=0.02)
+    assert layers.total_flops(counted) == pytest.approx(15.6e9, rel=0.02)
     assert sum(layer.weights for layer in counted) == pytest.approx(44.5e6, rel=0.01)
     assert len(counted) == 1 + 3 * 33 + 4 + 1  # stem, bodies, shortcuts, classifier
 
@@ -144,7 +147,9 @@ def test_a_layer_reads_and_writes_once() -> None:
 def test_the_roofline_is_the_longer_of_computing_and_moving() -> None:
     computing = layers.Layer(flops=10**12, activations=1, weights=1)
     moving = layers.Layer(flops=1, activations=10**12, weights=0)
-    assert layers.roofline_ms([computing, moving], 2, 2, tflops=100, tb_per_s=4) == pytest.approx(20 + 1000)
+    both = [layer.times(2) for layer in (computing, moving)]
+    assert layers.roofline_ms(both, 2, tflops=100, tb_per_s=4) == pytest.approx(20 + 1000)
+    assert both[0].weights == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])

@@ -1,0 +1,90 @@
+"""The command image-classifier of scripts/bench_model."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks import commands, resnets, runners
+from benchmarks.commands import FIGURES
+from benchmarks.conditions import conditions
+from benchmarks.points import Point
+from handlers.engines import EngineSpec
+
+BATCHES = "1,2,4,8,16,32,64,128,256"
+COMPILE_BATCHES = "1,32,256"
+PLAN_BUCKETS = "1,8,64"
+ENGINES = "eager-fp32,eager-fp16,compile-fp16,cudnn-fp16,tensorrt-fp16,torch2trt-fp16"
+FIGURES_OF_IMAGES = FIGURES.format(layers="each convolution reads its", reads="input, weight and residual and writes")
+DESCRIPTION = f"""\
+Time a ResNet. Images are on the device before the clock starts: no decoding, no upload, no TorchServe.
+
+--engines takes ENGINE-PRECISION:
+  eager-fp32, eager-fp16    transformers' own network, as the engine torch_eager serves it; fp32 without TF32
+  compile-fp16              torch.compile of that network, reduce-overhead; only at --compile-batches, as each costs
+                            a minute of compiling
+  torch2trt-fp16            TensorRT, its plan made by torch2trt instead of from ONNX, for the largest of
+                            --plan-buckets alone; converted at each run, which takes a minute or two
+  NAME-fp16, NAME-bf16      any other file in handlers/engines: cudnn-fp16, tensorrt-fp16, ...
+One that cannot run here is listed with its reason, and the others go on.
+
+Before it is timed, an engine's logits must be finite; their relative error to fp32 (worst image) stands in its row.
+Times are p50 and p90 of single calls (20 or more, CUDA events around each) after a warm-up.
+
+{FIGURES_OF_IMAGES}"""
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    command.add_argument(
+        "--image-size", type=commands.positive, default=224, metavar="PX", help="(default: %(default)s)"
+    )
+    commands.add_shared(command, ENGINES, "random weights, calibrated on photographs")
+    command.add_argument(
+        "--plan-buckets",
+        type=_batches,
+        default=PLAN_BUCKETS,
+        metavar="LIST",
+        help="batch sizes that TensorRT optimises for, a minute and more each; a batch runs in the smallest that "
+        "holds it, or in parts of the largest (default: %(default)s)",
+    )
+    command.add_argument("--batches", type=_batches, default=BATCHES, metavar="LIST", help="(default: %(default)s)")
+    command.add_argument(
+        "--compile-batches",
+        type=_batches,
+        default=COMPILE_BATCHES,
+        metavar="LIST",
+        help="those of --batches that compile runs (default: %(default)s)",
+    )
+
+
+def _batches(text: str) -> list[int]:
+    return sorted({commands.positive(part) for part in commands.parts(text)})
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Raises ValueError or OSError where nothing can be timed."""
+    commands.be_quiet()
+    device = commands.device_of(chosen.device)
+    with tempfile.TemporaryDirectory() as passing:
+        print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
+        onnx = device.type == "cuda" and any(name.startswith("tensorrt-") for name in chosen.engines)
+        folder = resnets.stage(chosen.model_dir, Path(passing), chosen.image_size, onnx)
+        spec = EngineSpec(
+            "image-classifier",
+            folder,
+            device,
+            "fp32",  # each engine's own precision replaces it
+            image_size=chosen.image_size,
+            batch_size=chosen.batches[-1],
+            buckets=tuple(chosen.plan_buckets),
+            plan_cache=chosen.plans,
+        )
+        workload = resnets.workload(spec)
+        about = {**conditions(device, chosen.commit), "image_size": chosen.image_size}
+        sweep, out = commands.sweep_of(chosen, workload, spec, about, chosen.engines)
+        compiled = ("--compile-batches", [Point(batch) for batch in chosen.compile_batches])
+        points = [Point(batch) for batch in chosen.batches]
+        commands.run_engines(sweep, chosen.engines, points, {runners.COMPILE: compiled})
+        return commands.finish(sweep, out)

@@ -1,0 +1,38 @@
+"""What image classifiers are also run with, to compare: torch.compile, and a plan made by torch2trt."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from archive import convert
+from benchmarks import compiling
+from handlers.engines import Engine, EngineSpec, tensorrt, torch_eager
+
+
+def load_compiled(spec: EngineSpec) -> Engine:
+    """torch.compile of transformers' own network."""
+    compiled = compiling.Compiled(torch_eager.load_classifier(spec))
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = compiled(pixel_values=images).logits.clone()  # (N, classes)
+        return logits
+
+    return compiling.engine(run)
+
+
+def load_torch2trt(spec: EngineSpec) -> Engine:
+    """The plan that `--converter torch2trt` would package, for the largest bucket alone; converted at each load.
+
+    Raises ValueError where that cannot be done here.
+    """
+    if spec.device.type != "cuda" or spec.precision != "fp16":
+        raise ValueError(f"torch2trt needs an NVIDIA GPU and fp16; got {spec.device} and {spec.precision}")
+    if not tensorrt.installed():
+        raise ValueError("the package tensorrt is not installed, and torch2trt needs it (pip install tensorrt)")
+    largest = dataclasses.replace(spec, buckets=spec.buckets[-1:])
+    exact = dataclasses.replace(spec, precision="fp32", device=torch.device("cpu"))
+    content = convert.through_torch2trt(torch_eager.load_classifier(exact), largest)
+    runner = tensorrt.PlanRunner(content, largest.buckets, spec.device)
+    return Engine(runner, {"library": "torch2trt", "profiles": list(largest.buckets)})

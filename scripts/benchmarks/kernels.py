@@ -1,0 +1,132 @@
+"""Where one point's time goes: each kernel's sum by name, beside the least that the layers could take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import clocks, runners
+from benchmarks.layers import Layer, encoder_layer, item_bytes
+from benchmarks.points import Point, spoken
+from benchmarks.sweep import Ceilings, Row, Sweep, calls, free, rounded
+from benchmarks.texts import TextWorkload
+
+RUNS = 5
+SHOWN = 20
+NAME_WIDTH = 72
+
+
+def measure(sweep: Sweep, workload: TextWorkload, name: str, point: Point) -> None:
+    """Profile one engine at one point, into sweep.kernels. What cannot run is said and passed over."""
+    try:
+        engine = sweep.load(name)
+        call = calls(engine, workload.inputs(point, runners.split_name(name)[1]))
+        spent = clocks.quantile(clocks.times_ms(call, sweep.device, sweep.seconds), 0.5)
+        kernels = kernel_times(call, sweep.device, workload.config.num_hidden_layers)
+    except Exception as error:  # whatever a library raises; the other points shall still be profiled
+        sweep.skip(name, point, error)
+        return
+    finally:
+        free(sweep.device)
+    engine_name, precision = runners.split_name(name)
+    sweep.kernels.append(
+        {
+            "model": workload.model,
+            "engine": engine_name,
+            "precision": precision,
+            **point._asdict(),
+            "ms_p50": rounded(spent),
+            "ms_in_kernels": rounded(sum(kernel["us"] for kernel in kernels) / 1e3),
+            "kernels": kernels,
+            "floors": floors(workload, point, precision, sweep.ceilings),
+        }
+    )
+    sweep.say(table(sweep.kernels[-1]))
+    sweep.save(sweep)
+
+
+def kernel_times(call: Callable[[], object], device: torch.device, layers: int) -> list[Row]:
+    """Microseconds a call by kernel (on a CPU: by operation), longest first; `call` has been warmed up."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
+        for _ in range(RUNS):
+            call()
+        if cuda:
+            torch.cuda.synchronize(device)
+    wanted = "CUDA" if cuda else "CPU"
+    # Annotations span kernels, and would count them twice.
+    timed = [
+        (_microseconds(event, cuda) / RUNS, event)
+        for event in found.key_averages()
+        if event.device_type.name == wanted and not getattr(event, "is_user_annotation", False)
+    ]
+    whole = sum(spent for spent, _ in timed)
+    if not whole:
+        raise ValueError("the profiler saw no kernel; another tool may hold the GPU's counters")
+    return [
+        {
+            "name": event.key,
+            "us": rounded(spent),
+            "us_per_layer": rounded(spent / layers),
+            "calls": rounded(event.count / RUNS),
+            "share": rounded(spent / whole),
+        }
+        for spent, event in sorted(timed, key=lambda item: -item[0])
+        if spent
+    ]
+
+
+def _microseconds(event: Any, cuda: bool) -> float:
+    return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
+
+
+def floors(workload: TextWorkload, point: Point, precision: str, ceilings: Ceilings) -> list[Row]:
+    """The least microseconds of each part of one layer, over all micro-batches, and what bounds it.
+
+    norms: both of them read and written once more, as where they are kernels of their own; in the sum they are fused.
+    """
+    parts = [_parts(workload.config, lengths) for lengths in workload.micro_batches(point)]
+    rows = [_floor(name, [part[name] for part in parts], precision, ceilings) for name in parts[0]]
+    least = sum(row["us_per_layer"] for row in rows if row["part"] != "norms")
+    return [*rows, {"part": "sum without norms", "us_per_layer": rounded(least), "bound": None}]
+
+
+def _parts(config: Any, lengths: tuple[int, ...]) -> dict[str, Layer]:
+    norms = Layer(0, 2 * 2 * sum(lengths) * config.hidden_size, 0)
+    return {**encoder_layer(config, lengths), "norms": norms}
+
+
+def _floor(name: str, layers: list[Layer], precision: str, ceilings: Ceilings) -> Row:
+    matmul, copy = ceilings.matmul_tflops[precision], ceilings.copy_tb_per_s
+    pairs = [layer.seconds(item_bytes(precision), matmul, copy) for layer in layers]
+    computing, moving = (sum(part) for part in zip(*pairs, strict=True))
+    least = sum(max(pair) for pair in pairs)
+    return {
+        "part": name,
+        "us_per_layer": rounded(least * 1e6),
+        "bound": "matmul" if computing > moving else "copy",
+    }
+
+
+def table(found: Row) -> str:
+    """Both lists for a person at a terminal."""
+    point = Point(found["batch"], found["length"], found["mix"])
+    lines = [
+        f"\n{found['engine']}-{found['precision']} {spoken(point)}: {found['ms_p50']:.3f} ms, of which "
+        f"{found['ms_in_kernels']:.3f} ms in kernels (profiled apart)",
+        f"{'us':>10} {'us/layer':>9} {'calls':>6} {'share':>6}  kernel",
+        *(
+            f"{row['us']:>10.1f} {row['us_per_layer']:>9.2f} {row['calls']:>6g} {row['share']:>6.1%}  "
+            f"{row['name'][:NAME_WIDTH]}"
+            for row in found["kernels"][:SHOWN]
+        ),
+        f"{'us/layer':>20}  floor",
+        *(
+            f"{row['us_per_layer']:>20.2f}  {row['part']}{' (' + row['bound'] + ')' if row['bound'] else ''}"
+            for row in found["floors"]
+        ),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,132 @@
+"""The command text-encoder of scripts/bench_model."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from benchmarks import commands, kernels, runners, texts
+from benchmarks.commands import FIGURES
+from benchmarks.conditions import conditions
+from benchmarks.points import Point, parse
+from handlers.engines import DTYPES
+from handlers.settings import TextSettings
+
+POINTS = "1x128,8x128,32x128,64x128,32x384,64x384,squad,half,short8"
+COMPILE_POINTS = "1x128,32x128,64x384"
+ENGINES = ",".join(
+    [
+        "hf-eager-fp32,hf-eager-fp16,hf-sdpa-fp16,compile-fp16,torch-fastpath-fp16,tensorrt-fp16,fused-fp16",
+        *(["fused-fp8"] if "fp8" in DTYPES else []),
+    ]
+)
+FIGURES_OF_TEXTS = FIGURES.format(
+    layers="each linear layer reads its", reads="input, weight and residual, attention its QKV, and writes"
+)
+DESCRIPTION = f"""\
+Time a BERT-style encoder, embeddings to token vectors (the task embeddings without pooling). Token ids are on the
+device before the clock starts: no tokenizing, no upload, no TorchServe.
+
+--engines takes ENGINE-PRECISION:
+  hf-eager-fp32, -fp16      transformers' own encoder, attention written out as matmul, softmax, matmul; fp32 without
+                            TF32
+  hf-sdpa-fp16              transformers' own with scaled_dot_product_attention: what the engine torch_eager serves
+                            (eager-fp16 is that engine by its own name; it is not hf-eager)
+  compile-fp16              torch.compile of hf-sdpa's network, reduce-overhead; only at --compile-points, as each
+                            costs a minute of compiling, and only where all lengths are one
+  torch-fastpath-fp16       nn.TransformerEncoder's inference fast path with the same weights; its nested tensors
+                            leave the padding out
+  tensorrt-fp16             TensorRT, a plan for each shape of --plan-points; each takes a minute or more to build
+                            the first time, and is kept in --plans
+  NAME-fp16, NAME-bf16      any file in handlers/engines that runs texts: fused-fp16, ...
+One that cannot run here is listed with its reason, and the others go on.
+
+--points takes BATCHxLENGTH, that many sequences of that many tokens, in one call; and mixes of lengths:
+  squad     256 sequences as of SQuAD: quantiles of a lognormal, 173 tokens in the mean, at most 384
+  half      64 sequences of 3 to 381 tokens, evenly: padded to the longest, half would be padding
+  short8    8 sequences of 10 to 128 tokens, evenly
+A mix runs as the handler runs a batch: sorted by length, cut into micro-batches of at most --token-budget tokens,
+padding counted. Engines that need padding pad each micro-batch to its own longest, as a careful user would. FLOPs,
+and so TFLOP/s, count real tokens alone, whatever an engine computes.
+
+Before it is timed, an engine's vectors must be finite; their relative error (worst token) to transformers' own,
+eager and in fp32, stands in its row. Times are p50 and p90 of a whole point (20 runs or more, CUDA events around
+each) after a warm-up. fp8 is set against an fp8 matmul in all layers, though attention runs in half precision.
+
+{FIGURES_OF_TEXTS}
+--kernels adds where the time of an engine at a point goes: the profiler's sums by kernel, and what each part of a
+layer would need at least. It runs after everything was timed.
+"""
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    commands.add_shared(command, ENGINES, "a BERT-Large with random weights")
+    command.add_argument("--points", type=_points, default=POINTS, metavar="LIST", help="(default: %(default)s)")
+    command.add_argument(
+        "--compile-points",
+        type=_points,
+        default=COMPILE_POINTS,
+        metavar="LIST",
+        help="those of --points that compile runs (default: %(default)s)",
+    )
+    command.add_argument(
+        "--plan-points",
+        type=_points,
+        metavar="LIST",
+        help="those of --points that tensorrt runs; a mix needs a plan for each micro-batch (default: all)",
+    )
+    command.add_argument(
+        "--token-budget",
+        type=commands.positive,
+        default=TextSettings.token_budget,
+        metavar="TOKENS",
+        help="of a micro-batch of a mix (default: %(default)s, as the handler's)",
+    )
+    command.add_argument(
+        "--kernels", type=_profiled, default=[], metavar="LIST", help="ENGINE-PRECISION:POINT, as fused-fp16:32x384"
+    )
+
+
+@commands.checked
+def _points(text: str) -> list[Point]:
+    return [parse(part) for part in commands.parts(text)]
+
+
+@commands.checked
+def _profiled(text: str) -> list[tuple[str, Point]]:
+    found = []
+    for part in commands.parts(text):
+        name, colon, point = part.partition(":")
+        if not colon:
+            raise ValueError(f"{part!r}; wanted: ENGINE-PRECISION:POINT, as fused-fp16:32x384")
+        runners.split_name(name)
+        found.append((name, parse(point)))
+    return found
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Raises ValueError or OSError where nothing can be timed."""
+    commands.be_quiet()
+    device = commands.device_of(chosen.device)
+    points = list(dict.fromkeys([*chosen.points, *(point for _, point in chosen.kernels)]))
+    with tempfile.TemporaryDirectory() as passing:
+        print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
+        spec = texts.spec_of(texts.stage(chosen.model_dir, Path(passing)), device, points, chosen.plans)
+        workload = texts.workload(spec, points, chosen.token_budget)
+        about = {
+            **conditions(device, chosen.commit),
+            "token_budget": chosen.token_budget,
+            "mixes": {point.mix: workload.about(point) for point in points if point.mix},
+        }
+        profiled = [name for name, _ in chosen.kernels]
+        sweep, out = commands.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled])
+        limited = {
+            runners.COMPILE: ("--compile-points", chosen.compile_points),
+            runners.TENSORRT: ("--plan-points", chosen.plan_points or chosen.points),
+        }
+        commands.run_engines(sweep, chosen.engines, chosen.points, limited)
+        for name, point in chosen.kernels:
+            kernels.measure(sweep, workload, name, point)
+        return commands.finish(sweep, out)
