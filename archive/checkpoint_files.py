@@ -17,7 +17,7 @@ from archive.sources import SUFFIXES, CheckpointError, listed, read_json
 
 # Averaged weights first, as timm.models.load_state_dict does.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.")
 
 
 def sha256(weights: Path) -> str:

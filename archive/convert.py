@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from archive import onnx_export
 from handlers.engines import EngineSpec, plans, tensorrt
-from handlers.engines.folding import Convolution, TorchOperations, convolve, fold_resnet
+from handlers.engines.folding import Convolution, TorchOperations, convolve
 
 
 class ConvertError(ValueError):
@@ -24,9 +24,9 @@ def wanted(engine: str) -> bool:
 
 
 def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, converter: str, plan_at: str) -> None:
-    """Write `model.onnx` of a transformers ResNetForImageClassification into `folder`, and `plan/` where it is due.
+    """Write `model.onnx` of a classifier of handlers.networks into `folder`, and `plan/` where it is due.
 
-    Raises ConvertError, or plans.PlanError where TensorRT builds none.
+    Raises ConvertError; ValueError where it cannot be exported; plans.PlanError where TensorRT builds none.
     """
     if not _onnx_installed():
         raise ConvertError("the package onnx is not installed; pip install 'torchserve-fast-handlers[tensorrt]'")
@@ -63,7 +63,7 @@ def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
         )
     from torch2trt import torch2trt
 
-    network = onnx_export.FoldedModule(fold_resnet(model.eval(), spec.device, torch.float16), _TraceableOperations())
+    network = onnx_export.module(model, spec.device, torch.float16, _TraceableOperations())
     largest = spec.buckets[-1]
     shapes = {
         f"{name}_shapes": [(count, 3, spec.image_size, spec.image_size)]

@@ -1,47 +1,29 @@
-"""Any ResNet image classifier's checkpoint -> the one architecture served, ResNetForImageClassification.
+"""Any image classifier's checkpoint -> one of handlers.networks: configuration and weights by transformers' names.
 
 For packaging time: a worker never reads foreign checkpoints.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+import transformers
 from transformers import ResNetConfig
 
+from archive import other_classifiers, timm_folders
 from archive.checkpoint_files import load_tensors, sha256
+from archive.class_labels import labels_of, with_labels
 from archive.preprocess_configs import read_preprocess, read_timm_preprocess
 from archive.resnet_layouts import infer_config, layout_of, refuse_variants, served_state
 from archive.sources import CheckpointError, locate, read_json, weight_file
+from handlers import networks
 from handlers.images import Preprocess
 
 __all__ = ["CheckpointError", "ImageCheckpoint", "read", "read_preprocess", "read_timm_preprocess"]
-
-# Of timm's names those whose every layer is torchvision's; anti-aliased ones have the same weight names.
-_TIMM_PLAIN = re.compile(r"(?:(?:tv|ssl|swsl)_)?resnet\d+|gluon_resnet\d+_v1b")
-_TIMM_REASONS = (
-    (r"resnext", "grouped convolutions"),
-    (r"^wide_", "wider bottlenecks"),
-    (r"resnetv2", "pre-activation blocks"),
-    (r"blur|aa\d", "anti-aliased downsampling"),
-    (r"^(gluon_)?se|^eca|^skresnet|resnetrs", "attention in its blocks"),
-    (r"_gn$", "GroupNorm"),
-    (r"resnet\d+[cdst]$|_v1[cds]$", "a deep stem"),
-)
-# Arguments of timm.create_model that change nothing of a trained network's output; the sizes are checked.
-_TIMM_HARMLESS = {
-    "num_classes",
-    "in_chans",
-    "drop_rate",
-    "drop_path_rate",
-    "drop_block_rate",
-    "zero_init_last",
-}
 
 # What of Hugging Face's config.json reaches the served one.
 _SETTINGS = (
@@ -62,9 +44,9 @@ _SETTINGS = (
 class ImageCheckpoint:
     """A checkpoint as the served architecture takes it.
 
-    config: complete, with num_labels as the classifier has it, id2label where the names are known.
-    state: float32 and contiguous on the CPU, by the names of ResNetForImageClassification(config), whose
-        load_state_dict(state, strict=True) takes it; without the counters num_batches_tracked.
+    config: transformers', complete, with num_labels as the classifier has it, id2label where the names are known.
+    state: float32 and contiguous on the CPU, by the names of networks.build(config), whose
+        load_state_dict(state, strict=True) takes it; of ResNets without the counters num_batches_tracked.
     preprocess: from the checkpoint's own files, None where they say nothing.
     labels: class names from the checkpoint's own config.json in index order, None where it has none.
     layout: "huggingface", "torchvision" or "timm", by the names of its weights.
@@ -73,7 +55,7 @@ class ImageCheckpoint:
     sha256: of that file, in hex; of a sharded checkpoint, of the index and then its shards in name order.
     """
 
-    config: ResNetConfig
+    config: Any
     state: dict[str, torch.Tensor]
     preprocess: Preprocess | None
     labels: tuple[str, ...] | None
@@ -81,6 +63,12 @@ class ImageCheckpoint:
     source: str
     weights: Path
     sha256: str
+
+    def network(self) -> Any:
+        """The network with these weights, in eval mode, fp32 on the CPU."""
+        network = networks.build(self.config)
+        network.load_state_dict(self.state)
+        return network.eval()
 
 
 class _Description(NamedTuple):
@@ -93,34 +81,43 @@ class _Description(NamedTuple):
 
 
 def read(source: str | Path, revision: str | None = None) -> ImageCheckpoint:
-    """Read a ResNet classifier from a folder, a weight file or the Hugging Face Hub.
+    """Read an image classifier from a folder, a weight file or the Hugging Face Hub.
 
-    source: a folder of Hugging Face's (config.json with model_type "resnet") or of timm's (config.json with
-        "architecture"), with model.safetensors or pytorch_model.bin, sharded or not; a file with a state dict
-        (.safetensors, .pth, .pt, .bin, .ckpt, .tar) by torchvision's, timm's or Hugging Face's names, bare or
-        in a training checkpoint, where averaged (EMA) weights come before plain ones; or a Hub id.
+    source: a folder of Hugging Face's (config.json with a model_type) or of timm's (config.json with
+        "architecture"), with model.safetensors or pytorch_model.bin, sharded or not; of a ResNet, ResNeXt or Wide
+        ResNet also a file with a state dict (.safetensors, .pth, .pt, .bin, .ckpt, .tar) by torchvision's, timm's
+        or Hugging Face's names, bare or in a training checkpoint, where averaged (EMA) weights come before plain
+        ones; or a Hub id.
     revision: branch, tag or commit; for a Hub id only.
 
-    Shapes tell the architecture where no config.json of Hugging Face's does. Strides and dilations are not in
-    the weights: those are taken as torchvision's (v1.5).
+    Shapes tell a ResNet's architecture where no config.json of Hugging Face's does. Strides and dilations are not
+    in the weights: those are taken as torchvision's (v1.5).
 
     Raises CheckpointError for whatever cannot be read or served, by the checkpoint's own names.
     """
-    prefix = ""
     try:
         path = locate(source, revision)
         weights = weight_file(path) if path.is_dir() else path
         beside = _config_beside(path)
-        tensors, prefix = load_tensors(weights)
+        _refuse_custom_code(beside)
+        if path.is_dir() and other_classifiers.holds_one(beside):
+            parts: dict[str, Any] = other_classifiers.read(path, beside)._asdict()
+        else:
+            parts = _read_resnet(path, weights, beside)
+        return ImageCheckpoint(**parts, source=str(source), weights=weights, sha256=sha256(weights))
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def _read_resnet(path: Path, weights: Path, beside: Mapping[str, object]) -> dict[str, Any]:
+    tensors, prefix = load_tensors(weights)
+    try:
         described = _describe(tensors, beside, path)
         layout = "huggingface" if described.layout == "huggingface" else "torchvision"
-        state = served_state(tensors, layout, described.config)
-        return ImageCheckpoint(
-            **described._asdict(), state=state, source=str(source), weights=weights, sha256=sha256(weights)
-        )
-    except (CheckpointError, OSError) as error:
-        stripped = f" (names without their prefix {prefix!r})" if prefix else ""
-        raise CheckpointError(f"{source}{stripped}: {error}") from error
+        return {**described._asdict(), "state": served_state(tensors, layout, described.config)}
+    except CheckpointError as error:
+        stripped = f"(names without their prefix {prefix!r}) " if prefix else ""
+        raise CheckpointError(f"{stripped}{error}") from error
 
 
 def _config_beside(path: Path) -> dict[str, object]:
@@ -136,14 +133,23 @@ def _config_beside(path: Path) -> dict[str, object]:
     return {}
 
 
+def _refuse_custom_code(beside: Mapping[str, object]) -> None:
+    if beside.get("auto_map"):
+        raise CheckpointError(
+            f"config.json names code of its own to run (auto_map: {beside['auto_map']}), which packaging and workers "
+            "never do (trust_remote_code). Wanted: an architecture of transformers itself"
+        )
+
+
 def _describe(tensors: Mapping[str, torch.Tensor], beside: Mapping[str, object], path: Path) -> _Description:
     """What the weights are, told by their names and by config.json."""
     # timm's older files have no pretrained_cfg; beside a single file, "architecture" alone may mean anything.
     is_timm = "architecture" in beside and (path.is_dir() or "pretrained_cfg" in beside)
     if path.is_dir() and not is_timm:
         _refuse_model_type(beside)
-    if is_timm:
-        _refuse_timm_architecture(beside)
+    objection = timm_folders.objection(beside) if is_timm else None
+    if objection:
+        raise CheckpointError(f"{objection}; {timm_folders.WRAPPED}")
     layout = layout_of(tensors)
     refuse_variants(tensors, layout)
     if path.is_dir() and is_timm == (layout == "huggingface"):
@@ -154,7 +160,10 @@ def _describe(tensors: Mapping[str, torch.Tensor], beside: Mapping[str, object],
     if layout == "huggingface":
         return _describe_huggingface(tensors, {} if is_timm else beside, path)
     inferred = infer_config(tensors, layout)
-    return _describe_timm(beside, inferred) if is_timm else _Description(layout, inferred, None, None)
+    if not is_timm:
+        return _Description(layout, inferred, None, None)
+    preprocess, labels = timm_folders.describe(beside, cast("int", inferred.num_labels))
+    return _Description("timm", with_labels(inferred, labels), preprocess, labels)
 
 
 def _describe_huggingface(
@@ -173,8 +182,9 @@ def _describe_huggingface(
 def _refuse_model_type(beside: Mapping[str, object]) -> None:
     if beside.get("model_type") != "resnet":
         raise CheckpointError(
-            f"config.json says model_type {beside.get('model_type')!r}, wanted 'resnet' "
-            "(or timm's, with an architecture)"
+            f"config.json says model_type {beside.get('model_type')!r}, of which transformers "
+            f"{transformers.__version__} has no image classifier. Wanted: 'resnet', another that "
+            "AutoModelForImageClassification knows, or timm's, with an architecture"
         )
 
 
@@ -186,70 +196,7 @@ def _served_config(beside: Mapping[str, object]) -> tuple[ResNetConfig, tuple[st
         raise CheckpointError(f"config.json does not describe a ResNet ({error})") from error
     if found.num_channels != 3:
         raise CheckpointError(f"config.json says num_channels {found.num_channels}, wanted 3 (RGB)")
-    labels = _labels(cast("dict[int, str]", found.id2label))
+    labels = labels_of(cast("dict[int, str]", found.id2label))
     settings = {name: getattr(found, name) for name in _SETTINGS}
-    settings["architectures"] = ["ResNetForImageClassification"]
-    return _with_labels(ResNetConfig.from_dict(settings), labels), labels
-
-
-def _labels(id2label: Mapping[int, object]) -> tuple[str, ...] | None:
-    """Class names in index order; None where they are the placeholders LABEL_0, LABEL_1, ..."""
-    if sorted(id2label) != list(range(len(id2label))):
-        raise CheckpointError(f"id2label in config.json must number its {len(id2label)} classes from 0")
-    names = tuple(str(id2label[index]) for index in range(len(id2label)))
-    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
-
-
-def _with_labels(config: ResNetConfig, labels: tuple[str, ...] | None) -> ResNetConfig:
-    if labels is not None:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
-    return config
-
-
-def _refuse_timm_architecture(beside: Mapping[str, object]) -> None:
-    # A name may carry the tag of its weights: resnet101.a1h_in1k.
-    name = str(beside["architecture"]).split(".")[0]
-    if not _TIMM_PLAIN.fullmatch(name):
-        reason = next((reason for pattern, reason in _TIMM_REASONS if re.search(pattern, name)), None)
-        raise CheckpointError(
-            f"timm architecture {name!r}{f' has {reason}' if reason else ''}: "
-            "ResNetForImageClassification cannot express it. Wanted: a plain one, such as resnet101"
-        )
-    arguments = _mapping(beside, "model_args")
-    odd = [f"{key}={value!r}" for key, value in arguments.items() if key not in _TIMM_HARMLESS]
-    odd = [argument for argument in odd if argument != "global_pool='avg'"]
-    if beside.get("global_pool", "avg") != "avg":
-        odd.append(f"global_pool={beside['global_pool']!r}")
-    if odd:
-        raise CheckpointError(f"config.json asks timm for {', '.join(odd)}, which cannot be served")
-
-
-def _describe_timm(beside: Mapping[str, object], config: ResNetConfig) -> _Description:
-    # In timm's older files config.json as a whole is the pretrained_cfg.
-    pretrained = _mapping(beside, "pretrained_cfg") if "pretrained_cfg" in beside else beside
-    rows = cast("int", config.num_labels)
-    classes = beside.get("num_classes", pretrained.get("num_classes", rows))
-    if classes != rows:
-        raise CheckpointError(f"fc.weight has {rows} rows, config.json says num_classes {classes!r}")
-    labels = _timm_labels(beside, pretrained, rows)
-    return _Description("timm", _with_labels(config, labels), read_timm_preprocess(pretrained), labels)
-
-
-def _timm_labels(
-    beside: Mapping[str, object], pretrained: Mapping[str, object], classes: int
-) -> tuple[str, ...] | None:
-    found = beside.get("label_names") or pretrained.get("label_names") or beside.get("labels")
-    if not found:
-        return None
-    if not isinstance(found, list) or len(found) != classes:
-        count = f"{len(found)} of them" if isinstance(found, list) else f"a {type(found).__name__}"
-        raise CheckpointError(f"label_names in config.json: {count}, wanted a list of {classes}")
-    return _labels(dict(enumerate(found)))
-
-
-def _mapping(config: Mapping[str, object], key: str) -> Mapping[str, object]:
-    value = config.get(key) or {}
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{key} in config.json is a {type(value).__name__}, wanted an object")
-    return value
+    settings |= {"architectures": ["ResNetForImageClassification"], **networks.broader(networks.breadth(found))}
+    return with_labels(ResNetConfig.from_dict(settings), labels), labels

@@ -85,7 +85,7 @@ class ImageJob(Job):
     kind = "image-classifier"
 
     def stage(self, folder: Path) -> None:
-        model, chosen = self._model(), self.settings
+        model, chosen = self.checkpoint.network(), self.settings
         model.save_pretrained(folder)
         if convert.wanted(chosen.engine):
             convert.stage(model, folder, chosen.plan_buckets, chosen.preprocess.size, self.converter, self.plan_at)
@@ -103,20 +103,13 @@ class ImageJob(Job):
 
     @torch.inference_mode()
     def reference(self, samples: Sequence[bytes]) -> Array:
-        model, chosen = self._model().eval(), self.settings
+        model, chosen = self.checkpoint.network(), self.settings
         batcher = images.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
         logits = [
             model(batcher(images.prepare(sample, chosen.preprocess, chosen.max_pixels))).logits for sample in samples
         ]
         outputs: Array = torch.cat(logits).numpy()
         return outputs
-
-    def _model(self) -> Any:
-        from transformers import ResNetForImageClassification
-
-        model = ResNetForImageClassification(self.checkpoint.config)
-        model.load_state_dict(self.checkpoint.state)
-        return model
 
 
 @dataclass(frozen=True)

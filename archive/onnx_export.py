@@ -1,11 +1,13 @@
-"""A folded ResNet -> ONNX in half precision, as TensorRT's parser reads it.
+"""An image classifier -> ONNX in half precision, as TensorRT's parser reads it.
 
-BatchNorm is folded in fp64 and cast once (handlers.engines.folding), so that the ONNX network is the very function
-that the cuDNN engine runs, and its own types carry the precision to strongly typed TensorRT networks.
+Of a ResNet with ReLU, BatchNorm is folded in fp64 and cast once (handlers.engines.folding), so that the ONNX network
+is the very function that the cuDNN engine runs; any other goes as transformers runs it. Its own types carry the
+precision to strongly typed TensorRT networks.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from handlers import networks
 from handlers.engines.folding import FoldedResNet, Operations, TorchOperations, fold_resnet, run
 from handlers.engines.tensorrt import INPUT, OUTPUT
 
@@ -31,24 +34,50 @@ class FoldedModule(nn.Module):
         return run(self.network, images, self.operations)
 
 
+class LogitsModule(nn.Module):
+    """Any classifier of transformers as such a module: a tensor in, a tensor out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) -> logits (N, classes)"""
+        logits: torch.Tensor = self.model(images).logits
+        return logits
+
+
+def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Operations) -> nn.Module:
+    """What exporters and converters get of a classifier of handlers.networks, which is left as it is."""
+    if networks.is_resnet(model.config) and model.config.hidden_act == "relu":
+        return FoldedModule(fold_resnet(model.eval(), device, dtype), operations)
+    return LogitsModule(copy.deepcopy(model).eval().to(device, dtype))
+
+
 @torch.inference_mode()
 def export(model: Any, path: Path, image_size: int, dtype: torch.dtype = torch.float16) -> None:
-    """Write a transformers ResNetForImageClassification to `path`, the batch size left open.
+    """Write a classifier of handlers.networks to `path`, the batch size left open.
 
     Input `images`: (N, 3, image_size, image_size) of `dtype`; output `logits`: (N, classes).
-    Raises ValueError where the network cannot be folded, and RuntimeError where it cannot be exported.
+    Raises ValueError, with the network's name, where PyTorch cannot express it in ONNX.
     """
-    network = FoldedModule(fold_resnet(model.eval(), torch.device("cpu"), dtype), TorchOperations())
+    network = module(model, torch.device("cpu"), dtype, TorchOperations())
     example = torch.zeros((2, 3, image_size, image_size), dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own age
-        torch.onnx.export(
-            network,
-            (example,),
-            str(path),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            opset_version=OPSET,
-            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-            dynamo=False,  # needs onnx alone, and writes what TensorRT 8.6 reads
-        )
+        try:
+            torch.onnx.export(
+                network,
+                (example,),
+                str(path),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+                dynamo=False,  # needs onnx alone, and writes what TensorRT 8.6 reads
+            )
+        except (RuntimeError, TypeError) as error:  # an operator without ONNX form; a tensor where a number belongs
+            raise ValueError(
+                f"{type(model).__name__} cannot be exported to ONNX opset {OPSET} ({str(error).splitlines()[0]}); "
+                "--engine torch_eager packages it without"
+            ) from error

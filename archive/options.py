@@ -30,13 +30,18 @@ EPILOG = """\
 Afterwards:  torchserve --start --ncs --ts-config config.properties --model-store MODEL_STORE --models NAME.mar
 """
 IMAGE = """\
-Package an image classifier of the ResNet family (ResNet-18 to 152; bottleneck or basic blocks).
+Package an image classifier: ResNet, ResNeXt, Wide ResNet, or another that transformers loads.
 
 --weights takes
   a Hugging Face folder or hub id           config.json, model.safetensors, preprocessor_config.json
   a timm folder or hub id                   config.json with pretrained_cfg, model.safetensors
-  a torchvision or timm state dict          .pth or .safetensors, recognised by its weights' names
+  a torchvision or timm state dict          .pth or .safetensors, recognised by its weights' names and shapes:
+                                            ResNet-18 to 152, ResNeXt, Wide ResNet
 Weights that are missing, unexpected or misshapen are listed and refused. Pickles are read with weights_only.
+
+Every engine runs those three. Other classifiers (ViT, ConvNeXt, Swin, RegNet, MobileNet, EfficientNet, ...; timm's
+where timm and torchvision are installed) need their folder, and run as transformers' own network, by torch_eager or
+as ONNX by TensorRT. Code that a checkpoint brings with it (trust_remote_code) is never run.
 
 Labels and preprocessing come from the checkpoint's own files where it has them; the options below override them.
 A bare state dict of 1,000 classes gets ImageNet's labels, and torchvision's preprocessing: that of its release where

@@ -1,16 +1,6 @@
 """The parity gate: what an archive computes, in each precision, against the fp32 reference of its checkpoint.
 
-Stated tolerances, by the relative error of the logits (norm of the difference over norm of the reference, the
-worst sample) and by agreement, or by the least cosine of the embeddings:
-
-| | fp32 | fp16 | bf16 |
-|---|---|---|---|
-| relative error of logits | 1e-4 | 1e-2 | 5e-2 |
-| agreement of the likeliest class, where fp32 is decided | 1 | 0.999 | 0.99 |
-| cosine of embeddings | 0.99999 | 0.9999 | 0.999 |
-
-A sample is decided where fp32 puts at least one percentage point between its two likeliest classes: a nearer tie
-says nothing about precision.
+The limits, and what they are limits of, stand in handlers/tolerances.py.
 """
 
 from __future__ import annotations
@@ -20,11 +10,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from handlers.tolerances import DECIDED_MARGIN, MAX_RELATIVE_ERROR, MIN_AGREEMENT, MIN_COSINE
+
 PRECISIONS = ("fp32", "fp16", "bf16")
-MAX_RELATIVE_ERROR = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
-MIN_AGREEMENT = {"fp32": 1.0, "fp16": 0.999, "bf16": 0.99}
-MIN_COSINE = {"fp32": 0.99999, "fp16": 0.9999, "bf16": 0.999}
-DECIDED_MARGIN = 0.01
 
 Array = NDArray[np.float32]
 

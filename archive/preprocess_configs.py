@@ -21,6 +21,8 @@ CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 BY_HAND = "Write the preprocessing down by hand if it can be approximated"
 
+SWITCHES = (("do_resize", True), ("do_rescale", True), ("rescale_offset", False), ("do_pad", False))
+
 
 @dataclass(frozen=True)
 class _Family:
@@ -35,12 +37,19 @@ class _Family:
     resample: int = 3
     mean: Triple = HALF
     std: Triple = HALF
+    top: bool = False  # divides by std once more, where include_top says so
 
 
 _CONVNEXT = _Family({"shortest_edge": 384}, square=False)
 _FAMILIES = {
     "ConvNext": _CONVNEXT,
     "ViT": _Family({"height": 224, "width": 224}, resample=2),
+    "Beit": _Family({"height": 224, "width": 224}),
+    "Siglip": _Family({"height": 224, "width": 224}, square=False),
+    "Pvt": _Family({"height": 224, "width": 224}, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "MobileNetV1": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
+    "MobileNetV2": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
+    "EfficientNet": _Family({"height": 346, "width": 346}, top=True),
     "DeiT": _Family({"height": 256, "width": 256}, crop=224),
     "Bit": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
     "CLIP": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
@@ -50,8 +59,8 @@ _FAMILIES = {
 def read_preprocess(config: Mapping[str, object]) -> Preprocess:
     """The content of a Hugging Face preprocessor_config.json -> Preprocess.
 
-    Processors of ConvNext, ViT, DeiT, Bit and CLIP are understood, under their new and old class names; what
-    a file leaves out is as the class has it. A file that names no class is ConvNext's, ResNet's default.
+    Processors of _FAMILIES are understood, under their new and old class names; what a file leaves out is as the
+    class has it. A file that names no class is ConvNext's, ResNet's default.
     Raises CheckpointError, with the setting's name, for what Preprocess cannot express: images that are not
     square, no resizing, no rescaling to 0..1, padding, BGR, another processor class.
     """
@@ -62,14 +71,21 @@ def read_preprocess(config: Mapping[str, object]) -> Preprocess:
     else:
         size, resize, mode = _geometry(config, family)
     _refuse_larger_crop(size, resize)
-    normalise = _or(config, "do_normalize", True) is not False
+    mean = _triple("image_mean", _or(config, "image_mean", family.mean))
+    std = _std("image_std", _or(config, "image_std", family.std))
+    if _or(config, "do_normalize", True) is False:
+        mean, divisor = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    else:
+        divisor = std
+    if family.top and _or(config, "include_top", True) is True:
+        divisor = (divisor[0] * std[0], divisor[1] * std[1], divisor[2] * std[2])
     return Preprocess(
         size=size,
         resize=resize,
         resize_mode=mode,
         interpolation=_resample(_or(config, "resample", family.resample)),
-        mean=_triple("image_mean", _or(config, "image_mean", family.mean)) if normalise else (0.0, 0.0, 0.0),
-        std=_std("image_std", _or(config, "image_std", family.std)) if normalise else (1.0, 1.0, 1.0),
+        mean=mean,
+        std=divisor,
     )
 
 
@@ -123,7 +139,7 @@ def _family(config: Mapping[str, object]) -> _Family:
 
 
 def _refuse_switches(config: Mapping[str, object]) -> None:
-    for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_pad", False)):
+    for key, wanted in SWITCHES:
         if _or(config, key, wanted) is not wanted:
             raise CheckpointError(f"{key} {config[key]!r} cannot be expressed, wanted {wanted}. {BY_HAND}")
     if _or(config, "do_flip_channel_order", False) is not False:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BertConfig, BertModel, ResNetConfig, ResNetForImageClassification
+from transformers import AutoTokenizer, BertConfig, BertModel, ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
 from archive.image_checkpoints import ImageCheckpoint
 from archive.text_checkpoints import TextCheckpoint
+from handlers import networks
 from handlers.images import Batcher, Preprocess, prepare
 from handlers.settings import Pooling
 
@@ -28,7 +29,7 @@ def image_checkpoint(
 ) -> ImageCheckpoint:
     """A ResNet with random weights whose BatchNorm layers know the statistics of the calibration images."""
     torch.manual_seed(seed)
-    model = ResNetForImageClassification(config)
+    model = networks.build(config)
     for block in model.modules():
         if isinstance(block, (ResNetBasicLayer, ResNetBottleNeckLayer)):
             last: Any = block.layer[-1]

@@ -10,30 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from archive import image_checkpoints, text_checkpoints
+from archive import image_checkpoints, other_classifiers, text_checkpoints
 from archive.image_checkpoints import ImageCheckpoint
 from archive.jobs import ImageJob, TextJob
 from archive.sources import CheckpointError
 from archive.text_checkpoints import TextCheckpoint
-from handlers import engines
+from archive.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
+from handlers import engines, networks
 from handlers.images import Preprocess
 from handlers.settings import ImageSettings, Pooling, Settings, TextSettings
 
 IMAGENET_LABELS = Path(__file__).parent / "resnet101" / "labels.txt"
-# Every setting in pixels that torchvision's ResNets were published with, by the SHA-256 prefix in their file names:
-# https://github.com/pytorch/vision, torchvision/models/resnet.py, *_Weights.
-TORCHVISION_V1 = Preprocess(size=224, resize=256)
-TORCHVISION_V2 = Preprocess(size=224, resize=232)
-TORCHVISION_RELEASES = {
-    "f37072fd": TORCHVISION_V1,  # resnet18
-    "b627a593": TORCHVISION_V1,  # resnet34
-    "0676ba61": TORCHVISION_V1,  # resnet50
-    "11ad3fa6": TORCHVISION_V2,  # resnet50
-    "63fe2227": TORCHVISION_V1,  # resnet101
-    "cd907fc2": TORCHVISION_V2,  # resnet101
-    "394f9c45": TORCHVISION_V1,  # resnet152
-    "f82ba261": TORCHVISION_V2,  # resnet152
-}
 RESPONSE_TIMEOUT_S = 120
 # Long enough for a large model from a slow disk: TorchServe gives up on a worker after this.
 STARTUP_TIMEOUT_S = 600
@@ -43,6 +30,9 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
     """The job for an image classifier. Raises CheckpointError or ValueError."""
     checkpoint = _random_image(preset) if chosen.weights is None else _read_image(chosen, preset)
     preprocess, note = _preprocess(chosen, checkpoint)
+    if not networks.is_resnet(checkpoint.config):
+        other_classifiers.refuse_engine(checkpoint, chosen.engine)
+        other_classifiers.refuse_size(checkpoint, preprocess.size)
     labels = _labels(chosen, checkpoint)
     torchserve = _torchserve(chosen, preset)
     settings = ImageSettings(
@@ -109,7 +99,13 @@ def _read_image(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageC
     checkpoint = image_checkpoints.read(chosen.weights, chosen.revision)
     wanted = {key: preset[key] for key in ("depths",) if key in preset}
     if wanted:
-        _refuse_other(chosen, wanted, {key: list(getattr(checkpoint.config, key)) for key in wanted})
+        _refuse_other(chosen, wanted, {key: getattr(checkpoint.config, key, None) for key in wanted})
+        odd = networks.broader(networks.breadth(checkpoint.config))
+        if odd:
+            raise CheckpointError(
+                f"{chosen.weights} has {odd}, and the preset {chosen.command} is for a plain ResNet; "
+                f"the command {options_kind(chosen.command)} takes ResNeXt and Wide ResNet"
+            )
     return checkpoint
 
 
@@ -194,7 +190,7 @@ def _preprocess(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> tupl
 
 
 def _labels(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> Sequence[str]:
-    count = len(checkpoint.state["classifier.1.bias"])
+    count = int(checkpoint.config.num_labels)
     if chosen.labels is not None:
         labels = _read_labels(chosen.labels)
     elif checkpoint.labels is not None:

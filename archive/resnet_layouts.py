@@ -1,4 +1,4 @@
-"""ResNet weights under torchvision's, timm's or Hugging Face's names -> ResNetForImageClassification.
+"""Weights of ResNet, ResNeXt and Wide ResNet by torchvision's, timm's or Hugging Face's names -> handlers.networks.
 
 Names and shapes on the served side are those of transformers/models/resnet/modeling_resnet.py; on the other,
 of torchvision/models/resnet.py, whose names timm/models/resnet.py keeps.
@@ -10,9 +10,11 @@ import re
 from collections.abc import Mapping
 
 import torch
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import ResNetConfig
 
 from archive.sources import CheckpointError, listed
+from archive.timm_folders import WRAPPED
+from handlers import networks
 
 Tensors = Mapping[str, torch.Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,7 +36,11 @@ _OUTSIDE_BLOCKS = (
     ("resnet.embedder.embedder.normalization.", "bn1."),
     ("classifier.1.", "fc."),
 )
-_CANNOT = "ResNetForImageClassification cannot express it"
+_CANNOT = f"transformers' ResNet cannot express it; {WRAPPED} (timm.models.save_for_hf writes one)"
+_OTHERS = (
+    "Another architecture has to say what it is: load the weights into transformers' or timm's network of that "
+    "architecture, save its folder (network.save_pretrained, timm.models.save_for_hf), and give the folder"
+)
 # What the names alone give away.
 _FOREIGN_NAMES = (
     (r"_packed_params|\.scale$|\.zero_point$", "a quantised model: save the float model's state_dict()"),
@@ -62,7 +68,7 @@ _FOREIGN_NAMES = (
 
 
 def own_name(name: str, layout: str) -> str:
-    """What `layout` ("huggingface" or "torchvision") calls a tensor of ResNetForImageClassification."""
+    """What `layout` ("huggingface" or "torchvision") calls a tensor of a served network."""
     if layout == "huggingface":
         return name
     for served, own in _OUTSIDE_BLOCKS:
@@ -94,7 +100,7 @@ def layout_of(tensors: Tensors) -> str:
         return "torchvision"
     raise CheckpointError(
         "these are not the weights of a ResNet classifier as torchvision, timm or Hugging Face name them "
-        f"(conv1.weight, layer1.0.conv1.weight, fc.weight, ...): {listed(tensors) or 'no tensors at all'}"
+        f"(conv1.weight, layer1.0.conv1.weight, fc.weight, ...): {listed(tensors) or 'no tensors at all'}. {_OTHERS}"
     )
 
 
@@ -117,21 +123,6 @@ def refuse_variants(tensors: Tensors, layout: str) -> None:
             raise CheckpointError(
                 f"{name} {tuple(tensor.shape)} is a convolution behind average pooling (ResNet-D): {_CANNOT}"
             )
-    _refuse_widths(tensors, layout)
-
-
-def _refuse_widths(tensors: Tensors, layout: str) -> None:
-    names = [own_name(CONVOLUTION.format(0, 0, index), layout) for index in range(3)]
-    if any(name not in tensors or tensors[name].ndim != 4 for name in names):
-        return  # a basic block, or one that the comparison of shapes reports
-    reduce, inner, expand = (tuple(tensors[name].shape) for name in names)
-    if inner[1] != inner[0]:
-        raise CheckpointError(f"{names[1]} {inner} is a grouped convolution (ResNeXt): {_CANNOT}")
-    if reduce[0] * 4 != expand[0]:
-        raise CheckpointError(
-            f"{names[0]} {reduce} has {reduce[0]} channels where {names[2]} {expand} calls for "
-            f"{expand[0] // 4} (Wide ResNet): {_CANNOT}"
-        )
 
 
 def infer_config(tensors: Tensors, layout: str) -> ResNetConfig:
@@ -160,8 +151,20 @@ def infer_config(tensors: Tensors, layout: str) -> ResNetConfig:
             "downsample_in_bottleneck": False,
             "num_labels": _rows(tensors, [own_name(HEAD, layout)]),
             "architectures": ["ResNetForImageClassification"],
+            **(_breadth(tensors, layout) if bottleneck else {}),
         }
     )
+
+
+def _breadth(tensors: Tensors, layout: str) -> dict[str, int]:
+    """`groups` and `width_per_group` by the first bottleneck's shapes; none where it is plain."""
+    names = [own_name(CONVOLUTION.format(0, 0, index), layout) for index in (1, 2)]
+    if any(name not in tensors or tensors[name].ndim != 4 for name in names):
+        return {}  # the comparison of shapes reports it
+    inner, expand = (tuple(tensors[name].shape) for name in names)  # (W, W / groups, 3, 3), (4 * planes, W, 1, 1)
+    groups, planes = inner[0] // max(inner[1], 1), expand[0] // 4
+    width_per_group = inner[0] * 64 // max(planes * groups, 1)
+    return networks.broader({"groups": groups, "width_per_group": width_per_group})
 
 
 def _blocks(tensors: Tensors, layout: str) -> list[list[int]]:
@@ -188,7 +191,7 @@ def _rows(tensors: Tensors, names: list[str]) -> int:
 
 
 def served_state(tensors: Tensors, layout: str, config: ResNetConfig) -> dict[str, torch.Tensor]:
-    """Tensors under their own names -> a copy under the names of ResNetForImageClassification(config).
+    """Tensors under their own names -> a copy under the names of networks.build(config).
 
     Every tensor comes out float32 and contiguous, in memory of its own. The counters num_batches_tracked are
     left out: inference has no use for them, and load_state_dict(strict=True) accepts a plain dictionary
@@ -208,7 +211,7 @@ def served_state(tensors: Tensors, layout: str, config: ResNetConfig) -> dict[st
 def _shapes(config: ResNetConfig) -> Shapes:
     try:
         with torch.device("meta"):
-            state = ResNetForImageClassification(config).state_dict()
+            state = networks.build(config).state_dict()
     except Exception as error:  # KeyError for an unknown activation, RuntimeError for a negative width, ...
         raise CheckpointError(f"no ResNet can be built from the configuration ({error!r})") from error
     return {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}

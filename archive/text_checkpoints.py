@@ -153,13 +153,18 @@ def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling | None:
 
 def _load_model(folder: Path, task: str) -> tuple[Any, tuple[str, ...]]:
     try:
-        model, report = load_transformer(folder, task, dtype=torch.float32, output_loading_info=True)
+        model, report = load_transformer(
+            folder, task, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load it for {task}: {error}") from error
     unexpected = sorted(report["unexpected_keys"])
     strange = [name for name in unexpected if not UNUSED[task].fullmatch(name)]
     missing = [f"missing {name}" for name in sorted(report["missing_keys"])]
-    misshapen = [f"misshapen {entry}" for entry in report.get("mismatched_keys", ())]
+    misshapen = [
+        f"misshapen {name} {tuple(came)}, wanted {tuple(wanted)}"
+        for name, came, wanted in sorted(report["mismatched_keys"])
+    ]
     problems = [*missing, *misshapen, *(f"unexpected {name}" for name in strange)]
     if problems:
         raise CheckpointError(

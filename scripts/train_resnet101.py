@@ -47,8 +47,9 @@ def train(device: torch.device, epochs: int = EPOCHS, seed: int = 0) -> ResNetFo
     config = ResNetConfig(
         depths=[3, 4, 23, 3], id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
     )
-    model = ResNetForImageClassification(config).train()
-    model.to(device, memory_format=torch.channels_last)
+    model: ResNetForImageClassification = ResNetForImageClassification(config)
+    model.train()
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-arg]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = len(labels) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=epochs * steps)

@@ -157,6 +157,7 @@ class TorchOperations:
 
 def attend(qkv: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
     """One sequence: (S, 3H) -> (S, H)."""
-    query, key, value = qkv.view(len(qkv), 3, heads, -1).permute(1, 2, 0, 3).unsqueeze(1)  # each (1, heads, S, D)
+    size = qkv.shape[1] // (3 * heads)
+    query, key, value = qkv.view(len(qkv), 3, heads, size).permute(1, 2, 0, 3).unsqueeze(1)  # each (1, heads, S, D)
     context = F.scaled_dot_product_attention(query, key, value, scale=scale)
-    return context.squeeze(0).transpose(0, 1).reshape(len(qkv), -1)
+    return context.squeeze(0).transpose(0, 1).flatten(1)

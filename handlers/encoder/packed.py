@@ -6,18 +6,24 @@ rows that it reads, laid out as the padded batch that it expects.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from handlers.encoder.fp8 import Calibration, Fp8Encoder
 from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.ops import Norm, Operations, Positions, Segments, TorchOperations
 from handlers.encoder.packing import TokenBatch
 from handlers.encoder.swap import fused_encoder, swap_encoder
+from handlers.encoder.weights import listed
 
 SAMPLE_LENGTH = 7
 TOLERANCE = 1e-5
+
+PARTS = {"word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"}
+KINDS = "token_type_embeddings.weight"
 
 
 class PackedEmbeddings(nn.Module):
@@ -48,6 +54,16 @@ class PackedEmbeddings(nn.Module):
         return ops.embed_norm(tables, rows, Norm(self.norm.weight, self.norm.bias, self.norm.eps))
 
 
+def check_embeddings(network: Any) -> None:
+    """As far as it can be told without weights. Raises ValueError where more or less than PARTS is there."""
+    vanilla = getattr(network.base_model, "embeddings", None)
+    if not isinstance(vanilla, nn.Module):
+        raise ValueError(f"{type(network).__name__} has no embeddings where BERT has them")
+    wrong = ({name for name, _ in vanilla.named_parameters()} - {KINDS}) ^ PARTS
+    if wrong:
+        raise ValueError(f"{type(vanilla).__name__} is not of BERT's kind, for {listed(sorted(wrong))}")
+
+
 def _positions(vanilla: Any, packed: PackedEmbeddings) -> Positions:
     """The way of counting that gives what `vanilla` itself gives for a sample, its padding token among others.
 
@@ -63,9 +79,7 @@ def _positions(vanilla: Any, packed: PackedEmbeddings) -> Positions:
             found = packed.summed(ids, torch.zeros_like(ids), way.of(ids, offsets), plain)
             if torch.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
                 return way
-    raise ValueError(
-        f"{type(vanilla).__name__} is more than a sum of word, token type and position embeddings"
-    )
+    raise ValueError(f"{type(vanilla).__name__} is more than a sum of word, token type and position embeddings")
 
 
 class _Handed(nn.Module):
@@ -92,10 +106,11 @@ class PackedModel(nn.Module):
 
     def __init__(self, network: Any, task: str) -> None:
         super().__init__()
+        check_embeddings(network)
         base = network.base_model
         self.embeddings = PackedEmbeddings(base.embeddings, getattr(base, "embeddings_project", None))
         swap_encoder(network)
-        self.encoder: FusedEncoder = fused_encoder(network)
+        self.encoder: FusedEncoder | Fp8Encoder = fused_encoder(network)
         self.handed = _Handed(getattr(base, "pooler", None))
         self.task = task
         self.head: Any = None
@@ -103,12 +118,29 @@ class PackedModel(nn.Module):
             setattr(network, network.base_model_prefix, self.handed)
             self.head = network
 
+    def largest_inputs(self, batches: Iterable[TokenBatch]) -> list[dict[str, float]]:
+        """Calibrate fp8: run batches, and say what `to_fp8` takes. Raises ValueError behind `to_fp8`."""
+        if isinstance(self.encoder, Fp8Encoder):
+            raise ValueError("this model is in fp8 already")
+        before, self.encoder.operations = self.encoder.operations, Calibration()
+        for batch in batches:
+            self.hidden(batch.input_ids, batch.token_type_ids, batch.segments)
+        largest = self.encoder.operations.of(self.encoder)
+        self.encoder.operations = before
+        return largest
+
+    def to_fp8(self, largest: list[dict[str, float]]) -> None:
+        """Quantise the encoder's linear layers, behind any move or cast. Raises ValueError where that cannot be."""
+        if isinstance(self.encoder, Fp8Encoder):
+            raise ValueError("this model is in fp8 already")
+        self.encoder = Fp8Encoder(self.encoder, largest)
+
     def hidden(self, ids: torch.Tensor, types: torch.Tensor, segments: Segments) -> torch.Tensor:
         """(T,) int64 token ids and types -> (T, H) of the last layer; rows of no sequence are undefined."""
         segments, positions = self.encoder.operations.lay_out(ids, segments, self.embeddings.positions)
         hidden = self.embeddings(ids, types, positions, self.encoder.operations)
-        hidden = self.encoder(hidden, segments)
-        return hidden
+        encoded: torch.Tensor = self.encoder(hidden, segments)
+        return encoded
 
     def outputs(self, hidden: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         """(T, H) -> what handlers.engines.Engine.run gives for the task."""

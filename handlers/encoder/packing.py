@@ -12,6 +12,8 @@ from itertools import accumulate
 
 import torch
 
+from handlers.encoder.ops import Segments
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -59,6 +61,11 @@ class TokenBatch:
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
+
+    @property
+    def segments(self) -> Segments:
+        """What the fused encoder asks of a batch."""
+        return Segments(self.cu_seqlens, max(self.lengths), self.lengths)
 
     def padded_positions(self) -> torch.Tensor:
         """(T,) int64: where each packed token stands in the flattened padded (N, S) batch, S the longest length."""

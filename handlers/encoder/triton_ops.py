@@ -16,10 +16,10 @@ PROGRAMS = 256  # that a split product is cut into at most: two a multiprocessor
 
 
 class TritonOperations(TorchOperations):
-    """fp16 and bf16. `Segments.tiles` has to be there."""
+    """fp16 and bf16. `Segments.tiles` has to be there. programs: None for the device's multiprocessors."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.programs = torch.cuda.get_device_properties(device).multi_processor_count
+    def __init__(self, device: torch.device, programs: int | None = None) -> None:
+        self.programs = programs or torch.cuda.get_device_properties(device).multi_processor_count
         self.fused_activation = linear.has_tensor_memory_access(device)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,12 @@ Each engine offers (a module without KINDS is a part of others):
 - `objection(spec) -> str | None`: why it cannot run `spec` here, or None.
 - `load(spec) -> Engine`.
 - where loading may take minutes, `ready(spec) -> bool`: whether it will not. "auto" leaves out what is not ready.
+- beside `ready`, `unready(spec) -> str | None`: why it is not, where that shall stand in the log and the details.
 """
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +25,10 @@ import torch
 
 from handlers.engines.plans import default_cache
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+logger = logging.getLogger(__name__)
+
+# What goes in and out of an engine; with fp8, what its linear layers do not multiply stays in fp16.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,21 @@ def load_chosen(asked: str, spec: EngineSpec) -> tuple[str, Engine]:
     from handlers.engines.measured import load_fastest
 
     chosen = choose(asked, spec)
-    return (chosen[0], load(chosen[0], spec)) if len(chosen) == 1 else load_fastest(spec, chosen)
+    name, engine = (chosen[0], load(chosen[0], spec)) if len(chosen) == 1 else load_fastest(spec, chosen)
+    left_out = _left_out(spec) if asked == "auto" else {}
+    return name, Engine(engine.run, {**engine.details, "leftOut": left_out}) if left_out else engine
+
+
+def _left_out(spec: EngineSpec) -> dict[str, str]:
+    """The engines that could run, are not ready, and say why; each with a warning."""
+    reasons = {}
+    for name in names(spec.kind):
+        module = _module(name)
+        why = module.unready(spec) if hasattr(module, "unready") and module.objection(spec) is None else None
+        if why:
+            logger.warning("engine %s left out: %s", name, why)
+            reasons[name] = str(why)
+    return reasons
 
 
 def load(name: str, spec: EngineSpec) -> Engine:

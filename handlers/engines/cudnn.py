@@ -23,7 +23,10 @@ KINDS = ("image-classifier",)
 RANK = 10
 
 
-SMALL_ROWS = 3136  # N*H*W up to which 1x1 convolutions go to Triton's kernel
+# Up to where Triton's kernels are faster than cuDNN's on an H200: of 1x1 convolutions pixels N*H*W, or elements that
+# they put out, N*H*W*O, and channels that they take; of 3x3 convolutions, and of the classifier, images.
+SMALL_PIXELS, SMALL_OUTPUT, DEEPEST = 3136, 1_000_000, 1024
+FEW_IMAGES = 2
 STEM_CHANNELS = 4  # cuDNN's kernels for 4 input channels are faster than those for 3
 
 
@@ -32,12 +35,12 @@ class CudnnOperations:
 
     def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
         stride, padding = [conv.stride] * 2, [conv.padding] * 2
-        return torch.cudnn_convolution_relu(images, conv.weight, conv.bias, stride, padding, [1, 1], 1)
+        return torch.cudnn_convolution_relu(images, conv.weight, conv.bias, stride, padding, [1, 1], conv.groups)
 
     def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
         stride, padding = [conv.stride] * 2, [conv.padding] * 2
         return torch.cudnn_convolution_add_relu(
-            images, conv.weight, residual, 1.0, conv.bias, stride, padding, [1, 1], 1
+            images, conv.weight, residual, 1.0, conv.bias, stride, padding, [1, 1], conv.groups
         )
 
     def shortcut(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
@@ -48,13 +51,20 @@ class CudnnOperations:
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(images, 3, stride=2, padding=1)
 
+    def classify(self, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.linear(images.mean(dim=(2, 3)), weight, bias)
+
 
 class TritonOperations(CudnnOperations):
     """cuDNN's, and Triton's kernels where those measured faster."""
 
     def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+        out: torch.Tensor
         if _is_small(images, conv):
-            out: torch.Tensor = kernels().pointwise(images, conv.weight, conv.bias, None)
+            out = kernels().pointwise(images, conv.weight, conv.bias, None)
+            return out
+        if conv.groups == 1 and len(images) <= FEW_IMAGES and kernels().window_fits(images, conv.weight):
+            out = kernels().window(images, conv.weight, conv.bias, conv.stride)
             return out
         return super().relu(images, conv)
 
@@ -68,6 +78,12 @@ class TritonOperations(CudnnOperations):
         pooled: torch.Tensor = kernels().max_pool(images)
         return pooled
 
+    def classify(self, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if len(images) > FEW_IMAGES:
+            return super().classify(images, weight, bias)
+        logits: torch.Tensor = kernels().classify(images, weight, bias)
+        return logits
+
 
 def kernels() -> Any:
     """handlers.kernels.resnet, which imports Triton: torch for CUDA on Linux brings it."""
@@ -80,32 +96,36 @@ def operations() -> CudnnOperations:
 
 
 def _is_small(images: torch.Tensor, conv: Convolution) -> bool:
-    rows = images.shape[0] * images.shape[2] * images.shape[3]
-    return rows <= SMALL_ROWS and bool(kernels().pointwise_fits(images, conv.weight, conv.stride))
+    pixels, (out, depth) = images.shape[0] * images.shape[2] * images.shape[3], conv.weight.shape[:2]
+    few = pixels <= SMALL_PIXELS or pixels * out <= SMALL_OUTPUT
+    fits = conv.groups == 1 and bool(kernels().pointwise_fits(images, conv.weight, conv.stride))
+    return fits and few and depth <= DEEPEST
 
 
 def objection(spec: EngineSpec) -> str | None:
-    """Why not: it needs an NVIDIA GPU, half precision, and a ResNet with ReLU."""
+    """Why not: it needs an NVIDIA GPU, half precision, and a ResNet, ResNeXt or Wide ResNet with ReLU."""
     if spec.device.type != "cuda" or torch.version.hip is not None or not torch.backends.cudnn.is_available():
         return f"it needs an NVIDIA GPU with cuDNN, and the device is {spec.device}"
     if spec.precision not in ("fp16", "bf16"):
         return f"it runs fp16 and bf16, and the precision is {spec.precision}"
-    activation = json.loads((spec.model_dir / "config.json").read_text(encoding="utf-8")).get("hidden_act", "relu")
+    config = json.loads((spec.model_dir / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "resnet":
+        return f"it runs ResNets, ResNeXts and Wide ResNets, and the network is of type {config.get('model_type')}"
+    activation = config.get("hidden_act", "relu")
     return None if activation == "relu" else f"it fuses relu, and the activation is {activation}"
 
 
 def load(spec: EngineSpec) -> Engine:
     """Load a Hugging Face folder's ResNet, folded and cast once. Raises ValueError where it cannot be fused."""
-    from transformers import ResNetForImageClassification
+    from handlers import networks
 
-    model: Any = ResNetForImageClassification.from_pretrained(
-        spec.model_dir, dtype=torch.float32, local_files_only=True
-    )
-    network = pad_stem(fold_resnet(model.eval(), spec.device, spec.dtype), STEM_CHANNELS)
+    model = networks.load(spec.model_dir, torch.float32)
+    network = pad_stem(fold_resnet(model, spec.device, spec.dtype), STEM_CHANNELS)
     calls = operations()
     graphed = GraphedByBucket(functools.partial(run, network, operations=calls), STEM_CHANNELS)
     details: dict[str, object] = {
         "library": f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}",
+        "network": networks.title(spec.model_dir),
         "kernels": _kernels(calls),
         "memoryFormat": "channels_last",
         "graphs": list(BUCKETS),
@@ -115,5 +135,5 @@ def load(spec: EngineSpec) -> Engine:
 
 def _kernels(calls: CudnnOperations) -> str:
     if isinstance(calls, TritonOperations):
-        return f"cuDNN, and Triton {importlib.metadata.version('triton')} for pooling and small 1x1 convolutions"
+        return f"cuDNN, and Triton {importlib.metadata.version('triton')} for pooling and for small convolutions"
     return "cuDNN and PyTorch; Triton is not installed, which would be faster"

@@ -1,4 +1,4 @@
-"""transformers' ResNet -> a plain list of convolutions with BatchNorm folded in, and one way to run it.
+"""A ResNet of handlers.networks -> a plain list of convolutions with BatchNorm folded in, and one way to run it.
 
 BatchNorm at inference is an affine map of each channel, so it moves into the convolution before it (Jacob et al.,
 arXiv:1712.05877, section 3.2). What is left is convolution + bias, + residual, + ReLU: one fused call each where the
@@ -18,7 +18,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Convolution:
-    """weight: (O, I, k, k), channels_last. bias: (O,). Square kernels, no groups, no dilation."""
+    """weight: (O, I / groups, k, k), channels_last. bias: (O,). Square kernels, no dilation."""
 
     # A shortcut has a bias of zeros, which nobody adds: fold_resnet moves it into its body's last convolution.
 
@@ -26,6 +26,7 @@ class Convolution:
     bias: torch.Tensor
     stride: int
     padding: int
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class Operations(Protocol):
         """(N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)): 3x3, stride 2, padding 1"""
         ...
 
+    def classify(self, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """The mean over (H, W), then a linear layer: (N, C, H, W), (classes, C), (classes,) -> (N, classes)"""
+        ...
+
 
 class TorchOperations:
     """The fused calls in plain PyTorch: the reference, and what tests run where there is no GPU."""
@@ -76,15 +81,18 @@ class TorchOperations:
         return convolve(images, conv).add_(residual).relu_()
 
     def shortcut(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-        return F.conv2d(images, conv.weight, None, conv.stride, conv.padding)
+        return F.conv2d(images, conv.weight, None, conv.stride, conv.padding, groups=conv.groups)
 
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(images, 3, stride=2, padding=1)
 
+    def classify(self, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.linear(images.mean(dim=(2, 3)), weight, bias)
+
 
 def convolve(images: torch.Tensor, conv: Convolution) -> torch.Tensor:
     """(N, I, H, W) -> (N, O, H', W'), bias added, no activation."""
-    return F.conv2d(images, conv.weight, conv.bias, conv.stride, conv.padding)
+    return F.conv2d(images, conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups)
 
 
 def run(network: FoldedResNet, images: torch.Tensor, operations: Operations) -> torch.Tensor:
@@ -95,11 +103,11 @@ def run(network: FoldedResNet, images: torch.Tensor, operations: Operations) -> 
         for conv in block.body[:-1]:
             hidden = operations.relu(hidden, conv)
         hidden = operations.add_relu(hidden, block.body[-1], residual)
-    return F.linear(hidden.mean(dim=(2, 3)), network.weight, network.bias)
+    return operations.classify(hidden, network.weight, network.bias)
 
 
 def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedResNet:
-    """Fold a transformers ResNetForImageClassification in eval mode; computed in fp64, then cast once.
+    """Fold a ResNet of handlers.networks in eval mode; computed in fp64, then cast once.
 
     Raises ValueError for activations other than ReLU, or layers that are not a ResNet's.
     """
@@ -139,14 +147,14 @@ def pad_stem(network: FoldedResNet, channels: int) -> FoldedResNet:
 
 
 def _fold(conv: Any, norm: Any, device: torch.device, dtype: torch.dtype, extra: torch.Tensor | None) -> Convolution:
-    plain = conv.groups == 1 and conv.dilation == (1, 1) and isinstance(conv.padding, tuple)
+    plain = conv.dilation == (1, 1) and isinstance(conv.padding, tuple)
     if not plain or any(len(set(sides)) != 1 for sides in (conv.kernel_size, conv.stride, conv.padding)):
-        raise ValueError(f"{conv} is grouped, dilated or not square, which this does not fuse")
+        raise ValueError(f"{conv} is dilated or not square, which this does not fuse")
     scale, bias = _scale_and_bias(conv, norm)
     weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
     folded = weight.to(device, dtype).to(memory_format=torch.channels_last)
     bias = bias if extra is None else bias + extra
-    return Convolution(folded, bias.to(device, dtype), conv.stride[0], conv.padding[0])
+    return Convolution(folded, bias.to(device, dtype), conv.stride[0], conv.padding[0], conv.groups)
 
 
 @torch.no_grad()

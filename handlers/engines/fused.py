@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from handlers.encoder.ops import Operations, Segments
+from handlers.encoder import fp8
+from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec
 from handlers.engines.torch_eager import empty_transformer, load_transformer
@@ -27,28 +28,36 @@ TOKENS_A_SEQUENCE = (32, 4)  # a graph has room for one sequence in so many toke
 
 def objection(spec: EngineSpec) -> str | None:
     """Why not: a GPU has to be NVIDIA's, in half precision, with Triton, and the encoder one that can be fused."""
-    return (_gpu_objection(spec) if spec.device.type == "cuda" else None) or _encoder_objection(spec)
+    of_gpu = _gpu_objection(spec) if spec.device.type == "cuda" else None
+    return of_gpu or _encoder_objection(spec)
 
 
 def _gpu_objection(spec: EngineSpec) -> str | None:
     if torch.version.hip is not None or torch.cuda.get_device_capability(spec.device) < (8, 0):
         return "it needs an NVIDIA GPU of compute capability 8.0 or newer"
-    if spec.precision not in ("fp16", "bf16"):
-        return f"on a GPU it runs fp16 and bf16, and the precision is {spec.precision}"
+    if spec.precision not in ("fp16", "bf16", "fp8"):
+        return f"on a GPU it runs fp16, bf16 and fp8, and the precision is {spec.precision}"
+    if spec.precision == "fp8" and torch.cuda.get_device_capability(spec.device) < (9, 0):
+        return "fp8 needs compute capability 9.0 (Hopper) or newer"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed, which torch for CUDA on Linux brings"
     return None
 
 
 def _encoder_objection(spec: EngineSpec) -> str | None:
-    """What handlers.encoder.swap says of the archive's network, without its weights."""
+    """What handlers.encoder says of the archive's network, without its weights."""
+    from handlers.encoder.packed import check_embeddings
     from handlers.encoder.swap import swap_encoder
 
     if not (spec.model_dir / "config.json").is_file():
         return f"{spec.model_dir} has no config.json"
+    if spec.precision == "fp8" and not (spec.model_dir / fp8.FILE).is_file():
+        return f"the archive carries no {fp8.FILE}, which --precision fp8 makes at packaging"
     try:
         with torch.device("meta"):
-            swap_encoder(empty_transformer(spec.model_dir, spec.task))
+            network = empty_transformer(spec.model_dir, spec.task)
+            swap_encoder(network)
+            check_embeddings(network)
     except ValueError as error:
         return str(error)
     return None
@@ -60,10 +69,13 @@ def load(spec: EngineSpec) -> Engine:
 
     network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
     model = PackedModel(network, spec.task).eval().to(spec.device, spec.dtype)
+    if spec.precision == "fp8":
+        model.to_fp8(fp8.read(spec.model_dir))
     details: dict[str, object] = {"library": f"torch {torch.__version__}", "padding": "none: packed tokens"}
     if spec.device.type != "cuda":
+        # torch has no fp8 products for CPUs: operands are rounded to e4m3 and multiplied in fp32.
         return Engine(Packed(model), {**details, "kernels": "PyTorch"})
-    model.encoder.operations = _triton(spec.device)
+    model.encoder.operations = _triton(spec)
     graphed = Graphed(model, spec.device)
     graphed.capture_all()
     details |= {
@@ -73,10 +85,11 @@ def load(spec: EngineSpec) -> Engine:
     return Engine(graphed, details)
 
 
-def _triton(device: torch.device) -> Operations:
+def _triton(spec: EngineSpec) -> Any:
+    from handlers.encoder.fp8_triton import Fp8Triton
     from handlers.encoder.triton_ops import TritonOperations
 
-    return TritonOperations(device)
+    return (Fp8Triton if spec.precision == "fp8" else TritonOperations)(spec.device)
 
 
 class Packed:
@@ -92,8 +105,7 @@ class Packed:
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
         """(T, H)"""
-        segments = Segments(batch.cu_seqlens, max(batch.lengths), batch.lengths)
-        hidden: torch.Tensor = self.model.hidden(batch.input_ids, batch.token_type_ids, segments)
+        hidden: torch.Tensor = self.model.hidden(batch.input_ids, batch.token_type_ids, batch.segments)
         return hidden
 
 

@@ -1,6 +1,6 @@
 """Choosing engines by measurement: on this GPU, at the batch sizes to be served, after a check against fp32.
 
-Candidates that miss parity are dropped and named; of the others, each batch bucket gets the fastest.
+Candidates that do not load or miss parity are dropped and named; of the others, each batch bucket gets the fastest.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 from handlers.engines import Engine, EngineSpec, load
 from handlers.engines.graphs import BUCKETS, bucket_of
+from handlers.tolerances import MAX_RELATIVE_ERROR
 
 WARM_UPS, RUNS = 5, 15
-MAX_RELATIVE_ERROR = {"fp16": 1e-2, "bf16": 5e-2}  # as the packaging gate's (archive/parity.py)
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +60,8 @@ def load_fastest(spec: EngineSpec, candidates: list[str]) -> tuple[str, Engine]:
     images = images.to(spec.device).contiguous(memory_format=torch.channels_last)
     few = images[:8]
     reference = load("torch_eager", dataclasses.replace(spec, precision="fp32")).run(few)
-    engines, table = {}, Table()
-    for name in candidates:
-        engine = load(name, spec)
-        error = _relative_error(engine.run(few.to(spec.dtype)), reference)
-        table.relative_error[name] = error
-        if error <= MAX_RELATIVE_ERROR[spec.precision]:  # False for NaN as well
-            engines[name] = engine
-        else:
-            table.dropped[name] = (
-                f"relative error {error:.2g} against fp32; at most {MAX_RELATIVE_ERROR[spec.precision]}"
-            )
-    if not engines:
-        raise ValueError(f"no engine passes parity in {spec.precision}: {table.dropped}")
+    table = Table()
+    engines = load_passing(spec, candidates, few, reference, table)
     half = images.to(spec.dtype)
     for bucket in [bucket for bucket in BUCKETS if bucket <= len(images)]:
         table.milliseconds[bucket] = {
@@ -80,6 +69,33 @@ def load_fastest(spec: EngineSpec, candidates: list[str]) -> tuple[str, Engine]:
         }
     logger.info("engines measured on %s: %s", torch.cuda.get_device_name(spec.device), table.as_dict())
     return combine(engines, table)
+
+
+def load_passing(
+    spec: EngineSpec, candidates: list[str], few: torch.Tensor, reference: torch.Tensor, table: Table
+) -> dict[str, Engine]:
+    """The candidates that load and give `few` images' reference logits; the others go into table.dropped.
+
+    Raises ValueError where there is none.
+    """
+    engines, limit = {}, MAX_RELATIVE_ERROR[spec.precision]
+    for name in candidates:
+        try:
+            engine = load(name, spec)
+            error = _relative_error(engine.run(few.to(spec.dtype)), reference)
+        except (ValueError, RuntimeError) as failure:  # a torn plan, or a call that this GPU's libraries lack
+            table.dropped[name] = f"{type(failure).__name__}: {failure}"
+        else:
+            table.relative_error[name] = error
+            if error <= limit:  # False for NaN as well
+                engines[name] = engine
+            else:
+                table.dropped[name] = f"relative error {error:.2g} against fp32; at most {limit}"
+        if name in table.dropped:
+            logger.warning("engine %s dropped: %s", name, table.dropped[name])
+    if not engines:
+        raise ValueError(f"no engine loads and passes parity in {spec.precision}: {table.dropped}")
+    return engines
 
 
 def combine(engines: Mapping[str, Engine], table: Table) -> tuple[str, Engine]:

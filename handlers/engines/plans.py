@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -75,8 +76,22 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchserve-fast-handlers" / "plans"
 
 
-def read(folder: Path, wanted: Fingerprint) -> bytes:
-    """The plan in `folder`. Raises PlanError where it is for something else, or its digest differs."""
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex; read once by each process, as long as its time and size stay."""
+    found = path.stat()
+    return _file_digest(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.cache
+def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check(folder: Path, wanted: Fingerprint) -> str:
+    """The digest that the plan in `folder` has to have. Raises PlanError where it is for something else.
+
+    Whether it is whole is for `read` to tell: that takes reading it.
+    """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         theirs, digest = record["fingerprint"], record["sha256"]
@@ -84,6 +99,12 @@ def read(folder: Path, wanted: Fingerprint) -> bytes:
         raise PlanError(f"{folder / RECORD} is missing or unreadable, so the plan beside it is not trusted") from None
     if different := wanted.differences(theirs):
         raise PlanError(f"the plan was built for something else: {'; '.join(different)}")
+    return str(digest)
+
+
+def read(folder: Path, wanted: Fingerprint) -> bytes:
+    """The plan in `folder`. Raises PlanError where it is for something else, or its digest differs."""
+    digest = check(folder, wanted)
     try:
         content = (folder / PLAN).read_bytes()
     except OSError as error:

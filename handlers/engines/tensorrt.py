@@ -1,8 +1,8 @@
 """CNNs through NVIDIA TensorRT: one plan with an optimization profile for each batch bucket.
 
-The network is the archive's `model.onnx` (half precision, BatchNorm folded); the plan travels in the archive or is
-built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it, at its own size:
-nothing is padded. Input and output are the tensors' own memory, on the current stream.
+The network is the archive's `model.onnx` in half precision, a ResNet's with BatchNorm folded; the plan travels in the
+archive or is built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it, at its
+own size: nothing is padded. Input and output are the tensors' own memory, on the current stream.
 
 Source: the TensorRT developer guide, "Working with Dynamic Shapes" and "Strongly Typed Networks". TensorRT 8.6
 takes the precision from a builder flag; from 10 on it comes from the network's own types. Tried on 8.6 only.
@@ -56,21 +56,33 @@ def objection(spec: EngineSpec) -> str | None:
 
 def ready(spec: EngineSpec) -> bool:
     """Whether a plan that fits lies in the archive or the cache, so that loading builds nothing."""
-    wanted = fingerprint(spec)
-    for folder in (spec.model_dir / PLAN_FOLDER, spec.plan_cache / wanted.key):
-        with contextlib.suppress(plans.PlanError):
-            plans.read(folder, wanted)
-            return True
-    return False
+    return unready(spec) is None
+
+
+def unready(spec: EngineSpec) -> str | None:
+    """Why loading would take minutes, or None."""
+    wanted, archived = fingerprint(spec), spec.model_dir / PLAN_FOLDER
+    why = f"the archive carries {ONNX} without a plan"
+    for folder in (spec.plan_cache / wanted.key, archived):
+        try:
+            if folder.is_dir():
+                plans.check(folder, wanted)
+                return None
+        except plans.PlanError as error:
+            why = str(error) if folder == archived else why
+    return f"{why}, and none that fits is in the cache; engine: tensorrt builds one, which takes minutes, once"
 
 
 def load(spec: EngineSpec) -> Engine:
     """Find or build the plan, and deserialise it. Raises plans.PlanError, a ValueError that names both sides."""
+    from handlers import networks
+
     wanted = fingerprint(spec)
     plan = plans.obtain(spec.model_dir / PLAN_FOLDER, spec.plan_cache, wanted, spec.on_mismatch, lambda: build(spec))
     runner = PlanRunner(plan.content, spec.buckets, spec.device)
     details: dict[str, object] = {
         "library": f"TensorRT {wanted.tensorrt}",
+        "network": networks.title(spec.model_dir),
         "plan": plan.source,
         "profiles": list(spec.buckets),
         "onnx": f"sha256:{wanted.onnx}",
@@ -86,7 +98,7 @@ def fingerprint(spec: EngineSpec) -> plans.Fingerprint:
         cuda=str(torch.version.cuda),
         compute_capability=f"{properties.major}.{properties.minor}",
         gpu=properties.name,
-        onnx=hashlib.sha256((spec.model_dir / ONNX).read_bytes()).hexdigest(),
+        onnx=plans.file_digest(spec.model_dir / ONNX),
         buckets=spec.buckets,
         image_size=spec.image_size,
         precision=spec.precision,

@@ -1,6 +1,6 @@
 """Plain PyTorch through transformers' own modules: the reference, and the default where nothing faster can run.
 
-Serves transformers' ResNetForImageClassification in channels_last, and BERT-family encoders with their heads
+Serves any image classifier of handlers.networks in channels_last, and BERT-family encoders with their heads
 through scaled-dot-product attention.
 """
 
@@ -27,8 +27,8 @@ AUTO_MODELS = {
 
 
 def objection(spec: EngineSpec) -> str | None:
-    """None: PyTorch runs everything, everywhere."""
-    return None
+    """None, but for fp8: PyTorch runs everything else, everywhere."""
+    return "it runs fp32, fp16 and bf16, and the precision is fp8" if spec.precision == "fp8" else None
 
 
 def load(spec: EngineSpec) -> Engine:
@@ -42,19 +42,24 @@ def load(spec: EngineSpec) -> Engine:
 
 
 def _load_image_classifier(spec: EngineSpec) -> Engine:
-    from transformers import ResNetForImageClassification
+    from handlers import networks
 
-    network: Any = ResNetForImageClassification.from_pretrained(
-        spec.model_dir, dtype=spec.dtype, local_files_only=True
-    )
-    network.eval().to(spec.device, memory_format=torch.channels_last)
+    network = load_classifier(spec)
 
     @torch.inference_mode()
     def run(images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = network(images).logits  # (N, classes)
         return logits
 
-    return Engine(run, {"library": f"torch {torch.__version__}", "memoryFormat": "channels_last"})
+    details = {"library": f"torch {torch.__version__}", "network": networks.title(spec.model_dir)}
+    return Engine(run, {**details, "memoryFormat": "channels_last"})
+
+
+def load_classifier(spec: EngineSpec) -> Any:
+    """The folder's network, in eval mode and channels_last, on the spec's device."""
+    from handlers import networks
+
+    return networks.load(spec.model_dir, spec.dtype).to(spec.device, memory_format=torch.channels_last)
 
 
 def _load_text_encoder(spec: EngineSpec) -> Engine:
@@ -69,13 +74,27 @@ def load_transformer(folder: Any, task: str, **options: Any) -> Any:
     """The transformers model for a task, without the pooling layer that no task here reads from."""
     import transformers
 
-    auto = getattr(transformers, AUTO_MODELS[task])
-    if task == "embeddings":
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        model_class: Any = transformers.MODEL_MAPPING[type(config)]
-        if "add_pooling_layer" in inspect.signature(model_class).parameters:
-            options["add_pooling_layer"] = False
-    return auto.from_pretrained(folder, local_files_only=True, **options)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    options |= _without_pooling(config, task)
+    return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, local_files_only=True, **options)
+
+
+def empty_transformer(folder: Any, task: str) -> Any:
+    """The same model with weights that nobody has set: to look at its structure, on the meta device for instance."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    return getattr(transformers, AUTO_MODELS[task]).from_config(config, **_without_pooling(config, task)).eval()
+
+
+def _without_pooling(config: Any, task: str) -> dict[str, bool]:
+    import transformers
+
+    if task != "embeddings":
+        return {}
+    model_class: Any = transformers.MODEL_MAPPING[type(config)]
+    takes = "add_pooling_layer" in inspect.signature(model_class).parameters
+    return {"add_pooling_layer": False} if takes else {}
 
 
 class PaddedEncoder:

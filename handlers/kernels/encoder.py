@@ -29,9 +29,16 @@ def _norm(x, inside, columns, weight, bias, at, eps):  # type: ignore[no-untyped
 
 
 @triton.jit
+def saturated(x):  # type: ignore[no-untyped-def]
+    """x, within what e4m3 can say."""
+    return tl.minimum(tl.maximum(x, -448.0), 448.0)
+
+
+@triton.jit
 def _add_norm(  # type: ignore[no-untyped-def]
-    parts, residual, added, weight, bias, y, rows, columns, eps,
-    count: tl.constexpr, adds: tl.constexpr, rows_a_block: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
+    parts, residual, added, weight, bias, y, y8, rows, columns, eps, inverse,
+    count: tl.constexpr, adds: tl.constexpr, quantises: tl.constexpr,
+    rows_a_block: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     if early:
         on_cuda.gdc_wait()
@@ -46,7 +53,10 @@ def _add_norm(  # type: ignore[no-untyped-def]
         value += tl.load(added + at, mask=at < columns, other=0.0).to(tl.float32)[None, :]
     if early:
         on_cuda.gdc_launch_dependents()
-    tl.store(y + place, _norm(value, inside, columns, weight, bias, at, eps).to(y.dtype.element_ty), mask=inside)
+    normed = _norm(value, inside, columns, weight, bias, at, eps)
+    tl.store(y + place, normed.to(y.dtype.element_ty), mask=inside)
+    if quantises:
+        tl.store(y8 + place, saturated(normed * inverse).to(y8.dtype.element_ty), mask=inside)
 
 
 def add_norm(
@@ -61,16 +71,39 @@ def add_norm(
 
     parts: in the weight's dtype, or fp32 sums that a split matrix product left. residual and added come together.
     """
+    out = torch.empty(parts.shape[1:], dtype=weight.dtype, device=parts.device)
+    _launch_add_norm(parts, residual, added, weight, bias, eps, out, None, 1.0)
+    return out
+
+
+def add_norm8(
+    parts: torch.Tensor,
+    residual: torch.Tensor,
+    added: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As add_norm; the second result is the first over `scale` in e4m3, saturated."""
+    out = torch.empty(parts.shape[1:], dtype=weight.dtype, device=parts.device)
+    out8 = torch.empty_like(out, dtype=torch.float8_e4m3fn)
+    _launch_add_norm(parts, residual, added, weight, bias, eps, out, out8, 1.0 / scale)
+    return out, out8
+
+
+def _launch_add_norm(
+    parts: torch.Tensor, residual: torch.Tensor | None, added: torch.Tensor | None, weight: torch.Tensor,
+    bias: torch.Tensor, eps: float, out: torch.Tensor, out8: torch.Tensor | None, inverse: float,
+) -> None:  # fmt: skip
     count, rows, columns = parts.shape
-    out = torch.empty((rows, columns), dtype=weight.dtype, device=parts.device)
-    adds = residual is not None
+    adds, quantises = residual is not None, out8 is not None
     rows_a_block = 1 if columns >= 512 else 4
     _add_norm[(triton.cdiv(rows, rows_a_block),)](
-        parts, residual if adds else parts, added if adds else weight, weight, bias, out, rows, columns, eps,
-        count=count, adds=adds, rows_a_block=rows_a_block, block=triton.next_power_of_2(columns), num_warps=4,
-        **early(parts),
+        parts, residual if adds else parts, added if adds else weight, weight, bias, out, out8 if quantises else out,
+        rows, columns, eps, inverse, count=count, adds=adds, quantises=quantises, rows_a_block=rows_a_block,
+        block=triton.next_power_of_2(columns), num_warps=4, **early(parts),
     )  # fmt: skip
-    return out
 
 
 @triton.jit
@@ -192,8 +225,8 @@ def lay_out(
 
 @triton.jit
 def _attention(  # type: ignore[no-untyped-def]
-    qkv, tiles, y, scale, heads: tl.constexpr, size: tl.constexpr, padded: tl.constexpr,
-    tile: tl.constexpr, keys_a_block: tl.constexpr, early: tl.constexpr,
+    qkv, tiles, y, scale, inverse, heads: tl.constexpr, size: tl.constexpr, padded: tl.constexpr,
+    tile: tl.constexpr, keys_a_block: tl.constexpr, quantises: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     if early:
         on_cuda.gdc_wait()
@@ -221,21 +254,29 @@ def _attention(  # type: ignore[no-untyped-def]
             out = tl.dot(shares.to(values.dtype), values, out * fade[:, None])
             largest = highest
         place = y + (start + row[:, None]) * (heads * size) + tl.program_id(0) * size + at[None, :]
-        tl.store(place, (out / total[:, None]).to(y.dtype.element_ty), mask=asked & wide)
+        out = out / total[:, None]
+        if quantises:
+            out = saturated(out * inverse)
+        tl.store(place, out.to(y.dtype.element_ty), mask=asked & wide)
     if early:
         on_cuda.gdc_launch_dependents()
 
 
-def attention(qkv: torch.Tensor, tiles: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+def attention(
+    qkv: torch.Tensor, tiles: torch.Tensor, heads: int, scale: float, out_scale: float | None = None
+) -> torch.Tensor:
     """softmax(scale * Q K^T) V in each sequence and head, online (FlashAttention-2, arXiv:2307.08691).
 
     qkv: (T, 3H), queries, keys and values side by side. tiles: of `lay_out`. -> (T, H); undefined where no tile is.
+    out_scale: None, or what the result is divided by, for e4m3.
     """
     hidden = qkv.shape[1] // 3
     size = hidden // heads
-    out = torch.empty((len(qkv), hidden), dtype=qkv.dtype, device=qkv.device)
+    dtype = qkv.dtype if out_scale is None else torch.float8_e4m3fn
+    out = torch.empty((len(qkv), hidden), dtype=dtype, device=qkv.device)
     _attention[(heads, len(tiles))](
-        qkv, tiles, out, scale * LOG2_E, heads=heads, size=size, padded=max(16, triton.next_power_of_2(size)),
-        tile=TILE, keys_a_block=KEYS, num_warps=4, num_stages=3, **early(qkv),
+        qkv, tiles, out, scale * LOG2_E, 1.0 / (out_scale or 1.0), heads=heads, size=size,
+        padded=max(16, triton.next_power_of_2(size)), tile=TILE, keys_a_block=KEYS,
+        quantises=out_scale is not None, num_warps=4, num_stages=3, **early(qkv),
     )  # fmt: skip
     return out

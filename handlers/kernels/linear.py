@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as on_cuda
 
+from handlers.kernels.encoder import saturated
 from handlers.kernels.launching import early
 
 try:
@@ -82,15 +83,18 @@ def _tiled(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _activation(x, total, activation: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _activation(x, y, total, inverse, activation: tl.constexpr, quantises: tl.constexpr, block: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    value = tl.load(x + at, mask=at < total, other=0.0).to(tl.float32)
-    tl.store(x + at, _activate(value, activation).to(x.dtype.element_ty), mask=at < total)
+    value = _activate(tl.load(x + at, mask=at < total, other=0.0).to(tl.float32), activation)
+    if quantises:
+        value = saturated(value * inverse)
+    tl.store(y + at, value.to(y.dtype.element_ty), mask=at < total)
 
 
 def has_tensor_memory_access(device: torch.device) -> bool:
     """Whether `linear_activation` can run as one kernel: Hopper and newer, Triton 3.4 and newer."""
-    return TensorDescriptor is not None and torch.cuda.get_device_capability(device) >= (9, 0)
+    on_gpu = device.type == "cuda" and TensorDescriptor is not None
+    return on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def tiled_fits(rows: int, columns: int, programs: int) -> bool:
@@ -125,8 +129,17 @@ def linear_activation(
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     """activation(x) of any contiguous x, in place."""
-    _activation[(triton.cdiv(x.numel(), 2048),)](x, x.numel(), activation=activation, block=2048, num_warps=4)
+    grid = (triton.cdiv(x.numel(), 2048),)
+    _activation[grid](x, x, x.numel(), 1.0, activation=activation, quantises=False, block=2048, num_warps=4)
     return x
+
+
+def activate8(x: torch.Tensor, activation: str, scale: float) -> torch.Tensor:
+    """activation(x) / scale in e4m3, saturated; of any contiguous x, in its shape."""
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    grid = (triton.cdiv(x.numel(), 2048),)
+    _activation[grid](x, out, x.numel(), 1.0 / scale, activation=activation, quantises=True, block=2048, num_warps=4)
+    return out
 
 
 @triton.jit

@@ -113,7 +113,8 @@ def run(chosen: argparse.Namespace) -> int:
     points = list(dict.fromkeys([*chosen.points, *(point for _, point in chosen.kernels)]))
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
-        spec = texts.spec_of(texts.stage(chosen.model_dir, Path(passing)), device, points, chosen.plans)
+        fp8 = any(name.endswith("-fp8") for name in chosen.engines)
+        spec = texts.spec_of(texts.stage(chosen.model_dir, Path(passing), fp8), device, points, chosen.plans)
         workload = texts.workload(spec, points, chosen.token_budget)
         about = {
             **conditions(device, chosen.commit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,15 @@ from archive.parity import Array
 from benchmarks import layers, runners
 from benchmarks.layers import Layer
 from benchmarks.points import Point, label, lengths_of
+from handlers.encoder.fp8 import FILE, write
+from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import EngineSpec
+from handlers.engines.torch_eager import load_transformer
 from handlers.texts import micro_batches
 
 PRESET = Path(jobs.__file__).parent / "bert_large" / "preset.yaml"
+CALIBRATION = (128,) * 8
 KNOWN_SIZES = {(12, 768): "base", (24, 1024): "large"}
 
 
@@ -124,11 +129,21 @@ def model_name(config: Any) -> str:
     return f"{config.model_type}-{KNOWN_SIZES.get(size, f'{size[0]}x{size[1]}')}"
 
 
-def stage(model_dir: Path | None, folder: Path) -> Path:
-    """The folder that engines read: model_dir, or `folder` with random weights where that is None."""
+def stage(model_dir: Path | None, folder: Path, fp8: bool) -> Path:
+    """The folder that engines read: model_dir, or `folder` with random weights where that is None.
+
+    fp8: engines need a calibration. Where model_dir lacks it, a copy in `folder` gets one, from random tokens.
+    """
     if model_dir is None:
         write_random(folder)
-    return model_dir or folder
+    if not fp8 or (model_dir and (model_dir / FILE).is_file()):
+        return model_dir or folder
+    if model_dir is not None:
+        shutil.copytree(model_dir, folder, dirs_exist_ok=True)
+    network = load_transformer(folder, "embeddings", dtype=torch.float32).eval()
+    batches = token_batches(network.config, [CALIBRATION], torch.device("cpu"), seed=0)
+    write(PackedModel(network, "embeddings").largest_inputs(batches), folder)
+    return folder
 
 
 def write_random(folder: Path) -> None:

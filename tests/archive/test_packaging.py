@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -22,12 +23,13 @@ from transformers import (
     BertForTokenClassification,
     ResNetConfig,
     ResNetForImageClassification,
+    ViTConfig,
 )
 
 from archive import contents, digests, jobs, random_weights
 from archive import package as packaging
 from archive.probe import ProbeContext
-from handlers import images, placement
+from handlers import images, networks, placement
 from handlers.image_classifier import ImageClassifier
 from handlers.images import Preprocess
 
@@ -391,6 +393,56 @@ def test_an_archive_that_answers_with_an_error_is_refused(digits: Path, run: Run
     assert status == 1
     assert "UnsupportedMediaType" in printed
     assert list(store.iterdir()) == []
+
+
+# Networks beside plain ResNets.
+
+
+def classifier_folder(name: str, folder: Path) -> Path:
+    """A tiny classifier with two named classes, whose random weights stand half precision."""
+    labels = {"id2label": {0: "cat", 1: "dog"}}
+    if name == "resnext":
+        broad = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2], "groups": 4, "width_per_group": 32}
+        config = ResNetConfig.from_dict({**broad, **labels})
+        half = (0.5, 0.5, 0.5)
+        preprocess = Preprocess(32, 32, "square", "bilinear", half, half)
+        network = random_weights.image_checkpoint(config, jobs.photographs()[:8], preprocess).network()
+    else:
+        vit = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        torch.manual_seed(0)
+        sizes = {"image_size": 32, "patch_size": 8, "initializer_range": 0.3}
+        network = networks.build(ViTConfig.from_dict({**vit, **sizes, **labels}))
+    network.save_pretrained(folder)
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [("resnext", "ResNeXtForImageClassification (4 groups, width 32 a group)"), ("vit", "ViTForImageClassification")],
+)
+@torch.inference_mode()
+def test_other_networks_are_packaged_named_and_served_with_their_onnx(
+    name: str, network: str, package: Package, tmp_path: Path
+) -> None:
+    folder = classifier_folder(name, tmp_path / name)
+    arguments = ("--engine", "tensorrt", "--plan", "first-load", "--batch-size", 4, "--export-path", tmp_path)
+    package("image-classifier", "--weights", folder, *arguments)
+    mar = tmp_path / f"{name}.mar"
+    assert set(files_of(mar)) == {*IMAGE_FILES, "model.onnx"}
+    provenance = contents.read_provenance(mar)
+    assert all(figures["passed"] for figures in provenance["parity"].values())
+    assert provenance["parity"]["fp32"]["max_relative_error"] < 1e-5
+    assert {engine["network"] for engine in provenance["engines"].values()} == {network}
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(unpacked)
+    session = onnxruntime.InferenceSession(unpacked / "model.onnx", providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 3, 32, 32)
+    (logits,) = session.run(["logits"], {"images": images.half().numpy()})
+    wanted = networks.load(folder, torch.float32)(images).logits
+    assert (torch.from_numpy(logits).float() - wanted).norm() < 1e-2 * wanted.norm()
 
 
 # Tasks of text encoders, the trained encoder, random weights.

@@ -14,11 +14,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model, ResNetConfig
 
 from archive import options, recipes
 from archive import package as packaging
 from archive.sources import CheckpointError
+from archive.torchvision_releases import TORCHVISION_RELEASES
+from handlers import networks
 from handlers.images import Preprocess
 
 Run = Callable[..., tuple[int, str]]
@@ -108,6 +110,15 @@ def test_the_preset_of_another_depth(digits: Path, refuse: Callable[..., str]) -
     assert "the command image-classifier takes other sizes" in message
 
 
+def test_the_preset_of_another_breadth(tmp_path: Path, refuse: Callable[..., str]) -> None:
+    settings = {"embedding_size": 8, "hidden_sizes": [64, 64, 64, 64], "depths": [3, 4, 23, 3], "num_labels": 1000}
+    config = ResNetConfig.from_dict({**settings, "groups": 4, "width_per_group": 16})
+    networks.build(config).save_pretrained(tmp_path / "resnext101")
+    message = refuse("resnet101", "--weights", tmp_path / "resnext101")
+    assert "has {'groups': 4, 'width_per_group': 16}, and the preset resnet101 is for a plain ResNet" in message
+    assert "the command image-classifier takes ResNeXt and Wide ResNet" in message
+
+
 def test_image_weights_that_are_missing_or_unexpected(image_folder: Path, refuse: Callable[..., str]) -> None:
     edit_weights(image_folder, lambda state: state.pop("resnet.embedder.embedder.convolution.weight"))
     assert "resnet.embedder.embedder.convolution.weight" in refuse("image-classifier", "--weights", image_folder)
@@ -146,6 +157,12 @@ def test_text_weights_that_are_unexpected(text_folder: Path, refuse: Callable[..
 def test_text_weights_that_are_missing(text_folder: Path, refuse: Callable[..., str]) -> None:
     edit_weights(text_folder, lambda state: state.pop("encoder.layer.1.output.dense.bias"))
     assert "missing encoder.layer.1.output.dense.bias" in refuse("text-encoder", "--weights", text_folder)
+
+
+def test_text_weights_of_another_shape(text_folder: Path, refuse: Callable[..., str]) -> None:
+    edit_weights(text_folder, lambda state: state.update({"embeddings.LayerNorm.bias": torch.zeros(7)}))
+    message = refuse("text-encoder", "--weights", text_folder)
+    assert "misshapen embeddings.LayerNorm.bias (7,), wanted (32,)" in message
 
 
 def test_text_weights_that_are_not_finite(text_folder: Path, refuse: Callable[..., str]) -> None:
@@ -365,7 +382,7 @@ def test_preprocessing_of_a_release_known_by_its_sha256(
     bare: Path, monkeypatch: pytest.MonkeyPatch, release: Preprocess
 ) -> None:
     prefix = hashlib.sha256(bare.read_bytes()).hexdigest()[:8]
-    monkeypatch.setitem(recipes.TORCHVISION_RELEASES, prefix, release)
+    monkeypatch.setitem(TORCHVISION_RELEASES, prefix, release)
     job = bare_job(bare)
     assert job.settings.preprocess == release
     assert job.notes == ()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import multiprocessing
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -183,6 +187,38 @@ def digit_files() -> list[tuple[bytes, str]]:
     data = train_digits.split()
     places = range(5)
     return [(train_digits.digit_png(data.held_out_images[i]), str(data.held_out_labels[i])) for i in places]
+
+
+class InterpretedKernels:
+    """A module of handlers.kernels whose functions run through Triton's interpreter, in a process of its own.
+
+    Triton asks for its interpreter when it is first imported, and other tests' imports have done that by now. So the
+    functions are sent, by name, to a process that starts with TRITON_INTERPRET set: tensors go there and come back;
+    what a function changes in place stays there. Errors are raised here.
+    """
+
+    def __init__(self, module: ModuleType, process: ProcessPoolExecutor) -> None:
+        self.module, self.process = module, process
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.module, name)
+        if not callable(found):
+            return found
+        return lambda *args, **options: self.process.submit(found, *args, **options).result()
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Callable[[str], InterpretedKernels]]:
+    """interpreted("resnet") -> the kernels of handlers/kernels/resnet.py, on the CPU."""
+    pytest.importorskip("triton", reason="needs Triton")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, where tests/gpu runs the compiled kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        process.submit(torch.get_num_threads).result()  # it starts here, with the variable
+    with process:
+        yield lambda name: InterpretedKernels(importlib.import_module(f"handlers.kernels.{name}"), process)
 
 
 def noise(*shape: int) -> NDArray[np.uint8]:

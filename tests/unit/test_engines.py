@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec
+from handlers.engines import Engine, EngineSpec, measured
+from handlers.engines.plans import PlanError
 
 PLUGIN = """
 import torch
@@ -82,9 +83,9 @@ def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
     assert engine.details == {"from": "archive"}
 
 
-def test_an_engine_is_asked_for_its_own_kind_only(plugin: ModuleType) -> None:
+def test_an_engine_is_asked_for_its_own_kind_only(plugin: ModuleType, minilm_folder: Path) -> None:
     assert "plugged" not in engines.names("text-encoder")
-    assert engines.choose("auto", spec_of("text-encoder")) != ["plugged"]
+    assert engines.choose("auto", spec_of("text-encoder", minilm_folder)) != ["plugged"]
     with pytest.raises(ValueError, match="'plugged' does not run a text-encoder"):
         engines.choose("plugged", spec_of("text-encoder"))
 
@@ -94,6 +95,47 @@ def test_auto_passes_over_an_engine_that_objects(plugin: Any) -> None:
     assert engines.choose("auto", spec_of()) != ["plugged"]
     with pytest.raises(ValueError, match="plugged cannot run here: no such hardware"):
         engines.choose("plugged", spec_of())
+
+
+@pytest.fixture
+def waiting(plugin: Any) -> Any:
+    """The plugged engine, which could run but is not ready."""
+    plugin.ready = lambda _: False
+    plugin.unready = lambda _: "no plan lies in the archive"
+    return plugin
+
+
+def test_auto_says_which_engine_it_left_out(
+    waiting: Any, digits_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, engine = engines.load_chosen("auto", spec_of(folder=digits_folder))
+    assert name != "plugged"
+    assert engine.details["leftOut"] == {"plugged": "no plan lies in the archive"}
+    assert "engine plugged left out: no plan lies in the archive" in caplog.text
+
+
+def test_what_was_asked_for_or_objects_is_not_left_out(waiting: Any, digits_folder: Path) -> None:
+    assert engines.load_chosen("plugged", spec_of(folder=digits_folder))[0] == "plugged"
+    assert "leftOut" not in engines.load_chosen("torch_eager", spec_of(folder=digits_folder))[1].details
+    waiting.OBJECTION = "no such hardware"
+    assert "leftOut" not in engines.load_chosen("auto", spec_of(folder=digits_folder))[1].details
+
+
+def test_engines_that_fail_or_miss_parity_are_dropped_and_named(
+    plugin: Any, digits_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    reference = engines.load("torch_eager", spec_of(folder=digits_folder)).run(images)
+    plugin.load = lambda _: (_ for _ in ()).throw(PlanError("model.plan is torn"))
+    table = measured.Table()
+    found = measured.load_passing(spec_of(folder=digits_folder), ["plugged", "torch_eager"], images, reference, table)
+    assert list(found) == ["torch_eager"]
+    assert table.as_dict()["dropped"] == {"plugged": "PlanError: model.plan is torn"}
+    assert "engine plugged dropped: PlanError: model.plan is torn" in caplog.text
+    for logits, named in ((reference * 1.001, "relative error 0.001 against fp32"), (reference * torch.nan, "nan")):
+        plugin.load = lambda _, logits=logits: Engine(lambda _: logits, {})
+        with pytest.raises(ValueError, match=f"no engine loads and passes parity in fp32: .*{named}"):
+            measured.load_passing(spec_of(folder=digits_folder), ["plugged"], images, reference, measured.Table())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import ResNetConfig
 
+from handlers import networks
 from handlers.engines import EngineSpec, cudnn
-from handlers.engines.folding import TorchOperations, fold_resnet, run
+from handlers.engines.folding import Convolution, TorchOperations, fold_resnet, run
 from handlers.engines.graphs import BUCKETS, bucket_of
 
 CPU = torch.device("cpu")
 
 
-def trained(layer_type: str, **changes: object) -> ResNetForImageClassification:
-    """A small ResNet whose BatchNorm layers have statistics and weights of every sign and size."""
+def trained(layer_type: str, **changes: object) -> Any:
+    """A small ResNet of any breadth whose BatchNorm layers have statistics and weights of every sign and size."""
     torch.manual_seed(0)
     settings = {"layer_type": layer_type, "embedding_size": 8, "hidden_sizes": [16, 24, 32], "depths": [2, 1, 2]}
     config = ResNetConfig.from_dict({**settings, "num_labels": 7, **changes})
-    model = ResNetForImageClassification(config)
+    model = networks.build(config)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.weight, 1.0, 0.3)
@@ -49,6 +51,48 @@ def test_folded_is_the_same_function(layer_type: str, changes: dict[str, bool], 
     logits = run(fold_resnet(model, CPU, torch.float32), images, TorchOperations())
     torch.testing.assert_close(logits, model(images).logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(images, untouched)  # the fused calls work in place on their own results only
+
+
+@pytest.mark.parametrize(
+    ("groups", "width_per_group"), [(2, 64), (4, 32), (1, 128)], ids=["ResNeXt", "narrow groups", "Wide ResNet"]
+)
+@pytest.mark.parametrize("downsample_in_bottleneck", [False, True], ids=["v1.5", "v1"])
+@torch.inference_mode()
+def test_folded_groups_and_widths_are_the_same_function(
+    groups: int, width_per_group: int, downsample_in_bottleneck: bool
+) -> None:
+    changes = {"groups": groups, "width_per_group": width_per_group, "hidden_sizes": [16, 32, 64]}
+    model = trained("bottleneck", **changes, downsample_in_bottleneck=downsample_in_bottleneck)
+    images = torch.randn((2, 3, 33, 47)).contiguous(memory_format=torch.channels_last)
+    network = fold_resnet(model, CPU, torch.float32)
+    torch.testing.assert_close(run(network, images, TorchOperations()), model(images).logits, rtol=1e-4, atol=1e-4)
+    assert {tuple(conv.groups for conv in block.body) for block in network.blocks} == {(1, groups, 1)}
+    assert network.blocks[0].body[1].weight.shape == (
+        width := 4 * width_per_group // 64 * groups,
+        width // groups,
+        3,
+        3,
+    )
+
+
+def test_grouped_convolutions_go_to_cudnn_with_their_groups_and_never_to_triton(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def fused(images: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        asked.append(rest[-1])
+        return images
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", fused)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fused)
+    monkeypatch.setattr(cudnn, "kernels", lambda: pytest.fail("Triton was asked"))
+    # 1x1 and so small that it would go to Triton's kernel, were it not grouped.
+    conv = Convolution(torch.zeros(64, 32, 1, 1), torch.zeros(64), 1, 0, groups=2)
+    for operations in (cudnn.CudnnOperations(), cudnn.TritonOperations()):
+        operations.relu(torch.zeros(1, 64, 4, 4), conv)
+        operations.add_relu(torch.zeros(1, 64, 4, 4), conv, torch.zeros(1, 64, 4, 4))
+    assert asked == [2, 2, 2, 2]
 
 
 def test_folding_leaves_the_model_alone() -> None:
@@ -81,19 +125,29 @@ def test_beyond_the_largest_bucket() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "activation", "reason"),
-    [("cpu", "fp16", "relu", "GPU"), ("cuda", "fp32", "relu", "fp32"), ("cuda", "fp16", "gelu", "gelu")],
+    ("device", "precision", "config", "reason"),
+    [
+        ("cpu", "fp16", {"model_type": "resnet"}, "GPU"),
+        ("cuda", "fp32", {"model_type": "resnet"}, "fp32"),
+        ("cuda", "fp16", {"model_type": "resnet", "hidden_act": "gelu"}, "gelu"),
+        (
+            "cuda",
+            "fp16",
+            {"model_type": "vit"},
+            "runs ResNets, ResNeXts and Wide ResNets, and the network is of type vit",
+        ),
+    ],
 )
 def test_objections_say_why(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, precision: str, activation: str, reason: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, precision: str, config: object, reason: str
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    (tmp_path / "config.json").write_text(json.dumps({"hidden_act": activation}), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     spec = EngineSpec("image-classifier", tmp_path, torch.device(device), precision)
     assert reason in str(cudnn.objection(spec))
 
 
 def test_no_objection_on_a_gpu_in_half_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}', encoding="utf-8")
     assert cudnn.objection(EngineSpec("image-classifier", tmp_path, torch.device("cuda"), "fp16")) is None

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from archive import timm_folders
 from archive.image_checkpoints import CheckpointError, ImageCheckpoint, read
 from handlers.images import Preprocess
 
@@ -37,14 +38,16 @@ PREPROCESSOR = {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 22
 
 # A reference of its own: torchvision's names, and its v1.5 bottleneck with the stride in the 3x3 convolution.
 class Block(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool, groups: int, base: int) -> None:
         super().__init__()
         outputs = width * 4 if bottleneck else width
         kernels = [(1, 1), (3, stride), (1, 1)] if bottleneck else [(3, stride), (3, 1)]
-        widths = [inputs, *[width] * (len(kernels) - 1), outputs]
+        widths = [inputs, *[int(width * (base / 64)) * groups] * (len(kernels) - 1), outputs]
         for index, (kernel, step) in enumerate(kernels, start=1):
             before, after = widths[index - 1 : index + 1]
-            self.add_module(f"conv{index}", nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False))
+            inner = groups if kernel == 3 else 1
+            convolution = nn.Conv2d(before, after, kernel, step, kernel // 2, groups=inner, bias=False)
+            self.add_module(f"conv{index}", convolution)
             self.add_module(f"bn{index}", nn.BatchNorm2d(after))
         self.count = len(kernels)
         self.downsample: nn.Sequential | None = None
@@ -61,7 +64,7 @@ class Block(nn.Module):
 
 
 class Reference(nn.Module):
-    def __init__(self, depths: list[int], width: int, bottleneck: bool, classes: int = CLASSES) -> None:
+    def __init__(self, depths: list[int], width: int, bottleneck: bool, groups: int = 1, base: int = 64) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -71,11 +74,11 @@ class Reference(nn.Module):
             inner = width << stage
             blocks = []
             for index in range(depth):
-                blocks.append(Block(channels, inner, 2 if stage and not index else 1, bottleneck))
+                blocks.append(Block(channels, inner, 2 if stage and not index else 1, bottleneck, groups, base))
                 channels = inner * 4 if bottleneck else inner
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.stages = len(depths)
-        self.fc = nn.Linear(channels, classes)
+        self.fc = nn.Linear(channels, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(self.bn1(self.conv1(x)).relu())
@@ -101,9 +104,9 @@ def randomised(model: nn.Module) -> nn.Module:
     return model.train(False)
 
 
-def reference(depths: list[int] | None = None, width: int = 4, bottleneck: bool = True) -> nn.Module:
+def reference(depths: list[int] | None = None, width: int = 4, bottleneck: bool = True, **breadth: int) -> nn.Module:
     torch.manual_seed(3)
-    return randomised(Reference(depths or [1, 2, 1, 1], width, bottleneck))
+    return randomised(Reference(depths or [1, 2, 1, 1], width, bottleneck, **breadth))
 
 
 def tiny_huggingface(**settings: Any) -> ResNetForImageClassification:
@@ -126,10 +129,8 @@ def images() -> torch.Tensor:
 
 
 def served_logits(checkpoint: ImageCheckpoint) -> torch.Tensor:
-    model = ResNetForImageClassification(checkpoint.config).train(False)
-    model.load_state_dict(checkpoint.state, strict=True)
     with torch.no_grad():
-        logits: torch.Tensor = model(images()).logits
+        logits: torch.Tensor = checkpoint.network()(images()).logits
     return logits
 
 
@@ -180,6 +181,43 @@ def test_torchvision_names_give_the_same_logits(
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+# Of the published shapes, the first four in a quarter of their width; Wide ResNet with groups is nobody's yet.
+BROAD: dict[str, tuple[list[int], int, dict[str, Any]]] = {
+    "resnext50_32x4d": ([3, 4, 6, 3], 16, {"groups": 32, "base": 4}),
+    "resnext101_64x4d": ([3, 4, 23, 3], 16, {"groups": 64, "base": 4}),
+    "resnext101_32x8d": ([3, 4, 23, 3], 16, {"groups": 32, "base": 8}),
+    "wide_resnet50_2": ([3, 4, 6, 3], 16, {"groups": 1, "base": 128}),
+    "wide and grouped": ([1, 2, 1, 1], 8, {"groups": 4, "base": 32}),
+}
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "timm", "huggingface"])
+@pytest.mark.parametrize("name", BROAD)
+def test_resnext_and_wide_resnet_give_the_same_logits(tmp_path: Path, name: str, layout: str) -> None:
+    depths, width, breadth = BROAD[name]
+    model = reference(depths, width, **breadth)
+    path = saved(dict(model.state_dict()), tmp_path / "r.safetensors")
+    if layout == "timm":
+        architecture = "resnext50_32x4d" if " " in name else name
+        (tmp_path / "timm").mkdir()
+        path = timm_folder(tmp_path / "timm", dict(model.state_dict()), architecture=f"{architecture}.fb_swsl")
+    elif layout == "huggingface":
+        path = tmp_path / "served"
+        read(tmp_path / "r.safetensors").network().save_pretrained(path)
+    found = read(path)
+    assert_serves(found, model)
+    assert found.layout == layout
+    assert (found.config.groups, found.config.width_per_group) == (breadth["groups"], breadth["base"])
+    assert {"layer_type": "bottleneck", "depths": depths}.items() <= found.config.to_dict().items()
+
+
+def test_a_plain_resnets_config_names_neither_groups_nor_widths(tmp_path: Path) -> None:
+    found = read(saved(reference().state_dict(), tmp_path / "r.pth"))
+    assert not {"groups", "width_per_group"} & found.config.to_dict().keys()
+    tiny_huggingface(groups=1, width_per_group=64).save_pretrained(tmp_path / "folder")
+    assert not {"groups", "width_per_group"} & read(tmp_path / "folder").config.to_dict().keys()
+
+
 def test_state_is_float32_contiguous_and_its_own(tmp_path: Path) -> None:
     state = {
         name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
@@ -218,6 +256,7 @@ def test_files_of_older_releases(tmp_path: Path) -> None:
         lambda s: {"state_dict_ema": s, "state_dict": {}},
         lambda s: {"model_state_dict": {f"module.{k}": v for k, v in s.items()}},
         lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()},
+        lambda s: {f"timm_model.{k}": v for k, v in s.items()},
         lambda s: {
             "model_ema": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}},
             "model": {},
@@ -354,10 +393,21 @@ REFUSED: list[tuple[str, Callable[[Tensors], Any], str]] = [
     (
         "ResNeXt",
         lambda s: s.update({"layer1.0.conv2.weight": torch.ones(4, 1, 3, 3)}),
-        r"layer1\.0\.conv2\.weight \(4, 1, 3, 3\) is a grouped convolution \(ResNeXt\)",
+        r"misshapen: layer2\.0\.conv2\.weight is \(8, 8, 3, 3\), wanted \(8, 2, 3, 3\)",
     ),
-    ("wide", widened, r"layer1\.0\.conv1\.weight \(8, 4, 1, 1\).*Wide ResNet"),
+    ("wide", widened, r"misshapen: .*layer2\.0\.conv1\.weight is \(8, 16, 1, 1\), wanted \(16, 16, 1, 1\)"),
+    (
+        "no whole width",
+        lambda s: s.update({"layer1.0.conv2.weight": torch.ones(5, 4, 3, 3)}),
+        r"misshapen: .*layer1\.0\.conv2\.weight is \(5, 4, 3, 3\), wanted",
+    ),
+    ("no width", lambda s: s.update({"layer1.0.conv2.weight": torch.ones(0, 0, 3, 3)}), r"make a bottleneck 0 wide"),
     ("deep stem", lambda s: s.update({"conv1.0.weight": s.pop("conv1.weight")}), r"deep stem.*conv1\.0\.weight"),
+    (
+        "deep stem's way out",
+        lambda s: s.update({"conv1.0.weight": s.pop("conv1.weight")}),
+        r"where timm and torchvision are installed, its folder is served .*timm\.models\.save_for_hf",
+    ),
     ("SE", lambda s: s.update({"layer1.0.se.fc1.weight": torch.ones(1)}), r"attention.*layer1\.0\.se\.fc1"),
     ("blur", lambda s: s.update({"layer2.0.conv2.1.filt": torch.ones(1)}), r"anti-aliased.*conv2\.1\.filt"),
     (
@@ -411,7 +461,7 @@ def test_refuses_by_the_checkpoints_own_names(tmp_path: Path, edit: Callable[[Te
         (["stages.0.blocks.0.conv1.weight", "stem.conv.weight", "head.fc.weight"], "pre-activation ResNet"),
         (["root.conv.weight", "block1.unit01.gn1.weight"], "pre-activation ResNet"),
         (["embedder.embedder.convolution.weight"], "feature extractor"),
-        (["patch_embed.proj.weight", "head.weight"], "not the weights of a ResNet.*patch_embed"),
+        (["patch_embed.proj.weight", "head.weight"], r"not the weights of a ResNet.*patch_embed.*save_pretrained"),
         (["resnet.embedder.embedder.convolution.weight", "resnet.x.running_mean", "classifier.1.weight"], "no resid"),
     ],
 )
@@ -525,7 +575,11 @@ def test_refuses_folders_that_lack_something(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "vit"}, "model_type 'vit', wanted 'resnet'"),
+        ({"model_type": "bert"}, "model_type 'bert', of which transformers .* has no image classifier"),
+        ({"model_type": None}, "model_type None, of which transformers .* has no image classifier"),
+        ({"auto_map": {"AutoConfig": "mine.Config"}}, r"code of its own .*mine\.Config.*trust_remote_code"),
+        ({"layer_type": "basic", "groups": 2}, "basic blocks came with .*'groups': 2"),
+        ({"groups": 2, "width_per_group": 3}, "groups 2 and width_per_group 3 make a bottleneck 0 wide"),
         ({"num_channels": 1}, "num_channels 1, wanted 3"),
         ({"layer_type": "dense"}, "layer_type=dense"),
         ({"hidden_act": "nope"}, "no ResNet can be built.*nope"),
@@ -570,11 +624,11 @@ def test_refuses_a_folder_whose_config_and_weights_disagree(tmp_path: Path) -> N
         ({"architecture": "resnetaa50"}, "'resnetaa50' has anti-aliased downsampling"),
         ({"architecture": "resnetblur50"}, "'resnetblur50' has anti-aliased downsampling"),
         ({"architecture": "seresnet50"}, "'seresnet50' has attention"),
-        ({"architecture": "resnext50_32x4d"}, "'resnext50_32x4d' has grouped convolutions"),
-        ({"architecture": "wide_resnet50_2"}, "'wide_resnet50_2' has wider bottlenecks"),
+        ({"architecture": "resnext50d_32x4d"}, "'resnext50d_32x4d' has a deep stem"),
+        ({"architecture": "seresnext50_32x4d"}, "'seresnext50_32x4d' has attention"),
         ({"architecture": "resnetv2_50"}, "'resnetv2_50' has pre-activation blocks"),
         ({"architecture": "resnet50_gn"}, "'resnet50_gn' has GroupNorm"),
-        ({"architecture": "vit_base_patch16_224"}, "'vit_base_patch16_224': ResNetForImageClassification"),
+        ({"architecture": "vit_base_patch16_224"}, "'vit_base_patch16_224' is no plain ResNet.*timm_wrapper"),
         ({"model_args": {"act_layer": "silu", "block_args": {}}}, "act_layer='silu', block_args={}"),
         ({"global_pool": "max"}, "global_pool='max'"),
         ({"num_classes": 7}, "fc.weight has 5 rows, config.json says num_classes 7"),
@@ -584,7 +638,10 @@ def test_refuses_a_folder_whose_config_and_weights_disagree(tmp_path: Path) -> N
         ({"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode 'border'"),
     ],
 )
-def test_refuses_timm_configs(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+def test_refuses_timm_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], named: str
+) -> None:
+    monkeypatch.setattr(timm_folders, "installed", lambda: False)
     folder = timm_folder(tmp_path, dict(reference().state_dict()), **changes)
     with pytest.raises(CheckpointError, match=named):
         read(folder)
@@ -654,7 +711,9 @@ def test_imagenet_labels() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # whatever these packages warn of when imported is theirs
 @pytest.mark.parametrize("package", ["torchvision", "timm"])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"]
+)
 def test_real_packages_models(tmp_path: Path, package: str, name: str) -> None:
     try:
         if package == "timm":

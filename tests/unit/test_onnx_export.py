@@ -1,19 +1,97 @@
-"""The ONNX network against transformers' own, by ONNX Runtime on the CPU."""
+"""ONNX networks against transformers' own, by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import ResNetForImageClassification
+from transformers import (
+    ConvNextConfig,
+    RegNetConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    ViTConfig,
+)
 
 from archive import convert, onnx_export
+from handlers import networks
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
+
+
+TINY: dict[str, Callable[[], Any]] = {
+    "resnext": lambda: ResNetConfig.from_dict(
+        {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 1], "groups": 4, "width_per_group": 32}
+    ),
+    "wide resnet": lambda: ResNetConfig.from_dict(
+        {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 1], "groups": 1, "width_per_group": 128}
+    ),
+    "resnet with gelu": lambda: ResNetConfig(
+        embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], hidden_act="gelu"
+    ),
+    "vit": lambda: ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        initializer_range=0.2,
+    ),
+    "convnext": lambda: ConvNextConfig(depths=[1, 1, 2, 1], hidden_sizes=[8, 16, 24, 32], initializer_range=0.2),
+    "regnet": lambda: RegNetConfig(
+        embedding_size=8, hidden_sizes=[16, 16, 24, 32], depths=[1, 1, 2, 1], groups_width=8
+    ),
+    "swin": lambda: SwinConfig(
+        image_size=32,
+        patch_size=4,
+        embed_dim=16,
+        depths=[1, 2],
+        num_heads=[2, 4],
+        window_size=4,
+        initializer_range=0.2,
+    ),
+}
+FOLDED = ("resnext", "wide resnet")
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
+@pytest.mark.parametrize("name", TINY)
+def test_every_classifier_gives_the_same_logits(tmp_path: Path, name: str, dtype: torch.dtype, limit: float) -> None:
+    torch.manual_seed(0)
+    model = networks.build(TINY[name]()).eval()
+    onnx_export.export(model, tmp_path / "model.onnx", 32, dtype)
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        reference = model(images).logits.numpy()  # in fp32: the export left the model as it was
+    assert np.linalg.norm(reference - reference.mean(axis=0)) > 0.05 * np.linalg.norm(
+        reference
+    )  # they tell images apart
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        (logits,) = session.run(["logits"], {"images": images[:count].to(dtype).numpy()})
+        assert logits.dtype == images.to(dtype).numpy().dtype
+        assert np.linalg.norm(logits - reference[:count]) <= limit * np.linalg.norm(reference[:count])
+    nodes = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert not (name in FOLDED and "BatchNormalization" in nodes)
+
+
+def test_a_network_that_onnx_cannot_express_is_refused_by_name(tmp_path: Path) -> None:
+    class Spectral(torch.nn.Module):
+        config = ViTConfig()
+
+        def forward(self, images: torch.Tensor) -> Any:
+            return type("Output", (), {"logits": torch.special.i0e(images).flatten(1)})
+
+    with pytest.raises(ValueError, match=r"Spectral cannot be exported to ONNX opset 17 .*--engine torch_eager"):
+        onnx_export.export(Spectral(), tmp_path / "model.onnx", 8)
 
 
 # fp16's limit is the packaging gate's; fp32 differs by the order of sums alone.

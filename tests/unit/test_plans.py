@@ -1,16 +1,18 @@
-"""Plans as files: fingerprints, digests, mismatch, the lock. No TensorRT, no GPU."""
+"""Plans as files: fingerprints, digests, mismatch, the lock, readiness. No TensorRT, no GPU."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from handlers.engines import plans
+from handlers.engines import EngineSpec, plans, tensorrt
 from handlers.engines.plans import Fingerprint, PlanError, TornPlanError
 from handlers.settings import ON_MISMATCH
 
@@ -102,6 +104,67 @@ def test_four_workers_build_once(tmp_path: Path) -> None:
     sources = sorted(json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("worker-*"))
     assert sources == ["built here", "cache", "cache", "cache"]
     assert len(list(tmp_path.glob("build-*"))) == 1
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
+    """An archive without a plan, on a machine whose fingerprint is HERE."""
+    monkeypatch.setattr(tensorrt, "fingerprint", lambda _: HERE)
+    return EngineSpec(
+        "image-classifier", tmp_path / "archive", torch.device("cuda"), "fp16", plan_cache=tmp_path / "cache"
+    )
+
+
+def test_without_a_plan_tensorrt_is_not_ready_and_says_so(spec: EngineSpec) -> None:
+    assert not tensorrt.ready(spec)
+    assert str(tensorrt.unready(spec)).startswith(
+        "the archive carries model.onnx without a plan, and none that fits is in the cache; engine: tensorrt builds"
+    )
+
+
+@pytest.mark.parametrize("where", ["archive", "cache"])
+def test_with_a_plan_that_fits_it_is_ready(spec: EngineSpec, where: str) -> None:
+    folder = spec.model_dir / "plan" if where == "archive" else spec.plan_cache / HERE.key
+    plans.write(folder, b"engine", HERE)
+    assert tensorrt.unready(spec) is None
+    assert tensorrt.ready(spec)
+
+
+@pytest.mark.parametrize("damage", ["another GPU", "no record"])
+def test_the_archives_plan_is_the_reason_where_it_does_not_fit(spec: EngineSpec, damage: str) -> None:
+    folder = spec.model_dir / "plan"
+    plans.write(folder, b"engine", dataclasses.replace(HERE, gpu="NVIDIA A100"))
+    if damage == "no record":
+        (folder / plans.RECORD).unlink()
+    named = "is missing or unreadable" if damage == "no record" else "gpu: plan NVIDIA A100, here NVIDIA H200"
+    assert named in str(tensorrt.unready(spec))
+    plans.write(spec.plan_cache / HERE.key, b"engine", HERE)
+    assert tensorrt.unready(spec) is None
+
+
+def test_a_torn_plan_counts_as_ready_and_fails_by_name_when_it_is_loaded(spec: EngineSpec) -> None:
+    """Only reading it all can tell, which loading does; a measured choice drops it then, and says why."""
+    plans.write(spec.model_dir / "plan", b"engine", HERE)
+    (spec.model_dir / "plan" / plans.PLAN).write_bytes(b"engin")
+    assert tensorrt.ready(spec)
+    with pytest.raises(TornPlanError, match="torn or was changed"):
+        tensorrt.load(spec)
+
+
+def test_a_file_is_hashed_once_and_again_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "model.onnx", Path.read_bytes
+    reads: list[Path] = []
+
+    def counted(self: Path) -> bytes:
+        reads.append(self)
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    path.write_bytes(b"network")
+    assert plans.file_digest(path) == plans.file_digest(path) == hashlib.sha256(b"network").hexdigest()
+    assert reads == [path]
+    path.write_bytes(b"another network")
+    assert plans.file_digest(path) == hashlib.sha256(b"another network").hexdigest()
 
 
 def _fail() -> bytes:

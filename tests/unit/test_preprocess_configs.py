@@ -80,6 +80,19 @@ def test_convnext_crops_below_384_and_squashes_from_there(
             Preprocess(48, 64, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD),
         ),
         (
+            {"image_processor_type": "MobileNetV2ImageProcessor"},
+            Preprocess(224, 256, "shortest_edge", "bilinear", HALF, HALF),
+        ),
+        ({"image_processor_type": "PvtImageProcessor"}, Preprocess(224, 224, "square", "bicubic", MEAN, STD)),
+        (
+            {"image_processor_type": "EfficientNetImageProcessor", "size": 224, "image_std": [0.5, 0.4, 0.3]},
+            Preprocess(224, 224, "square", "bicubic", HALF, (0.5 * 0.5, 0.4 * 0.4, 0.3 * 0.3)),
+        ),
+        (
+            {"image_processor_type": "EfficientNetImageProcessor", "size": 224, "include_top": False},
+            Preprocess(224, 224, "square", "bicubic", HALF, HALF),
+        ),
+        (
             {**VIT, "do_center_crop": True, "crop_size": 200, "image_mean": 0.1, "image_std": 0.2},
             Preprocess(200, 224, "square", "bilinear", (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)),
         ),
@@ -126,7 +139,8 @@ def test_without_normalisation_values_stay_within_0_and_1() -> None:
         ({**MICROSOFT, "image_mean": [0.5, "a", 0.5]}, "image_mean"),
         ({**MICROSOFT, "image_std": [0.5, 0.0, 0.5]}, "image_std"),
         ({**MICROSOFT, "image_std": float("nan")}, "image_std"),
-        ({"image_processor_type": "EfficientNetImageProcessor"}, "image_processor_type 'EfficientNet"),
+        ({"image_processor_type": "LevitImageProcessor"}, "image_processor_type 'Levit"),
+        ({"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True}, "rescale_offset True"),
     ],
 )
 def test_refuses_by_name_what_cannot_be_expressed(config: dict[str, Any], named: str) -> None:

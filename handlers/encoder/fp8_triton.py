@@ -1,0 +1,56 @@
+"""The calls of an fp8 layer on an NVIDIA GPU: cuBLASLt's fp8 products, and Triton's kernels around them."""
+
+from __future__ import annotations
+
+import torch
+
+from handlers.encoder.fp8 import Fp8Linear, Fp8Torch
+from handlers.encoder.ops import Norm, Segments
+from handlers.encoder.triton_ops import TritonOperations
+from handlers.kernels import encoder, linear
+
+
+class Fp8Triton(TritonOperations, Fp8Torch):
+    """Hopper and newer. `Segments.tiles` has to be there."""
+
+    def __init__(self, device: torch.device, programs: int | None = None) -> None:
+        super().__init__(device, programs)
+        self.scales: dict[tuple[float, torch.device], torch.Tensor] = {}
+
+    def scale(self, value: float, device: torch.device) -> torch.Tensor:
+        """() fp32 on the device, made once: torch._scaled_mm takes no number."""
+        if (value, device) not in self.scales:
+            self.scales[value, device] = torch.tensor(value, dtype=torch.float32, device=device)
+        return self.scales[value, device]
+
+    def quantise(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+        return linear.activate8(x, "", scale)
+
+    def linear8(self, x: torch.Tensor, layer: Fp8Linear, dtype: torch.dtype, biased: bool) -> torch.Tensor:
+        product: torch.Tensor = torch._scaled_mm(
+            x,
+            layer.weight.t(),
+            scale_a=self.scale(layer.input_scale, x.device),
+            scale_b=self.scale(layer.weight_scale, x.device),
+            bias=layer.bias if biased else None,
+            out_dtype=dtype,
+            use_fast_accum=True,
+        )
+        return product
+
+    def attention8(
+        self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float, out_scale: float
+    ) -> torch.Tensor:
+        if segments.tiles is None:
+            raise ValueError("attention: segments without tiles came; wanted: those of kernels.encoder.lay_out")
+        return encoder.attention(qkv, segments.tiles, heads, scale, out_scale)
+
+    def activation8(self, x: torch.Tensor, activation: str, out_scale: float) -> torch.Tensor:
+        if activation not in linear.ACTIVATIONS:
+            return super().activation8(x, activation, out_scale)
+        return linear.activate8(x, activation, out_scale)
+
+    def add_norm8(
+        self, x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor, norm: Norm, out_scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return encoder.add_norm8(x.unsqueeze(0), residual, bias, norm.weight, norm.bias, norm.eps, out_scale)

@@ -1,0 +1,94 @@
+"""The network of an image classifier's folder: transformers' own, or a ResNet with grouped or wider bottlenecks.
+
+transformers' ResNet has neither groups nor widths. Here its config.json may hold two keys more, by torchvision's
+names: `groups` and `width_per_group`. A bottleneck that puts out 4 * planes channels is then
+int(planes * width_per_group / 64) * groups wide inside, its 3x3 convolution in `groups` groups: ResNeXt-50 32x4d has
+32 and 4, Wide ResNet-50-2 has 1 and 128, a plain ResNet 1 and 64.
+
+Sources: arXiv:1611.05431 (ResNeXt), arXiv:1605.07146 (Wide ResNet), torchvision/models/resnet.py (Bottleneck).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, ResNetForImageClassification
+from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer
+
+PLAIN = {"groups": 1, "width_per_group": 64}
+
+
+class ResNeXtForImageClassification(ResNetForImageClassification):
+    """ResNetForImageClassification with `groups` and `width_per_group`: ResNeXt and Wide ResNet.
+
+    Raises ValueError for basic blocks, and for widths that are no whole number of channels.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if config.layer_type != "bottleneck":
+            raise ValueError(f"{config.layer_type} blocks came with {breadth(config)}; only bottlenecks have those")
+        for block in self.modules():
+            if isinstance(block, ResNetBottleNeckLayer):
+                _broaden(block, **breadth(config))
+
+
+def _broaden(block: Any, groups: int, width_per_group: int) -> None:
+    reduce, inner, expand = (layer.convolution for layer in block.layer)
+    planes = expand.out_channels // 4
+    width = planes * width_per_group // 64 * groups
+    if groups < 1 or width < 1:
+        raise ValueError(f"groups {groups} and width_per_group {width_per_group} make a bottleneck {width} wide")
+    block.layer[0] = ResNetConvLayer(reduce.in_channels, width, kernel_size=1, stride=reduce.stride[0])
+    block.layer[1] = ResNetConvLayer(width, width, stride=inner.stride[0], groups=groups)
+    none: Any = None  # annotated as a str
+    block.layer[2] = ResNetConvLayer(width, expand.out_channels, kernel_size=1, activation=none)
+
+
+def breadth(config: Any) -> dict[str, int]:
+    """`groups` and `width_per_group` of a configuration, or a plain ResNet's."""
+    return {key: getattr(config, key, plain) for key, plain in PLAIN.items()}
+
+
+def broader(keys: Mapping[str, int]) -> dict[str, int]:
+    """These keys as a configuration shall hold them: none for a plain ResNet."""
+    return {} if dict(keys) == PLAIN else dict(keys)
+
+
+def is_resnet(config: Any) -> bool:
+    """Whether the network is a ResNet, ResNeXt or Wide ResNet, whose parts engines and converters know."""
+    return bool(config.model_type == "resnet")
+
+
+def build(config: Any) -> Any:
+    """The network with random weights, in fp32. Raises whatever transformers does where it cannot be built."""
+    if is_resnet(config):
+        return _resnet(config)(config)
+    return AutoModelForImageClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def load(folder: Path, dtype: torch.dtype) -> Any:
+    """The network of a folder with config.json and model.safetensors, in eval mode, on the CPU."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    kind: Any = _resnet(config) if is_resnet(config) else AutoModelForImageClassification
+    return kind.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True).eval()
+
+
+def _resnet(config: Any) -> Any:
+    return ResNetForImageClassification if breadth(config) == PLAIN else ResNeXtForImageClassification
+
+
+def title(folder: Path) -> str:
+    """What serves, for people: the network's class, and what makes it a special one."""
+    config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    name = str((config.get("architectures") or [config.get("model_type", "unnamed")])[0])
+    if config.get("model_type") == "timm_wrapper":
+        return f"{name} ({config.get('architecture')})"
+    groups, width = (config.get(key, plain) for key, plain in PLAIN.items())
+    if config.get("model_type") != "resnet" or (groups, width) == tuple(PLAIN.values()):
+        return name
+    return f"{name} ({groups} group{'' if groups == 1 else 's'}, width {width} a group)"

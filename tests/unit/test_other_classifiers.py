@@ -1,0 +1,215 @@
+"""Classifiers of transformers that are no ResNets: read with their preprocessing and labels, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import ConvNextConfig, RegNetConfig, ViTConfig, ViTModel
+
+from archive import options, other_classifiers, recipes, timm_folders
+from archive.image_checkpoints import CheckpointError, read
+from handlers import networks
+from handlers.images import Preprocess
+
+CLASSES = 5
+NAMES = {index: f"kind {index}" for index in range(CLASSES)}
+VIT: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "vit": lambda: ViTConfig(**VIT, image_size=32, patch_size=8, id2label=NAMES),
+    "convnext": lambda: ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], id2label=NAMES),
+    "regnet": lambda: RegNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], groups_width=8, id2label=NAMES
+    ),
+}
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}},
+    "convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 64}, "crop_pct": 0.8},
+    "regnet": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 56}},
+}
+HALF = (0.5, 0.5, 0.5)
+PREPROCESS = {
+    "vit": Preprocess(32, 32, "square", "bilinear", HALF, HALF),
+    "convnext": Preprocess(64, 80, "shortest_edge", "bicubic", HALF, HALF),
+    "regnet": Preprocess(56, 64, "shortest_edge", "bicubic", HALF, HALF),
+}
+
+
+def folder_of(name: str, path: Path) -> Path:
+    torch.manual_seed(0)
+    networks.build(CONFIGS[name]()).save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[name]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    return folder_of("vit", tmp_path / "vit")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    state = load_file(folder / "model.safetensors")
+    edit(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_weights_labels_and_preprocessing_are_the_checkpoints(tmp_path: Path, name: str) -> None:
+    folder = folder_of(name, tmp_path)
+    found = read(folder)
+    assert found.layout == "huggingface"
+    assert found.labels == tuple(NAMES.values())
+    assert found.preprocess == PREPROCESS[name]
+    assert (found.weights, found.source) == (folder / "model.safetensors", str(folder))
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    wanted = networks.load(folder, torch.float32)(images).logits
+    torch.testing.assert_close(found.network()(images).logits, wanted, rtol=0, atol=0)
+    assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_half_precision_and_what_a_head_does_not_need_are_taken(vit: Path) -> None:
+    edit_weights(vit, lambda s: [s.update({name: value.half()}) for name, value in list(s.items())])
+    edit_weights(vit, lambda s: s.update({"vit.pooler.dense.weight": torch.ones(16, 16)}))
+    edit_json(vit / "config.json", dtype="float16")
+    found = read(vit)
+    assert {value.dtype for value in found.state.values()} == {torch.float32}
+    assert next(found.network().parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda s: s.pop("classifier.bias"), r"not those of a ViTForImageClassification\. missing: classifier\.bias"),
+        (lambda s: s.update({"extra.weight": torch.ones(2)}), r"unexpected: extra\.weight"),
+        (lambda s: s["classifier.bias"].fill_(torch.nan), r"not finite: classifier\.bias"),
+        (
+            lambda s: s.update({"classifier.bias": torch.ones(7)}),
+            r"misshapen: classifier\.bias is \(7,\), wanted \(5,\)",
+        ),
+    ],
+    ids=["missing", "unexpected", "not finite", "misshapen"],
+)
+def test_refuses_weights_by_name(vit: Path, edit: Callable[[dict[str, torch.Tensor]], object], named: str) -> None:
+    edit_weights(vit, edit)
+    with pytest.raises(CheckpointError, match=named):
+        read(vit)
+
+
+def test_refuses_a_network_without_its_classifier(vit: Path) -> None:
+    ViTModel(CONFIGS["vit"]()).save_pretrained(vit)
+    with pytest.raises(CheckpointError, match=r"missing: classifier\.bias, classifier\.weight"):
+        read(vit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_channels": 1}, "num_channels 1, wanted 3"),
+        ({"auto_map": {"AutoConfig": "mine.Config"}}, r"code of its own to run .*mine\.Config.*trust_remote_code"),
+        ({"hidden_act": "nope"}, "transformers cannot load it as an image classifier .*nope"),
+        ({"hidden_size": "wide"}, "transformers cannot load it as an image classifier"),
+        ({"id2label": {"0": "a", "7": "b"}}, "classifier"),
+    ],
+)
+def test_refuses_configs(vit: Path, changes: dict[str, Any], named: str) -> None:
+    edit_json(vit / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=named):
+        read(vit)
+
+
+def test_refuses_a_folder_that_does_not_say_how_images_are_prepared(vit: Path) -> None:
+    (vit / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no preprocessor_config\.json, and networks of type vit .*Wanted"):
+        read(vit)
+
+
+def test_refuses_preprocessing_that_cannot_be_expressed(vit: Path) -> None:
+    edit_json(vit / "preprocessor_config.json", image_processor_type="MobileViTImageProcessor")
+    with pytest.raises(CheckpointError, match="image_processor_type 'MobileViTImageProcessor' is not known"):
+        read(vit)
+
+
+def job(folder: Path, *arguments: object) -> Any:
+    command = ["image-classifier", "--name", "model", "--weights", folder, *arguments]
+    return recipes.image_job(options.parser().parse_args(list(map(str, command))), {})
+
+
+def test_a_network_of_one_size_gets_images_of_that_size(vit: Path, tmp_path: Path) -> None:
+    assert job(vit).settings.preprocess.size == 32
+    with pytest.raises(CheckpointError, match=r"does not take images of 48 x 48 pixels.*image_size 32"):
+        job(vit, "--size", 48)
+    edit_json(vit / "preprocessor_config.json", size={"height": 64, "width": 64})
+    with pytest.raises(CheckpointError, match=r"ViTForImageClassification does not take images of 64 x 64"):
+        job(vit)
+    assert job(vit, "--size", 32).settings.preprocess.size == 32
+    assert job(folder_of("convnext", tmp_path / "any size"), "--size", 96).settings.preprocess.size == 96
+
+
+def test_refuses_the_engine_of_resnets(vit: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"engine cudnn runs ResNets, .* and the network is of type vit; wanted: auto"
+    ):
+        job(vit, "--engine", "cudnn")
+    assert job(vit, "--engine", "tensorrt").settings.engine == "tensorrt"
+
+
+def test_refuses_a_network_that_gives_something_else(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read(vit)
+    found.config.id2label = {0: "a"}
+    monkeypatch.setattr(type(found), "network", lambda _: networks.load(vit, torch.float32))
+    with pytest.raises(CheckpointError, match=r"gives \(1, 5\) for one image, wanted logits \(1, 1\)"):
+        other_classifiers.refuse_size(found, 32)
+
+
+def test_timms_other_networks_go_to_transformers_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = {"architecture": "vit_tiny_patch16_224", "num_classes": CLASSES, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(beside), encoding="utf-8")
+    save_file({"head.weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    asked: list[Path] = []
+
+    def load(folder: Path) -> Any:
+        asked.append(folder)
+        raise CheckpointError("asked")
+
+    monkeypatch.setattr(other_classifiers, "_load", load)
+    monkeypatch.setattr(timm_folders, "installed", lambda: True)
+    with pytest.raises(CheckpointError, match="asked"):
+        read(tmp_path)
+    assert asked == [tmp_path]
+    monkeypatch.setattr(timm_folders, "installed", lambda: False)
+    with pytest.raises(CheckpointError, match=r"'vit_tiny_patch16_224' is no plain ResNet.*timm and torchvision"):
+        read(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # whatever timm warns of when imported is its own
+@torch.inference_mode()
+def test_a_real_network_of_timms(tmp_path: Path) -> None:
+    try:
+        import timm
+    except (ImportError, RuntimeError, OSError) as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, img_size=32).eval()
+    timm.models.save_for_hf(
+        network, tmp_path, model_config={"num_classes": CLASSES, "label_names": [*NAMES.values()]},
+        model_args={"img_size": 32},
+    )  # fmt: skip
+    found = read(tmp_path)
+    assert (found.layout, found.labels) == ("timm", tuple(NAMES.values()))
+    assert found.preprocess is not None
+    found.network().save_pretrained(tmp_path / "served")
+    assert networks.title(tmp_path / "served") == "TimmWrapperForImageClassification (vit_tiny_patch16_224)"
+    images = torch.randn(2, 3, 32, 32)
+    served = networks.load(tmp_path / "served", torch.float32)
+    torch.testing.assert_close(served(images).logits, network(images), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,104 @@
+"""Triton's kernels of the cuDNN engine against their PyTorch twin, through Triton's interpreter: no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from handlers.engines.folding import Convolution, TorchOperations
+
+TWIN = TorchOperations()
+
+
+@pytest.fixture(scope="module")
+def kernels(interpreted: Callable[[str], Any]) -> Any:
+    return interpreted("resnet")
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
+    """Standard normal; of four dimensions channels_last."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+
+# 1, 1: one window, most of it outside; 2 * 8 * 9 * 6 pooled values: not a multiple of the block.
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 4, 6, 6), (2, 8, 17, 12), (3, 16, 7, 9)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_max_pool_is_pytorchs(kernels: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    images = random(*shape, dtype=dtype) - 3  # nearly all negative: a border that counted as 0 would show
+    pooled = kernels.max_pool(images)
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(pooled, TWIN.max_pool(images))
+
+
+def test_max_pool_refuses_other_layouts(kernels: Any) -> None:
+    with pytest.raises(ValueError, match="6 channels came"):
+        kernels.max_pool(random(1, 6, 4, 4))
+    with pytest.raises(ValueError, match="channels_last"):
+        kernels.max_pool(random(1, 8, 4, 4).contiguous())
+
+
+# Rows are N * H * W, blocks 64 of them: less than one, one, and some with a rest.
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 1, 1), (1, 8, 8), (3, 5, 7)])
+@pytest.mark.parametrize(("depth", "columns"), [(64, 32), (128, 96)])
+@pytest.mark.parametrize("adds", [False, True], ids=["plain", "residual"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_pointwise_is_convolution_bias_residual_and_relu(
+    kernels: Any, count: int, height: int, width: int, depth: int, columns: int, adds: bool, dtype: torch.dtype
+) -> None:
+    images = random(count, depth, height, width, dtype=dtype)
+    conv = Convolution(
+        random(columns, depth, 1, 1, dtype=dtype, seed=1) / 8, random(columns, dtype=dtype, seed=2), 1, 0
+    )
+    residual = random(count, columns, height, width, dtype=dtype, seed=3) if adds else None
+    out = kernels.pointwise(images, conv.weight, conv.bias, residual)
+    wanted = TWIN.relu(images, conv) if residual is None else TWIN.add_relu(images, conv, residual)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    # The twin rounds before it adds, the kernel once at the end: half a step of fp16 at 8, and a step.
+    tolerance = 1e-2 if dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(out, wanted, rtol=1e-3, atol=tolerance)
+    assert (out == 0).any() == (wanted == 0).any()
+
+
+def test_pointwise_refuses_what_does_not_fit(kernels: Any) -> None:
+    with pytest.raises(ValueError, match=r"images \(1, 64, 4, 4\), weight \(30, 64, 1, 1\) came"):
+        kernels.pointwise(random(1, 64, 4, 4), random(30, 64, 1, 1), random(30), None)
+    assert not kernels.pointwise_fits(random(1, 64, 4, 4), random(32, 64, 3, 3), 1)
+    assert not kernels.pointwise_fits(random(1, 64, 4, 4), random(32, 64, 1, 1), 2)
+    assert kernels.pointwise_fits(random(1, 64, 4, 4), random(32, 64, 1, 1), 1)
+
+
+# 7 x 9 and 2 x 5 x 5 pixels: blocks of 64 with a rest; stride 2 of odd sides ends in a window half outside.
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 1, 1), (1, 7, 9), (2, 5, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_window_is_convolution_bias_and_relu(
+    kernels: Any, count: int, height: int, width: int, stride: int, dtype: torch.dtype
+) -> None:
+    images = random(count, 64, height, width, dtype=dtype)
+    conv = Convolution(random(128, 64, 3, 3, dtype=dtype, seed=1) / 24, random(128, dtype=dtype, seed=2), stride, 1)
+    out = kernels.window(images, conv.weight, conv.bias, stride)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    tolerance = 1e-2 if dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(out, TWIN.relu(images, conv), rtol=1e-3, atol=tolerance)
+
+
+def test_window_refuses_groups(kernels: Any) -> None:
+    assert not kernels.window_fits(random(1, 64, 4, 4), random(64, 32, 3, 3))
+    with pytest.raises(ValueError, match=r"weight \(64, 32, 3, 3\) came"):
+        kernels.window(random(1, 64, 4, 4), random(64, 32, 3, 3), random(64), 1)
+
+
+@pytest.mark.parametrize(("count", "channels", "side", "classes"), [(1, 64, 1, 4), (2, 96, 3, 10), (1, 512, 7, 1001)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_classify_is_the_mean_and_a_linear_layer(
+    kernels: Any, count: int, channels: int, side: int, classes: int, dtype: torch.dtype
+) -> None:
+    images = random(count, channels, side, side, dtype=dtype)
+    weight, bias = random(classes, channels, dtype=dtype, seed=1), random(classes, dtype=dtype, seed=2)
+    tolerance = 3e-2 if dtype == torch.float16 else 1e-4
+    wanted = TWIN.classify(images, weight, bias)
+    torch.testing.assert_close(kernels.classify(images, weight, bias), wanted, rtol=1e-3, atol=tolerance)
