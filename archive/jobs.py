@@ -14,9 +14,13 @@ from PIL import Image, ImageOps
 
 from archive import convert
 from archive.image_checkpoints import ImageCheckpoint
-from archive.parity import Array
+from archive.parity import PRECISIONS, Array
 from archive.text_checkpoints import TextCheckpoint
 from handlers import images, settings
+from handlers.encoder import fp8
+from handlers.encoder.packed import PackedModel
+from handlers.encoder.packing import TokenBatch
+from handlers.engines.torch_eager import load_transformer
 from handlers.settings import ImageSettings, Settings, TextSettings
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -58,6 +62,13 @@ class Job:
     def embeddings(self) -> bool:
         """Whether outputs are compared by cosine, as vectors, not as logits."""
         return False
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """That the parity gate measures: all that "auto" chooses from, and the one that is asked for."""
+        return (
+            PRECISIONS if self.settings.precision in ("auto", *PRECISIONS) else (*PRECISIONS, self.settings.precision)
+        )
 
     def stage(self, folder: Path) -> None:
         """Write config.json, model.safetensors and what else the worker reads."""
@@ -128,6 +139,17 @@ class TextJob(Job):
     def stage(self, folder: Path) -> None:
         self.checkpoint.model.save_pretrained(folder)
         self.checkpoint.tokenizer.save_pretrained(folder)
+        if self.settings.precision == "fp8":
+            fp8.write(self._calibration(folder), folder)
+
+    def _calibration(self, folder: Path) -> list[dict[str, float]]:
+        """The largest inputs of the encoder's linear layers for the parity gate's samples, in fp32."""
+        network = load_transformer(folder, self.settings.task, dtype=torch.float32).eval()
+        texts = [sample.decode() for sample in self.samples()]
+        texts = [text.lower() if self.settings.lower_case else text for text in texts]
+        ids = self.checkpoint.tokenizer(texts, truncation=True, max_length=self.settings.max_tokens)["input_ids"]
+        batches = (TokenBatch.pack([row], [[0] * len(row)], torch.device("cpu")) for row in ids)
+        return PackedModel(network, self.settings.task).largest_inputs(batches)
 
     def samples(self) -> list[bytes]:
         path = self.parity_data or SAMPLES / "texts.txt"

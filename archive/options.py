@@ -129,9 +129,10 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None) -> None:
     )
     serving.add_argument(
         "--precision",
-        choices=("auto", *PRECISIONS),
+        choices=("auto", *PRECISIONS, "fp8"),
         default="auto",
-        help="auto: fp16 on a GPU, bf16 on a CPU that has it natively, where they pass parity, else fp32 (default)",
+        help="auto: fp16 on a GPU, bf16 on a CPU that has it natively, where they pass parity, else fp32 (default). "
+        "fp8: a text encoder's linear layers in e4m3, calibrated on the samples of the parity gate; Hopper and newer",
     )
     serving.add_argument(
         "--engine",

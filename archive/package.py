@@ -104,9 +104,7 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
             mar = _archive(job, work)
             files = contents.file_digests(mar)
         samples = _write_samples(job, work / "samples")
-        with progress.step(
-            f"loading it in a fresh process, {len(samples)} samples in {', '.join(parity.PRECISIONS)}"
-        ):
+        with progress.step(f"loading it in a fresh process, {len(samples)} samples in {', '.join(job.precisions)}"):
             _unpack(mar, work / "unpacked")
             report = _probe(job, work, samples)
         with progress.step("comparing with the fp32 reference"):
@@ -114,7 +112,7 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
         for precision, verdict in figures.items():
             progress.say(f"{precision} {verdict} ({verdict.engine})")
         _refuse_failures(job, figures)
-        engines = {precision: report["measured"][precision]["engine"] for precision in parity.PRECISIONS}
+        engines = {precision: report["measured"][precision]["engine"] for precision in job.precisions}
         with progress.step("putting it in place"):
             _add_provenance(mar, {**_provenance(job, files, figures, inputs, options), "engines": engines})
             contents.verify(mar)
@@ -181,7 +179,7 @@ def _probe(job: Job, work: Path, samples: Sequence[Path]) -> dict[str, Any]:
         "kind": job.kind,
         "entry": entry,
         "class": class_name,
-        "precisions": parity.PRECISIONS,
+        "precisions": job.precisions,
         "engine": job.settings.engine,
         "samples": [str(path) for path in samples],
     }
@@ -208,7 +206,7 @@ def _gate(job: Job, work: Path, measured: Mapping[str, Any]) -> dict[str, parity
 
     reference = job.reference([path.read_bytes() for path in sorted((work / "samples").iterdir())])
     figures = {}
-    for precision in parity.PRECISIONS:
+    for precision in job.precisions:
         outputs = np.load(work / "outputs" / f"{precision}.npy")
         device, engine = measured[precision]["device"]["name"], measured[precision]["engine"]["name"]
         verdict = parity.compare(outputs, reference, precision, job.embeddings, device)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from handlers.images import Preprocess
 
 ON_MISMATCH = ("rebuild", "refuse")
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "fp8")
 DEVICES = ("auto", "cuda", "cpu")
 TEXT_TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -51,7 +51,7 @@ class Settings:
 
     engine: a module of handlers.engines, or "auto" for the best one that can run here.
     precision: "auto" is fp16 on a GPU, bf16 on a CPU that has it natively, where the archive's parity figures
-        allow them, else fp32.
+        allow them, else fp32. "fp8" (of text encoders, from Hopper on) has to be asked for.
     device: "auto" is the GPU that TorchServe assigned, or the CPU where it has none.
     cpu_threads: of PyTorch on the CPU; 0 shares the cores out among the model's workers.
     max_inputs: that one request may bring.
