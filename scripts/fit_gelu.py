@@ -16,7 +16,7 @@ from numpy.polynomial import Polynomial, chebyshev
 from numpy.typing import NDArray
 
 DEGREE, END = 8, 5.0  # of the kernel
-POINTS, ROUNDS = 3000, 500
+POINTS, ROUNDS = 1000, 500
 
 Floats = NDArray[np.float64]
 
