@@ -1,0 +1,193 @@
+"""The fused engine's decisions, which need no GPU: objections, the graph that holds a batch, parts of products."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from transformers import BertConfig, MPNetConfig, PretrainedConfig
+
+from handlers import engines
+from handlers.encoder.packing import TokenBatch
+from handlers.engines import EngineSpec, fused
+
+SMALL: dict[str, Any] = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PretrainedConfig], Path]:
+    """A folder with a config and no weights: an objection has to do without them."""
+
+    def save(config: PretrainedConfig) -> Path:
+        folder = tmp_path_factory.mktemp("config")
+        config.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def bert(folder_of: Callable[[PretrainedConfig], Path]) -> Path:
+    return folder_of(BertConfig(**SMALL))
+
+
+def spec(folder: Path, device: torch.device = CPU, precision: str = "fp32", task: str = "embeddings") -> EngineSpec:
+    return EngineSpec("text-encoder", folder, device, precision, task=task)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """gpu(capability, hip's version, Triton's absence) -> PyTorch and Python say so from then on."""
+
+    def pretend(capability: tuple[int, int] = (9, 0), hip: str | None = None, triton: bool = True) -> None:
+        found = importlib.util.find_spec
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: (triton or None) if name == "triton" else found(name)
+        )
+
+    return pretend
+
+
+def test_it_is_the_first_choice_of_texts_and_no_choice_of_images() -> None:
+    assert engines.names("text-encoder")[0] == "fused"
+    assert "fused" not in engines.names("image-classifier")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("task", ["embeddings", "sequence-classification", "token-classification", "fill-mask"])
+def test_a_cpu_runs_every_task_and_precision(bert: Path, task: str, precision: str) -> None:
+    assert fused.objection(spec(bert, precision=precision, task=task)) is None
+
+
+GPUS: dict[str, tuple[dict[str, Any], str, str | None]] = {
+    "hopper": ({}, "fp16", None),
+    "ampere": ({"capability": (8, 0)}, "bf16", None),
+    "turing": ({"capability": (7, 5)}, "fp16", "compute capability 8.0 or newer"),
+    "amd": ({"hip": "7.0"}, "fp16", "it needs an NVIDIA GPU"),
+    "fp32": ({}, "fp32", ", and the precision is fp32"),
+    "no triton": ({"triton": False}, "fp16", "Triton is not installed"),
+}
+
+
+@pytest.mark.parametrize(("machine", "precision", "said"), GPUS.values(), ids=GPUS)
+def test_what_it_objects_to_on_a_gpu(
+    bert: Path, gpu: Callable[..., None], machine: Mapping[str, Any], precision: str, said: str | None
+) -> None:
+    gpu(**machine)
+    objection = fused.objection(spec(bert, GPU, precision))
+    assert objection is None if said is None else said in (objection or "")
+    assert engines.choose("auto", spec(bert, GPU, precision)) == ["torch_eager" if said else "fused"]
+
+
+def test_other_encoders_are_refused_by_name(folder_of: Callable[[PretrainedConfig], Path], bert: Path) -> None:
+    objection = fused.objection(spec(folder_of(MPNetConfig(**SMALL))))
+    assert objection is not None
+    assert objection.startswith("MPNetModel has no encoder that can be fused: its attention looks at relative")
+    clipped = fused.objection(spec(folder_of(BertConfig(**SMALL, hidden_act="gelu_10"))))
+    assert clipped is not None
+    assert "BertEncoder) cannot be fused" in clipped
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    assert fused.objection(spec(tmp_path)) == f"{tmp_path} has no config.json"
+
+
+GRAPHS = {
+    "1 token": (1, 1, (64, 2)),
+    "a full graph": (64, 2, (64, 2)),
+    "one more": (65, 2, (128, 4)),
+    "steps of 128": (513, 10, (640, 20)),
+    "steps of 256": (1025, 10, (1280, 40)),
+    "steps of 512": (2049, 10, (2560, 80)),
+    "the largest": (4096, 128, (4096, 128)),
+    "short texts": (60, 3, (64, 16)),
+    "as many as fit": (4096, 1024, (4096, 1024)),
+    "too many": (64, 17, None),
+    "too many of the largest": (4096, 1025, None),
+    "too long": (4097, 1, None),
+}
+
+
+@pytest.mark.parametrize(("tokens", "sequences", "graph"), GRAPHS.values(), ids=GRAPHS)
+def test_the_smallest_graph_that_holds_a_batch(tokens: int, sequences: int, graph: tuple[int, int] | None) -> None:
+    assert fused.graph_of(tokens, sequences) == graph
+
+
+def test_graphs_hold_what_they_are_for() -> None:
+    """And waste at most a third of what they compute, beyond 128 tokens."""
+    assert list(fused.GRAPH_TOKENS) == sorted(set(fused.GRAPH_TOKENS))
+    for tokens in range(1, fused.GRAPH_TOKENS[-1] + 1):
+        for share in fused.TOKENS_A_SEQUENCE:
+            room, sequences = fused.graph_of(tokens, -(-tokens // share)) or (0, 0)
+            assert room >= tokens
+            assert sequences >= tokens // share
+            assert room % 64 == 0
+            assert tokens <= 128 or tokens > room * 2 / 3
+
+
+class Recorded(fused.Graphed):
+    """Captures nothing, and says what it was asked to."""
+
+    def __init__(self) -> None:
+        super().__init__(SimpleNamespace(), CPU)
+        self.captured: list[tuple[int, int]] = []
+
+    def capture(self, tokens: int, sequences: int) -> None:
+        self.captured.append((tokens, sequences))
+
+
+def test_graphs_of_usual_texts_are_captured_while_loading() -> None:
+    graphed = Recorded()
+    graphed.capture_all()
+    assert graphed.captured == [fused.graph_of(tokens, 1) for tokens in fused.GRAPH_TOKENS]
+
+
+def test_what_no_graph_holds_is_run_as_it_comes() -> None:
+    """Two tokens a sequence: more sequences than a graph has room for."""
+    pytest.importorskip("triton", reason="needs Triton")
+    graphed, seen = Recorded(), []
+
+    def hidden(ids: torch.Tensor, types: torch.Tensor, segments: Any) -> torch.Tensor:
+        seen.append((len(ids), segments.longest, segments.lengths))
+        return torch.zeros(len(ids), 8)
+
+    graphed.model = SimpleNamespace(hidden=hidden, outputs=lambda hidden, batch: hidden)
+    batch = TokenBatch.pack([[5, 6]] * 40, [[0, 0]] * 40, CPU)
+    assert graphed(batch).shape == (80, 8)
+    assert seen == [(80, 2, (2,) * 40)]
+    assert graphed.captured == []
+
+
+# A depth of 1344 is 21 blocks: four parts would end inside one.
+SIZES = [(1024, 1024), (1024, 4096), (384, 384), (384, 1344), (768, 3072), (64, 64), (320, 192), (4096, 1024)]
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 128, 129, 256])
+@pytest.mark.parametrize(("columns", "depth"), SIZES, ids=str)
+def test_parts_of_a_split_product_are_whole_blocks_and_no_more_than_the_gpu_has_room_for(
+    rows: int, columns: int, depth: int
+) -> None:
+    triton_ops = cast("Any", pytest.importorskip("handlers.encoder.triton_ops", reason="needs Triton"))
+    parts = triton_ops.splits(rows, columns, depth)
+    blocks = -(-rows // 64) * -(-columns // 64)
+    assert depth % (parts * 64) == 0
+    assert parts == 1 or blocks * parts <= triton_ops.PROGRAMS
+    assert parts == 1 or depth // parts >= (256 if rows <= 128 else 512)
+
+
+# BERT-Large's two products with LayerNorm behind them.
+@pytest.mark.parametrize(
+    ("rows", "depth", "parts"),
+    [(64, 1024, 4), (64, 4096, 16), (128, 1024, 4), (128, 4096, 8), (256, 1024, 2), (256, 4096, 4)],
+)
+def test_how_bert_large_is_split(rows: int, depth: int, parts: int) -> None:
+    triton_ops = cast("Any", pytest.importorskip("handlers.encoder.triton_ops", reason="needs Triton"))
+    assert triton_ops.splits(rows, 1024, depth) == parts
