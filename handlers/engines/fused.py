@@ -21,9 +21,14 @@ from handlers.engines.torch_eager import empty_transformer, load_transformer
 KINDS = ("text-encoder",)
 RANK = 10
 
-# Beyond, launching takes less time than computing, and a bucket's padding costs more than the launches.
-GRAPH_TOKENS = (*range(64, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256), *range(2560, 4097, 512))
+# Beyond, batches are launched kernel by kernel. A slow CPU takes as long for that as an H200 computes 8,192 tokens.
+GRAPH_TOKENS = (
+    *range(64, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256), *range(2560, 8193, 512),
+    *range(9216, 16385, 1024),
+)  # fmt: skip
 TOKENS_A_SEQUENCE = (32, 4)  # a graph has room for one sequence in so many tokens: texts as usual, or very short ones
+LEAST_SEQUENCES = 8  # that a graph has room for
+SHORT_TEXTS = 1024  # tokens up to which graphs of very short ones are captured at load as well
 
 
 def objection(spec: EngineSpec) -> str | None:
@@ -137,9 +142,15 @@ class Graphed(Packed):
         return hidden[: batch.tokens].clone()
 
     def capture_all(self) -> None:
-        """Every graph for texts as usual; those for very short ones are captured when first used."""
-        for tokens in GRAPH_TOKENS:
-            self.capture(tokens, tokens // TOKENS_A_SEQUENCE[0])
+        """Every graph for texts as usual, the largest first, whose memory the others then share; some for short ones.
+
+        Large batches of very short texts have theirs captured when first used.
+        """
+        for tokens in reversed(GRAPH_TOKENS):
+            few, many = rooms(tokens)
+            self.capture(tokens, few)
+            if tokens <= SHORT_TEXTS and many > few:
+                self.capture(tokens, many)
 
     @torch.inference_mode()
     def capture(self, tokens: int, sequences: int) -> None:
@@ -147,7 +158,7 @@ class Graphed(Packed):
         ids = torch.zeros(tokens, dtype=torch.int64, device=self.device)
         types = torch.zeros_like(ids)
         # As many sequences as there is room for, so that none has more tokens than there are position embeddings.
-        offsets = torch.arange(0, tokens + 1, tokens // sequences, dtype=torch.int32, device=self.device)
+        offsets = (torch.arange(sequences + 1, device=self.device) * tokens // sequences).int()
         segments = Segments(offsets, tokens)
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
@@ -161,9 +172,14 @@ class Graphed(Packed):
         self.graphs[tokens, sequences] = (graph, (ids, types, offsets), hidden)
 
 
+def rooms(tokens: int) -> tuple[int, ...]:
+    """How many sequences the graphs of a bucket have room for, ascending."""
+    return tuple(max(LEAST_SEQUENCES, tokens // share) for share in TOKENS_A_SEQUENCE)
+
+
 def graph_of(tokens: int, sequences: int) -> tuple[int, int] | None:
     """The (tokens, sequences) that the smallest graph that holds a batch has room for; None: too large for any."""
-    room = next((bucket for bucket in GRAPH_TOKENS if tokens <= bucket), None)
-    if room is None:
+    bucket = next((bucket for bucket in GRAPH_TOKENS if tokens <= bucket), None)
+    if bucket is None:
         return None
-    return next(((room, room // share) for share in TOKENS_A_SEQUENCE if sequences <= room // share), None)
+    return next(((bucket, room) for room in rooms(bucket) if sequences <= room), None)

@@ -34,7 +34,7 @@ def saturated(x):  # type: ignore[no-untyped-def]
     return tl.minimum(tl.maximum(x, -448.0), 448.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_norm(  # type: ignore[no-untyped-def]
     parts, residual, added, weight, bias, y, y8, rows, columns, eps, inverse,
     count: tl.constexpr, adds: tl.constexpr, quantises: tl.constexpr,
@@ -147,7 +147,7 @@ def embed_norm(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "sequences", "room", "rows"])
 def _stage(  # type: ignore[no-untyped-def]
     ids, types, cu_seqlens, tokens, sequences, staged_ids, staged_types, staged_offsets, room, rows,
     has_types: tl.constexpr, block: tl.constexpr,

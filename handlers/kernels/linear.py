@@ -61,7 +61,7 @@ def _activate(x, activation: tl.constexpr):  # type: ignore[no-untyped-def]
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _tiled(  # type: ignore[no-untyped-def]
     x, weight, bias, y, rows, columns, depth, activation: tl.constexpr, dtype: tl.constexpr,
     rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr,
@@ -142,7 +142,7 @@ def activate8(x: torch.Tensor, activation: str, scale: float) -> torch.Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _split(  # type: ignore[no-untyped-def]
     x, weight, bias, y, rows, columns, depth, activation: tl.constexpr, has_bias: tl.constexpr,
     share: tl.constexpr, rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr,

@@ -31,7 +31,7 @@ TWIN = TorchOperations()
 IDS = range(1000, 20_000)  # words of BERT's vocabulary
 GATE = 1e-2  # the parity gate's for fp16: relative error of a token's vector
 
-# The largest graph has 4096 tokens, and room for 128 sequences, or 1024 of very short texts.
+# The largest graph has 16,384 tokens, and room for 512 sequences, or 4096 of very short texts.
 LENGTHS = {
     "1": (1,),
     "2": (2,),
@@ -45,9 +45,9 @@ LENGTHS = {
     "few short": (5, 1, 7, 2, 3),
     "256 sequences": tuple(1 + place % 7 for place in range(256)),
     "256 of 1, too many for their graph": (1,) * 256,
-    "the largest graph, full": (128,) * 32,
-    "beyond the largest graph": (512,) * 9,
-    "beyond it, and no multiple of 16": (*[300] * 16, 77),
+    "the largest graph, full": (128,) * 128,
+    "beyond the largest graph": (512,) * 33,
+    "beyond it, and no multiple of 16": (*[300] * 55, 77),
     "of all lengths": (250, 1, 64, 63, 2, 65, 512, 130),
 }
 OF_LENGTHS = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -156,13 +156,14 @@ def test_packed_is_padded_is_one_by_one(served: Served) -> None:
     assert errors(served.half.run(pack(ids)), packed).max() < GATE  # transformers pads
 
 
-# Graphs of 64, 640 and 4096 tokens, and none.
+# Graphs of 64, 640, 4096 and 16,384 tokens, and none.
 AROUND = {
     "64 tokens": ((3, 9), (33, 31)),
-    "64 tokens, very short texts": ((2, 1, 2, 1), (4,) * 16),
+    "64 tokens, very short texts": ((2, 1) * 5, (4,) * 16),
     "640 tokens": ((300, 230), (40,) * 16),
     "4096 tokens": ((400,) * 9, (512,) * 8),
-    "more": ((410,) * 11, (512,) * 10),
+    "16384 tokens": ((400,) * 39, (512,) * 32),
+    "more": ((410,) * 41, (512,) * 40),
 }
 
 
@@ -230,7 +231,9 @@ def test_heads(with_head: Callable[[str], Served], task: str) -> None:
 
 # That the mode is a prototype, and does not see every wait, is as much as can be had.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
-@pytest.mark.parametrize("lengths", [(9, 130, 1, 40), (2, 1, 3), (512,) * 9], ids=["graph", "very short", "no graph"])
+@pytest.mark.parametrize(
+    "lengths", [(9, 130, 1, 40), (2, 1) * 5, (512,) * 33], ids=["graph", "very short", "no graph"]
+)
 @pytest.mark.parametrize("task", ["embeddings", "sequence-classification"])
 def test_texts_reach_their_outputs_without_waiting_for_the_gpu(
     trained: Served, with_head: Callable[[str], Served], task: str, lengths: tuple[int, ...]

@@ -101,18 +101,20 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
 
 
 GRAPHS = {
-    "1 token": (1, 1, (64, 2)),
-    "a full graph": (64, 2, (64, 2)),
-    "one more": (65, 2, (128, 4)),
+    "1 token": (1, 1, (64, 8)),
+    "a full graph": (64, 2, (64, 8)),
+    "one more": (65, 2, (128, 8)),
     "steps of 128": (513, 10, (640, 20)),
     "steps of 256": (1025, 10, (1280, 40)),
     "steps of 512": (2049, 10, (2560, 80)),
-    "the largest": (4096, 128, (4096, 128)),
-    "short texts": (60, 3, (64, 16)),
-    "as many as fit": (4096, 1024, (4096, 1024)),
+    "steps of 1024": (8193, 10, (9216, 288)),
+    "the largest": (16384, 512, (16384, 512)),
+    "three texts of twenty tokens": (60, 3, (64, 8)),
+    "short texts": (60, 9, (64, 16)),
+    "as many as fit": (16384, 4096, (16384, 4096)),
     "too many": (64, 17, None),
-    "too many of the largest": (4096, 1025, None),
-    "too long": (4097, 1, None),
+    "too many of the largest": (16384, 4097, None),
+    "too long": (16385, 1, None),
 }
 
 
@@ -147,7 +149,11 @@ class Recorded(fused.Graphed):
 def test_graphs_of_usual_texts_are_captured_while_loading() -> None:
     graphed = Recorded()
     graphed.capture_all()
-    assert graphed.captured == [fused.graph_of(tokens, 1) for tokens in fused.GRAPH_TOKENS]
+    usual = {fused.graph_of(tokens, 1) for tokens in fused.GRAPH_TOKENS}
+    short = {fused.graph_of(tokens, tokens // 4) for tokens in fused.GRAPH_TOKENS if tokens <= fused.SHORT_TEXTS}
+    assert len(graphed.captured) == len(set(graphed.captured))
+    assert set(graphed.captured) == usual | short
+    assert graphed.captured[0] == (16384, 512)
 
 
 def test_what_no_graph_holds_is_run_as_it_comes() -> None:
