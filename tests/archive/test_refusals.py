@@ -428,3 +428,15 @@ def test_presets_batch_more(tiny_bert: Path) -> None:
 
 def test_a_checkpoint_error_is_a_value_error() -> None:
     assert issubclass(CheckpointError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("command", "folder", "engine"),
+    [("image-classifier", "digits", "auto"), ("text-encoder", "tiny_bert", "torch_eager")],
+)
+def test_fp8_is_for_fused_text_encoders(
+    refuse: Callable[..., str], request: pytest.FixtureRequest, command: str, folder: str, engine: str
+) -> None:
+    weights = request.getfixturevalue(folder)
+    error = refuse(command, "--weights", weights, "--precision", "fp8", "--engine", engine, "--name", "low")
+    assert f"--precision fp8 came for kind {command} with engine {engine}" in error
