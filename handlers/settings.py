@@ -16,7 +16,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from handlers.images import Preprocess
 
 ON_MISMATCH = ("rebuild", "refuse")
-PRECISIONS = ("auto", "fp32", "fp16", "bf16", "fp8")
+IMAGE_PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+PRECISIONS = (*IMAGE_PRECISIONS, "fp8")
 DEVICES = ("auto", "cuda", "cpu")
 TEXT_TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -95,6 +96,7 @@ class ImageSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _one_of("precision", self.precision, IMAGE_PRECISIONS)
         for name in ("top_k", "max_pixels", "micro_batch"):
             _at_least(_camel(name), getattr(self, name), 1)
         _at_least("decodeThreads", self.decode_threads, 0)
