@@ -35,7 +35,8 @@ def test_description_says_what_serves(client: Client) -> None:
 
 def test_load_is_logged_with_engine_precision_and_device(server: Server) -> None:
     log = (server.folder / "logs" / "model_log.log").read_text(encoding="utf-8")
-    said = [line.split(" MODEL_LOG - ")[1] for line in log.splitlines() if "precision fp32 (asked for), device" in line]
+    lines = [line for line in log.splitlines() if "precision fp32 (asked for), device" in line]
+    said = [line.split(" MODEL_LOG - ")[1] for line in lines]
     for start in ("digits: engine torch_eager, precision", "sentences: engine fused, precision"):
         assert any(line.startswith(start) for line in said)
 

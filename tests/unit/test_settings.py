@@ -17,7 +17,7 @@ from handlers.settings import ImageSettings, Pooling, Settings, SettingsError, T
 positive = st.integers(1, 10**9)
 common = {
     "engine": st.text(max_size=9),
-    "precision": st.sampled_from(settings.PRECISIONS),
+    "precision": st.sampled_from(settings.IMAGE_PRECISIONS),
     "device": st.sampled_from(settings.DEVICES),
     "cpu_threads": st.integers(0, 99),
     "max_inputs": positive,
@@ -56,7 +56,7 @@ text_settings = st.builds(
     top_k=st.integers(0, 99),
     max_chars=positive,
     token_budget=st.integers(600, 10**6),
-    **common,
+    **{**common, "precision": st.sampled_from(settings.PRECISIONS)},
 )
 
 
