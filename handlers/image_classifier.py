@@ -1,4 +1,4 @@
-"""TorchServe entry for image classifiers: ResNet-101 and its family."""
+"""TorchServe entry for image classifiers: ResNet-101, its family, and what else transformers loads as such."""
 
 from __future__ import annotations
 

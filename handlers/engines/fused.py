@@ -78,8 +78,8 @@ def load(spec: EngineSpec) -> Engine:
         model.to_fp8(fp8.read(spec.model_dir))
     details: dict[str, object] = {"library": f"torch {torch.__version__}", "padding": "none: packed tokens"}
     if spec.device.type != "cuda":
-        # torch has no fp8 products for CPUs: operands are rounded to e4m3 and multiplied in fp32.
-        return Engine(Packed(model), {**details, "kernels": "PyTorch"})
+        emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, for a CPU has no fp8"
+        return Engine(Packed(model), {**details, "kernels": emulated if spec.precision == "fp8" else "PyTorch"})
     model.encoder.operations = _triton(spec)
     graphed = Graphed(model, spec.device)
     graphed.capture_all()
