@@ -29,7 +29,7 @@ def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, c
     Raises ConvertError; ValueError where it cannot be exported; plans.PlanError where TensorRT builds none.
     """
     if not _onnx_installed():
-        raise ConvertError("the package onnx is not installed; pip install 'torchserve-fast-handlers[tensorrt]'")
+        raise ConvertError("the package onnx is not installed, which this needs: scripts/setup serve tensorrt")
     onnx_export.export(model, folder / tensorrt.ONNX, image_size)
     can_build = tensorrt.installed() and torch.cuda.is_available()
     if plan_at == "packaging" and not can_build:

@@ -137,7 +137,8 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None) -> None:
     serving.add_argument(
         "--engine",
         default="auto",
-        help="auto: the fastest that can run where it is served, measured there for CNNs on a GPU (default)",
+        help="auto: the fastest that can run where it is served, measured there for CNNs on a GPU (default). "
+        "By name: cudnn, tensorrt (CNNs on a GPU), fused (text encoders), torch_eager (everything, everywhere)",
     )
     serving.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: %(default)s)")
     serving.add_argument("--max-inputs", type=_positive, metavar="N", help="that one request may bring (default: 64)")

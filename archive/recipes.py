@@ -236,7 +236,8 @@ def _shared(chosen: argparse.Namespace) -> dict[str, Any]:
         raise CheckpointError(f"no engine {chosen.engine!r} runs a {kind}; known: {', '.join(known)}")
     if chosen.precision == "fp8" and (kind != "text-encoder" or chosen.engine not in ("auto", "fused")):
         raise CheckpointError(
-            f"--precision fp8 came for kind {kind} with engine {chosen.engine}; it is for text encoders, fused"
+            f"--precision fp8 is for a text-encoder with --engine fused (or auto), and this is a {kind} with engine "
+            f"{chosen.engine}; --precision auto takes what passes parity"
         )
     fields = {field.name for field in dataclasses.fields(Settings)}
     return _given(**{key: value for key, value in vars(chosen).items() if key in fields})

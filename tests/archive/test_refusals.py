@@ -439,4 +439,4 @@ def test_fp8_is_for_fused_text_encoders(
 ) -> None:
     weights = request.getfixturevalue(folder)
     error = refuse(command, "--weights", weights, "--precision", "fp8", "--engine", engine, "--name", "low")
-    assert f"--precision fp8 came for kind {command} with engine {engine}" in error
+    assert f"and this is a {command} with engine {engine}; --precision auto" in error
