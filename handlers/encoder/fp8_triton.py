@@ -6,7 +6,7 @@ import torch
 
 from handlers.encoder.fp8 import Fp8Linear, Fp8Torch
 from handlers.encoder.ops import Norm, Segments
-from handlers.encoder.triton_ops import TritonOperations
+from handlers.encoder.triton_ops import TritonOperations, tiles_of
 from handlers.kernels import encoder, linear
 
 
@@ -41,9 +41,7 @@ class Fp8Triton(TritonOperations, Fp8Torch):
     def attention8(
         self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float, out_scale: float
     ) -> torch.Tensor:
-        if segments.tiles is None:
-            raise ValueError("attention: segments without tiles came; wanted: those of kernels.encoder.lay_out")
-        return encoder.attention(qkv, segments.tiles, heads, scale, out_scale)
+        return encoder.attention(qkv, tiles_of(segments), heads, scale, out_scale)
 
     def activation8(self, x: torch.Tensor, activation: str, out_scale: float) -> torch.Tensor:
         if activation not in linear.ACTIVATIONS:

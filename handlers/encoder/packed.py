@@ -120,20 +120,21 @@ class PackedModel(nn.Module):
 
     def largest_inputs(self, batches: Iterable[TokenBatch]) -> list[dict[str, float]]:
         """Calibrate fp8: run batches, and say what `to_fp8` takes. Raises ValueError behind `to_fp8`."""
-        if isinstance(self.encoder, Fp8Encoder):
-            raise ValueError("this model is in fp8 already")
-        before, self.encoder.operations = self.encoder.operations, Calibration()
+        encoder, calibration = self._unquantised(), Calibration()
+        before, encoder.operations = encoder.operations, calibration
         for batch in batches:
             self.hidden(batch.input_ids, batch.token_type_ids, batch.segments)
-        largest = self.encoder.operations.of(self.encoder)
-        self.encoder.operations = before
-        return largest
+        encoder.operations = before
+        return calibration.of(encoder)
 
     def to_fp8(self, largest: list[dict[str, float]]) -> None:
         """Quantise the encoder's linear layers, behind any move or cast. Raises ValueError where that cannot be."""
+        self.encoder = Fp8Encoder(self._unquantised(), largest)
+
+    def _unquantised(self) -> FusedEncoder:
         if isinstance(self.encoder, Fp8Encoder):
             raise ValueError("this model is in fp8 already")
-        self.encoder = Fp8Encoder(self.encoder, largest)
+        return self.encoder
 
     def hidden(self, ids: torch.Tensor, types: torch.Tensor, segments: Segments) -> torch.Tensor:
         """(T,) int64 token ids and types -> (T, H) of the last layer; rows of no sequence are undefined."""

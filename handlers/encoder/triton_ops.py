@@ -52,9 +52,7 @@ class TritonOperations(TorchOperations):
         return encoder.add_norm(x.unsqueeze(0), None, None, norm.weight, norm.bias, norm.eps)
 
     def attention(self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float) -> torch.Tensor:
-        if segments.tiles is None:
-            raise ValueError("attention: segments without tiles came; wanted: those of kernels.encoder.lay_out")
-        return encoder.attention(qkv, segments.tiles, heads, scale)
+        return encoder.attention(qkv, tiles_of(segments), heads, scale)
 
     def lay_out(self, ids: torch.Tensor, segments: Segments, positions: Positions) -> tuple[Segments, torch.Tensor]:
         tiles, places = encoder.lay_out(segments.cu_seqlens, ids, positions.offset, positions.skipped)
@@ -62,6 +60,13 @@ class TritonOperations(TorchOperations):
 
     def embed_norm(self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm) -> torch.Tensor:
         return encoder.embed_norm(tables, ids, norm.weight, norm.bias, norm.eps)
+
+
+def tiles_of(segments: Segments) -> torch.Tensor:
+    """(M, 3) int32, what `lay_out` has put there. Raises ValueError where it has not."""
+    if segments.tiles is None:
+        raise ValueError("attention: segments without tiles came; wanted: those of kernels.encoder.lay_out")
+    return segments.tiles
 
 
 def splits(rows: int, columns: int, depth: int) -> int:

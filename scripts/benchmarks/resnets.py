@@ -109,11 +109,9 @@ def _write_onnx(folder: Path, size: int) -> None:
 
 def write_random(folder: Path, size: int) -> None:
     """A full-size ResNet-101 with random weights, calibrated on photographs so that fp16 does not overflow."""
-    from transformers import ResNetConfig
-
     from archive import random_weights
 
     preset = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
-    config = ResNetConfig.from_dict({"layer_type": preset["layers"], "depths": preset["depths"], "num_labels": 1000})
+    config = random_weights.resnet_config(preset)
     checkpoint = random_weights.image_checkpoint(config, jobs.photographs()[:CALIBRATION], preprocess_of(size))
     checkpoint.network().save_pretrained(folder)

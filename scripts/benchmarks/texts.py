@@ -148,18 +148,9 @@ def stage(model_dir: Path | None, folder: Path, fp8: bool) -> Path:
 
 def write_random(folder: Path) -> None:
     """A BERT-Large with random weights, as `scripts/package bert-large --random-weights` makes it."""
-    from transformers import BertConfig
-
     from archive import random_weights
 
-    preset = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
-    hidden = preset["hidden_size"]
-    config = BertConfig(
-        hidden_size=hidden,
-        num_hidden_layers=preset["num_hidden_layers"],
-        num_attention_heads=hidden // 64,
-        intermediate_size=4 * hidden,
-    )
+    config = random_weights.bert_config(yaml.safe_load(PRESET.read_text(encoding="utf-8")))
     random_weights.text_checkpoint(config, _stand_in_tokenizer(folder / "tokenizer")).model.save_pretrained(folder)
 
 

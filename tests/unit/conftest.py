@@ -13,10 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import bench_model
 import numpy as np
 import pytest
 import torch
 import train_digits
+from benchmarks import report
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
@@ -219,6 +221,24 @@ def interpreted() -> Iterator[Callable[[str], InterpretedKernels]]:
         process.submit(torch.get_num_threads).result()  # it starts here, with the variable
     with process:
         yield lambda name: InterpretedKernels(importlib.import_module(f"handlers.kernels.{name}"), process)
+
+
+@pytest.fixture(scope="session")
+def bench() -> Callable[..., None]:
+    """bench(*arguments): scripts/bench_model, which has to succeed; no picture is drawn."""
+
+    def run(*arguments: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "draw", lambda path, content: None)
+            assert bench_model.main(list(arguments)) == 0
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def read_bench() -> Callable[[Path], Any]:
+    """read_bench(out) -> the JSON that a benchmark has written beside `out`."""
+    return lambda out: json.loads(report.beside(out, "json").read_text(encoding="utf-8"))
 
 
 def noise(*shape: int) -> NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def out(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, bench: Callable[..., None]) -> Path:
     """What one run of two engines that run, and three that cannot, has written: OUT.json and OUT.csv."""
     found = tmp_path_factory.mktemp("out") / "tiny-1.5"
     engines = "eager-fp32,eager-bf16,no_such-fp16,cudnn-fp16,torch2trt-fp16"
     options = ["--device", "cpu", "--image-size", "32", "--batches", "20,1", "--seconds-per-point", "0"]
     files = ["--model-dir", str(tiny_folder), "--out", str(found), "--commit", "abc"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda path, content: None)
-        assert bench_model.main(["image-classifier", "--engines", engines, *options, *files]) == 0
+    bench("image-classifier", "--engines", engines, *options, *files)
     return found
 
 
 @pytest.fixture
-def content(out: Path) -> Any:
-    return json.loads(report.beside(out, "json").read_text(encoding="utf-8"))
+def content(out: Path, read_bench: Callable[[Path], Any]) -> Any:
+    return read_bench(out)
 
 
 def test_a_row_for_every_engine_and_batch(content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +49,20 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> EngineSpec:
 
 
 @pytest.fixture(scope="module")
-def out(spec: EngineSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(spec: EngineSpec, tmp_path_factory: pytest.TempPathFactory, bench: Callable[..., None]) -> Path:
     """What one run of engines that run, and some that cannot, has written."""
     found = tmp_path_factory.mktemp("out") / "texts"
     engines = "hf-eager-fp32,hf-sdpa-bf16,eager-fp32,torch-fastpath-fp32,tensorrt-fp16,compile-fp32"
     options = ["--points", "2x12,1x9,short8", "--compile-points", "3x3", "--token-budget", "256"]
     options += ["--device", "cpu", "--seconds-per-point", "0", "--kernels", "torch-fastpath-fp32:short8"]
     files = ["--model-dir", str(spec.model_dir), "--out", str(found), "--commit", "abc"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda path, content: None)
-        assert bench_model.main(["text-encoder", "--engines", engines, *options, *files]) == 0
+    bench("text-encoder", "--engines", engines, *options, *files)
     return found
 
 
 @pytest.fixture
-def content(out: Path) -> Any:
-    return json.loads(report.beside(out, "json").read_text(encoding="utf-8"))
+def content(out: Path, read_bench: Callable[[Path], Any]) -> Any:
+    return read_bench(out)
 
 
 def batch_of(lengths: tuple[int, ...]) -> TokenBatch:
