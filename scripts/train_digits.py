@@ -116,11 +116,11 @@ def random_affine(count: int, generator: torch.Generator) -> torch.Tensor:
 
 def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Moved, turned and dimmed copies of [n, 3, 32, 32] in 0..1; what comes into the frame is black."""
-    transforms = random_affine(len(pixels), generator)
+    transforms = random_affine(len(pixels), generator).to(pixels.device)
     grid = F.affine_grid(transforms, list(pixels.shape), align_corners=False)
     moved = F.grid_sample(pixels, grid, align_corners=False)
     brightness = 0.7 + 0.3 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
-    return moved * brightness
+    return moved * brightness.to(pixels.device)
 
 
 def build_model() -> ResNetForImageClassification:

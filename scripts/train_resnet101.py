@@ -42,7 +42,10 @@ def train(device: torch.device, epochs: int = EPOCHS, seed: int = 0) -> ResNetFo
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     data = train_digits.split()
-    pixels, labels = train_digits.views(data.train_images, 64), torch.from_numpy(data.train_labels)
+    pixels, labels = (
+        train_digits.views(data.train_images, 64).to(device),
+        torch.from_numpy(data.train_labels).to(device),
+    )
     names = [str(digit) for digit in range(10)]
     config = ResNetConfig(
         depths=[3, 4, 23, 3], id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
@@ -50,16 +53,16 @@ def train(device: torch.device, epochs: int = EPOCHS, seed: int = 0) -> ResNetFo
     model: ResNetForImageClassification = ResNetForImageClassification(config)
     model.train()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-arg]
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=device.type == "cuda")
     steps = len(labels) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=epochs * steps)
     started = time.monotonic()
     for epoch in range(1, epochs + 1):
         for batch in torch.randperm(len(labels), generator=generator)[: steps * BATCH].view(steps, BATCH):
-            images = network_input(train_digits.augment(pixels[batch], generator)).to(device)
+            images = network_input(train_digits.augment(pixels[batch], generator))
             with torch.autocast(device.type, torch.bfloat16):
                 logits = model(images.contiguous(memory_format=torch.channels_last)).logits
-            loss = F.cross_entropy(logits.float(), labels[batch].to(device), label_smoothing=0.05)
+            loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=0.05)
             model.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()

@@ -34,7 +34,7 @@ def segments_of(lengths: Iterable[int], device: torch.device) -> Segments:
     """Of the sequences that are not empty."""
     filled = tuple(length for length in lengths if length)
     offsets = torch.tensor([0, *accumulate(filled)], dtype=torch.int32, device=device)  # (N + 1,)
-    return Segments(offsets, max(filled, default=0), filled)
+    return Segments(offsets, filled)
 
 
 def run_padded(encoder: FusedEncoder, hidden: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

@@ -31,13 +31,12 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class Segments:
     """Where each sequence lies in a packed batch: sequence i is rows cu_seqlens[i] to cu_seqlens[i + 1].
 
-    cu_seqlens: (N + 1,) int32 on the device, from 0 to at most T. longest: no length is more, known on the host.
+    cu_seqlens: (N + 1,) int32 on the device, from 0 to at most T.
     lengths: N ints on the host, or None inside a CUDA graph, where they differ from replay to replay.
     tiles: (M, 3) int32, what Triton's attention kernel is started on (handlers.kernels.encoder.lay_out), or None.
     """
 
     cu_seqlens: torch.Tensor
-    longest: int
     lengths: tuple[int, ...] | None = None
     tiles: torch.Tensor | None = None
 

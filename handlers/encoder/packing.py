@@ -65,7 +65,7 @@ class TokenBatch:
     @property
     def segments(self) -> Segments:
         """What the fused encoder asks of a batch."""
-        return Segments(self.cu_seqlens, max(self.lengths), self.lengths)
+        return Segments(self.cu_seqlens, self.lengths)
 
     def padded_positions(self) -> torch.Tensor:
         """(T,) int64: where each packed token stands in the flattened padded (N, S) batch, S the longest length."""

@@ -16,6 +16,7 @@ from handlers.encoder import fp8
 from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec
+from handlers.engines.graphs import captured
 from handlers.engines.torch_eager import empty_transformer, load_transformer
 
 KINDS = ("text-encoder",)
@@ -159,15 +160,8 @@ class Graphed(Packed):
         types = torch.zeros_like(ids)
         # As many sequences as there is room for, so that none has more tokens than there are position embeddings.
         offsets = (torch.arange(sequences + 1, device=self.device) * tokens // sequences).int()
-        segments = Segments(offsets, tokens)
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):  # kernels are compiled and chosen here, outside the capture
-            self.model.hidden(ids, types, segments)
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            hidden = self.model.hidden(ids, types, segments)
+        segments = Segments(offsets)
+        graph, hidden = captured(lambda: self.model.hidden(ids, types, segments), self.device, self.pool)
         self.pool = self.pool or graph.pool()
         self.graphs[tokens, sequences] = (graph, (ids, types, offsets), hidden)
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-WARM_UPS = 3
 
 
 def bucket_of(count: int, buckets: tuple[int, ...] = BUCKETS) -> int:
@@ -17,6 +16,24 @@ def bucket_of(count: int, buckets: tuple[int, ...] = BUCKETS) -> int:
         if count <= bucket:
             return bucket
     raise ValueError(f"{count} rows came; the largest bucket is {buckets[-1]}")
+
+
+def captured(
+    work: Callable[[], torch.Tensor], device: torch.device, pool: Any
+) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """The graph of one call of `work`, in the memory pool of other graphs or (None) one of its own, and its output.
+
+    `work` runs once before, on a stream of its own: kernels are compiled and chosen there, outside the capture.
+    """
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        output = work()
+    return graph, output
 
 
 class GraphedByBucket:
@@ -54,17 +71,7 @@ class GraphedByBucket:
         inputs = torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(
             memory_format=torch.channels_last
         )
-        side = torch.cuda.Stream(like.device)
-        side.wait_stream(torch.cuda.current_stream(like.device))
-        with torch.cuda.stream(side), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            for _ in range(WARM_UPS):  # cuDNN measures its algorithms here, outside the capture
-                self.work(inputs)
-        torch.cuda.current_stream(like.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
-            torch.cuda.graph(graph, pool=self.pool),
-        ):
-            outputs = self.work(inputs)
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+            graph, outputs = captured(lambda: self.work(inputs), like.device, self.pool)
         self.pool = self.pool or graph.pool()
         self.graphs[bucket] = (graph, inputs, outputs)

@@ -263,7 +263,7 @@ def values(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def on_gpu(lengths: tuple[int, ...]) -> Segments:
     offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=GPU)
-    return Segments(offsets, max(lengths), lengths)
+    return Segments(offsets, lengths)
 
 
 def assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -97,7 +97,7 @@ def test_attention(kernels: Any, lengths: tuple[int, ...], size: int, dtype: tor
     qkv = random(sum(lengths) + BEHIND, 3 * heads * size, dtype=dtype)
     tiles, _ = kernels.lay_out(offsets, few_ids(lengths), 0, -1)
     found = kernels.attention(qkv, tiles, heads, scale)
-    wanted = TWIN.attention(qkv.float(), Segments(offsets, max(lengths), lengths), heads, scale)
+    wanted = TWIN.attention(qkv.float(), Segments(offsets, lengths), heads, scale)
     assert found.shape == wanted.shape
     assert_close(found[: sum(lengths)], wanted[: sum(lengths)], dtype)
 
@@ -107,7 +107,7 @@ def test_attention_to_scores_that_exp_cannot_take(kernels: Any) -> None:
     qkv, offsets = random(150, 3 * 32) * 10, offsets_of((150,))
     tiles, _ = kernels.lay_out(offsets, few_ids((147,)), 0, -1)
     found = kernels.attention(qkv, tiles, 1, 32**-0.5)
-    wanted = TWIN.attention(qkv.double(), Segments(offsets, 150, (150,)), 1, 32**-0.5).float()
+    wanted = TWIN.attention(qkv.double(), Segments(offsets, (150,)), 1, 32**-0.5).float()
     # An error of 1e-7 of a score of 500 is one of 5e-5 of its share.
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
@@ -308,7 +308,7 @@ def test_a_whole_encoder_errs_in_fp16_as_the_twin_does(
     encoder = FusedEncoder(config)
     for name, parameter in encoder.named_parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if "norm_weight" in name else 0.0, std=0.2)
-    x, segments = random(sum(lengths), hidden), Segments(offsets_of(lengths), max(lengths), lengths)
+    x, segments = random(sum(lengths), hidden), Segments(offsets_of(lengths), lengths)
     wanted = encoder(x, segments)
     state = encoder.state_dict()
     found = kernels.process.submit(encode, config, state, x.half(), segments, whole).result()
@@ -329,4 +329,4 @@ def without_tiles(config: EncoderConfig) -> None:
     from handlers.encoder.triton_ops import TritonOperations
 
     encoder, x = FusedEncoder(config), random(2, 64)
-    encoder(x, Segments(offsets_of((2,)), 2), TritonOperations(x.device, programs=3))
+    encoder(x, Segments(offsets_of((2,))), TritonOperations(x.device, programs=3))

@@ -162,13 +162,13 @@ def test_what_no_graph_holds_is_run_as_it_comes() -> None:
     graphed, seen = Recorded(), []
 
     def hidden(ids: torch.Tensor, types: torch.Tensor, segments: Any) -> torch.Tensor:
-        seen.append((len(ids), segments.longest, segments.lengths))
+        seen.append((len(ids), segments.lengths))
         return torch.zeros(len(ids), 8)
 
     graphed.model = SimpleNamespace(hidden=hidden, outputs=lambda hidden, batch: hidden)
     batch = TokenBatch.pack([[5, 6]] * 40, [[0, 0]] * 40, CPU)
     assert graphed(batch).shape == (80, 8)
-    assert seen == [(80, 2, (2,) * 40)]
+    assert seen == [(80, (2,) * 40)]
     assert graphed.captured == []
 
 

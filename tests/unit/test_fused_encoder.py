@@ -36,7 +36,7 @@ def seeded(config: EncoderConfig) -> FusedEncoder:
 
 
 def segments(lengths: tuple[int, ...]) -> Segments:
-    return Segments(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), max(lengths), lengths)
+    return Segments(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), lengths)
 
 
 def formula(encoder: FusedEncoder, hidden: torch.Tensor) -> torch.Tensor:
