@@ -63,9 +63,11 @@ class Fp8Torch(TorchOperations):
         """(T, 3H) -> (T, H) e4m3"""
         return quantise(self.attention(qkv, segments, heads, scale), out_scale)
 
-    def activation8(self, x: torch.Tensor, activation: str, out_scale: float) -> torch.Tensor:
-        """(T, I) -> (T, I) e4m3"""
-        return quantise(ACTIVATIONS[activation](x), out_scale)
+    def linear_activation8(
+        self, x: torch.Tensor, layer: Fp8Linear, activation: str, out_scale: float, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """(T, K) e4m3 -> activation(linear8(x)), (T, O) e4m3; what lies between may be rounded to dtype"""
+        return quantise(ACTIVATIONS[activation](self.linear8(x, layer, dtype, True)), out_scale)
 
     def add_norm8(
         self, x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor, norm: Norm, out_scale: float
@@ -97,8 +99,7 @@ class Fp8Layer(nn.Module):
         context = ops.attention8(qkv, segments, config.heads, config.scale, self.out.input_scale)  # (T, H) e4m3
         summed = ops.linear8(context, self.out, dtype, False)
         hidden, hidden8 = ops.add_norm8(summed, hidden, self.out.bias, middle, self.up.input_scale)
-        wide = ops.linear8(hidden8, self.up, dtype, True)  # (T, I)
-        inner = ops.activation8(wide, config.activation, self.down.input_scale)  # (T, I) e4m3
+        inner = ops.linear_activation8(hidden8, self.up, config.activation, self.down.input_scale, dtype)  # (T, I)
         summed = ops.linear8(inner, self.down, dtype, False)
         return ops.add_norm8(summed, hidden, self.down.bias, last, next_scale)
 

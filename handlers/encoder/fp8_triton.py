@@ -9,6 +9,8 @@ from handlers.encoder.ops import Norm, Segments
 from handlers.encoder.triton_ops import TritonOperations, tiles_of
 from handlers.kernels import encoder, linear
 
+TILED_ROWS = 2048  # from which the activation in the product is faster than cuBLASLt and a pass behind it
+
 
 class Fp8Triton(TritonOperations, Fp8Torch):
     """Hopper and newer. `Segments.tiles` has to be there."""
@@ -43,10 +45,16 @@ class Fp8Triton(TritonOperations, Fp8Torch):
     ) -> torch.Tensor:
         return encoder.attention(qkv, tiles_of(segments), heads, scale, out_scale)
 
-    def activation8(self, x: torch.Tensor, activation: str, out_scale: float) -> torch.Tensor:
+    def linear_activation8(
+        self, x: torch.Tensor, layer: Fp8Linear, activation: str, out_scale: float, dtype: torch.dtype
+    ) -> torch.Tensor:
         if activation not in linear.ACTIVATIONS:
-            return super().activation8(x, activation, out_scale)
-        return linear.activate8(x, activation, out_scale)
+            return super().linear_activation8(x, layer, activation, out_scale, dtype)
+        aligned = x.shape[1] % 16 == 0 and len(layer.weight) % 16 == 0
+        if self.fused_activation and aligned and len(x) >= TILED_ROWS:
+            scale = layer.input_scale * layer.weight_scale
+            return linear.linear_activation8(x, layer.weight, layer.bias, activation, scale, out_scale, self.programs)
+        return linear.activate8(self.linear8(x, layer, dtype, True), activation, out_scale)
 
     def add_norm8(
         self, x: torch.Tensor, residual: torch.Tensor, bias: torch.Tensor, norm: Norm, out_scale: float

@@ -43,10 +43,13 @@ class CudnnOperations:
             images, conv.weight, residual, 1.0, conv.bias, stride, padding, [1, 1], conv.groups
         )
 
-    def shortcut(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-        """A matrix product of the pixels that the stride keeps, where cuDNN's unfused kernels leave time unused."""
-        kept = images[:, :, :: conv.stride, :: conv.stride].permute(0, 2, 3, 1)  # (N, H', W', I)
-        return F.linear(kept, conv.weight.flatten(1)).permute(0, 3, 1, 2)  # (N, O, H', W')
+    def project_relu(
+        self, images: torch.Tensor, conv: Convolution, source: torch.Tensor, shortcut: Convolution
+    ) -> torch.Tensor:
+        """The shortcut as one matrix product of the pixels that its stride keeps, side by side."""
+        kept = source[:, :, :: shortcut.stride, :: shortcut.stride].permute(0, 2, 3, 1)  # (N, H', W', I)
+        projected = F.linear(kept.contiguous(), shortcut.weight.flatten(1))  # (N, H', W', O)
+        return self.add_relu(images, conv, projected.permute(0, 3, 1, 2))
 
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(images, 3, stride=2, padding=1)
@@ -74,6 +77,17 @@ class TritonOperations(CudnnOperations):
             return out
         return super().add_relu(images, conv, residual)
 
+    def project_relu(
+        self, images: torch.Tensor, conv: Convolution, source: torch.Tensor, shortcut: Convolution
+    ) -> torch.Tensor:
+        """Both products summed in one kernel, at every size: what the shortcut gives is never written to memory."""
+        if not (_is_pointwise(images, conv) and _is_pointwise(source, shortcut, shortcut.stride)):
+            return super().project_relu(images, conv, source, shortcut)
+        out: torch.Tensor = kernels().project(
+            images, conv.weight, conv.bias, source, shortcut.weight, shortcut.stride
+        )
+        return out
+
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
         pooled: torch.Tensor = kernels().max_pool(images)
         return pooled
@@ -98,8 +112,13 @@ def operations() -> CudnnOperations:
 def _is_small(images: torch.Tensor, conv: Convolution) -> bool:
     pixels, (out, depth) = images.shape[0] * images.shape[2] * images.shape[3], conv.weight.shape[:2]
     few = pixels <= SMALL_PIXELS or pixels * out <= SMALL_OUTPUT
-    fits = conv.groups == 1 and bool(kernels().pointwise_fits(images, conv.weight, conv.stride))
-    return fits and few and depth <= DEEPEST
+    return few and depth <= DEEPEST and _is_pointwise(images, conv)
+
+
+def _is_pointwise(images: torch.Tensor, conv: Convolution, stride: int = 1) -> bool:
+    """Whether Triton's kernel of 1x1 convolutions can run this one, which is to have that stride."""
+    plain = conv.groups == 1 and conv.stride == stride
+    return plain and bool(kernels().pointwise_fits(images, conv.weight))
 
 
 def objection(spec: EngineSpec) -> str | None:

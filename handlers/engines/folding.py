@@ -58,8 +58,10 @@ class Operations(Protocol):
         """relu(conv(images) + residual)"""
         ...
 
-    def shortcut(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-        """conv(images) without its bias"""
+    def project_relu(
+        self, images: torch.Tensor, conv: Convolution, source: torch.Tensor, shortcut: Convolution
+    ) -> torch.Tensor:
+        """relu(conv(images) + shortcut(source)); the shortcut's bias is zeros, and is not added"""
         ...
 
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
@@ -80,8 +82,11 @@ class TorchOperations:
     def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
         return convolve(images, conv).add_(residual).relu_()
 
-    def shortcut(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-        return F.conv2d(images, conv.weight, None, conv.stride, conv.padding, groups=conv.groups)
+    def project_relu(
+        self, images: torch.Tensor, conv: Convolution, source: torch.Tensor, shortcut: Convolution
+    ) -> torch.Tensor:
+        projected = F.conv2d(source, shortcut.weight, None, shortcut.stride, shortcut.padding, groups=shortcut.groups)
+        return self.add_relu(images, conv, projected)
 
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(images, 3, stride=2, padding=1)
@@ -99,10 +104,13 @@ def run(network: FoldedResNet, images: torch.Tensor, operations: Operations) -> 
     """(N, 3, H, W) normalised images -> logits (N, classes)."""
     hidden = operations.max_pool(operations.relu(images, network.stem))
     for block in network.blocks:
-        residual = hidden if block.shortcut is None else operations.shortcut(hidden, block.shortcut)
+        source, last = hidden, block.body[-1]
         for conv in block.body[:-1]:
             hidden = operations.relu(hidden, conv)
-        hidden = operations.add_relu(hidden, block.body[-1], residual)
+        if block.shortcut is None:
+            hidden = operations.add_relu(hidden, last, source)
+        else:
+            hidden = operations.project_relu(hidden, last, source, block.shortcut)
     return operations.classify(hidden, network.weight, network.bias)
 
 

@@ -26,6 +26,8 @@ except ImportError:  # Triton before 3.4 has none
 
 ACTIVATIONS = ("", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "quick_gelu")
 
+TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float8_e4m3fn: tl.float8e4nv}
+
 
 @triton.jit
 def _erf_gelu(x):  # type: ignore[no-untyped-def]
@@ -63,7 +65,8 @@ def _activate(x, activation: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["rows"])
 def _tiled(  # type: ignore[no-untyped-def]
-    x, weight, bias, y, rows, columns, depth, activation: tl.constexpr, dtype: tl.constexpr,
+    x, weight, bias, y, rows, columns, depth, scale, inverse,
+    activation: tl.constexpr, dtype: tl.constexpr, quantises: tl.constexpr,
     rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr,
     group: tl.constexpr, programs: tl.constexpr,
 ):  # fmt: skip
@@ -78,8 +81,13 @@ def _tiled(  # type: ignore[no-untyped-def]
             left, right = x.load([row, step * depth_a_block]), weight.load([column, step * depth_a_block])
             total = tl.dot(left, right.T, total)
         at = column + tl.arange(0, columns_a_block)
+        if quantises:
+            total *= scale
         total += tl.load(bias + at, mask=at < columns, other=0.0).to(tl.float32)[None, :]
-        y.store([row, column], _activate(total, activation).to(dtype))
+        total = _activate(total, activation)
+        if quantises:
+            total = saturated(total * inverse)
+        y.store([row, column], total.to(dtype))
 
 
 @triton.jit
@@ -111,20 +119,41 @@ def linear_activation(
     programs: multiprocessors. Rows of x and of weight have to be whole 16 bytes (tensor memory access).
     """
     out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
-    few = len(x) <= 512
-    rows, columns, depth = (64, 128, 64) if few else (128, 256, 64)
+    _launch_tiled(x, weight, bias, out, activation, 1.0, 1.0, programs)
+    return out
+
+
+def linear_activation8(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str,
+    scale: float, out_scale: float, programs: int,
+) -> torch.Tensor:  # fmt: skip
+    """activation(scale * x W^T + b) / out_scale in e4m3, saturated; x (T, K) and weight (O, K) are in e4m3.
+
+    Else as linear_activation. `scale` is both operands' scales multiplied.
+    """
+    out = torch.empty((len(x), len(weight)), dtype=torch.float8_e4m3fn, device=x.device)
+    _launch_tiled(x, weight, bias, out, activation, scale, 1.0 / out_scale, programs)
+    return out
+
+
+def _launch_tiled(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor,
+    activation: str, scale: float, inverse: float, programs: int,
+) -> None:  # fmt: skip
+    few, quantises = len(x) <= 512, x.dtype == torch.float8_e4m3fn
+    rows, columns = (64, 128) if few else (128, 256)
+    depth = 128 if quantises else 64
     x_block, weight_block, out_block = (
         TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), block)
         for tensor, block in ((x, [rows, depth]), (weight, [columns, depth]), (out, [rows, columns]))
     )
     grid = min(programs * (2 if few else 1), triton.cdiv(len(x), rows) * triton.cdiv(len(weight), columns))
     _tiled[(grid,)](
-        x_block, weight_block, bias, out_block, len(x), len(weight), x.shape[1],
-        activation=activation, dtype=tl.bfloat16 if x.dtype == torch.bfloat16 else tl.float16,
+        x_block, weight_block, bias, out_block, len(x), len(weight), x.shape[1], scale, inverse,
+        activation=activation, dtype=TYPES[out.dtype], quantises=quantises,
         rows_a_block=rows, columns_a_block=columns, depth_a_block=depth, group=8, programs=grid,
         num_warps=4 if few else 8, num_stages=4 if few else 3,
     )  # fmt: skip
-    return out
 
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Triton kernels of the ResNet engine, where cuDNN and PyTorch leave time unused; TorchOperations is their twin.
 
 Chosen on an H200 in fp16: PyTorch's channels_last max-pooling after the stem takes several times what moving its
-bytes does, and cuDNN's fused 1x1 convolutions of small batches wait more than they compute. For 3x3 convolutions, and
-1x1 ones of large batches, cuDNN is faster than kernels like these, so it keeps them.
+bytes does; cuDNN's fused 1x1 convolutions of small batches wait more than they compute; and where a block changes
+its size, two 1x1 convolutions are added up, for which cuDNN has no single kernel. For 3x3 convolutions, and other 1x1
+ones of large batches, cuDNN is faster than kernels like these, so it keeps them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from handlers.kernels.launching import early
 
 BLOCK = 1024
 ROWS, COLUMNS, DEPTH, WARPS, STAGES = 64, 32, 64, 4, 5
+# Rows and columns of a tile, warps, stages: the larger ones read less, where they still fill the GPU.
+TILES = ((128, 256, 8, 3), (128, 128, 8, 3), (64, 64, 4, 4), (ROWS, COLUMNS, WARPS, STAGES))
+FULL = 100  # tiles that fill it
 
 
 @triton.jit
@@ -62,9 +66,10 @@ def max_pool(images: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def _pointwise(  # type: ignore[no-untyped-def]
-    x, weight, bias, residual, y, count, depth, columns,
-    adds: tl.constexpr, rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr,
-    early: tl.constexpr,
+    x, weight, bias, other, projection, y, count, depth, columns,
+    other_depth, pixels, width, other_pixels, other_width, stride,
+    adds: tl.constexpr, projects: tl.constexpr,
+    rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, depth_a_block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     across = tl.cdiv(columns, columns_a_block)
     row = tl.program_id(0) // across * rows_a_block + tl.arange(0, rows_a_block)
@@ -79,20 +84,28 @@ def _pointwise(  # type: ignore[no-untyped-def]
         total = tl.dot(tl.load(left, mask=inside, other=0.0), tl.load(right), total)
         left += depth_a_block
         right += depth_a_block
+    if projects:
+        pixel = row % pixels
+        source = row // pixels * other_pixels + pixel // width * stride * other_width + pixel % width * stride
+        left = other + source[:, None].to(tl.int64) * other_depth + step[None, :]
+        right = projection + column[None, :] * other_depth + step[:, None]
+        for _ in range(other_depth // depth_a_block):
+            total = tl.dot(tl.load(left, mask=inside, other=0.0), tl.load(right), total)
+            left += depth_a_block
+            right += depth_a_block
     if early:
         on_cuda.gdc_launch_dependents()
     total += tl.load(bias + column).to(tl.float32)[None, :]
     at = row[:, None].to(tl.int64) * columns + column[None, :]
     if adds:
-        total += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        total += tl.load(other + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + at, tl.maximum(total, 0.0).to(y.dtype.element_ty), mask=inside)
 
 
-def pointwise_fits(images: torch.Tensor, weight: torch.Tensor, stride: int) -> bool:
-    """Whether `pointwise` can run this convolution: 1x1, stride 1, whole blocks of channels, channels_last."""
+def pointwise_fits(images: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `pointwise` or `project` can run this convolution: 1x1, whole blocks of channels, channels_last."""
     return (
-        weight.shape[2:] == (1, 1)
-        and stride == 1
+        weight.shape[1:] == (images.shape[1], 1, 1)
         and weight.shape[0] % COLUMNS == 0
         and weight.shape[1] % DEPTH == 0
         and images.is_contiguous(memory_format=torch.channels_last)
@@ -106,7 +119,7 @@ def pointwise(
 
     All channels_last; sums in fp32. Raises ValueError where `pointwise_fits` is false.
     """
-    if not pointwise_fits(images, weight, 1):
+    if not pointwise_fits(images, weight):
         raise ValueError(f"pointwise: images {tuple(images.shape)}, weight {tuple(weight.shape)} came; see the docs")
     count, depth, height, width = images.shape
     columns, rows = weight.shape[0], count * height * width
@@ -118,8 +131,47 @@ def pointwise(
         "num_warps": WARPS, "num_stages": STAGES, **early(images),
     }  # fmt: skip
     added = images if residual is None else residual
-    _pointwise[grid](images, weight, bias, added, out, rows, depth, columns, adds=residual is not None, **blocks)
+    _pointwise[grid](
+        images, weight, bias, added, weight, out, rows, depth, columns, 0, 1, 1, 1, 1, 1,
+        adds=residual is not None, projects=False, **blocks,
+    )  # fmt: skip
     return out
+
+
+def project(
+    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
+    source: torch.Tensor, projection: torch.Tensor, stride: int,
+) -> torch.Tensor:  # fmt: skip
+    """relu(1x1 convolution of images + 1x1 convolution of source, strided, + bias), summed in fp32, rounded once.
+
+    images: (N, I, H, W), weight: (O, I, 1, 1), bias: (O,), source: (N, J, H', W') with H = ceil(H' / stride) and W
+    alike, projection: (O, J, 1, 1), all channels_last -> (N, O, H, W). Raises ValueError for anything else.
+    """
+    count, depth, height, width = images.shape
+    strided = [count, *(-(-side // stride) for side in source.shape[2:])]
+    fits = pointwise_fits(images, weight) and pointwise_fits(source, projection)
+    if not fits or strided != [count, height, width] or len(weight) != len(projection):
+        raise ValueError(
+            f"project: images {tuple(images.shape)}, weight {tuple(weight.shape)}, source {tuple(source.shape)}, "
+            f"projection {tuple(projection.shape)} with stride {stride} came; see pointwise_fits"
+        )
+    shape = (count, len(weight), height, width)
+    out = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
+    rows = count * height * width
+    tile_rows, tile_columns, warps, stages = tile_of(rows, len(weight))
+    _pointwise[(triton.cdiv(rows, tile_rows) * (len(weight) // tile_columns),)](
+        images, weight, bias, source, projection, out, rows, depth, len(weight),
+        source.shape[1], height * width, width, source.shape[2] * source.shape[3], source.shape[3], stride,
+        adds=False, projects=True, rows_a_block=tile_rows, columns_a_block=tile_columns, depth_a_block=DEPTH,
+        num_warps=warps, num_stages=stages, **early(images),
+    )  # fmt: skip
+    return out
+
+
+def tile_of(rows: int, columns: int) -> tuple[int, int, int, int]:
+    """The first of TILES that divides the columns and fills the GPU; the last, which `pointwise_fits` asks for."""
+    fitting = (tile for tile in TILES if columns % tile[1] == 0)
+    return next((tile for tile in fitting if triton.cdiv(rows, tile[0]) * columns // tile[1] >= FULL), TILES[-1])
 
 
 @triton.jit

@@ -66,9 +66,42 @@ def test_pointwise_is_convolution_bias_residual_and_relu(
 def test_pointwise_refuses_what_does_not_fit(kernels: Any) -> None:
     with pytest.raises(ValueError, match=r"images \(1, 64, 4, 4\), weight \(30, 64, 1, 1\) came"):
         kernels.pointwise(random(1, 64, 4, 4), random(30, 64, 1, 1), random(30), None)
-    assert not kernels.pointwise_fits(random(1, 64, 4, 4), random(32, 64, 3, 3), 1)
-    assert not kernels.pointwise_fits(random(1, 64, 4, 4), random(32, 64, 1, 1), 2)
-    assert kernels.pointwise_fits(random(1, 64, 4, 4), random(32, 64, 1, 1), 1)
+    assert not kernels.pointwise_fits(random(1, 64, 4, 4), random(32, 64, 3, 3))
+    assert not kernels.pointwise_fits(random(1, 128, 4, 4), random(32, 64, 1, 1))
+    assert kernels.pointwise_fits(random(1, 64, 4, 4), random(32, 64, 1, 1))
+
+
+# Odd sides under stride 2; rows with a rest, or less than a tile of any size.
+@pytest.mark.parametrize(("count", "side", "stride"), [(1, 1, 1), (1, 5, 2), (2, 9, 2), (3, 7, 1)])
+@pytest.mark.parametrize("tile", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_project_is_both_convolutions_bias_and_relu(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch, count: int, side: int, stride: int, tile: int, dtype: torch.dtype
+) -> None:  # fmt: skip
+    monkeypatch.setattr(kernels, "tile_of", lambda rows, columns: kernels.TILES[tile])
+    columns, out_side = 256, -(-side // stride)
+    images, source = random(count, 64, out_side, out_side, dtype=dtype), random(count, 128, side, side, dtype=dtype)
+    bias, zeros = random(columns, dtype=dtype, seed=2), torch.zeros(columns, dtype=dtype)
+    conv = Convolution(random(columns, 64, 1, 1, dtype=dtype, seed=1) / 8, bias, 1, 0)
+    shortcut = Convolution(random(columns, 128, 1, 1, dtype=dtype, seed=3) / 8, zeros, stride, 0)
+    out = kernels.project(images, conv.weight, conv.bias, source, shortcut.weight, stride)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    tolerance = 1e-2 if dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(out, TWIN.project_relu(images, conv, source, shortcut), rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "tile"),
+    [(49, 2048, (64, 32)), (64 * 49, 2048, (128, 256)), (16 * 49, 2048, (128, 128)), (50_176, 192, (64, 64))],
+)
+def test_tiles_are_as_large_as_fill_the_gpu(kernels: Any, rows: int, columns: int, tile: tuple[int, int]) -> None:
+    assert kernels.tile_of(rows, columns)[:2] == tile
+
+
+def test_project_refuses_what_does_not_fit(kernels: Any) -> None:
+    weight, bias = random(32, 64, 1, 1), random(32)
+    with pytest.raises(ValueError, match=r"source \(1, 64, 9, 9\), projection .* with stride 2 came"):
+        kernels.project(random(1, 64, 4, 4), weight, bias, random(1, 64, 9, 9), weight, 2)
 
 
 # 7 x 9 and 2 x 5 x 5 pixels: blocks of 64 with a rest; stride 2 of odd sides ends in a window half outside.
