@@ -9,8 +9,6 @@ from handlers.encoder.ops import Norm, Segments
 from handlers.encoder.triton_ops import TritonOperations, tiles_of
 from handlers.kernels import encoder, linear
 
-TILED_ROWS = 2048  # from which the activation in the product is faster than cuBLASLt and a pass behind it
-
 
 class Fp8Triton(TritonOperations, Fp8Torch):
     """Hopper and newer. `Segments.tiles` has to be there."""
@@ -51,7 +49,7 @@ class Fp8Triton(TritonOperations, Fp8Torch):
         if activation not in linear.ACTIVATIONS:
             return super().linear_activation8(x, layer, activation, out_scale, dtype)
         aligned = x.shape[1] % 16 == 0 and len(layer.weight) % 16 == 0
-        if self.fused_activation and aligned and len(x) >= TILED_ROWS:
+        if self.fused_activation and aligned:
             scale = layer.input_scale * layer.weight_scale
             return linear.linear_activation8(x, layer.weight, layer.bias, activation, scale, out_scale, self.programs)
         return linear.activate8(self.linear8(x, layer, dtype, True), activation, out_scale)

@@ -8,7 +8,7 @@ ones of large batches, cuDNN is faster than kernels like these, so it keeps them
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,9 +19,26 @@ from handlers.kernels.launching import early
 
 BLOCK = 1024
 ROWS, COLUMNS, DEPTH, WARPS, STAGES = 64, 32, 64, 4, 5
-# Rows and columns of a tile, warps, stages: the larger ones read less, where they still fill the GPU.
-TILES = ((128, 256, 8, 3), (128, 128, 8, 3), (64, 64, 4, 4), (ROWS, COLUMNS, WARPS, STAGES))
-FULL = 100  # tiles that fill it
+
+
+class Tile(NamedTuple):
+    """Rows, columns, warps and stages; from how many tiles, and how deep a sum on, it is faster than smaller ones."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    least: int = 0
+    depth: int = 0
+
+
+TILES = (
+    Tile(128, 256, 8, 3, 100, 768),
+    Tile(128, 128, 8, 3, 150),
+    Tile(64, 128, 4, 4, 150),
+    Tile(64, 64, 4, 4, 100),
+    Tile(ROWS, COLUMNS, WARPS, STAGES),
+)
 
 
 @triton.jit
@@ -158,20 +175,20 @@ def project(
     shape = (count, len(weight), height, width)
     out = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
     rows = count * height * width
-    tile_rows, tile_columns, warps, stages = tile_of(rows, len(weight))
-    _pointwise[(triton.cdiv(rows, tile_rows) * (len(weight) // tile_columns),)](
+    tile = tile_of(rows, len(weight), depth + source.shape[1])
+    _pointwise[(triton.cdiv(rows, tile.rows) * (len(weight) // tile.columns),)](
         images, weight, bias, source, projection, out, rows, depth, len(weight),
         source.shape[1], height * width, width, source.shape[2] * source.shape[3], source.shape[3], stride,
-        adds=False, projects=True, rows_a_block=tile_rows, columns_a_block=tile_columns, depth_a_block=DEPTH,
-        num_warps=warps, num_stages=stages, **early(images),
+        adds=False, projects=True, rows_a_block=tile.rows, columns_a_block=tile.columns, depth_a_block=DEPTH,
+        num_warps=tile.warps, num_stages=tile.stages, **early(images),
     )  # fmt: skip
     return out
 
 
-def tile_of(rows: int, columns: int) -> tuple[int, int, int, int]:
-    """The first of TILES that divides the columns and fills the GPU; the last, which `pointwise_fits` asks for."""
-    fitting = (tile for tile in TILES if columns % tile[1] == 0)
-    return next((tile for tile in fitting if triton.cdiv(rows, tile[0]) * columns // tile[1] >= FULL), TILES[-1])
+def tile_of(rows: int, columns: int, depth: int) -> Tile:
+    """The first of TILES that divides the columns and is worth it, for `project`; the last always is."""
+    fitting = (tile for tile in TILES if columns % tile.columns == 0 and depth >= tile.depth)
+    return next(tile for tile in fitting if triton.cdiv(rows, tile.rows) * columns // tile.columns >= tile.least)
 
 
 @triton.jit

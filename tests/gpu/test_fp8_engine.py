@@ -51,7 +51,7 @@ def assert_rounded_alike(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert ((found - wanted).abs() <= 0.126 * torch.maximum(found.abs(), wanted.abs()) + 0.02).all()
 
 
-# From 2048 rows on the activation is computed inside the product.
+# Beyond 512 rows the product with the activation inside has larger tiles.
 @pytest.mark.parametrize("rows", [1, 100, 600, 2500])
 @pytest.mark.parametrize(("hidden", "inner"), [(1024, 4096), (384, 1536)])
 def test_calls_are_the_twins(operations: Any, rows: int, hidden: int, inner: int) -> None:

@@ -73,12 +73,12 @@ def test_pointwise_refuses_what_does_not_fit(kernels: Any) -> None:
 
 # Odd sides under stride 2; rows with a rest, or less than a tile of any size.
 @pytest.mark.parametrize(("count", "side", "stride"), [(1, 1, 1), (1, 5, 2), (2, 9, 2), (3, 7, 1)])
-@pytest.mark.parametrize("tile", [0, 1, 2, 3])
+@pytest.mark.parametrize("tile", range(5))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_project_is_both_convolutions_bias_and_relu(
     kernels: Any, monkeypatch: pytest.MonkeyPatch, count: int, side: int, stride: int, tile: int, dtype: torch.dtype
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(kernels, "tile_of", lambda rows, columns: kernels.TILES[tile])
+    monkeypatch.setattr(kernels, "tile_of", lambda rows, columns, depth: kernels.TILES[tile])
     columns, out_side = 256, -(-side // stride)
     images, source = random(count, 64, out_side, out_side, dtype=dtype), random(count, 128, side, side, dtype=dtype)
     bias, zeros = random(columns, dtype=dtype, seed=2), torch.zeros(columns, dtype=dtype)
@@ -91,11 +91,20 @@ def test_project_is_both_convolutions_bias_and_relu(
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "tile"),
-    [(49, 2048, (64, 32)), (64 * 49, 2048, (128, 256)), (16 * 49, 2048, (128, 128)), (50_176, 192, (64, 64))],
+    ("rows", "columns", "depth", "tile"),
+    [
+        (49, 2048, 1536, (64, 32)),
+        (16 * 49, 2048, 1536, (64, 128)),
+        (64 * 49, 2048, 1536, (128, 256)),
+        (64 * 784, 512, 384, (128, 128)),
+        (50_176, 192, 768, (64, 64)),
+        (1, 32, 128, (64, 32)),
+    ],
 )
-def test_tiles_are_as_large_as_fill_the_gpu(kernels: Any, rows: int, columns: int, tile: tuple[int, int]) -> None:
-    assert kernels.tile_of(rows, columns)[:2] == tile
+def test_tiles_are_as_large_as_fill_the_gpu(
+    kernels: Any, rows: int, columns: int, depth: int, tile: tuple[int, int]
+) -> None:
+    assert kernels.tile_of(rows, columns, depth)[:2] == tile
 
 
 def test_project_refuses_what_does_not_fit(kernels: Any) -> None:
