@@ -117,7 +117,8 @@ class TextSettings(Settings):
     lower_case: lower the text before the tokenizer sees it, as some sentence-transformers checkpoints ask.
     top_k: labels (or fillings of a mask) in an answer; 0 is all labels.
     max_chars: of one text, asked before it is tokenized.
-    token_budget: tokens, padding counted, that go through the network at once; larger batches are cut.
+    token_budget: tokens that go through the network at once, padding counted where the engine pads; larger batches
+        are cut.
     """
 
     task: str = "embeddings"

@@ -47,7 +47,8 @@ class TextEncoder(Handler[TextSettings]):
         """Token ids -> the task's answers, in order; sorted by length and cut by the token budget."""
         answers: dict[int, object] = {}
         lengths = [len(encoded.ids) for encoded, _ in inputs]
-        for places in texts.micro_batches(lengths, self.model.settings.token_budget):
+        budget, pads = self.model.settings.token_budget, self.model.engine.pads
+        for places in texts.micro_batches(lengths, budget, pads):
             chosen = [inputs[place] for place in places]
             outputs, batch = self.forward([encoded for encoded, _ in chosen])
             answers |= zip(places, self.task.answer(outputs, batch, chosen), strict=True)

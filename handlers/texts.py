@@ -127,16 +127,18 @@ def _plain(text: Text) -> str | tuple[str, str]:
     return text.text if text.pair is None else (text.text, text.pair)
 
 
-def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Places of inputs that run together: sorted by length, cut where padding them would pass the budget.
+def micro_batches(lengths: Sequence[int], token_budget: int, pads: bool) -> Iterator[list[int]]:
+    """Places of inputs that run together: sorted by length, cut where their tokens would pass the budget.
 
-    Sorting keeps padding out of padded engines, and attention even in packed ones.
+    pads: tokens of padding to the longest count as well. Sorting keeps them few, and attention even where none are.
     """
     batch: list[int] = []
+    tokens = 0
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
+        tokens += lengths[batch[0]] if batch and pads else lengths[place]
+        if batch and tokens > token_budget:
             yield batch
-            batch = []
+            batch, tokens = [], lengths[place]
         batch.append(place)
     if batch:
         yield batch

@@ -12,6 +12,7 @@ Each engine offers (a module without KINDS is a part of others):
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pkgutil
 from collections.abc import Callable
@@ -67,10 +68,12 @@ class Engine:
         for sequence-classification, (T, labels) for token-classification, (M, vocabulary) at the batch's
         `selected` positions for fill-mask. Outputs are on the device, in the spec's dtype.
     details: what a person should know about how it runs, for the log and the model's description.
+    pads: of a text encoder, whether it pads a batch's inputs to the longest, and so pays for more tokens than came.
     """
 
     run: Callable[[Any], torch.Tensor]
     details: dict[str, object]
+    pads: bool = True
 
 
 def names(kind: str | None = None) -> list[str]:
@@ -106,7 +109,9 @@ def load_chosen(asked: str, spec: EngineSpec) -> tuple[str, Engine]:
     chosen = choose(asked, spec)
     name, engine = (chosen[0], load(chosen[0], spec)) if len(chosen) == 1 else load_fastest(spec, chosen)
     left_out = _left_out(spec) if asked == "auto" else {}
-    return name, Engine(engine.run, {**engine.details, "leftOut": left_out}) if left_out else engine
+    if left_out:
+        engine = dataclasses.replace(engine, details={**engine.details, "leftOut": left_out})
+    return name, engine
 
 
 def _left_out(spec: EngineSpec) -> dict[str, str]:

@@ -24,8 +24,7 @@ RANK = 10
 
 # Beyond, batches are launched kernel by kernel. A slow CPU takes as long for that as an H200 computes 8,192 tokens.
 GRAPH_TOKENS = (
-    *range(64, 513, 64), *range(640, 1025, 128), *range(1280, 2049, 256), *range(2560, 8193, 512),
-    *range(9216, 16385, 1024),
+    *range(64, 513, 64), *range(640, 1025, 128), *range(1280, 4097, 256), *range(4608, 16385, 512),
 )  # fmt: skip
 TOKENS_A_SEQUENCE = (32, 4)  # a graph has room for one sequence in so many tokens: texts as usual, or very short ones
 LEAST_SEQUENCES = 8  # that a graph has room for
@@ -80,7 +79,8 @@ def load(spec: EngineSpec) -> Engine:
     details: dict[str, object] = {"library": f"torch {torch.__version__}", "padding": "none: packed tokens"}
     if spec.device.type != "cuda":
         emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, for a CPU has no fp8"
-        return Engine(Packed(model), {**details, "kernels": emulated if spec.precision == "fp8" else "PyTorch"})
+        details["kernels"] = emulated if spec.precision == "fp8" else "PyTorch"
+        return Engine(Packed(model), details, pads=False)
     model.encoder.operations = _triton(spec)
     graphed = Graphed(model, spec.device)
     graphed.capture_all()
@@ -88,7 +88,7 @@ def load(spec: EngineSpec) -> Engine:
         "kernels": f"cuBLAS, and Triton {importlib.metadata.version('triton')}",
         "graphs": f"up to {GRAPH_TOKENS[-1]} tokens",
     }
-    return Engine(graphed, details)
+    return Engine(graphed, details, pads=False)
 
 
 def _triton(spec: EngineSpec) -> Any:

@@ -23,7 +23,7 @@ def measure(sweep: Sweep, workload: TextWorkload, name: str, point: Point) -> No
     """Profile one engine at one point, into sweep.kernels. What cannot run is said and passed over."""
     try:
         engine = sweep.load(name)
-        call = calls(engine, workload.inputs(point, runners.split_name(name)[1]))
+        call = calls(engine, workload.inputs(point, runners.split_name(name)[1], engine.pads))
         spent = clocks.quantile(clocks.times_ms(call, sweep.device, sweep.seconds), 0.5)
         kernels = kernel_times(call, sweep.device, workload.config.num_hidden_layers)
     except Exception as error:  # whatever a library raises; the other points shall still be profiled
@@ -88,7 +88,7 @@ def floors(workload: TextWorkload, point: Point, precision: str, ceilings: Ceili
 
     norms: both of them read and written once more, as where they are kernels of their own; in the sum they are fused.
     """
-    parts = [_parts(workload.config, lengths) for lengths in workload.micro_batches(point)]
+    parts = [_parts(workload.config, lengths) for lengths in workload.micro_batches(point, False)]
     rows = [_floor(name, [part[name] for part in parts], precision, ceilings) for name in parts[0]]
     least = sum(row["us_per_layer"] for row in rows if row["part"] != "norms")
     return [*rows, {"part": "sum without norms", "us_per_layer": rounded(least), "bound": None}]

@@ -40,7 +40,7 @@ class ResNetWorkload:
 
     unit = "images/s"
 
-    def inputs(self, point: Point, precision: str) -> list[torch.Tensor]:
+    def inputs(self, point: Point, precision: str, pads: bool) -> list[torch.Tensor]:
         """One (batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
         places = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
         images = self.photographs[places].to(DTYPES[precision])

@@ -46,8 +46,8 @@ One that cannot run here is listed with its reason, and the others go on.
   squad     256 sequences as of SQuAD: quantiles of a lognormal, 173 tokens in the mean, at most 384
   half      64 sequences of 3 to 381 tokens, evenly: padded to the longest, half would be padding
   short8    8 sequences of 10 to 128 tokens, evenly
-A mix runs as the handler runs a batch: sorted by length, cut into micro-batches of at most --token-budget tokens,
-padding counted. Engines that need padding pad each micro-batch to its own longest, as a careful user would. FLOPs,
+A mix runs as the handler runs a batch: sorted by length, cut into micro-batches of at most --token-budget tokens.
+Engines that need padding pad each micro-batch to its own longest, as a careful user would, and padding counts. FLOPs,
 and so TFLOP/s, count real tokens alone, whatever an engine computes.
 
 Before it is timed, an engine's vectors must be finite; their relative error (worst token) to transformers' own,

@@ -6,6 +6,7 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +43,28 @@ class TextWorkload:
 
     unit = "sequences/s"
 
-    def inputs(self, point: Point, precision: str) -> list[TokenBatch]:
-        """Random token ids, the same in each precision; one batch, or a mix's micro-batches, the longest first."""
-        return token_batches(
-            self.config, self.micro_batches(point), self.device, seed=zlib.crc32(repr(point).encode())
-        )
+    def inputs(self, point: Point, precision: str, pads: bool) -> list[TokenBatch]:
+        """Random token ids, the same each time; one batch, or a mix's micro-batches, the longest first."""
+        seed = zlib.crc32(repr(point).encode())
+        return token_batches(self.config, self.micro_batches(point, pads), self.device, seed)
 
-    def micro_batches(self, point: Point) -> list[tuple[int, ...]]:
-        """The lengths that go through the network together: a mix's as the handler cuts them."""
+    def micro_batches(self, point: Point, pads: bool) -> list[tuple[int, ...]]:
+        """The lengths that go through the network together: a mix's as the handler cuts them for such an engine."""
         lengths = lengths_of(point)
         if point.mix is None:
             return [lengths]
-        return [tuple(lengths[place] for place in part) for part in micro_batches(lengths, self.token_budget)]
+        parts = micro_batches(lengths, self.token_budget, pads)
+        return [tuple(lengths[place] for place in part) for part in parts]
 
     def reference(self, point: Point) -> Array:
-        """(T, hidden) of `inputs`."""
+        """(T, hidden) of `inputs`, which are the same tokens in the same order however they are cut."""
         return self.vectors[point]
 
     def layers_at(self, point: Point) -> list[Layer]:
-        """Of all micro-batches; each reads the weights anew."""
-        return [layer for part in self.micro_batches(point) for layer in layers.encoder_layers(self.config, part)]
+        """Of all micro-batches of an engine that packs; each reads the weights anew."""
+        return [
+            layer for part in self.micro_batches(point, False) for layer in layers.encoder_layers(self.config, part)
+        ]
 
     def about(self, point: Point) -> dict[str, int]:
         """A mix's size, for the conditions."""
@@ -70,21 +73,18 @@ class TextWorkload:
             "sequences": len(lengths),
             "tokens": sum(lengths),
             "longest": max(lengths),
-            "micro_batches": len(self.micro_batches(point)),
+            "micro_batches_padded": len(self.micro_batches(point, True)),
+            "micro_batches_packed": len(self.micro_batches(point, False)),
         }
 
 
 def token_batches(config: Any, parts: Sequence[Sequence[int]], device: torch.device, seed: int) -> list[TokenBatch]:
     """Sequences of these lengths, of any tokens but padding, all of the first token type."""
-    generator = np.random.default_rng(seed)
     skipped = int(config.pad_token_id or 0)
-    found = []
-    for lengths in parts:
-        drawn = generator.integers(0, config.vocab_size - 1, sum(lengths))
-        ids = np.where(drawn >= skipped, drawn + 1, drawn)  # (T,)
-        rows = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
-        found.append(TokenBatch.pack(rows, [[0] * length for length in lengths], device))
-    return found
+    drawn = np.random.default_rng(seed).integers(0, config.vocab_size - 1, sum(map(sum, parts)))
+    ids = iter(np.where(drawn >= skipped, drawn + 1, drawn).tolist())
+    rows = [[list(islice(ids, length)) for length in lengths] for lengths in parts]
+    return [TokenBatch.pack(part, [[0] * len(row) for row in part], device) for part in rows]
 
 
 def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> TextWorkload:
@@ -99,7 +99,7 @@ def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> Te
     found = TextWorkload(model_name(config), config, spec.device, token_budget, {})
     reference = runners.load("hf-eager-fp32", spec)
     for point in points:
-        outputs = [reference.run(batch).cpu() for batch in found.inputs(point, "fp32")]
+        outputs = [reference.run(batch).cpu() for batch in found.inputs(point, "fp32", reference.pads)]
         vectors = torch.cat(outputs).numpy()  # (T, hidden)
         if not np.isfinite(vectors).all():
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_tflops_count_real_tokens_alone(content: Any) -> None:
 
 def test_mixes_and_their_micro_batches_are_noted(content: Any) -> None:
     assert content["conditions"]["token_budget"] == 256
-    mix = {"sequences": 8, "tokens": 552, "longest": 128, "micro_batches": 3}
+    mix = {"sequences": 8, "tokens": 552, "longest": 128, "micro_batches_padded": 3, "micro_batches_packed": 3}
     assert content["conditions"]["mixes"] == {"short8": mix}
 
 
@@ -174,10 +175,13 @@ def test_mixes_are_what_the_help_says() -> None:
 def test_ids_are_the_same_each_time_and_never_padding(spec: EngineSpec) -> None:
     workload = texts.TextWorkload("x", BertConfig(**{**TINY, "pad_token_id": 3}), CPU, 256, {})
     point = points.parse("short8")
-    first, again = (workload.inputs(point, precision) for precision in ("fp32", "fp16"))
-    assert [batch.lengths for batch in first] == workload.micro_batches(point)
+    first, again = (workload.inputs(point, precision, True) for precision in ("fp32", "fp16"))
+    assert [batch.lengths for batch in first] == workload.micro_batches(point, True)
     assert all(torch.equal(one.input_ids, other.input_ids) for one, other in zip(first, again, strict=True))
     ids = torch.cat([batch.input_ids for batch in first])
+    packed = replace(workload, token_budget=600).inputs(point, "fp32", False)
+    assert len(packed) < len(first)
+    assert torch.equal(torch.cat([batch.input_ids for batch in packed]), ids)
     assert (ids != 3).all()
     assert (int(ids.min()), int(ids.max())) == (0, 49)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -182,36 +183,40 @@ class TestTokenizer:
         assert read.text == text.encode("utf-8", "replace").decode()
 
 
-lengths_and_budgets = st.tuples(st.lists(st.integers(1, 64), max_size=40), st.integers(1, 400))
+lengths_and_budgets = st.tuples(st.lists(st.integers(1, 64), max_size=40), st.integers(1, 400), st.booleans())
+Case = tuple[list[int], int, bool]
 
 
 class TestMicroBatches:
     @given(lengths_and_budgets)
-    def test_each_input_is_in_exactly_one(self, case: tuple[list[int], int]) -> None:
+    def test_each_input_is_in_exactly_one(self, case: Case) -> None:
         places = [place for batch in texts.micro_batches(*case) for place in batch]
         assert sorted(places) == list(range(len(case[0])))
 
     @given(lengths_and_budgets)
-    def test_padded_they_keep_the_budget_unless_one_input_alone_passes_it(self, case: tuple[list[int], int]) -> None:
-        lengths, budget = case
-        for batch in texts.micro_batches(lengths, budget):
-            assert len(batch) == 1 or len(batch) * max(lengths[place] for place in batch) <= budget
+    def test_they_keep_the_budget_unless_one_input_alone_passes_it(self, case: Case) -> None:
+        lengths, budget, pads = case
+        for batch in texts.micro_batches(*case):
+            chosen = [lengths[place] for place in batch]
+            assert len(batch) == 1 or (len(batch) * max(chosen) if pads else sum(chosen)) <= budget
 
     @given(lengths_and_budgets)
-    def test_long_ones_first(self, case: tuple[list[int], int]) -> None:
-        lengths, budget = case
-        order = [lengths[place] for batch in texts.micro_batches(lengths, budget) for place in batch]
-        assert order == sorted(lengths, reverse=True)
+    def test_long_ones_first(self, case: Case) -> None:
+        order = [case[0][place] for batch in texts.micro_batches(*case) for place in batch]
+        assert order == sorted(case[0], reverse=True)
 
     @given(lengths_and_budgets)
-    def test_none_ends_before_it_must(self, case: tuple[list[int], int]) -> None:
-        lengths, budget = case
-        batches = list(texts.micro_batches(lengths, budget))
-        for batch in batches[:-1]:
-            assert (len(batch) + 1) * lengths[batch[0]] > budget
+    def test_none_ends_before_it_must(self, case: Case) -> None:
+        lengths, budget, pads = case
+        batches = list(texts.micro_batches(*case))
+        for batch, after in pairwise(batches):
+            added = lengths[batch[0]] if pads else lengths[after[0]]
+            assert (
+                len(batch) * lengths[batch[0]] if pads else sum(lengths[place] for place in batch)
+            ) + added > budget
 
     def test_equal_lengths_keep_their_order(self) -> None:
-        assert list(texts.micro_batches([5] * 7, 15)) == [[0, 1, 2], [3, 4, 5], [6]]
+        assert list(texts.micro_batches([5] * 7, 15, True)) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 @pytest.mark.parametrize(
