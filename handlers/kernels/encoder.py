@@ -16,6 +16,9 @@ from handlers.kernels.launching import early
 LOG2_E = 1.4426950408889634
 TILE = 64  # queries that one program of `attention` answers
 KEYS = 64
+# Programs of `attention` a head: these at least, and room for half as many tiles again as the rows fill. A graph has
+# more tiles, which nobody needs unless its texts are very short; then programs take several.
+LEAST_TILES = 32
 
 
 @triton.jit
@@ -223,41 +226,42 @@ def lay_out(
     return tiles, positions
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _attention(  # type: ignore[no-untyped-def]
-    qkv, tiles, y, scale, inverse, heads: tl.constexpr, size: tl.constexpr, padded: tl.constexpr,
+    qkv, tiles, count, y, scale, inverse, heads: tl.constexpr, size: tl.constexpr, padded: tl.constexpr,
     tile: tl.constexpr, keys_a_block: tl.constexpr, quantises: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     if early:
         on_cuda.gdc_wait()
-    mine = tiles + tl.program_id(1) * 3
-    start, first, length = tl.load(mine).to(tl.int64), tl.load(mine + 1), tl.load(mine + 2)
-    if length > 0:
-        width = 3 * heads * size
-        row, at, step = first + tl.arange(0, tile), tl.arange(0, padded), tl.arange(0, keys_a_block)
-        base = qkv + start * width + tl.program_id(0) * size
-        wide, asked = (at < size)[None, :], (row < length)[:, None]
-        query = tl.load(base + row[:, None] * width + at[None, :], mask=asked & wide, other=0.0)
-        largest = tl.full((tile,), float("-inf"), tl.float32)
-        total = tl.zeros((tile,), tl.float32)
-        out = tl.zeros((tile, padded), tl.float32)
-        for begin in range(0, length, keys_a_block):
-            there = (begin + step) < length
-            where, inside = base + (begin + step)[:, None] * width + at[None, :], there[:, None] & wide
-            keys = tl.load(where + heads * size, mask=inside, other=0.0)
-            scores = tl.where(there[None, :], tl.dot(query, keys.T) * scale, float("-inf"))
-            highest = tl.maximum(largest, tl.max(scores, 1))
-            shares = tl.exp2(scores - highest[:, None])
-            fade = tl.exp2(largest - highest)
-            values = tl.load(where + 2 * heads * size, mask=inside, other=0.0)
-            total = total * fade + tl.sum(shares, 1)
-            out = tl.dot(shares.to(values.dtype), values, out * fade[:, None])
-            largest = highest
-        place = y + (start + row[:, None]) * (heads * size) + tl.program_id(0) * size + at[None, :]
-        out = out / total[:, None]
-        if quantises:
-            out = saturated(out * inverse)
-        tl.store(place, out.to(y.dtype.element_ty), mask=asked & wide)
+    for index in range(tl.program_id(1), count, tl.num_programs(1)):
+        mine = tiles + index * 3
+        start, first, length = tl.load(mine).to(tl.int64), tl.load(mine + 1), tl.load(mine + 2)
+        if length > 0:
+            width = 3 * heads * size
+            row, at, step = first + tl.arange(0, tile), tl.arange(0, padded), tl.arange(0, keys_a_block)
+            base = qkv + start * width + tl.program_id(0) * size
+            wide, asked = (at < size)[None, :], (row < length)[:, None]
+            query = tl.load(base + row[:, None] * width + at[None, :], mask=asked & wide, other=0.0)
+            largest = tl.full((tile,), float("-inf"), tl.float32)
+            total = tl.zeros((tile,), tl.float32)
+            out = tl.zeros((tile, padded), tl.float32)
+            for begin in range(0, length, keys_a_block):
+                there = (begin + step) < length
+                where, inside = base + (begin + step)[:, None] * width + at[None, :], there[:, None] & wide
+                keys = tl.load(where + heads * size, mask=inside, other=0.0)
+                scores = tl.where(there[None, :], tl.dot(query, keys.T) * scale, float("-inf"))
+                highest = tl.maximum(largest, tl.max(scores, 1))
+                shares = tl.exp2(scores - highest[:, None])
+                fade = tl.exp2(largest - highest)
+                values = tl.load(where + 2 * heads * size, mask=inside, other=0.0)
+                total = total * fade + tl.sum(shares, 1)
+                out = tl.dot(shares.to(values.dtype), values, out * fade[:, None])
+                largest = highest
+            place = y + (start + row[:, None]) * (heads * size) + tl.program_id(0) * size + at[None, :]
+            out = out / total[:, None]
+            if quantises:
+                out = saturated(out * inverse)
+            tl.store(place, out.to(y.dtype.element_ty), mask=asked & wide)
     if early:
         on_cuda.gdc_launch_dependents()
 
@@ -274,8 +278,9 @@ def attention(
     size = hidden // heads
     dtype = qkv.dtype if out_scale is None else torch.float8_e4m3fn
     out = torch.empty((len(qkv), hidden), dtype=dtype, device=qkv.device)
-    _attention[(heads, len(tiles))](
-        qkv, tiles, out, scale * LOG2_E, 1.0 / (out_scale or 1.0), heads=heads, size=size,
+    programs = min(len(tiles), max(LEAST_TILES, triton.cdiv(3 * len(qkv), 2 * TILE)))
+    _attention[(heads, programs)](
+        qkv, tiles, len(tiles), out, scale * LOG2_E, 1.0 / (out_scale or 1.0), heads=heads, size=size,
         padded=max(16, triton.next_power_of_2(size)), tile=TILE, keys_a_block=KEYS,
         quantises=out_scale is not None, num_warps=4, num_stages=3, **early(qkv),
     )  # fmt: skip

@@ -102,6 +102,16 @@ def test_attention(kernels: Any, lengths: tuple[int, ...], size: int, dtype: tor
     assert_close(found[: sum(lengths)], wanted[: sum(lengths)], dtype)
 
 
+def test_attention_where_programs_take_several_tiles(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """71 tokens in 40 sequences: 42 tiles, and two programs a head."""
+    monkeypatch.setattr(kernels, "LEAST_TILES", 1)
+    lengths = (30, *[1] * 37, 2, 2)
+    qkv, offsets = random(71, 3 * 64), offsets_of(lengths)
+    tiles, _ = kernels.lay_out(offsets, few_ids(lengths), 0, -1)
+    found = kernels.attention(qkv, tiles, 2, 32**-0.5)
+    assert_close(found, TWIN.attention(qkv, Segments(offsets, lengths), 2, 32**-0.5), torch.float32)
+
+
 def test_attention_to_scores_that_exp_cannot_take(kernels: Any) -> None:
     """Up to 500, in no order; all of a row's share then goes to one or two keys of 150."""
     qkv, offsets = random(150, 3 * 32) * 10, offsets_of((150,))
