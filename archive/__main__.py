@@ -37,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _package(chosen: argparse.Namespace) -> None:
     started = time.monotonic()
+    for key in ("labels", "parity_data", "tokenizer"):
+        path = vars(chosen).get(key)
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"--{key.replace('_', '-')} {path}: there is no such file or folder")
     source = None if chosen.weights is None else locate(chosen.weights, chosen.revision, HUB_TEXT)
     chosen.name = chosen.name or _default_name(chosen.weights)
     target = chosen.export_path / f"{chosen.name}.mar"

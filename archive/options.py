@@ -86,7 +86,7 @@ def _add_packaging(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         command, help=one_line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     _add_source(sub, preset)
-    _add_serving(sub, command if preset else None)
+    _add_serving(sub, command if preset else None, image)
     if image:
         _add_image(sub)
     else:
@@ -103,7 +103,7 @@ def _add_source(sub: argparse.ArgumentParser, preset: bool) -> None:
     sub.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def _add_serving(sub: argparse.ArgumentParser, name: str | None) -> None:
+def _add_serving(sub: argparse.ArgumentParser, name: str | None, image: bool) -> None:
     group = sub.add_argument_group("archive")
     group.add_argument(
         "--name", type=_name, default=name, help=f"of model and file (default: {name or 'from the source'})"
@@ -129,18 +129,26 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None) -> None:
     )
     serving.add_argument(
         "--precision",
-        choices=("auto", *PRECISIONS, "fp8"),
+        choices=("auto", *PRECISIONS, *(() if image else ("fp8",))),
         default="auto",
-        help="auto: fp16 on a GPU, bf16 on a CPU that has it natively, where they pass parity, else fp32 (default). "
-        "fp8: a text encoder's linear layers in e4m3, calibrated on the samples of the parity gate; Hopper and newer",
+        help="auto: fp16 on a GPU, bf16 on a CPU that has it natively, where they pass parity, else fp32 (default)"
+        + (
+            "" if image else ". fp8: linear layers in e4m3, calibrated on the parity gate's samples; Hopper and newer"
+        ),
     )
     serving.add_argument(
         "--engine",
         default="auto",
-        help="auto: the fastest that can run where it is served, measured there for CNNs on a GPU (default). "
-        "By name: cudnn, tensorrt (CNNs on a GPU), fused (text encoders), torch_eager (everything, everywhere)",
+        help="auto: the fastest that can run where it is served"
+        + (", measured there on a GPU (default). By name: cudnn, tensorrt" if image else " (default). By name: fused")
+        + ", torch_eager. One for GPUs may be packaged without one: another stands in for it at the parity gate",
     )
-    serving.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default: %(default)s)")
+    serving.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="that it is served on; auto: the GPU that TorchServe assigns, else the CPU (default)",
+    )
     serving.add_argument("--max-inputs", type=_positive, metavar="N", help="that one request may bring (default: 64)")
     serving.add_argument(
         "--parity-data",

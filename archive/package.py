@@ -118,7 +118,7 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
             contents.verify(mar)
             target = export_path / mar.name
             mar.replace(target)
-    for note in job.notes:
+    for note in (*job.notes, *_stood_in(job, figures)):
         progress.say(f"note: {note}")
     return target
 
@@ -225,6 +225,18 @@ def _refuse_failures(job: Job, figures: Mapping[str, parity.Figures]) -> None:
         )
 
 
+def _stood_in(job: Job, figures: Mapping[str, parity.Figures]) -> list[str]:
+    """A note, where what will serve is not what the parity gate has seen."""
+    asked = job.settings
+    seen = figures[asked.precision if asked.precision in figures else "fp16"]
+    said = []
+    if asked.engine not in ("auto", seen.engine):
+        said.append(f"engine {asked.engine} cannot run here; {seen.engine} stood in for it at the parity gate")
+    if asked.device == "cuda" and seen.device.startswith("cpu"):
+        said.append("device cuda is not here; the parity gate ran on the CPU")
+    return [f"{note}. Packaging on a machine with that GPU checks what will serve" for note in said]
+
+
 def _provenance(
     job: Job,
     files: Mapping[str, str],
@@ -240,7 +252,7 @@ def _provenance(
         "entry": job.entry[0],
         "digest": contents.content_digest(job.name, job.version, files),
         "weights": dict(job.weights),
-        "notes": list(job.notes),
+        "notes": [*job.notes, *_stood_in(job, figures)],
         "parity": {precision: verdict.as_dict() for precision, verdict in figures.items()},
         "versions": {"python": sys.version.split()[0], **versions()},
         "options": dict(options),

@@ -70,8 +70,13 @@ def _load(
 ) -> tuple[ProbeContext, Any]:
     """A handler in this precision, with the job's engine where that can run it here, else with the best that can.
 
-    An engine for GPUs can be packaged where there is none, and none runs every precision; the report says which ran.
+    An archive for GPUs can be packaged where there is none, and no engine runs every precision; the report says which
+    engine ran, and where.
     """
+    import torch
+
+    if config["handler"].get("device") == "cuda" and not torch.cuda.is_available():
+        config["handler"]["device"] = "auto"
     try:
         return _initialise(entry, folder, job, config, precision, job["engine"])
     except ValueError:

@@ -223,10 +223,10 @@ def _shared(chosen: argparse.Namespace) -> dict[str, Any]:
     known = ("auto", *engines.names(kind))
     if chosen.engine not in known:
         raise CheckpointError(f"no engine {chosen.engine!r} runs a {kind}; known: {', '.join(known)}")
-    if chosen.precision == "fp8" and (kind != "text-encoder" or chosen.engine not in ("auto", "fused")):
+    if chosen.precision == "fp8" and chosen.engine not in ("auto", "fused"):
         raise CheckpointError(
-            f"--precision fp8 is for a text-encoder with --engine fused (or auto), and this is a {kind} with engine "
-            f"{chosen.engine}; --precision auto takes what passes parity"
+            f"--precision fp8 is for --engine fused (or auto), and the engine is {chosen.engine}; --precision auto "
+            "takes what passes parity"
         )
     fields = {field.name for field in dataclasses.fields(Settings)}
     return _given(**{key: value for key, value in vars(chosen).items() if key in fields})

@@ -142,6 +142,9 @@ def load(spec: EngineSpec) -> Engine:
     network = pad_stem(fold_resnet(model, spec.device, spec.dtype), STEM_CHANNELS)
     calls = operations()
     graphed = GraphedByBucket(functools.partial(run, network, operations=calls), STEM_CHANNELS)
+    side = spec.image_size
+    example = torch.empty((1, 3, side, side), dtype=spec.dtype, device=spec.device)
+    graphed.capture_up_to(spec.batch_size, example.contiguous(memory_format=torch.channels_last))
     details: dict[str, object] = {
         "library": f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}",
         "network": networks.title(spec.model_dir),

@@ -40,7 +40,7 @@ class GraphedByBucket:
     """Replays `work` on batches padded to a bucket, one CUDA graph a bucket over one memory pool.
 
     work: (B, ...) on the device -> (B, K), row by row: no row may depend on another. A graph is captured when its
-    bucket is first used, or by `capture`. Rows of padding are zeros, and are cut off the output.
+    bucket is first used, or before by `capture_up_to`. Rows of padding are zeros, and are cut off the output.
     channels: of (B, C, H, W) inputs as `work` gets them; those beyond the batch's own are zeros.
     """
 
@@ -63,6 +63,12 @@ class GraphedByBucket:
         graph.replay()
         # The pool is shared: the next replay may overwrite these outputs.
         return outputs[: len(batch)].clone()
+
+    def capture_up_to(self, count: int, like: torch.Tensor) -> None:
+        """Capture the graphs of batches of up to `count`, the largest first, whose memory the others then share."""
+        largest = bucket_of(min(count, BUCKETS[-1]))
+        for bucket in reversed([bucket for bucket in BUCKETS if bucket <= largest]):
+            self.capture(bucket, like)
 
     @torch.inference_mode()
     def capture(self, bucket: int, like: torch.Tensor) -> None:

@@ -161,13 +161,13 @@ def _cached(folder: Path, wanted: Fingerprint, build: Callable[[], bytes]) -> Pl
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`'s lock; the system releases it when the process ends, however it ends."""
+    """Hold the lock of `folder`, which is made; the system releases it when the process ends, however it ends."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for another worker that builds the plan")
+            logger.info("waiting for another worker, which does the same in %s", folder)
             started = time.monotonic()
             fcntl.flock(lock, fcntl.LOCK_EX)
             logger.info("the other worker was done after %.0f s", time.monotonic() - started)

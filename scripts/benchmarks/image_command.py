@@ -66,6 +66,7 @@ def _batches(text: str) -> list[int]:
 def run(chosen: argparse.Namespace) -> int:
     """Raises ValueError or OSError where nothing can be timed."""
     commands.be_quiet()
+    runners.check_names(chosen.engines, "image-classifier")
     device = commands.device_of(chosen.device)
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)

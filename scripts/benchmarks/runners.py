@@ -7,7 +7,7 @@ torch_eager.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from benchmarks import image_peers, text_peers, text_plans
 from handlers import engines
@@ -33,6 +33,14 @@ def split_name(name: str) -> tuple[str, str]:
     if not engine or precision not in DTYPES:
         raise ValueError(f"{name!r}; wanted: ENGINE-PRECISION, the precision one of {', '.join(DTYPES)}")
     return engine, precision
+
+
+def check_names(names: Iterable[str], kind: str) -> None:
+    """Raises ValueError for a name of no engine, before a minute is spent on the others."""
+    known = {*engines.names(kind), *PEERS[kind], *ALIASES}
+    for name in names:
+        if split_name(name)[0] not in known:
+            raise ValueError(f"no engine {name!r}; known: {', '.join(sorted(known))}, each with a precision behind")
 
 
 def load(name: str, spec: EngineSpec) -> Engine:

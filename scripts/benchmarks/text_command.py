@@ -39,7 +39,8 @@ device before the clock starts: no tokenizing, no upload, no TorchServe.
                             leave the padding out
   tensorrt-fp16             TensorRT, a plan for each shape of --plan-points; each takes a minute or more to build
                             the first time, and is kept in --plans
-  NAME-fp16, NAME-bf16      any file in handlers/engines that runs texts: fused-fp16, ...
+  NAME-fp16, NAME-bf16      any file in handlers/engines that runs texts: fused-fp16, ...; also fused-fp8, the
+                            network calibrated on random tokens where its folder has no fp8.json
 One that cannot run here is listed with its reason, and the others go on.
 
 --points takes BATCHxLENGTH, that many sequences of that many tokens, in one call; and mixes of lengths:
@@ -109,6 +110,8 @@ def _profiled(text: str) -> list[tuple[str, Point]]:
 def run(chosen: argparse.Namespace) -> int:
     """Raises ValueError or OSError where nothing can be timed."""
     commands.be_quiet()
+    profiled = [name for name, _ in chosen.kernels]
+    runners.check_names([*chosen.engines, *profiled], "text-encoder")
     device = commands.device_of(chosen.device)
     points = list(dict.fromkeys([*chosen.points, *(point for _, point in chosen.kernels)]))
     with tempfile.TemporaryDirectory() as passing:
@@ -121,7 +124,6 @@ def run(chosen: argparse.Namespace) -> int:
             "token_budget": chosen.token_budget,
             "mixes": {point.mix: workload.about(point) for point in points if point.mix},
         }
-        profiled = [name for name, _ in chosen.kernels]
         sweep, out = commands.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled])
         limited = {
             runners.COMPILE: ("--compile-points", chosen.compile_points),

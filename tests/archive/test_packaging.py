@@ -505,3 +505,18 @@ def test_fp8_that_misses_parity_is_refused(run: Run, tmp_path: Path) -> None:
     assert status == 1
     assert re.search(r"misses parity .*: fp8 FAILED: least cosine 0\.9\d+\. Nothing was put in place", printed)
     assert not list(tmp_path.glob("*.mar"))
+
+
+def test_an_archive_for_a_gpu_is_packaged_without_one_and_says_what_stood_in(
+    digits: Path, package: Package, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    printed = package(
+        *("image-classifier", "--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path),
+        *("--engine", "cudnn", "--device", "cuda", "--precision", "fp16"),
+    )
+    notes = contents.read_provenance(tmp_path / "digits.mar")["notes"]
+    assert any("engine cudnn cannot run here; torch_eager stood in for it" in note for note in notes)
+    assert any("device cuda is not here; the parity gate ran on the CPU" in note for note in notes)
+    assert all(f"note: {note}" in printed for note in notes)

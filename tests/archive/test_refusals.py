@@ -430,13 +430,21 @@ def test_a_checkpoint_error_is_a_value_error() -> None:
     assert issubclass(CheckpointError, ValueError)
 
 
-@pytest.mark.parametrize(
-    ("command", "folder", "engine"),
-    [("image-classifier", "digits", "auto"), ("text-encoder", "tiny_bert", "torch_eager")],
-)
 def test_fp8_is_for_fused_text_encoders(
-    refuse: Callable[..., str], request: pytest.FixtureRequest, command: str, folder: str, engine: str
+    refuse: Callable[..., str], tiny_bert: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = request.getfixturevalue(folder)
-    error = refuse(command, "--weights", weights, "--precision", "fp8", "--engine", engine, "--name", "low")
-    assert f"and this is a {command} with engine {engine}; --precision auto" in error
+    low = ("--precision", "fp8", "--name", "low")
+    error = refuse("text-encoder", "--weights", tiny_bert, *low, "--engine", "torch_eager")
+    assert "fp8 is for --engine fused (or auto), and the engine is torch_eager; --precision auto" in error
+    with pytest.raises(SystemExit):
+        options.parser().parse_args(["image-classifier", "--weights", str(digits), *low])
+    assert "invalid choice: 'fp8'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--parity-data", "--labels"])
+def test_a_file_that_is_not_there_is_noticed_at_once(
+    refuse: Callable[..., str], digits: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(packaging, "inputs_digest", lambda *_: pytest.fail("the weights were read first"))
+    error = refuse("image-classifier", "--weights", digits, option, digits / "nowhere", "--name", "digits")
+    assert error.startswith(f"{option} {digits / 'nowhere'}: there is no such file or folder")

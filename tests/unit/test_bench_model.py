@@ -35,9 +35,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, bench: Callable[..., None]) -> Path:
-    """What one run of two engines that run, and three that cannot, has written: OUT.json and OUT.csv."""
+    """What one run of two engines that run, and two that cannot, has written: OUT.json and OUT.csv."""
     found = tmp_path_factory.mktemp("out") / "tiny-1.5"
-    engines = "eager-fp32,eager-bf16,no_such-fp16,cudnn-fp16,torch2trt-fp16"
+    engines = "eager-fp32,eager-bf16,cudnn-fp16,torch2trt-fp16"
     options = ["--device", "cpu", "--image-size", "32", "--batches", "20,1", "--seconds-per-point", "0"]
     files = ["--model-dir", str(tiny_folder), "--out", str(found), "--commit", "abc"]
     bench("image-classifier", "--engines", engines, *options, *files)
@@ -75,9 +75,7 @@ def test_the_conditions_are_kept(content: Any) -> None:
 
 def test_what_cannot_run_is_reported_with_its_reason(content: Any) -> None:
     reasons = {item["engine"]: item["reason"] for item in content["skipped"]}
-    assert reasons.keys() == {"no_such-fp16", "cudnn-fp16", "torch2trt-fp16"}
-    assert "known: auto" in reasons["no_such-fp16"]
-    assert "the benchmark's own: compile, torch2trt" in reasons["no_such-fp16"]
+    assert reasons.keys() == {"cudnn-fp16", "torch2trt-fp16"}
     assert "torch2trt needs an NVIDIA GPU" in reasons["torch2trt-fp16"]
     assert "it needs an NVIDIA GPU" in reasons["cudnn-fp16"]
     assert "not run: cudnn-fp16: engine cudnn cannot run here" in report.table(content)
@@ -174,3 +172,15 @@ def test_outputs_are_checked_before_they_are_timed() -> None:
 def test_a_gpu_names_its_files() -> None:
     assert slug("NVIDIA H200") == "h200"
     assert slug("NVIDIA A100-SXM4-80GB") == "a100-sxm4-80gb"
+
+
+@pytest.mark.parametrize(("command", "name"), [("image-classifier", "cuddn-fp16"), ("text-encoder", "tensort-fp16")])
+def test_a_mistyped_engine_is_noticed_at_once(
+    command: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "Sweep", lambda *_: pytest.fail("the benchmark began"))
+    assert bench_model.main([command, "--device", "cpu", "--engines", f"{name},eager-fp32"]) == 1
+    said = capsys.readouterr()
+    assert f"error: no engine '{name}'; known: " in said.err
+    assert "torch_eager" in said.err
+    assert not said.out
