@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _package(chosen: argparse.Namespace) -> None:
     started = time.monotonic()
-    for key in ("labels", "parity_data", "tokenizer"):
+    for key in PATHS[1:]:
         path = vars(chosen).get(key)
         if path is not None and not Path(path).exists():
             raise ValueError(f"--{key.replace('_', '-')} {path}: there is no such file or folder")

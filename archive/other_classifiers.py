@@ -100,15 +100,6 @@ def _load(folder: Path) -> Any:
     return model.eval()
 
 
-def refuse_engine(checkpoint: ImageCheckpoint, engine: str) -> None:
-    """Raise CheckpointError for an engine that would refuse the network wherever it is loaded."""
-    if engine == "cudnn":
-        raise CheckpointError(
-            "engine cudnn runs ResNets, ResNeXts and Wide ResNets, and the network is of type "
-            f"{checkpoint.config.model_type}; wanted: auto, tensorrt or torch_eager"
-        )
-
-
 @torch.inference_mode()
 def refuse_size(checkpoint: ImageCheckpoint, size: int) -> None:
     """Run the network once on a blank image of this many pixels a side.

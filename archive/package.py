@@ -112,13 +112,14 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
         for precision, verdict in figures.items():
             progress.say(f"{precision} {verdict} ({verdict.engine})")
         _refuse_failures(job, figures)
+        notes = [*job.notes, *_stood_in(job, figures, report["stood_in"])]
         engines = {precision: report["measured"][precision]["engine"] for precision in job.precisions}
         with progress.step("putting it in place"):
-            _add_provenance(mar, {**_provenance(job, files, figures, inputs, options), "engines": engines})
+            _add_provenance(mar, {**_provenance(job, files, figures, notes, inputs, options), "engines": engines})
             contents.verify(mar)
             target = export_path / mar.name
             mar.replace(target)
-    for note in (*job.notes, *_stood_in(job, figures)):
+    for note in notes:
         progress.say(f"note: {note}")
     return target
 
@@ -127,11 +128,28 @@ def _stage(job: Job, stage: Path) -> None:
     """What the archive's root will hold, entry and model-config.yaml aside."""
     stage.mkdir()
     job.stage(stage)
+    _refuse_unfit(job, stage)
     _drop_local_paths(stage)
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *ENTRIES)
     shutil.copytree(ROOT / "handlers", stage / "handlers", ignore=ignored)
     text = CONFIG_HEADER + yaml.safe_dump(job.config, sort_keys=False)
     (stage.parent / "model-config.yaml").write_text(text, encoding="utf-8")
+
+
+def _refuse_unfit(job: Job, stage: Path) -> None:
+    """Raises PackagingError for an engine that would run this archive on no machine."""
+    import torch
+
+    from handlers import engines, loading
+
+    asked = job.settings
+    precision = "fp16" if asked.precision == "auto" else asked.precision
+    spec = loading.engine_spec(job.kind, stage, torch.device("cpu"), precision, asked, 1)
+    why = None if asked.engine == "auto" else engines.unfit(asked.engine, spec)
+    if why:
+        raise PackagingError(
+            f"engine {asked.engine} runs this on no machine: {why}; --engine auto takes one that can"
+        )
 
 
 def _drop_local_paths(stage: Path) -> None:
@@ -225,22 +243,23 @@ def _refuse_failures(job: Job, figures: Mapping[str, parity.Figures]) -> None:
         )
 
 
-def _stood_in(job: Job, figures: Mapping[str, parity.Figures]) -> list[str]:
-    """A note, where what will serve is not what the parity gate has seen."""
+def _stood_in(job: Job, figures: Mapping[str, parity.Figures], reasons: Mapping[str, str]) -> list[str]:
+    """Notes, where what was asked for by name is not what the parity gate has seen. reasons: by precision."""
     asked = job.settings
-    seen = figures[asked.precision if asked.precision in figures else "fp16"]
-    said = []
-    if asked.engine not in ("auto", seen.engine):
-        said.append(f"engine {asked.engine} cannot run here; {seen.engine} stood in for it at the parity gate")
+    precision = "fp16" if asked.precision == "auto" else asked.precision
+    seen, said = figures[precision], []
+    if precision in reasons:
+        said.append(f"{reasons[precision]} Here {seen.engine} stood in for it at the parity gate")
     if asked.device == "cuda" and seen.device.startswith("cpu"):
         said.append("device cuda is not here; the parity gate ran on the CPU")
-    return [f"{note}. Packaging on a machine with that GPU checks what will serve" for note in said]
+    return [f"{note}. Packaging where it can run checks what will serve" for note in said]
 
 
 def _provenance(
     job: Job,
     files: Mapping[str, str],
     figures: Mapping[str, parity.Figures],
+    notes: Sequence[str],
     inputs: str,
     options: Mapping[str, object],
 ) -> dict[str, object]:
@@ -252,7 +271,7 @@ def _provenance(
         "entry": job.entry[0],
         "digest": contents.content_digest(job.name, job.version, files),
         "weights": dict(job.weights),
-        "notes": [*job.notes, *_stood_in(job, figures)],
+        "notes": list(notes),
         "parity": {precision: verdict.as_dict() for precision, verdict in figures.items()},
         "versions": {"python": sys.version.split()[0], **versions()},
         "options": dict(options),

@@ -53,9 +53,11 @@ def main(folder: Path, job: dict[str, Any], output: Path) -> None:
     entry = importlib.import_module(Path(job["entry"]).stem)
     _check_origin(folder)
     samples = [Path(name).read_bytes() for name in job["samples"]]
-    report: dict[str, Any] = {"measured": {}}
+    report: dict[str, Any] = {"measured": {}, "stood_in": {}}
     for precision in job["precisions"]:
-        context, handler = _load(entry, folder, job, config, precision)
+        context, handler, problem = _load(entry, folder, job, config, precision)
+        if problem:
+            report["stood_in"][precision] = problem
         if not report["measured"]:
             answer = handler.handle([{"body": samples[0]}], context)[0]
             report |= {"status": context.statuses[0], "answer": json.loads(answer)}
@@ -67,22 +69,23 @@ def main(folder: Path, job: dict[str, Any], output: Path) -> None:
 
 def _load(
     entry: Any, folder: Path, job: dict[str, Any], config: dict[str, Any], precision: str
-) -> tuple[ProbeContext, Any]:
+) -> tuple[ProbeContext, Any, str | None]:
     """A handler in this precision, with the job's engine where that can run it here, else with the best that can.
 
     An archive for GPUs can be packaged where there is none, and no engine runs every precision; the report says which
-    engine ran, and where.
+    engine ran, where, and what kept the job's from running.
     """
     import torch
 
     if config["handler"].get("device") == "cuda" and not torch.cuda.is_available():
         config["handler"]["device"] = "auto"
     try:
-        return _initialise(entry, folder, job, config, precision, job["engine"])
-    except ValueError:
+        return *_initialise(entry, folder, job, config, precision, job["engine"]), None
+    except ValueError as error:
         if job["engine"] == "auto":
             raise
-        return _initialise(entry, folder, job, config, precision, "auto")
+        problem = f"{error}."
+    return *_initialise(entry, folder, job, config, precision, "auto"), problem
 
 
 def _initialise(

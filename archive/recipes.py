@@ -31,7 +31,6 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
     checkpoint = _random_image(preset) if chosen.weights is None else _read_image(chosen, preset)
     preprocess, note = _preprocess(chosen, checkpoint)
     if not networks.is_resnet(checkpoint.config):
-        other_classifiers.refuse_engine(checkpoint, chosen.engine)
         other_classifiers.refuse_size(checkpoint, preprocess.size)
     labels = _labels(chosen, checkpoint)
     torchserve = _torchserve(chosen, preset)

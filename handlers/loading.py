@@ -48,6 +48,8 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     provenance = _read_json(folder / "provenance.json")
     torch.set_num_threads(placement.cpu_threads(chosen.cpu_threads, int(config.get("maxWorkers", 1))))
     device, why_device = placement.choose_device(chosen.device, context.system_properties.get("gpu_id"))
+    if device.type == "cuda":  # streams, events and Triton's launches go to the current device
+        torch.cuda.set_device(device)
     precision, why_precision = placement.choose_precision(chosen.precision, device, provenance.get("parity", {}))
     spec = engine_spec(kind, folder, device, precision, chosen, _batch_size(context, config))
     name, engine = engines.load_chosen(chosen.engine, spec)

@@ -82,7 +82,8 @@ class ImageSettings(Settings):
     decode_threads: that decode images beside each other; 0 is one a core, at most 8.
     plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.
     on_mismatch: "rebuild" a plan that was built for another GPU or TensorRT (minutes, once), or "refuse" to load.
-    plan_cache: folder of the plans that are built at load; "" is ~/.cache/torchserve-fast-handlers/plans.
+    plan_cache: folder of the plans that are built at load, and of engines' times; "" is
+        ~/.cache/torchserve-fast-handlers/plans.
     """
 
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(size=224, resize=256))

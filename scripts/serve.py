@@ -45,7 +45,8 @@ def main() -> int:
         "--ts-config", type=Path, default=CONFIG, metavar="FILE", help="for other ports, say (default: %(default)s)"
     )
     chosen = parser.parse_args()
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs are started with SIGINT ignored
+        signal.signal(number, _stop)
     models = [f"{name}={name}.mar" for name in (DIGITS, SENTENCES)]
     server = Server(ROOT, chosen.ts_config.resolve(), MODEL_STORE, models)
     try:

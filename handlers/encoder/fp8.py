@@ -1,8 +1,9 @@
-"""The fused encoder with its linear layers in fp8: e4m3 operands, sums in fp32, all else as it was.
+"""The fused encoder with its linear layers in fp8: e4m3 operands, all else as it was.
 
 e4m3 keeps 3 bits of mantissa (Micikevicius et al., arXiv:2209.05433): every product is off by some percent, and
-whether a model bears that is for the parity gate to say. Scales are one a tensor: of weights their largest magnitude,
-of activations the largest that calibration saw; what exceeds it later saturates. Post-norm encoders only.
+whether a model bears that is for the parity gate to say. (A GPU's tensor cores sum such products to some 13 bits, the
+CPU here in fp32; both are far finer.) Scales are one a tensor: of weights their largest magnitude, of activations the
+largest that calibration saw; what exceeds it later saturates. Post-norm encoders only.
 
 T: tokens of all sequences together; H: hidden size; I: intermediate size.
 """

@@ -6,6 +6,8 @@ Each engine offers (a module without KINDS is a part of others):
 - `RANK`: int; the order in which "auto" looks at them, highest first.
 - `objection(spec) -> str | None`: why it cannot run `spec` here, or None.
 - `load(spec) -> Engine`.
+- where it runs not every model of its kinds, `unfit(spec) -> str | None`: why it would run this one on no machine.
+  Packaging asks that; `objection` says it as well.
 - where loading may take minutes, `ready(spec) -> bool`: whether it will not. "auto" leaves out what is not ready.
 - beside `ready`, `unready(spec) -> str | None`: why it is not, where that shall stand in the log and the details.
 """
@@ -40,7 +42,7 @@ class EngineSpec:
     model_dir: holds config.json and model.safetensors. precision: a key of DTYPES.
     image_size: side of the square images, in pixels. batch_size: requests that TorchServe puts together.
     buckets: batch sizes that a plan is built for, ascending. on_mismatch: "rebuild" or "refuse" a plan that was built
-    for another machine. plan_cache: folder of the plans built here.
+    for another machine. plan_cache: folder of the plans built here, and of what was measured.
     """
 
     kind: str
@@ -100,6 +102,13 @@ def choose(asked: str, spec: EngineSpec) -> list[str]:
     if objection:
         raise ValueError(f"engine {asked} cannot run here: {objection}; engine: auto takes the best one that can")
     return [asked]
+
+
+def unfit(name: str, spec: EngineSpec) -> str | None:
+    """Why this engine would run `spec` on no machine, or None."""
+    module = _module(name)
+    why: str | None = module.unfit(spec) if hasattr(module, "unfit") else None
+    return why
 
 
 def load_chosen(asked: str, spec: EngineSpec) -> tuple[str, Engine]:

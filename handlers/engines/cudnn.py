@@ -81,7 +81,7 @@ class TritonOperations(CudnnOperations):
         self, images: torch.Tensor, conv: Convolution, source: torch.Tensor, shortcut: Convolution
     ) -> torch.Tensor:
         """Both products summed in one kernel, at every size: what the shortcut gives is never written to memory."""
-        if not (_is_pointwise(images, conv) and _is_pointwise(source, shortcut, shortcut.stride)):
+        if conv.stride != 1 or not (_is_pointwise(images, conv) and _is_pointwise(source, shortcut)):
             return super().project_relu(images, conv, source, shortcut)
         out: torch.Tensor = kernels().project(
             images, conv.weight, conv.bias, source, shortcut.weight, shortcut.stride
@@ -112,19 +112,23 @@ def operations() -> CudnnOperations:
 def _is_small(images: torch.Tensor, conv: Convolution) -> bool:
     pixels, (out, depth) = images.shape[0] * images.shape[2] * images.shape[3], conv.weight.shape[:2]
     few = pixels <= SMALL_PIXELS or pixels * out <= SMALL_OUTPUT
-    return few and depth <= DEEPEST and _is_pointwise(images, conv)
+    return few and depth <= DEEPEST and conv.stride == 1 and _is_pointwise(images, conv)
 
 
-def _is_pointwise(images: torch.Tensor, conv: Convolution, stride: int = 1) -> bool:
-    """Whether Triton's kernel of 1x1 convolutions can run this one, which is to have that stride."""
-    plain = conv.groups == 1 and conv.stride == stride
-    return plain and bool(kernels().pointwise_fits(images, conv.weight))
+def _is_pointwise(images: torch.Tensor, conv: Convolution) -> bool:
+    """Whether Triton's kernel of 1x1 convolutions can run this one, whatever its stride."""
+    return conv.groups == 1 and bool(kernels().pointwise_fits(images, conv.weight))
 
 
 def objection(spec: EngineSpec) -> str | None:
     """Why not: it needs an NVIDIA GPU, half precision, and a ResNet, ResNeXt or Wide ResNet with ReLU."""
     if spec.device.type != "cuda" or torch.version.hip is not None or not torch.backends.cudnn.is_available():
         return f"it needs an NVIDIA GPU with cuDNN, and the device is {spec.device}"
+    return unfit(spec)
+
+
+def unfit(spec: EngineSpec) -> str | None:
+    """Why it would run `spec` on no machine."""
     if spec.precision not in ("fp16", "bf16"):
         return f"it runs fp16 and bf16, and the precision is {spec.precision}"
     config = json.loads((spec.model_dir / "config.json").read_text(encoding="utf-8"))
@@ -142,9 +146,6 @@ def load(spec: EngineSpec) -> Engine:
     network = pad_stem(fold_resnet(model, spec.device, spec.dtype), STEM_CHANNELS)
     calls = operations()
     graphed = GraphedByBucket(functools.partial(run, network, operations=calls), STEM_CHANNELS)
-    side = spec.image_size
-    example = torch.empty((1, 3, side, side), dtype=spec.dtype, device=spec.device)
-    graphed.capture_up_to(spec.batch_size, example.contiguous(memory_format=torch.channels_last))
     details: dict[str, object] = {
         "library": f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}",
         "network": networks.title(spec.model_dir),
@@ -157,5 +158,6 @@ def load(spec: EngineSpec) -> Engine:
 
 def _kernels(calls: CudnnOperations) -> str:
     if isinstance(calls, TritonOperations):
-        return f"cuDNN, and Triton {importlib.metadata.version('triton')} for pooling and for small convolutions"
+        version = importlib.metadata.version("triton")
+        return f"cuDNN, and Triton {version} for pooling, blocks that change their size, and small convolutions"
     return "cuDNN and PyTorch; Triton is not installed, which would be faster"

@@ -34,7 +34,7 @@ SHORT_TEXTS = 1024  # tokens up to which graphs of very short ones are captured 
 def objection(spec: EngineSpec) -> str | None:
     """Why not: a GPU has to be NVIDIA's, in half precision, with Triton, and the encoder one that can be fused."""
     of_gpu = _gpu_objection(spec) if spec.device.type == "cuda" else None
-    return of_gpu or _encoder_objection(spec)
+    return of_gpu or unfit(spec)
 
 
 def _gpu_objection(spec: EngineSpec) -> str | None:
@@ -49,8 +49,8 @@ def _gpu_objection(spec: EngineSpec) -> str | None:
     return None
 
 
-def _encoder_objection(spec: EngineSpec) -> str | None:
-    """What handlers.encoder says of the archive's network, without its weights."""
+def unfit(spec: EngineSpec) -> str | None:
+    """Why it would run `spec` on no machine: what handlers.encoder says of the network, without its weights."""
     from handlers.encoder.packed import check_embeddings
     from handlers.encoder.swap import swap_encoder
 

@@ -25,14 +25,15 @@ def captured(
 
     `work` runs once before, on a stream of its own: kernels are compiled and chosen there, outside the capture.
     """
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        output = work()
+    with torch.cuda.device(device):  # a capture takes place on the current one
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            work()
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            output = work()
     return graph, output
 
 
@@ -40,7 +41,7 @@ class GraphedByBucket:
     """Replays `work` on batches padded to a bucket, one CUDA graph a bucket over one memory pool.
 
     work: (B, ...) on the device -> (B, K), row by row: no row may depend on another. A graph is captured when its
-    bucket is first used, or before by `capture_up_to`. Rows of padding are zeros, and are cut off the output.
+    bucket is first used. Rows of padding are zeros, and are cut off the output.
     channels: of (B, C, H, W) inputs as `work` gets them; those beyond the batch's own are zeros.
     """
 
@@ -64,15 +65,9 @@ class GraphedByBucket:
         # The pool is shared: the next replay may overwrite these outputs.
         return outputs[: len(batch)].clone()
 
-    def capture_up_to(self, count: int, like: torch.Tensor) -> None:
-        """Capture the graphs of batches of up to `count`, the largest first, whose memory the others then share."""
-        largest = bucket_of(min(count, BUCKETS[-1]))
-        for bucket in reversed([bucket for bucket in BUCKETS if bucket <= largest]):
-            self.capture(bucket, like)
-
     @torch.inference_mode()
     def capture(self, bucket: int, like: torch.Tensor) -> None:
-        """Capture the graph of one bucket, for batches shaped and laid out as `like`."""
+        """Capture the graph of one bucket, for images of the size, type and device of `like`, channels_last."""
         shape = (bucket, self.channels, *like.shape[2:])
         inputs = torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(
             memory_format=torch.channels_last

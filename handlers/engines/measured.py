@@ -1,16 +1,18 @@
 """Choosing engines by measurement: on this GPU, at the batch sizes to be served, after a check against fp32.
 
 Candidates that do not load or miss parity are dropped and named; of the others, each batch bucket gets the fastest.
+What was measured is kept in the folder of plans, so that a model's other workers and later loads need not measure
+again, unless something that the times depend on has changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +26,6 @@ from handlers.engines.graphs import BUCKETS, bucket_of
 from handlers.tolerances import MAX_RELATIVE_ERROR
 
 WARM_UPS, RUNS = 5, 15
-FILE = "table.json"
 HANDLERS = Path(__file__).parents[1]
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Table:
-    """What was measured. milliseconds: by bucket, then engine: median of RUNS, by CUDA events. dropped: reasons."""
+    """What was measured.
+
+    milliseconds: by bucket, then engine: median of RUNS, by CUDA events. dropped: reasons. failed: whether one of
+    them is no lasting one: an engine did not load, which it may do the next time.
+    """
 
     milliseconds: dict[int, dict[str, float]] = field(default_factory=dict)
     relative_error: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    failed: bool = False
 
     @property
     def fastest(self) -> dict[int, str]:
@@ -44,7 +50,7 @@ class Table:
         return {bucket: min(times, key=lambda name: times[name]) for bucket, times in self.milliseconds.items()}
 
     @classmethod
-    def read(cls, content: Mapping[str, Any]) -> Table:
+    def from_dict(cls, content: Mapping[str, Any]) -> Table:
         """Of `as_dict`. Raises KeyError, TypeError, AttributeError or ValueError where it is something else."""
         times = {
             int(bucket): {str(name): float(value) for name, value in of_bucket.items()}
@@ -66,32 +72,52 @@ class Table:
 
 
 def load_fastest(spec: EngineSpec, candidates: list[str]) -> tuple[str, Engine]:
-    """Load the candidates, measure them, and keep the fastest for each bucket up to the spec's batch size.
+    """Load the candidates, measure them or know them measured, and keep the fastest for each bucket.
 
-    Measured once: the table lies beside the plans, for the workers and the loads that follow, as long as weights,
-    GPU, libraries and candidates stay. Returns the names joined by "+", and one engine that runs each batch where it
-    is fastest. Raises ValueError where none passes parity.
+    Buckets go up to the one that holds the spec's batch size. Returns the names joined by "+", and one engine that
+    runs each batch where it is fastest. Raises ValueError where none passes parity.
     """
     conditions = _conditions(spec, candidates)
     key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:32]
-    folder = spec.plan_cache / f"measured-{key}"
-    if problem := _not_writable(folder):
-        logger.warning("what is measured here cannot be kept: %s", problem)
+    path = spec.plan_cache / f"measured-{key}.json"
+    with contextlib.ExitStack() as held:
+        _lock(spec, held)
+        if found := _load_known(path, spec, candidates):
+            return found
         table, engines = measure(spec, candidates)
-        return combine(engines, table, "here")
-    with plans.locked(folder):  # two that measure at once on one GPU would measure each other
-        known = _remembered(folder / FILE, spec, candidates)
-        if known is None:
-            table, engines = measure(spec, candidates)
-            content = {"conditions": conditions, **table.as_dict()}
-            plans.replace(folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
-            return combine(engines, table, "here")
+        if not table.failed:
+            _keep(path, {"conditions": conditions, **table.as_dict()})
+    return combine(engines, table, "here")
+
+
+def _lock(spec: EngineSpec, held: contextlib.ExitStack) -> None:
+    """Wait for whoever measures on this GPU: two that did it at once would measure each other."""
     try:
-        return _load_by(known, spec)
-    except (ValueError, RuntimeError) as error:  # a plan that was torn since
-        logger.warning("what was measured earlier cannot be loaded: %s; measuring again", error)
-        (folder / FILE).unlink(missing_ok=True)
-        return load_fastest(spec, candidates)
+        held.enter_context(plans.locked(spec.plan_cache / f"gpu-{_gpu_id(spec.device)}"))
+    except OSError as error:  # a home that cannot be written to, say
+        logger.warning("what is measured here cannot be kept: %s", error)
+
+
+def _load_known(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[str, Engine] | None:
+    """By the table of an earlier measurement; None where there is none, or what it names does not load any more."""
+    try:
+        if not path.is_file():
+            return None
+        table = Table.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        if set(table.milliseconds) != set(buckets_of(spec)) or not set(table.fastest.values()) <= set(candidates):
+            raise ValueError("it is of other batch sizes or engines")
+        engines = {name: load(name, spec) for name in set(table.fastest.values())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        logger.warning("measuring again, for %s does not serve: %r", path, error)
+        return None
+    return combine(engines, table, "earlier")
+
+
+def _keep(path: Path, content: dict[str, object]) -> None:
+    try:
+        plans.replace(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        logger.warning("what was measured here cannot be kept: %s", error)
 
 
 def measure(spec: EngineSpec, candidates: list[str]) -> tuple[Table, dict[str, Engine]]:
@@ -106,7 +132,7 @@ def measure(spec: EngineSpec, candidates: list[str]) -> tuple[Table, dict[str, E
         table.milliseconds[bucket] = {
             name: milliseconds(engine.run, half[:bucket]) for name, engine in engines.items()
         }
-    logger.info("engines measured on %s: %s", device_name(spec.device), table.as_dict())
+    logger.info("engines measured on %s: %s", gpu_name(spec.device), table.as_dict())
     return table, engines
 
 
@@ -122,56 +148,33 @@ def example(spec: EngineSpec) -> torch.Tensor:
     return images.to(spec.device).contiguous(memory_format=torch.channels_last)
 
 
-def _remembered(path: Path, spec: EngineSpec, candidates: list[str]) -> Table | None:
-    """A table that was measured before; None where there is none that serves."""
-    if not path.is_file():
-        return None
-    try:
-        table = Table.read(json.loads(path.read_text(encoding="utf-8")))
-        if set(table.milliseconds) != set(buckets_of(spec)) or not set(table.fastest.values()) <= set(candidates):
-            raise ValueError("it is of other batch sizes or engines")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s is no table of times: %r; measuring again", path, error)
-        return None
-    return table
-
-
-def _load_by(table: Table, spec: EngineSpec) -> tuple[str, Engine]:
-    """The engines that are fastest somewhere, each bucket run once: first requests shall not pay for graphs."""
-    name, engine = combine({name: load(name, spec) for name in set(table.fastest.values())}, table, "earlier")
-    half = example(spec).to(spec.dtype)
-    for bucket in table.milliseconds:
-        engine.run(half[:bucket])
-    return name, engine
-
-
-def _not_writable(folder: Path) -> str | None:
-    """Why nothing can be kept in `folder`, which is made; or None."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        return f"{folder}: {error.strerror}"
-    return None if os.access(folder, os.W_OK) else f"{folder} is not writable"
-
-
 def _conditions(spec: EngineSpec, candidates: list[str]) -> dict[str, object]:
-    """All that the times depend on."""
+    """What the times depend on, the driver aside."""
+    files = [spec.model_dir / name for name in ("config.json", "model.safetensors", "model.onnx", "plan/model.json")]
     return {
-        "weights": plans.file_digest(spec.model_dir / "model.safetensors"),
+        "files": {path.name: plans.file_digest(path) for path in files if path.is_file()},
         "candidates": sorted(candidates),
         "plan_buckets": list(spec.buckets),
         "precision": spec.precision,
         "image_size": spec.image_size,
         "batch_buckets": buckets_of(spec),
-        "gpu": device_name(spec.device),
+        "gpu": gpu_name(spec.device),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "libraries": {name: _version(name) for name in ("triton", "tensorrt", "transformers")},
         "handlers": _source_digest(),
     }
 
 
-def device_name(device: torch.device) -> str:
+def _gpu_id(device: torch.device) -> str:
+    """One that all processes know the GPU by."""
+    if device.type != "cuda":
+        return str(device)
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))
+
+
+def gpu_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
@@ -182,9 +185,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _sources(name: str) -> list[Path]:
+    return sorted((HANDLERS / name).glob("*.py"))
+
+
 def _source_digest() -> str:
-    """Of the engines' and the kernels' own code, which an archive carries: newer code is measured anew."""
-    files = sorted(path for name in ("engines", "kernels") for path in (HANDLERS / name).glob("*.py"))
+    """Of the code that runs, which an archive carries: newer code is measured anew."""
+    files = [HANDLERS / "networks.py", *(path for name in ("engines", "kernels") for path in _sources(name))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
@@ -201,7 +208,7 @@ def load_passing(
             engine = load(name, spec)
             error = _relative_error(engine.run(few.to(spec.dtype)), reference)
         except (ValueError, RuntimeError) as failure:  # a torn plan, or a call that this GPU's libraries lack
-            table.dropped[name] = f"{type(failure).__name__}: {failure}"
+            table.dropped[name], table.failed = f"{type(failure).__name__}: {failure}", True
         else:
             table.relative_error[name] = error
             if error <= limit:  # False for NaN as well

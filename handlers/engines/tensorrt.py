@@ -45,13 +45,18 @@ def objection(spec: EngineSpec) -> str | None:
     """Why not: it needs an NVIDIA GPU, fp16, TensorRT, and an archive that carries the network as ONNX."""
     if spec.device.type != "cuda" or torch.version.hip is not None:
         return f"it needs an NVIDIA GPU, and the device is {spec.device}"
-    if spec.precision != "fp16":
-        return f"it runs fp16, and the precision is {spec.precision}"
+    if why := unfit(spec):
+        return why
     if not installed():
         return "the package tensorrt is not installed (pip install tensorrt)"
     if not (spec.model_dir / ONNX).is_file():
         return f"the archive carries no {ONNX}; package it with --engine tensorrt"
     return None
+
+
+def unfit(spec: EngineSpec) -> str | None:
+    """Why it would run `spec` on no machine."""
+    return None if spec.precision == "fp16" else f"it runs fp16, and the precision is {spec.precision}"
 
 
 def ready(spec: EngineSpec) -> bool:

@@ -14,11 +14,11 @@ from triton.language.extra import cuda as on_cuda
 from handlers.kernels.launching import early
 
 LOG2_E = 1.4426950408889634
-TILE = 64  # queries that one program of `attention` answers
+TILE = 64  # queries of one sequence that `attention` answers at a time
 KEYS = 64
 # Programs of `attention` a head: these at least, and room for half as many tiles again as the rows fill. A graph has
 # more tiles, which nobody needs unless its texts are very short; then programs take several.
-LEAST_TILES = 32
+LEAST_PROGRAMS = 32
 
 
 @triton.jit
@@ -267,18 +267,19 @@ def _attention(  # type: ignore[no-untyped-def]
 
 
 def attention(
-    qkv: torch.Tensor, tiles: torch.Tensor, heads: int, scale: float, out_scale: float | None = None
-) -> torch.Tensor:
+    qkv: torch.Tensor, tiles: torch.Tensor, heads: int, scale: float, out_scale: float | None = None,
+    programs: int | None = None,
+) -> torch.Tensor:  # fmt: skip
     """softmax(scale * Q K^T) V in each sequence and head, online (FlashAttention-2, arXiv:2307.08691).
 
     qkv: (T, 3H), queries, keys and values side by side. tiles: of `lay_out`. -> (T, H); undefined where no tile is.
-    out_scale: None, or what the result is divided by, for e4m3.
+    out_scale: None, or what the result is divided by, for e4m3. programs: a head's, None for what the rows ask for.
     """
     hidden = qkv.shape[1] // 3
     size = hidden // heads
     dtype = qkv.dtype if out_scale is None else torch.float8_e4m3fn
     out = torch.empty((len(qkv), hidden), dtype=dtype, device=qkv.device)
-    programs = min(len(tiles), max(LEAST_TILES, triton.cdiv(3 * len(qkv), 2 * TILE)))
+    programs = programs or min(len(tiles), max(LEAST_PROGRAMS, triton.cdiv(3 * len(qkv), 2 * TILE)))
     _attention[(heads, programs)](
         qkv, tiles, len(tiles), out, scale * LOG2_E, 1.0 / (out_scale or 1.0), heads=heads, size=size,
         padded=max(16, triton.next_power_of_2(size)), tile=TILE, keys_a_block=KEYS,

@@ -1,10 +1,11 @@
 """Triton's matrix products of the encoder, where cuBLAS has no kernel that does all of it at once, or no fast one.
 
-- `linear_activation`: the activation before the product leaves the registers. cuBLASLt's own GELU is the tanh form.
+- `linear_activation`, and of e4m3 `linear_activation8`: the activation before the product leaves the registers.
+  cuBLASLt's own GELU is the tanh form.
 - `linear` and `split_linear`: of few rows, which wait for weights more than they compute; started early, and split
   along the depth so that every multiprocessor has weights to fetch.
 
-T: rows; K: depth; O: columns. Sums are in fp32.
+T: rows; K: depth; O: columns. Sums are in fp32, those of e4m3 products in what tensor cores have for them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ except ImportError:  # Triton before 3.4 has none
 
 ACTIVATIONS = ("", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "quick_gelu")
 
-TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float8_e4m3fn: tl.float8e4nv}
+TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float8_e4m3fn: tl.float8e4nv}
 
 
 @triton.jit
@@ -150,7 +151,7 @@ def _launch_tiled(
     grid = min(programs * (2 if few else 1), triton.cdiv(len(x), rows) * triton.cdiv(len(weight), columns))
     _tiled[(grid,)](
         x_block, weight_block, bias, out_block, len(x), len(weight), x.shape[1], scale, inverse,
-        activation=activation, dtype=TYPES[out.dtype], quantises=quantises,
+        activation=activation, dtype=TRITON_DTYPES[out.dtype], quantises=quantises,
         rows_a_block=rows, columns_a_block=columns, depth_a_block=depth, group=8, programs=grid,
         num_warps=4 if few else 8, num_stages=4 if few else 3,
     )  # fmt: skip

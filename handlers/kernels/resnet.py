@@ -22,14 +22,14 @@ ROWS, COLUMNS, DEPTH, WARPS, STAGES = 64, 32, 64, 4, 5
 
 
 class Tile(NamedTuple):
-    """Rows, columns, warps and stages; from how many tiles, and how deep a sum on, it is faster than smaller ones."""
+    """Of the output; from how many tiles, and how deep a sum on, it is faster on an H200 than the smaller ones."""
 
     rows: int
     columns: int
     warps: int
     stages: int
-    least: int = 0
-    depth: int = 0
+    min_tiles: int = 0
+    min_depth: int = 0
 
 
 TILES = (
@@ -147,9 +147,10 @@ def pointwise(
         "rows_a_block": ROWS, "columns_a_block": COLUMNS, "depth_a_block": DEPTH,
         "num_warps": WARPS, "num_stages": STAGES, **early(images),
     }  # fmt: skip
-    added = images if residual is None else residual
+    other = images if residual is None else residual
     _pointwise[grid](
-        images, weight, bias, added, weight, out, rows, depth, columns, 0, 1, 1, 1, 1, 1,
+        images, weight, bias, other, weight, out, rows, depth, columns,
+        other_depth=0, pixels=1, width=1, other_pixels=1, other_width=1, stride=1,  # of a projection, which is none
         adds=residual is not None, projects=False, **blocks,
     )  # fmt: skip
     return out
@@ -157,15 +158,16 @@ def pointwise(
 
 def project(
     images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
-    source: torch.Tensor, projection: torch.Tensor, stride: int,
+    source: torch.Tensor, projection: torch.Tensor, stride: int, tile: Tile | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """relu(1x1 convolution of images + 1x1 convolution of source, strided, + bias), summed in fp32, rounded once.
 
     images: (N, I, H, W), weight: (O, I, 1, 1), bias: (O,), source: (N, J, H', W') with H = ceil(H' / stride) and W
-    alike, projection: (O, J, 1, 1), all channels_last -> (N, O, H, W). Raises ValueError for anything else.
+    alike, projection: (O, J, 1, 1), all channels_last -> (N, O, H, W). tile: None for that of `tile_of`.
+    Raises ValueError for anything else.
     """
     count, depth, height, width = images.shape
-    strided = [count, *(-(-side // stride) for side in source.shape[2:])]
+    strided = [len(source), *(-(-side // stride) for side in source.shape[2:])]
     fits = pointwise_fits(images, weight) and pointwise_fits(source, projection)
     if not fits or strided != [count, height, width] or len(weight) != len(projection):
         raise ValueError(
@@ -175,7 +177,7 @@ def project(
     shape = (count, len(weight), height, width)
     out = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
     rows = count * height * width
-    tile = tile_of(rows, len(weight), depth + source.shape[1])
+    tile = tile or tile_of(rows, len(weight), depth + source.shape[1])
     _pointwise[(triton.cdiv(rows, tile.rows) * (len(weight) // tile.columns),)](
         images, weight, bias, source, projection, out, rows, depth, len(weight),
         source.shape[1], height * width, width, source.shape[2] * source.shape[3], source.shape[3], stride,
@@ -187,8 +189,8 @@ def project(
 
 def tile_of(rows: int, columns: int, depth: int) -> Tile:
     """The first of TILES that divides the columns and is worth it, for `project`; the last always is."""
-    fitting = (tile for tile in TILES if columns % tile.columns == 0 and depth >= tile.depth)
-    return next(tile for tile in fitting if triton.cdiv(rows, tile.rows) * columns // tile.columns >= tile.least)
+    fitting = (tile for tile in TILES if columns % tile.columns == 0 and depth >= tile.min_depth)
+    return next(tile for tile in fitting if triton.cdiv(rows, tile.rows) * columns // tile.columns >= tile.min_tiles)
 
 
 @triton.jit

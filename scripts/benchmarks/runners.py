@@ -54,8 +54,5 @@ def load(name: str, spec: EngineSpec) -> Engine:
     if engine in peers:
         return peers[engine](spec)
     file = ALIASES.get(engine, engine)
-    try:
-        engines.choose(file, spec)  # raises the objection
-    except ValueError as error:
-        raise ValueError(f"{error}; and of the benchmark's own: {', '.join(peers)}") from error
+    engines.choose(file, spec)  # raises the objection
     return engines.load(file, spec)

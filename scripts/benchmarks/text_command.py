@@ -116,7 +116,7 @@ def run(chosen: argparse.Namespace) -> int:
     points = list(dict.fromkeys([*chosen.points, *(point for _, point in chosen.kernels)]))
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
-        fp8 = any(name.endswith("-fp8") for name in chosen.engines)
+        fp8 = any(name.endswith("-fp8") for name in [*chosen.engines, *profiled])
         spec = texts.spec_of(texts.stage(chosen.model_dir, Path(passing), fp8), device, points, chosen.plans)
         workload = texts.workload(spec, points, chosen.token_budget)
         about = {

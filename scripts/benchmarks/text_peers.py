@@ -64,7 +64,7 @@ def load_fast_path(spec: EngineSpec) -> Engine:
 
 
 class FastPath:
-    """transformers' embeddings, then PyTorch's encoder."""
+    """transformers' embeddings, then PyTorch's encoder; padding goes in, and is left out inside the encoder alone."""
 
     def __init__(self, embeddings: nn.Module, encoder: nn.TransformerEncoder, pad_id: int) -> None:
         self.embeddings, self.encoder, self.pad_id = embeddings, encoder, pad_id

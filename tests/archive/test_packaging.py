@@ -21,6 +21,9 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertTokenizer,
+    MPNetConfig,
+    MPNetModel,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -517,6 +520,44 @@ def test_an_archive_for_a_gpu_is_packaged_without_one_and_says_what_stood_in(
         *("--engine", "cudnn", "--device", "cuda", "--precision", "fp16"),
     )
     notes = contents.read_provenance(tmp_path / "digits.mar")["notes"]
-    assert any("engine cudnn cannot run here; torch_eager stood in for it" in note for note in notes)
+    assert any(
+        "engine cudnn cannot run here: it needs an NVIDIA GPU" in note and "torch_eager stood in for it" in note
+        for note in notes
+    )
     assert any("device cuda is not here; the parity gate ran on the CPU" in note for note in notes)
     assert all(f"note: {note}" in printed for note in notes)
+
+
+@pytest.fixture
+def packaging_error(run: Run, tmp_path: Path) -> Callable[..., str]:
+    """packaging_error(*arguments) -> what it refused once it had begun; nothing is left of it."""
+
+    def refused(*arguments: object) -> str:
+        status, printed = run(*arguments, "--name", "refused", "--export-path", tmp_path / "store")
+        assert status == 1, printed
+        assert list((tmp_path / "store").iterdir()) == []
+        return printed.partition("error: ")[2]
+
+    return refused
+
+
+@pytest.mark.parametrize(("engine", "takes"), [("cudnn", "fp16 and bf16"), ("tensorrt", "fp16")])
+def test_an_engine_that_no_machine_could_run_is_refused(
+    packaging_error: Callable[..., str], digits: Path, engine: str, takes: str
+) -> None:
+    error = packaging_error("image-classifier", "--weights", digits, "--engine", engine, "--precision", "fp32")
+    assert error.startswith(f"engine {engine} runs this on no machine: it runs {takes}, and the precision is fp32")
+
+
+def test_an_encoder_that_cannot_be_fused_is_refused(packaging_error: Callable[..., str], tmp_path: Path) -> None:
+    folder = tmp_path / "mpnet"
+    tokenizer = BertTokenizer(vocab={name: place for place, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])})
+    tokenizer.save_pretrained(folder)
+    config = MPNetConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    MPNetModel(config).save_pretrained(folder)
+    pooling = ("--pooling", "mean", "--no-normalize")
+    error = packaging_error("text-encoder", "--weights", folder, *pooling, "--engine", "fused")
+    assert error.startswith("engine fused runs this on no machine: ")
+    assert "MPNet" in error

@@ -441,10 +441,11 @@ def test_fp8_is_for_fused_text_encoders(
     assert "invalid choice: 'fp8'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--parity-data", "--labels"])
+@pytest.mark.parametrize("option", ["--parity-data", "--labels", "--tokenizer"])
 def test_a_file_that_is_not_there_is_noticed_at_once(
     refuse: Callable[..., str], digits: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     monkeypatch.setattr(packaging, "inputs_digest", lambda *_: pytest.fail("the weights were read first"))
-    error = refuse("image-classifier", "--weights", digits, option, digits / "nowhere", "--name", "digits")
+    command = "text-encoder" if option == "--tokenizer" else "image-classifier"
+    error = refuse(command, "--weights", digits, option, digits / "nowhere", "--name", "digits")
     assert error.startswith(f"{option} {digits / 'nowhere'}: there is no such file or folder")

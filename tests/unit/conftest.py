@@ -202,6 +202,11 @@ class InterpretedKernels:
     def __init__(self, module: ModuleType, process: ProcessPoolExecutor) -> None:
         self.module, self.process = module, process
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("module", "process"):
+            raise AttributeError(f"{name} would be set here, and is read in another process")
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.module, name)
         if not callable(found):

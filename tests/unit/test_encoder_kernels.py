@@ -102,13 +102,14 @@ def test_attention(kernels: Any, lengths: tuple[int, ...], size: int, dtype: tor
     assert_close(found[: sum(lengths)], wanted[: sum(lengths)], dtype)
 
 
-def test_attention_where_programs_take_several_tiles(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """71 tokens in 40 sequences: 42 tiles, and two programs a head."""
-    monkeypatch.setattr(kernels, "LEAST_TILES", 1)
+@pytest.mark.parametrize("programs", [1, 2, 41, 42])
+def test_attention_where_programs_take_several_tiles(kernels: Any, programs: int) -> None:
+    """71 tokens in 40 sequences: 42 tiles."""
     lengths = (30, *[1] * 37, 2, 2)
     qkv, offsets = random(71, 3 * 64), offsets_of(lengths)
     tiles, _ = kernels.lay_out(offsets, few_ids(lengths), 0, -1)
-    found = kernels.attention(qkv, tiles, 2, 32**-0.5)
+    assert len(tiles) == 42
+    found = kernels.attention(qkv, tiles, 2, 32**-0.5, None, programs)
     assert_close(found, TWIN.attention(qkv, Segments(offsets, lengths), 2, 32**-0.5), torch.float32)
 
 

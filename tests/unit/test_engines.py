@@ -114,6 +114,15 @@ def test_auto_says_which_engine_it_left_out(
     assert "engine plugged left out: no plan lies in the archive" in caplog.text
 
 
+def test_what_auto_adds_leaves_the_rest_of_the_engine_alone(
+    waiting: Any, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = Engine(lambda images: images, {"library": "x"}, pads=False)
+    monkeypatch.setattr(engines, "load", lambda name, spec: packed)
+    _, engine = engines.load_chosen("auto", spec_of(folder=digits_folder))
+    assert (engine.run, engine.pads, engine.details["library"]) == (packed.run, False, "x")
+
+
 def test_what_was_asked_for_or_objects_is_not_left_out(waiting: Any, digits_folder: Path) -> None:
     assert engines.load_chosen("plugged", spec_of(folder=digits_folder))[0] == "plugged"
     assert "leftOut" not in engines.load_chosen("torch_eager", spec_of(folder=digits_folder))[1].details

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,7 +93,50 @@ def test_grouped_convolutions_go_to_cudnn_with_their_groups_and_never_to_triton(
     for operations in (cudnn.CudnnOperations(), cudnn.TritonOperations()):
         operations.relu(torch.zeros(1, 64, 4, 4), conv)
         operations.add_relu(torch.zeros(1, 64, 4, 4), conv, torch.zeros(1, 64, 4, 4))
-    assert asked == [2, 2, 2, 2]
+        shortcut = Convolution(torch.zeros(64, 32, 1, 1), torch.zeros(64), 1, 0)
+        operations.project_relu(torch.zeros(1, 64, 4, 4), conv, torch.zeros(1, 32, 4, 4), shortcut)
+    assert asked == [2, 2, 2, 2, 2, 2]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's fused call, as PyTorch computes it."""
+
+    def add_relu(
+        images: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor, alpha: float, bias: torch.Tensor,
+        stride: list[int], padding: list[int], dilation: list[int], groups: int,
+    ) -> torch.Tensor:  # fmt: skip
+        return TorchOperations().add_relu(images, Convolution(weight, bias, stride[0], padding[0], groups), residual)
+
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
+
+
+def seeded(*shape: int, seed: int) -> torch.Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("operations", [cudnn.CudnnOperations(), cudnn.TritonOperations()])
+@pytest.mark.parametrize(("side", "stride"), [(6, 1), (6, 2), (7, 2)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_block_that_changes_its_size_is_both_convolutions(
+    operations: Any, monkeypatch: pytest.MonkeyPatch, side: int, stride: int, kernel: int
+) -> None:
+    """Basic blocks, which end in a 3x3 convolution, go to cuDNN; what ends in 1x1 to Triton, where that is there."""
+    twin = SimpleNamespace(
+        pointwise_fits=lambda images, weight: weight.shape[2:] == (1, 1),
+        project=lambda images, weight, bias, source, projection, stride: TorchOperations().project_relu(
+            images, Convolution(weight, bias, 1, 0), source, Convolution(projection, bias * 0, stride, 0)
+        ),
+    )
+    monkeypatch.setattr(cudnn, "kernels", lambda: twin)
+    conv = Convolution(seeded(16, 8, kernel, kernel, seed=1), seeded(16, seed=2), 1, kernel // 2)
+    shortcut = Convolution(seeded(16, 4, 1, 1, seed=3), torch.zeros(16), stride, 0)
+    images = seeded(2, 8, -(-side // stride), -(-side // stride), seed=4)
+    source = seeded(2, 4, side, side, seed=5)
+    found = operations.project_relu(images, conv, source, shortcut)
+    torch.testing.assert_close(found, TorchOperations().project_relu(images, conv, source, shortcut))
 
 
 def test_folding_leaves_the_model_alone() -> None:

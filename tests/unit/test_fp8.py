@@ -102,9 +102,9 @@ def test_refusals(hidden: torch.Tensor) -> None:
 
 def assert_rounded_alike(found: torch.Tensor, wanted: torch.Tensor) -> None:
     """Triton's interpreter drops the carry where rounding to e4m3 reaches the next power of two: some percent."""
-    same = found.float() == wanted.float()
-    assert same.float().mean() > 0.93
-    assert (found.float() * wanted.float() >= 0).all()
+    assert (found.float() == wanted.float()).float().mean() > 0.93
+    found, wanted = found.float(), wanted.float()
+    assert ((found - wanted).abs() <= 0.51 * torch.maximum(found.abs(), wanted.abs()) + 0.02).all()
 
 
 @pytest.mark.parametrize("activation", ["", "gelu", "relu"])

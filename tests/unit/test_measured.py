@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from handlers import engines
 from handlers.engines import Engine, EngineSpec, measured
@@ -62,8 +67,14 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def table_of(spec: EngineSpec) -> Path:
-    (path,) = spec.plan_cache.glob(f"measured-*/{measured.FILE}")
+    (path,) = spec.plan_cache.glob("measured-*.json")
     return path
+
+
+def when(spec: EngineSpec, candidates: list[str] = CANDIDATES) -> object:
+    """ "here" or "earlier": when what serves was measured."""
+    found: Any = measured.load_fastest(spec, candidates)[1].details["measured"]
+    return found["when"]
 
 
 def test_each_bucket_gets_the_fastest_and_later_loads_measure_nothing(spec: EngineSpec, timed: list[int]) -> None:
@@ -81,25 +92,47 @@ def test_each_bucket_gets_the_fastest_and_later_loads_measure_nothing(spec: Engi
     assert torch.equal(again.run(images), engine.run(images))
 
 
-@pytest.mark.parametrize("changed", ["batch size", "weights", "candidates", "code"])
-def test_other_conditions_are_measured_anew(
-    spec: EngineSpec, timed: list[int], monkeypatch: pytest.MonkeyPatch, changed: str
+CHANGES: dict[str, dict[str, Any]] = {
+    "batch size": {"batch_size": 1},
+    "plan buckets": {"buckets": (1, 4)},
+    "precision": {"precision": "bf16"},
+    "image size": {"image_size": 64},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_another_spec_is_measured_anew(spec: EngineSpec, timed: list[int], changes: dict[str, Any]) -> None:
+    measured.load_fastest(spec, CANDIDATES)
+    assert when(dataclasses.replace(spec, **changes)) == "here"
+    assert when(spec) == "earlier"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.onnx", "plan/model.json"])
+def test_another_file_is_measured_anew(spec: EngineSpec, timed: list[int], name: str) -> None:
+    (spec.model_dir / "plan").mkdir()
+    (spec.model_dir / "plan" / "model.json").write_text("{}", encoding="utf-8")
+    measured.load_fastest(spec, CANDIDATES)
+    path = spec.model_dir / name
+    if name == "model.safetensors":
+        save_file({key: value * 1.0001 for key, value in load_file(path).items()}, path, {"format": "pt"})
+    else:
+        path.write_text((path.read_text(encoding="utf-8") if path.exists() else "") + "\n", encoding="utf-8")
+    assert when(spec) == "here"
+
+
+@pytest.mark.parametrize("name", ["gpu_name", "_version", "_source_digest"])
+def test_another_machine_or_code_is_measured_anew(
+    spec: EngineSpec, timed: list[int], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     measured.load_fastest(spec, CANDIDATES)
-    before, candidates = len(timed), CANDIDATES
-    if changed == "batch size":
-        spec = dataclasses.replace(spec, batch_size=1)
-    elif changed == "weights":
-        from safetensors.torch import load_file, save_file
+    monkeypatch.setattr(measured, name, lambda *_: "another")
+    assert when(spec) == "here"
+    monkeypatch.undo()
 
-        path = spec.model_dir / "model.safetensors"
-        save_file({name: value * 1.0001 for name, value in load_file(path).items()}, path, {"format": "pt"})
-    elif changed == "candidates":
-        candidates = ["torch_eager"]
-    else:
-        monkeypatch.setattr(measured, "_source_digest", lambda: "other code")
-    assert measured.load_fastest(spec, candidates)[1].details["measured"]["when"] == "here"  # type: ignore[index]
-    assert len(timed) > before
+
+def test_other_candidates_are_measured_anew(spec: EngineSpec, timed: list[int]) -> None:
+    measured.load_fastest(spec, CANDIDATES)
+    assert when(spec, ["torch_eager"]) == "here"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"milliseconds": {"1": {"torch_eager": 1}}}'])
@@ -111,34 +144,83 @@ def test_a_broken_table_is_measured_anew(
     path.write_text(content, encoding="utf-8")
     assert measured.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
     assert len(timed) == 12
-    assert "is no table of times" in caplog.text
+    assert f"measuring again, for {path} does not serve" in caplog.text
     assert json.loads(path.read_text(encoding="utf-8"))["servedBy"]["1"] == "torch_eager"
 
 
-def test_an_engine_that_no_longer_loads_is_dropped(
-    spec: EngineSpec, timed: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("earlier", [False, True], ids=["at first", "later"])
+def test_an_engine_that_fails_to_load_once_is_back_the_next_time(
+    spec: EngineSpec,
+    timed: list[int],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: bool,
 ) -> None:
-    measured.load_fastest(spec, CANDIDATES)
+    if earlier:
+        measured.load_fastest(spec, CANDIDATES)
     load: Any = vars(measured)["load"]
 
-    def torn(name: str, spec: EngineSpec) -> Engine:
+    def out_of_memory(name: str, spec: EngineSpec) -> Engine:
         if name == "other":
-            raise ValueError("model.plan is torn")
+            raise torch.OutOfMemoryError("no memory is left")
         engine: Engine = load(name, spec)
         return engine
 
-    monkeypatch.setattr(measured, "load", torn)
-    name, engine = measured.load_fastest(spec, CANDIDATES)
+    with monkeypatch.context() as patch:
+        patch.setattr(measured, "load", out_of_memory)
+        name, engine = measured.load_fastest(spec, CANDIDATES)
     assert name == "torch_eager"
-    assert engine.details["measured"]["dropped"] == {"other": "ValueError: model.plan is torn"}  # type: ignore[index]
-    assert "what was measured earlier cannot be loaded: model.plan is torn" in caplog.text
+    found: Any = engine.details["measured"]
+    assert found["dropped"] == {"other": "OutOfMemoryError: no memory is left"}
+    assert "engine other dropped: OutOfMemoryError: no memory is left" in caplog.text
+    assert measured.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
 
 
-def test_where_nothing_can_be_kept_it_measures_and_says_so(
-    spec: EngineSpec, timed: list[int], caplog: pytest.LogCaptureFixture
+def test_two_at_once_measure_one_after_the_other(
+    spec: EngineSpec, timed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec.plan_cache.write_text("a file where the folder should be", encoding="utf-8")
+    """Of two models, on one GPU."""
+    busy, overlaps = threading.Lock(), []
+
+    def milliseconds(run: object, images: torch.Tensor) -> float:
+        if not busy.acquire(blocking=False):
+            overlaps.append(len(images))
+            return 1.0
+        time.sleep(0.05)
+        busy.release()
+        return 1.0
+
+    monkeypatch.setattr(measured, "milliseconds", milliseconds)
+    specs = [spec, dataclasses.replace(spec, image_size=64)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(when, specs))
+    assert found == ["here", "here"]
+    assert overlaps == []
+
+
+def test_of_two_workers_that_load_at_once_one_measures(spec: EngineSpec, timed: list[int]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(map(str, pool.map(when, [spec, spec]))) == ["earlier", "here"]
+    assert len(timed) == 6
+
+
+@pytest.mark.parametrize("broken", ["mkdir", "flock", "fsync"])
+def test_where_nothing_can_be_kept_it_measures_and_says_so(
+    spec: EngineSpec, timed: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A home that cannot be written to; one that knows no locks; a full disk."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if broken == "mkdir":
+        spec.plan_cache.write_text("a file where the folder should be", encoding="utf-8")
+    elif broken == "flock":
+        monkeypatch.setattr("fcntl.flock", fail)
+        monkeypatch.setattr("os.fsync", fail)
+    else:
+        monkeypatch.setattr("os.fsync", fail)
     for count in (1, 2):
         assert measured.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
         assert len(timed) == 6 * count
-    assert "what is measured here cannot be kept" in caplog.text
+    assert "cannot be kept" in caplog.text

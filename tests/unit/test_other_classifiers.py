@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ConvNextConfig, RegNetConfig, ViTConfig, ViTModel
 
-from archive import options, other_classifiers, recipes, timm_folders
+from archive import options, other_classifiers, package, recipes, timm_folders
 from archive.image_checkpoints import CheckpointError, read
 from handlers import networks
 from handlers.images import Preprocess
@@ -158,10 +158,11 @@ def test_a_network_of_one_size_gets_images_of_that_size(vit: Path, tmp_path: Pat
 
 def test_refuses_the_engine_of_resnets(vit: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"engine cudnn runs ResNets, .* and the network is of type vit; wanted: auto"
+        package.PackagingError,
+        match=r"cudnn runs this on no machine: it runs ResNets, .* and the network is of type vit; --engine auto",
     ):
-        job(vit, "--engine", "cudnn")
-    assert job(vit, "--engine", "tensorrt").settings.engine == "tensorrt"
+        package._refuse_unfit(job(vit, "--engine", "cudnn"), vit)
+    package._refuse_unfit(job(vit, "--engine", "tensorrt"), vit)
 
 
 def test_refuses_a_network_that_gives_something_else(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,15 +76,14 @@ def test_pointwise_refuses_what_does_not_fit(kernels: Any) -> None:
 @pytest.mark.parametrize("tile", range(5))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_project_is_both_convolutions_bias_and_relu(
-    kernels: Any, monkeypatch: pytest.MonkeyPatch, count: int, side: int, stride: int, tile: int, dtype: torch.dtype
+    kernels: Any, count: int, side: int, stride: int, tile: int, dtype: torch.dtype
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(kernels, "tile_of", lambda rows, columns, depth: kernels.TILES[tile])
     columns, out_side = 256, -(-side // stride)
     images, source = random(count, 64, out_side, out_side, dtype=dtype), random(count, 128, side, side, dtype=dtype)
     bias, zeros = random(columns, dtype=dtype, seed=2), torch.zeros(columns, dtype=dtype)
     conv = Convolution(random(columns, 64, 1, 1, dtype=dtype, seed=1) / 8, bias, 1, 0)
     shortcut = Convolution(random(columns, 128, 1, 1, dtype=dtype, seed=3) / 8, zeros, stride, 0)
-    out = kernels.project(images, conv.weight, conv.bias, source, shortcut.weight, stride)
+    out = kernels.project(images, conv.weight, conv.bias, source, shortcut.weight, stride, kernels.TILES[tile])
     assert out.is_contiguous(memory_format=torch.channels_last)
     tolerance = 1e-2 if dtype == torch.float16 else 1e-5
     torch.testing.assert_close(out, TWIN.project_relu(images, conv, source, shortcut), rtol=1e-3, atol=tolerance)
@@ -111,6 +110,8 @@ def test_project_refuses_what_does_not_fit(kernels: Any) -> None:
     weight, bias = random(32, 64, 1, 1), random(32)
     with pytest.raises(ValueError, match=r"source \(1, 64, 9, 9\), projection .* with stride 2 came"):
         kernels.project(random(1, 64, 4, 4), weight, bias, random(1, 64, 9, 9), weight, 2)
+    with pytest.raises(ValueError, match=r"images \(3, 64, 4, 4\), .* source \(1, 64, 4, 4\), .* came"):
+        kernels.project(random(3, 64, 4, 4), weight, bias, random(1, 64, 4, 4), weight, 1)
 
 
 # 7 x 9 and 2 x 5 x 5 pixels: blocks of 64 with a rest; stride 2 of odd sides ends in a window half outside.
