@@ -100,6 +100,10 @@ class ImageJob(Job):
         model.save_pretrained(folder)
         if convert.wanted(chosen.engine):
             convert.stage(model, folder, chosen.plan_buckets, chosen.preprocess.size, self.converter, self.plan_at)
+        elif self.plan_at == "packaging":
+            raise convert.ConvertError(
+                "--plan packaging goes with --engine tensorrt, or auto where TensorRT is installed"
+            )
         (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
 
     def samples(self) -> list[bytes]:

@@ -29,8 +29,9 @@ ROOT = Path(__file__).parent.parent
 ENTRIES = ("image_classifier.py", "text_encoder.py")
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "torch-model-archiver")
 CONFIG_HEADER = """\
-# Written at packaging; may be edited, here or in the archive's copy. TorchServe's own keys first: batchSize requests
-# are answered together, after at most maxBatchDelay milliseconds (1 or more: TorchServe takes 0 for 100).
+# Written at packaging; may be edited, here or in the archive's copy, which `scripts/package verify` will tell.
+# TorchServe's own keys first: batchSize requests are answered together, after at most maxBatchDelay milliseconds
+# (1 or more: TorchServe takes 0 for 100).
 # What the keys under `handler` mean, and what they may be, stands in handlers/settings.py.
 """
 
@@ -94,6 +95,7 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
     Raises PackagingError where the archive does not load, does not answer, or misses parity.
     """
     progress = Progress(total=5)
+    export_path = export_path.absolute()  # the probe changes its directory
     export_path.mkdir(parents=True, exist_ok=True)
     # On the same file system as the model store, so that the last step is one rename.
     with tempfile.TemporaryDirectory(prefix=".packaging-", dir=export_path) as private:

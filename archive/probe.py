@@ -121,7 +121,7 @@ def _check_origin(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    archive, job_file, results = map(Path, sys.argv[1:4])
-    sys.path.insert(0, str(archive.resolve()))
+    archive, job_file, results = (Path(argument).resolve() for argument in sys.argv[1:4])
+    sys.path.insert(0, str(archive))
     os.chdir(archive)
-    main(archive.resolve(), json.loads(job_file.read_text(encoding="utf-8")), results)
+    main(archive, json.loads(job_file.read_text(encoding="utf-8")), results)

@@ -221,7 +221,9 @@ def _shared(chosen: argparse.Namespace) -> dict[str, Any]:
     kind = "image-classifier" if hasattr(chosen, "labels") else "text-encoder"
     known = ("auto", *engines.names(kind))
     if chosen.engine not in known:
-        raise CheckpointError(f"no engine {chosen.engine!r} runs a {kind}; known: {', '.join(known)}")
+        raise CheckpointError(
+            f"there is no engine {chosen.engine!r} for a model of kind {kind}; known: {', '.join(known)}"
+        )
     if chosen.precision == "fp8" and chosen.engine not in ("auto", "fused"):
         raise CheckpointError(
             f"--precision fp8 is for --engine fused (or auto), and the engine is {chosen.engine}; --precision auto "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from handlers import engines, placement, settings
 from handlers.engines import Engine, EngineSpec
@@ -42,6 +43,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     Logs the choice once. Raises ValueError (SettingsError among them) with the way out.
     """
     started = time.monotonic()
+    disable_progress_bar()  # transformers': a log is no terminal
     folder = Path(context.system_properties["model_dir"])
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))

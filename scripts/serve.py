@@ -45,11 +45,13 @@ def main() -> int:
         "--ts-config", type=Path, default=CONFIG, metavar="FILE", help="for other ports, say (default: %(default)s)"
     )
     chosen = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs are started with SIGINT ignored
+    # A shell starts background jobs with SIGINT ignored; a terminal that closes sends SIGHUP.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     models = [f"{name}={name}.mar" for name in (DIGITS, SENTENCES)]
     server = Server(ROOT, chosen.ts_config.resolve(), MODEL_STORE, models)
     try:
+        server.check()
         _package()
         started = time.monotonic()
         print("starting TorchServe (its output: logs/console.log)", flush=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import re
@@ -126,16 +127,18 @@ class Client:
         answer = self.manage("PUT", f"/models/{model}", {"min_worker": workers, "max_worker": workers})
         if answer.status not in (200, 202):
             raise ServerError(f"scaling {model} was refused: {answer.status} {answer.json().get('message', '')}")
+        log = self.folder / "logs" / "model_log.log"
+        known = log.stat().st_size if log.is_file() else 0
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
+            if errors := load_errors(_read_from(log, known), model):
+                raise ServerError(f"a worker of {model} cannot load: {errors[-1]} (all of it: {log})")
             states = [worker["status"] for worker in self.describe(model)["workers"]]
             tell(f"{model}: {states.count('READY')} of {workers} workers ready (was {len(before['workers'])})")
             if len(states) == workers and all(state == "READY" for state in states):
                 return
             time.sleep(0.3)
-        raise ServerError(
-            f"{model} did not reach {workers} ready workers in {timeout_s:.0f} s; see logs/model_log.log"
-        )
+        raise ServerError(f"{model} did not reach {workers} ready workers in {timeout_s:.0f} s; see {log}")
 
     def metrics(self) -> str:
         """The Prometheus text of the metrics port."""
@@ -165,6 +168,7 @@ class Server:
     model_store: Path
     models: Sequence[str]
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
 
     @property
     def config(self) -> dict[str, str]:
@@ -178,16 +182,22 @@ class Server:
     def log(self) -> Path:
         return self.folder / "logs" / "console.log"
 
-    def start(self) -> None:
-        """Start TorchServe in the background; its output goes to logs/console.log.
-
-        Raises ServerError where no Java is fit or a port is taken.
-        """
+    def check(self) -> str:
+        """The Java to start with. Raises ServerError where none is fit, or a port is taken."""
         java_home = find_java_home()
         for key in ("inference_address", "management_address", "metrics_address"):
             _check_free(self.config[key], self.config_file)
-        (self.folder / "key_file.json").unlink(missing_ok=True)
+        return java_home
+
+    def start(self) -> None:
+        """Start TorchServe in the background; its output goes to logs/console.log.
+
+        Raises ServerError where `check` does, and where another Server runs in this folder.
+        """
+        java_home = self.check()
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        _hold(self.log.parent / ".lock", self.held)  # they would take each other's tokens and log
+        (self.folder / "key_file.json").unlink(missing_ok=True)
         # TorchServe keeps its pid file, sockets and unpacked models there; one server a folder.
         self.temporary = tempfile.mkdtemp(prefix="torchserve-")
         environment = {
@@ -244,6 +254,7 @@ class Server:
         self.process = None
         (self.folder / "key_file.json").unlink(missing_ok=True)
         shutil.rmtree(self.temporary, ignore_errors=True)
+        self.held.close()
 
     def tail(self, lines: int = 25) -> str:
         """The end of the server's output."""
@@ -253,10 +264,25 @@ class Server:
     def load_failure(self) -> str:
         """What a worker's handler raised while loading, if one did."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
-        if "Load model failed" not in text and "Backend worker process died" not in text:
-            return ""
-        errors = re.findall(r"MODEL_LOG - (\w*(?:Error|Exception)\b.*)", text)
+        errors = load_errors(text)
         return "\n".join([*errors[-3:], f"(all of it: {self.log})"]) if errors else ""
+
+
+def load_errors(log: str, model: str = "") -> list[str]:
+    """What handlers (of one model) raised when their worker died while loading, of a log's text, oldest first."""
+    lines = [line for line in log.splitlines() if f"-{model}_" in line] if model else log.splitlines()
+    if not any("Load model failed" in line or "Backend worker process died" in line for line in lines):
+        return []
+    return re.findall(r"MODEL_LOG - (\w*(?:Error|Exception)\b.*)", "\n".join(lines))
+
+
+def _read_from(path: Path, offset: int) -> str:
+    """The rest of a log; nothing where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read().decode(errors="replace")
 
 
 def request(
@@ -352,6 +378,16 @@ def _group_lives(group: int) -> bool:
             if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return True
     return False
+
+
+def _hold(lock: Path, held: contextlib.ExitStack) -> None:
+    """Lock a file until `held` is closed, or the process ends. Raises ServerError where somebody else has it."""
+    file = held.enter_context(lock.open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        raise ServerError(f"another server runs in {lock.parent.parent}; stop it, or start this in a clone") from None
 
 
 def _bearer(token: str) -> dict[str, str]:

@@ -561,3 +561,17 @@ def test_an_encoder_that_cannot_be_fused_is_refused(packaging_error: Callable[..
     error = packaging_error("text-encoder", "--weights", folder, *pooling, "--engine", "fused")
     assert error.startswith("engine fused runs this on no machine: ")
     assert "MPNet" in error
+
+
+def test_the_model_store_may_be_a_relative_folder(
+    digits: Path, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is by default; where temporary folders have relative names, up to Python 3.11, as well."""
+    monkeypatch.chdir(tmp_path)
+    package("image-classifier", "--weights", digits, "--parity-data", digits / "samples", "--precision", "fp32")
+    assert contents.verify(tmp_path / "model_store" / "digits.mar")
+
+
+def test_a_plan_that_nobody_would_build_is_refused(packaging_error: Callable[..., str], digits: Path) -> None:
+    error = packaging_error("image-classifier", "--weights", digits, "--engine", "torch_eager", "--plan", "packaging")
+    assert error.startswith("--plan packaging goes with --engine tensorrt")

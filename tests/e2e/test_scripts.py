@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from torchserve import ROOT, Client, Server
+from torchserve import ROOT, Client, Server, load_errors
 
 pytestmark = pytest.mark.e2e
 
@@ -34,7 +35,9 @@ def test_scale_and_token(server: Server, client: Client) -> None:
     assert "nobody" in unknown.stderr
 
 
-def test_serve_checks_serves_and_leaves_nothing_behind(tmp_path: Path, other_config: Path) -> None:
+def test_serve_checks_serves_and_leaves_nothing_behind(
+    tmp_path: Path, other_config: Path, config_maker: Callable[[Path], Path]
+) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--ts-config", str(other_config)]
     checked = subprocess.run([*command, "--check"], capture_output=True, text=True, timeout=300, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -50,9 +53,27 @@ def test_serve_checks_serves_and_leaves_nothing_behind(tmp_path: Path, other_con
                 time.sleep(0.2)
             children = psutil.Process(serving.pid).children(recursive=True)
             assert len(children) >= 3  # TorchServe's wrapper, its Java, and its workers
+            second = [*command[:-1], str(config_maker(tmp_path / "second.properties"))]
+            refused = subprocess.run(second, capture_output=True, text=True, timeout=120, check=False)
+            assert refused.returncode == 1
+            assert f"another server runs in {ROOT}" in refused.stderr
+            assert (ROOT / "key_file.json").is_file()
             os.kill(serving.pid, signal.SIGINT)
-            assert serving.wait(timeout=60) == 0
+            assert serving.wait(timeout=120) == 0
         finally:
             serving.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def test_of_a_log_it_reads_what_kept_a_model_from_loading() -> None:
+    """Of that model alone, and of no request that failed."""
+    lines = [
+        "2026-11-24T14:33:41,670 [INFO ] W-9002-{}_1.0-stdout MODEL_LOG - Backend worker process died.",
+        "2026-11-24T14:33:41,672 [INFO ] W-9002-{}_1.0-stdout MODEL_LOG - Traceback (most recent call last):",
+        "2026-11-24T14:33:41,672 [INFO ] W-9002-{}_1.0-stdout MODEL_LOG - ValueError: PyTorch sees no GPU",
+    ]
+    log = "\n".join(line.format("one") for line in lines)
+    assert load_errors(log) == load_errors(log, "one") == ["ValueError: PyTorch sees no GPU"]
+    assert load_errors(log, "other") == []
+    assert load_errors("\n".join(log.splitlines()[1:]), "one") == []
