@@ -55,7 +55,8 @@ def device_name(device: torch.device) -> str:
     """The device with its maker's name: "cuda:0 (NVIDIA H200)"."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({_cpu_name()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"cpu ({_cpu_name()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def cpu_threads(asked: int, workers: int) -> int:

@@ -17,9 +17,11 @@ def main() -> int:
         epilog="Two workers a GPU let one decode while the other computes. 0 keeps the model registered, but idle. "
         "Scaling down ends workers at once: a request that one is busy with gets a 500.",
     )
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("workers", metavar="WORKERS", type=int)
-    parser.add_argument("--timeout", type=float, default=600, metavar="S", help="(default: %(default)s)")
+    parser.add_argument("name", metavar="NAME", help="of the model, as it is registered")
+    parser.add_argument("workers", metavar="WORKERS", type=int, help="0 or more")
+    parser.add_argument(
+        "--timeout", type=float, default=600, metavar="S", help="seconds to wait for them (default: %(default)s)"
+    )
     add_server(parser)
     chosen = parser.parse_args()
     if chosen.workers < 0:

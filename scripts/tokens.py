@@ -13,9 +13,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/token",
         description="Print a valid token for a running TorchServe; one that has expired is renewed first.",
-        epilog='curl -H "Authorization: Bearer $(scripts/token)" -T photo.jpg http://127.0.0.1:8080/predictions/resnet101',
+        epilog="""curl -H "Authorization: Bearer $(scripts/token)" -T photo.jpg http://127.0.0.1:8080/predictions/resnet101""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kind", nargs="?", choices=("inference", "management"), default="inference")
+    parser.add_argument(
+        "kind", nargs="?", choices=("inference", "management"), default="inference", help="(default: %(default)s)"
+    )
     add_server(parser)
     chosen = parser.parse_args()
     try:

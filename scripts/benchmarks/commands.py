@@ -23,7 +23,8 @@ T = TypeVar("T")
 FIGURES = """\
 Written after every point: OUT.json (conditions, ceilings, rows, what was skipped). At the end: OUT.csv, OUT.png
 (needs matplotlib; see the command picture), and a Markdown table on the terminal. In a row:
-  share_of_matmul             TFLOP/s over those of a matmul of random 8192 x 8192 matrices in the same precision
+  share_of_matmul             TFLOP/s over those of a matmul of random 8192 x 8192 matrices (on a CPU 512 x 512) in
+                              the same precision
   share_of_memory_roofline    least time over measured time; the least time sums, layer by layer, the longer of
                               FLOPs / matmul ceiling and bytes / copy bandwidth, where {layers}
                               {reads} its output once; all else

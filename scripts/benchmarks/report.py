@@ -157,5 +157,6 @@ def _draw_or_say(out: Path, content: Document) -> None:
         draw(beside(out, "png"), content)
     except ImportError as error:
         print(
-            f"no picture: {error}. Where matplotlib is installed: scripts/bench_model picture {beside(out, 'json')}"
+            f"no picture: {error}. `pip install matplotlib` into .venv, then: "
+            f"scripts/bench_model picture {beside(out, 'json')}"
         )
