@@ -71,6 +71,12 @@ class SwappedEncoder(nn.Module):
         """Leave the vanilla modules without memory; their weights live on in the fused encoder."""
         self._vanilla[0].to_empty(device="meta")
 
+    def encode(self, hidden: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """As run_padded. Raises ValueError where the model is being trained: no gradient would pass."""
+        if self.training and hidden.requires_grad:
+            raise ValueError(f"the model is in training mode, and the fused encoder passes no gradients. {WAY_OUT}")
+        return run_padded(self.fused, hidden, valid)
+
     def vanilla(self) -> nn.Module:
         """The vanilla encoder with the weights as they are now: their type, their device."""
         encoder = self._vanilla[0]
@@ -95,7 +101,7 @@ class SwappedBert(SwappedEncoder):
         """
         refuse_settings(self.config, options)
         valid = from_transformers(attention_mask, *hidden_states.shape[:2])
-        return self.output(last_hidden_state=run_padded(self.fused, hidden_states, valid))
+        return self.output(last_hidden_state=self.encode(hidden_states, valid))
 
 
 class SwappedDistilBert(SwappedBert):
@@ -138,7 +144,7 @@ class SwappedTorch(SwappedEncoder):
         return self._run(src.transpose(0, 1), src_key_padding_mask).transpose(0, 1)
 
     def _run(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-        return run_padded(self.fused, hidden, from_padding(padding, *hidden.shape[:2]))
+        return self.encode(hidden, from_padding(padding, *hidden.shape[:2]))
 
 
 def refuse_settings(config: Any, options: dict[str, Any]) -> None:

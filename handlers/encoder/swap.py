@@ -8,8 +8,9 @@ Instances change, never classes. Supported: models of transformers with any head
 XLM-R, CamemBERT, ELECTRA, Data2Vec, ERNIE or DistilBERT; torch.nn.TransformerEncoder, alone or inside any module.
 For fairseq see handlers.encoder.fairseq.
 
-The fused encoder is for inference: it has no dropout, in training mode neither, and passes no gradients. A swapped
-model saves and loads its own state_dict; for a checkpoint in the library's layout (save_pretrained), unswap first.
+The fused encoder is for inference: it has no dropout, in training mode neither, and passes no gradients; a model in
+training mode that would need them raises ValueError when it is called. A swapped model saves and loads its own
+state_dict; for a checkpoint in the library's layout (save_pretrained), unswap first.
 """
 
 from __future__ import annotations

@@ -278,6 +278,17 @@ def test_training_mode_has_no_dropout_and_is_given_back() -> None:
     assert not torch.equal(answers(model, given)["logits"], answers(model, given)["logits"])
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_training_through_it_is_refused(family: str) -> None:
+    """Or only the head would learn, silently. Without gradients, or for inference, it runs."""
+    model, given = swap_encoder(seeded(family)).train(), inputs(None)
+    with pytest.raises(ValueError, match="in training mode, and the fused encoder passes no gradients"):
+        model(**given)
+    with torch.no_grad():
+        model(**given)
+    model.eval()(**given)
+
+
 def test_the_mode_may_change_while_swapped() -> None:
     model = seeded("bert")
     swap_encoder(model)
