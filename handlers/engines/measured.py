@@ -94,8 +94,8 @@ def _lock(spec: EngineSpec, held: contextlib.ExitStack) -> None:
     """Wait for whoever measures on this GPU: two that did it at once would measure each other."""
     try:
         held.enter_context(plans.locked(spec.plan_cache / f"gpu-{_gpu_id(spec.device)}"))
-    except OSError as error:  # a home that cannot be written to, say
-        logger.warning("what is measured here cannot be kept: %s", error)
+    except OSError as error:  # a home that cannot be written to, say, or that knows no locks
+        logger.warning("workers that load at once may measure each other, for there is no lock: %s", error)
 
 
 def _load_known(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[str, Engine] | None:
