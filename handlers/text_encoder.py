@@ -47,8 +47,9 @@ class TextEncoder(Handler[TextSettings]):
         """Token ids -> the task's answers, in order; sorted by length and cut by the token budget."""
         answers: dict[int, object] = {}
         lengths = [len(encoded.ids) for encoded, _ in inputs]
-        budget, pads = self.model.settings.token_budget, self.model.engine.pads
-        for places in texts.micro_batches(lengths, budget, pads):
+        engine = self.model.engine
+        budget = self.model.settings.token_budget or engine.token_budget
+        for places in texts.micro_batches(lengths, budget, engine.pads):
             chosen = [inputs[place] for place in places]
             outputs, batch = self.forward([encoded for encoded, _ in chosen])
             answers |= zip(places, self.task.answer(outputs, batch, chosen), strict=True)

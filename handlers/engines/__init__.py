@@ -71,11 +71,13 @@ class Engine:
         `selected` positions for fill-mask. Outputs are on the device, in the spec's dtype.
     details: what a person should know about how it runs, for the log and the model's description.
     pads: of a text encoder, whether it pads a batch's inputs to the longest, and so pays for more tokens than came.
+    token_budget: of a text encoder, tokens that it runs fastest at once, padding counted where it pads.
     """
 
     run: Callable[[Any], torch.Tensor]
     details: dict[str, object]
     pads: bool = True
+    token_budget: int = 16_384
 
 
 def names(kind: str | None = None) -> list[str]:

@@ -23,9 +23,10 @@ KINDS = ("image-classifier",)
 RANK = 10
 
 
-# Up to where Triton's kernels are faster than cuDNN's on an H200: of 1x1 convolutions pixels N*H*W, or elements that
-# they put out, N*H*W*O, and channels that they take; of 3x3 convolutions, and of the classifier, images.
-SMALL_PIXELS, SMALL_OUTPUT, DEEPEST = 3136, 1_000_000, 1024
+# Up to where Triton's kernels are faster than cuDNN's on an H200: of 1x1 convolutions the elements that they put out
+# times the square of the channels that they take, N*H*W*O*I*I, and those channels; of 3x3 convolutions, and of the
+# classifier, images.
+SMALL, DEEPEST = 106e9, 1024
 FEW_IMAGES = 2
 STEM_CHANNELS = 4  # cuDNN's kernels for 4 input channels are faster than those for 3
 
@@ -111,8 +112,7 @@ def operations() -> CudnnOperations:
 
 def _is_small(images: torch.Tensor, conv: Convolution) -> bool:
     pixels, (out, depth) = images.shape[0] * images.shape[2] * images.shape[3], conv.weight.shape[:2]
-    few = pixels <= SMALL_PIXELS or pixels * out <= SMALL_OUTPUT
-    return few and depth <= DEEPEST and conv.stride == 1 and _is_pointwise(images, conv)
+    return pixels * out * depth**2 <= SMALL and depth <= DEEPEST and conv.stride == 1 and _is_pointwise(images, conv)
 
 
 def _is_pointwise(images: torch.Tensor, conv: Convolution) -> bool:

@@ -29,6 +29,7 @@ GRAPH_TOKENS = (
 TOKENS_A_SEQUENCE = (32, 4)  # a graph has room for one sequence in so many tokens: texts as usual, or very short ones
 LEAST_SEQUENCES = 8  # that a graph has room for
 SHORT_TEXTS = 1024  # tokens up to which graphs of very short ones are captured at load as well
+TOKEN_BUDGET = 49_152  # on a GPU; BERT-Large then needs 1 GB for what passes between its layers
 
 
 def objection(spec: EngineSpec) -> str | None:
@@ -88,7 +89,7 @@ def load(spec: EngineSpec) -> Engine:
         "kernels": f"cuBLAS, and Triton {importlib.metadata.version('triton')}",
         "graphs": f"up to {GRAPH_TOKENS[-1]} tokens",
     }
-    return Engine(graphed, details, pads=False)
+    return Engine(graphed, details, pads=False, token_budget=TOKEN_BUDGET)
 
 
 def _triton(spec: EngineSpec) -> Any:

@@ -240,28 +240,32 @@ def _attention(  # type: ignore[no-untyped-def]
             width = 3 * heads * size
             row, at, step = first + tl.arange(0, tile), tl.arange(0, padded), tl.arange(0, keys_a_block)
             base = qkv + start * width + tl.program_id(0) * size
-            wide, asked = (at < size)[None, :], (row < length)[:, None]
-            query = tl.load(base + row[:, None] * width + at[None, :], mask=asked & wide, other=0.0)
+            asked = (row < length)[:, None]
+            if padded > size:
+                asked &= (at < size)[None, :]
+            query = tl.load(base + row[:, None] * width + at[None, :], mask=asked, other=0.0)
             largest = tl.full((tile,), float("-inf"), tl.float32)
             total = tl.zeros((tile,), tl.float32)
             out = tl.zeros((tile, padded), tl.float32)
             for begin in range(0, length, keys_a_block):
                 there = (begin + step) < length
-                where, inside = base + (begin + step)[:, None] * width + at[None, :], there[:, None] & wide
+                where, inside = base + (begin + step)[:, None] * width + at[None, :], there[:, None]
+                if padded > size:
+                    inside &= (at < size)[None, :]
                 keys = tl.load(where + heads * size, mask=inside, other=0.0)
-                scores = tl.where(there[None, :], tl.dot(query, keys.T) * scale, float("-inf"))
-                highest = tl.maximum(largest, tl.max(scores, 1))
-                shares = tl.exp2(scores - highest[:, None])
+                scores = tl.where(there[None, :], tl.dot(query, keys.T), float("-inf"))
+                highest = tl.maximum(largest, tl.max(scores, 1) * scale)
+                shares = tl.exp2(scores * scale - highest[:, None])
                 fade = tl.exp2(largest - highest)
                 values = tl.load(where + 2 * heads * size, mask=inside, other=0.0)
                 total = total * fade + tl.sum(shares, 1)
                 out = tl.dot(shares.to(values.dtype), values, out * fade[:, None])
                 largest = highest
             place = y + (start + row[:, None]) * (heads * size) + tl.program_id(0) * size + at[None, :]
-            out = out / total[:, None]
+            out *= (1.0 / total)[:, None]
             if quantises:
                 out = saturated(out * inverse)
-            tl.store(place, out.to(y.dtype.element_ty), mask=asked & wide)
+            tl.store(place, out.to(y.dtype.element_ty), mask=asked)
     if early:
         on_cuda.gdc_launch_dependents()
 

@@ -18,26 +18,27 @@ from triton.language.extra import cuda as on_cuda
 from handlers.kernels.launching import early
 
 BLOCK = 1024
-ROWS, COLUMNS, DEPTH, WARPS, STAGES = 64, 32, 64, 4, 5
+COLUMNS, DEPTH = 32, 64  # of the smallest tile; of a step of every one
 
 
 class Tile(NamedTuple):
-    """Of the output; from how many tiles, and how deep a sum on, it is faster on an H200 than the smaller ones."""
+    """Of the output; from how many tiles on, and for which depths of the sum, an H200 is fastest with it."""
 
     rows: int
     columns: int
     warps: int
     stages: int
     min_tiles: int = 0
-    min_depth: int = 0
+    depths: tuple[int, int] = (0, 1 << 30)
 
 
 TILES = (
-    Tile(128, 256, 8, 3, 100, 768),
+    Tile(128, 256, 8, 3, 100, (768, 1 << 30)),
     Tile(128, 128, 8, 3, 150),
+    Tile(64, 128, 4, 4, 98, (0, 512)),
     Tile(64, 128, 4, 4, 150),
-    Tile(64, 64, 4, 4, 100),
-    Tile(ROWS, COLUMNS, WARPS, STAGES),
+    Tile(64, 64, 4, 4, 98),
+    Tile(64, COLUMNS, 4, 5),
 )
 
 
@@ -130,11 +131,12 @@ def pointwise_fits(images: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def pointwise(
-    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None
-) -> torch.Tensor:
+    images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor | None,
+    tile: Tile | None = None,
+) -> torch.Tensor:  # fmt: skip
     """relu(1x1 convolution + bias (+ residual)): (N, I, H, W), (O, I, 1, 1), (O,), (N, O, H, W) -> (N, O, H, W).
 
-    All channels_last; sums in fp32. Raises ValueError where `pointwise_fits` is false.
+    All channels_last; sums in fp32. tile: None for that of `tile_of`. Raises ValueError unless `pointwise_fits`.
     """
     if not pointwise_fits(images, weight):
         raise ValueError(f"pointwise: images {tuple(images.shape)}, weight {tuple(weight.shape)} came; see the docs")
@@ -142,18 +144,20 @@ def pointwise(
     columns, rows = weight.shape[0], count * height * width
     shape = (count, columns, height, width)
     out = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
-    grid = (triton.cdiv(rows, ROWS) * (columns // COLUMNS),)
-    blocks: dict[str, Any] = {
-        "rows_a_block": ROWS, "columns_a_block": COLUMNS, "depth_a_block": DEPTH,
-        "num_warps": WARPS, "num_stages": STAGES, **early(images),
-    }  # fmt: skip
-    other = images if residual is None else residual
-    _pointwise[grid](
-        images, weight, bias, other, weight, out, rows, depth, columns,
+    tile = tile or tile_of(rows, columns, depth)
+    _pointwise[(triton.cdiv(rows, tile.rows) * (columns // tile.columns),)](
+        images, weight, bias, images if residual is None else residual, weight, out, rows, depth, columns,
         other_depth=0, pixels=1, width=1, other_pixels=1, other_width=1, stride=1,  # of a projection, which is none
-        adds=residual is not None, projects=False, **blocks,
+        adds=residual is not None, projects=False, **_blocks(tile, images),
     )  # fmt: skip
     return out
+
+
+def _blocks(tile: Tile, like: torch.Tensor) -> dict[str, Any]:
+    return {
+        "rows_a_block": tile.rows, "columns_a_block": tile.columns, "depth_a_block": DEPTH,
+        "num_warps": tile.warps, "num_stages": tile.stages, **early(like),
+    }  # fmt: skip
 
 
 def project(
@@ -181,15 +185,14 @@ def project(
     _pointwise[(triton.cdiv(rows, tile.rows) * (len(weight) // tile.columns),)](
         images, weight, bias, source, projection, out, rows, depth, len(weight),
         source.shape[1], height * width, width, source.shape[2] * source.shape[3], source.shape[3], stride,
-        adds=False, projects=True, rows_a_block=tile.rows, columns_a_block=tile.columns, depth_a_block=DEPTH,
-        num_warps=tile.warps, num_stages=tile.stages, **early(images),
+        adds=False, projects=True, **_blocks(tile, images),
     )  # fmt: skip
     return out
 
 
 def tile_of(rows: int, columns: int, depth: int) -> Tile:
-    """The first of TILES that divides the columns and is worth it, for `project`; the last always is."""
-    fitting = (tile for tile in TILES if columns % tile.columns == 0 and depth >= tile.min_depth)
+    """The first of TILES that divides the columns and is worth it; the last always is. depth: of both products."""
+    fitting = (tile for tile in TILES if columns % tile.columns == 0 and tile.depths[0] <= depth <= tile.depths[1])
     return next(tile for tile in fitting if triton.cdiv(rows, tile.rows) * columns // tile.columns >= tile.min_tiles)
 
 

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import clocks, runners
 from benchmarks.layers import Layer, encoder_layer, item_bytes
-from benchmarks.points import Point, spoken
+from benchmarks.points import Point, lengths_of, spoken
 from benchmarks.sweep import Ceilings, Row, Sweep, calls, free, rounded
 from benchmarks.texts import TextWorkload
 
@@ -23,7 +23,7 @@ def measure(sweep: Sweep, workload: TextWorkload, name: str, point: Point) -> No
     """Profile one engine at one point, into sweep.kernels. What cannot run is said and passed over."""
     try:
         engine = sweep.load(name)
-        call = calls(engine, workload.inputs(point, runners.split_name(name)[1], engine.pads))
+        call = calls(engine, workload.inputs(point, runners.split_name(name)[1], engine))
         spent = clocks.quantile(clocks.times_ms(call, sweep.device, sweep.seconds), 0.5)
         kernels = kernel_times(call, sweep.device, workload.config.num_hidden_layers)
     except Exception as error:  # whatever a library raises; the other points shall still be profiled
@@ -84,12 +84,12 @@ def _microseconds(event: Any, cuda: bool) -> float:
 
 
 def floors(workload: TextWorkload, point: Point, precision: str, ceilings: Ceilings) -> list[Row]:
-    """The least microseconds of each part of one layer, over all micro-batches, and what bounds it.
+    """The least microseconds of each part of one layer, and what bounds it.
 
     norms: both of them read and written once more, as where they are kernels of their own; in the sum they are fused.
     """
-    parts = [_parts(workload.config, lengths) for lengths in workload.micro_batches(point, False)]
-    rows = [_floor(name, [part[name] for part in parts], precision, ceilings) for name in parts[0]]
+    parts = _parts(workload.config, lengths_of(point))
+    rows = [_floor(name, part, precision, ceilings) for name, part in parts.items()]
     least = sum(row["us_per_layer"] for row in rows if row["part"] != "norms")
     return [*rows, {"part": "sum without norms", "us_per_layer": rounded(least), "bound": None}]
 
@@ -99,14 +99,12 @@ def _parts(config: Any, lengths: tuple[int, ...]) -> dict[str, Layer]:
     return {**encoder_layer(config, lengths), "norms": norms}
 
 
-def _floor(name: str, layers: list[Layer], precision: str, ceilings: Ceilings) -> Row:
+def _floor(name: str, part: Layer, precision: str, ceilings: Ceilings) -> Row:
     matmul, copy = ceilings.matmul_tflops[precision], ceilings.copy_tb_per_s
-    pairs = [layer.seconds(item_bytes(precision), matmul, copy) for layer in layers]
-    computing, moving = (sum(part) for part in zip(*pairs, strict=True))
-    least = sum(max(pair) for pair in pairs)
+    computing, moving = part.seconds(item_bytes(precision), matmul, copy)
     return {
         "part": name,
-        "us_per_layer": rounded(least * 1e6),
+        "us_per_layer": rounded(max(computing, moving) * 1e6),
         "bound": "matmul" if computing > moving else "copy",
     }
 

@@ -17,7 +17,7 @@ from archive.parity import Array
 from benchmarks import layers, runners
 from benchmarks.layers import Layer
 from benchmarks.points import Point
-from handlers.engines import DTYPES, EngineSpec
+from handlers.engines import DTYPES, Engine, EngineSpec
 from handlers.engines.tensorrt import ONNX
 from handlers.images import Batcher, Preprocess, prepare
 
@@ -40,7 +40,7 @@ class ResNetWorkload:
 
     unit = "images/s"
 
-    def inputs(self, point: Point, precision: str, pads: bool) -> list[torch.Tensor]:
+    def inputs(self, point: Point, precision: str, engine: Engine) -> list[torch.Tensor]:
         """One (batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
         places = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
         images = self.photographs[places].to(DTYPES[precision])

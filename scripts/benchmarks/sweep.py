@@ -28,8 +28,8 @@ class Workload(Protocol):
     @property
     def unit(self) -> str: ...
 
-    def inputs(self, point: Point, precision: str, pads: bool) -> Sequence[Any]:
-        """What Engine.run takes, on the device: one call after another makes the point. pads: Engine's."""
+    def inputs(self, point: Point, precision: str, engine: Engine) -> Sequence[Any]:
+        """What engine.run takes, on the device: one call after another makes the point."""
         ...
 
     def reference(self, point: Point) -> Array:
@@ -37,7 +37,7 @@ class Workload(Protocol):
         ...
 
     def layers_at(self, point: Point) -> list[Layer]:
-        """Of all the point's calls."""
+        """Of the point in one call."""
         ...
 
 
@@ -112,7 +112,7 @@ class Sweep:
 
     def _measure(self, name: str, engine: Engine, point: Point) -> Row:
         precision = runners.split_name(name)[1]
-        call = calls(engine, self.workload.inputs(point, precision, engine.pads))
+        call = calls(engine, self.workload.inputs(point, precision, engine))
         error = checked_error(torch.cat(call()), self.workload.reference(point))
         if self.device.type == "cuda":  # not before: the check above needs memory of its own
             torch.cuda.reset_peak_memory_stats(self.device)

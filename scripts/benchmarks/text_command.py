@@ -48,8 +48,9 @@ One that cannot run here is listed with its reason, and the others go on.
   half      64 sequences of 3 to 381 tokens, evenly: padded to the longest, half would be padding
   short8    8 sequences of 10 to 128 tokens, evenly
 A mix runs as the handler runs a batch: sorted by length, cut into micro-batches of at most --token-budget tokens.
-Engines that need padding pad each micro-batch to its own longest, as a careful user would, and padding counts. FLOPs,
-and so TFLOP/s, count real tokens alone, whatever an engine computes.
+Where nothing is said, fused on a GPU takes 49,152 of them, all others 16,384. Engines that need padding pad each
+micro-batch to its own longest, as a careful user would, and padding counts. FLOPs, and so TFLOP/s, count real tokens
+alone, whatever an engine computes.
 
 Before it is timed, an engine's vectors must be finite; their relative error (worst token) to transformers' own,
 eager and in fp32, stands in its row. Times are p50 and p90 of a whole point (20 runs or more, CUDA events around
@@ -83,7 +84,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         type=commands.positive,
         default=TextSettings.token_budget,
         metavar="TOKENS",
-        help="of a micro-batch of a mix (default: %(default)s, as the handler's)",
+        help="of a micro-batch of a mix (default: what each engine runs fastest, as the handler does)",
     )
     command.add_argument(
         "--kernels", type=_profiled, default=[], metavar="LIST", help="ENGINE-PRECISION:POINT, as fused-fp16:32x384"

@@ -22,7 +22,7 @@ from benchmarks.points import Point, label, lengths_of
 from handlers.encoder.fp8 import FILE, write
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import EngineSpec
+from handlers.engines import Engine, EngineSpec
 from handlers.engines.torch_eager import load_transformer
 from handlers.texts import micro_batches
 
@@ -33,7 +33,10 @@ KNOWN_SIZES = {(12, 768): "base", (24, 1024): "large"}
 
 @dataclass(frozen=True)
 class TextWorkload:
-    """config: transformers'. vectors: by point, (T, hidden) of all its tokens, transformers' eager in fp32."""
+    """config: transformers'. vectors: by point, (T, hidden) of all its tokens, transformers' eager in fp32.
+
+    token_budget: of mixes; 0 for each engine's own.
+    """
 
     model: str
     config: Any
@@ -43,17 +46,17 @@ class TextWorkload:
 
     unit = "sequences/s"
 
-    def inputs(self, point: Point, precision: str, pads: bool) -> list[TokenBatch]:
+    def inputs(self, point: Point, precision: str, engine: Engine) -> list[TokenBatch]:
         """Random token ids, the same each time; one batch, or a mix's micro-batches, the longest first."""
         seed = zlib.crc32(repr(point).encode())
-        return token_batches(self.config, self.micro_batches(point, pads), self.device, seed)
+        return token_batches(self.config, self.micro_batches(point, engine), self.device, seed)
 
-    def micro_batches(self, point: Point, pads: bool) -> list[tuple[int, ...]]:
-        """The lengths that go through the network together: a mix's as the handler cuts them for such an engine."""
+    def micro_batches(self, point: Point, engine: Engine) -> list[tuple[int, ...]]:
+        """The lengths that go through the network together: a mix's as the handler cuts them for the engine."""
         lengths = lengths_of(point)
         if point.mix is None:
             return [lengths]
-        parts = micro_batches(lengths, self.token_budget, pads)
+        parts = micro_batches(lengths, self.token_budget or engine.token_budget, engine.pads)
         return [tuple(lengths[place] for place in part) for part in parts]
 
     def reference(self, point: Point) -> Array:
@@ -61,21 +64,13 @@ class TextWorkload:
         return self.vectors[point]
 
     def layers_at(self, point: Point) -> list[Layer]:
-        """Of all micro-batches of an engine that packs; each reads the weights anew."""
-        return [
-            layer for part in self.micro_batches(point, False) for layer in layers.encoder_layers(self.config, part)
-        ]
+        """Of its real tokens, all in one call."""
+        return layers.encoder_layers(self.config, lengths_of(point))
 
     def about(self, point: Point) -> dict[str, int]:
         """A mix's size, for the conditions."""
         lengths = lengths_of(point)
-        return {
-            "sequences": len(lengths),
-            "tokens": sum(lengths),
-            "longest": max(lengths),
-            "micro_batches_padded": len(self.micro_batches(point, True)),
-            "micro_batches_packed": len(self.micro_batches(point, False)),
-        }
+        return {"sequences": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
 
 
 def token_batches(config: Any, parts: Sequence[Sequence[int]], device: torch.device, seed: int) -> list[TokenBatch]:
@@ -99,7 +94,7 @@ def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> Te
     found = TextWorkload(model_name(config), config, spec.device, token_budget, {})
     reference = runners.load("hf-eager-fp32", spec)
     for point in points:
-        outputs = [reference.run(batch).cpu() for batch in found.inputs(point, "fp32", reference.pads)]
+        outputs = [reference.run(batch).cpu() for batch in found.inputs(point, "fp32", reference)]
         vectors = torch.cat(outputs).numpy()  # (T, hidden)
         if not np.isfinite(vectors).all():
             raise ValueError(

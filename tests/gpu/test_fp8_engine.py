@@ -76,6 +76,22 @@ def test_calls_are_the_twins(operations: Any, rows: int, hidden: int, inner: int
     assert_rounded_alike(found8, wanted8)
 
 
+def test_gelu_of_every_size_is_rounded_as_the_exact_one(operations: Any) -> None:
+    """In the kernel it is computed in fp16: at most one of e4m3's steps away, and where it is negative 4e-4."""
+    bias, out_scale = torch.linspace(-10, 10, 8192, dtype=HALF, device=GPU), 0.02
+    up = fp8.Fp8Linear(torch.ones(8192, 256, dtype=HALF, device=GPU), bias, 1.0)
+    x8 = fp8.quantise(torch.zeros(700, 256, device=GPU), up.input_scale)
+    found = operations.linear_activation8(x8, up, "gelu", out_scale, HALF).float()
+    assert (found == found[0]).all()
+    wanted = fp8.quantise(torch.nn.functional.gelu(bias.float()), out_scale).float()
+    step = torch.exp2(torch.floor(torch.log2(wanted.abs().clamp(min=2**-6))) - 3)
+    assert ((found[0] - wanted).abs() <= torch.maximum(step, torch.full_like(step, 5e-4 / out_scale))).all()
+    assert (found[0] == wanted).float().mean() > 0.9
+    for size, least in ((60_000.0, 448.0), (-60_000.0, 0.0)):
+        up.bias.fill_(size)
+        assert (operations.linear_activation8(x8, up, "gelu", out_scale, HALF).float() == least).all()
+
+
 @pytest.mark.parametrize("lengths", [(9, 130, 1, 40), (128,) * 20], ids=str)
 def test_a_whole_encoder_is_as_near_fp32_as_its_twin(operations: Any, lengths: tuple[int, ...]) -> None:
     torch.manual_seed(0)

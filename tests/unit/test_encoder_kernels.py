@@ -271,6 +271,15 @@ def test_gelu_has_the_coefficients_that_the_script_fits(capsys: pytest.CaptureFi
     assert float(said.removeprefix("largest error: ")) < 1e-6
 
 
+def test_the_gelu_of_fp8_has_the_coefficients_that_the_script_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    found = re.search(r"^RATIO8 = \((.*)\)$", LINEAR.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    assert fit_gelu.main(["--degree", "4"]) == 0
+    *fitted, said = capsys.readouterr().out.splitlines()
+    assert [float(line) for line in fitted] == pytest.approx([float(one) for one in found[1].split(",")], abs=1e-7)
+    assert float(said.removeprefix("largest error: ")) < 2e-4
+
+
 def test_other_polynomials(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit_gelu.main(["--degree", "4", "--end", "6"]) == 0
     assert 1e-6 < float(capsys.readouterr().out.split()[-1]) < 1e-3

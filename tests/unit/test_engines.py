@@ -117,10 +117,11 @@ def test_auto_says_which_engine_it_left_out(
 def test_what_auto_adds_leaves_the_rest_of_the_engine_alone(
     waiting: Any, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed = Engine(lambda images: images, {"library": "x"}, pads=False)
+    packed = Engine(lambda images: images, {"library": "x"}, pads=False, token_budget=5)
     monkeypatch.setattr(engines, "load", lambda name, spec: packed)
     _, engine = engines.load_chosen("auto", spec_of(folder=digits_folder))
-    assert (engine.run, engine.pads, engine.details["library"]) == (packed.run, False, "x")
+    found = (engine.run, engine.pads, engine.token_budget, engine.details["library"])
+    assert found == (packed.run, False, 5, "x")
 
 
 def test_what_was_asked_for_or_objects_is_not_left_out(waiting: Any, digits_folder: Path) -> None:

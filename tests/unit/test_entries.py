@@ -7,6 +7,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +420,15 @@ class TestTexts:
             assert runs.sizes == [1, 4]  # of 32 tokens, and of 16, 7, 4 and 3
         for (_, answer), (_, wanted) in zip(answers, ask(minilm, rows), strict=True):
             assert answer == pytest.approx(wanted, abs=1e-5)
+
+    def test_where_no_budget_is_set_the_engine_has_one(
+        self, ask: Ask, load_handler: Callable[..., Any], minilm_folder: Path
+    ) -> None:
+        cut = load_handler(TextEncoder, minilm_folder)
+        cut.model = replace(cut.model, engine=replace(cut.model.engine, token_budget=32))
+        for runs in watch(cut):
+            ask(cut, [{"body": "word " * count} for count in (1, 30, 2, 14, 5)])
+            assert runs.sizes == [1, 4]
 
     def test_every_way_to_send_a_text(self, ask: Ask, minilm: TextEncoder) -> None:
         text = "größe \U0001f600"

@@ -98,6 +98,25 @@ def test_grouped_convolutions_go_to_cudnn_with_their_groups_and_never_to_triton(
     assert asked == [2, 2, 2, 2, 2, 2]
 
 
+# Convolutions of ResNet-101, at batches at whose sizes the faster one changes.
+@pytest.mark.parametrize(
+    ("count", "side", "depth", "out", "small"),
+    [
+        (32, 56, 64, 256, True),
+        (64, 56, 64, 256, False),
+        (8, 56, 256, 64, True),
+        (16, 14, 256, 1024, False),
+        (2, 14, 1024, 256, True),
+        (4, 14, 1024, 256, False),
+        (1, 7, 2048, 512, False),
+    ],
+)
+def test_few_and_shallow_sums_are_tritons(count: int, side: int, depth: int, out: int, small: bool) -> None:
+    images = torch.empty(count, side, side, depth, device="meta").permute(0, 3, 1, 2)
+    conv = Convolution(torch.empty(out, depth, 1, 1, device="meta"), torch.empty(out, device="meta"), 1, 0)
+    assert cudnn._is_small(images, conv) == small
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN's fused call, as PyTorch computes it."""

@@ -63,6 +63,14 @@ def test_pointwise_is_convolution_bias_residual_and_relu(
     assert (out == 0).any() == (wanted == 0).any()
 
 
+@pytest.mark.parametrize("tile", range(6))
+def test_pointwise_in_tiles_of_any_size(kernels: Any, tile: int) -> None:
+    images, residual = random(3, 64, 7, 7), random(3, 256, 7, 7, seed=3)
+    conv = Convolution(random(256, 64, 1, 1, seed=1) / 8, random(256, seed=2), 1, 0)
+    out = kernels.pointwise(images, conv.weight, conv.bias, residual, kernels.TILES[tile])
+    torch.testing.assert_close(out, TWIN.add_relu(images, conv, residual), rtol=1e-3, atol=1e-2)
+
+
 def test_pointwise_refuses_what_does_not_fit(kernels: Any) -> None:
     with pytest.raises(ValueError, match=r"images \(1, 64, 4, 4\), weight \(30, 64, 1, 1\) came"):
         kernels.pointwise(random(1, 64, 4, 4), random(30, 64, 1, 1), random(30), None)
@@ -73,7 +81,7 @@ def test_pointwise_refuses_what_does_not_fit(kernels: Any) -> None:
 
 # Odd sides under stride 2; rows with a rest, or less than a tile of any size.
 @pytest.mark.parametrize(("count", "side", "stride"), [(1, 1, 1), (1, 5, 2), (2, 9, 2), (3, 7, 1)])
-@pytest.mark.parametrize("tile", range(5))
+@pytest.mark.parametrize("tile", range(6))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_project_is_both_convolutions_bias_and_relu(
     kernels: Any, count: int, side: int, stride: int, tile: int, dtype: torch.dtype
@@ -97,6 +105,8 @@ def test_project_is_both_convolutions_bias_and_relu(
         (64 * 49, 2048, 1536, (128, 256)),
         (64 * 784, 512, 384, (128, 128)),
         (50_176, 192, 768, (64, 64)),
+        (49 * 64, 256, 64, (64, 128)),
+        (49 * 64, 256, 768, (64, 64)),
         (1, 32, 128, (64, 32)),
     ],
 )

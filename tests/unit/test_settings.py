@@ -55,7 +55,7 @@ text_settings = st.builds(
     lower_case=st.booleans(),
     top_k=st.integers(0, 99),
     max_chars=positive,
-    token_budget=st.integers(600, 10**6),
+    token_budget=st.just(0) | st.integers(600, 10**6),
     **{**common, "precision": st.sampled_from(settings.PRECISIONS)},
 )
 
@@ -133,7 +133,8 @@ def test_a_wrong_type_is_refused_by_name(kind: type[Settings], key: str, wrong: 
         (TextSettings, {"topK": -1}, "topK is -1"),
         (TextSettings, {"maxChars": 0}, "maxChars is 0"),
         (TextSettings, {"tokenBudget": 511}, "tokenBudget is 511"),  # less than one longest text
-        (TextSettings, {"maxTokens": 20_000}, "tokenBudget is 16384"),  # the same, from the other side
+        (TextSettings, {"maxTokens": 20_000, "tokenBudget": 16_384}, "tokenBudget is 16384"),  # the same
+        (TextSettings, {"tokenBudget": -1}, "tokenBudget is -1"),
         (TextSettings, {"pooling": {"modes": ["average"]}}, "modes ['average']"),
         (TextSettings, {"pooling": {"modes": []}}, "modes []"),
         (TextSettings, {"pooling": {"modes": [1]}}, "handler.pooling.modes is [1]"),
