@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from handlers import networks
-from handlers.engines.folding import FoldedResNet, Operations, TorchOperations, fold_resnet, run
+from handlers.engines.folding import FoldedResNet, Operations, TorchOperations, contiguous, fold_resnet, run
 from handlers.engines.tensorrt import INPUT, OUTPUT
 
 OPSET = 17  # the newest that TensorRT 8.6 reads
@@ -50,7 +50,7 @@ class LogitsModule(nn.Module):
 def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Operations) -> nn.Module:
     """What exporters and converters get of a classifier of handlers.networks, which is left as it is."""
     if networks.is_resnet(model.config) and model.config.hidden_act == "relu":
-        return FoldedModule(fold_resnet(model.eval(), device, dtype), operations)
+        return FoldedModule(contiguous(fold_resnet(model.eval(), device, dtype)), operations)
     return LogitsModule(copy.deepcopy(model).eval().to(device, dtype))
 
 

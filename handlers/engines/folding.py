@@ -145,6 +145,19 @@ def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedR
     )
 
 
+def contiguous(network: FoldedResNet) -> FoldedResNet:
+    """The same with (O, I, k, k) weights as PyTorch lays them out, for converters that read their memory."""
+
+    def plain(conv: Convolution) -> Convolution:
+        return dataclasses.replace(conv, weight=conv.weight.contiguous())
+
+    blocks = [
+        Block(tuple(map(plain, block.body)), None if block.shortcut is None else plain(block.shortcut))
+        for block in network.blocks
+    ]
+    return dataclasses.replace(network, stem=plain(network.stem), blocks=tuple(blocks))
+
+
 def pad_stem(network: FoldedResNet, channels: int) -> FoldedResNet:
     """The same function of images that have channels appended to the first 3: their weights are zero."""
     weight = network.stem.weight

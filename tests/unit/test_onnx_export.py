@@ -22,6 +22,7 @@ from transformers import (
 
 from archive import convert, onnx_export
 from handlers import networks
+from handlers.engines.folding import TorchOperations
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
 
@@ -127,3 +128,11 @@ def test_without_a_gpu_the_archive_gets_the_network_and_no_plan(tmp_path: Path) 
         convert.stage(model, tmp_path, (1, 8), 32, "onnx", "packaging")
     with pytest.raises(convert.ConvertError, match="at packaging only"):
         convert.stage(model, tmp_path, (8,), 32, "torch2trt", "first-load")
+
+
+def test_converters_get_weights_that_lie_as_they_read_them() -> None:
+    """TensorRT's Weights refuse others, and torch2trt hands them on as they are."""
+    model = ResNetForImageClassification.from_pretrained(DIGITS)
+    network: Any = onnx_export.module(model, torch.device("cpu"), torch.float32, TorchOperations()).network
+    convolutions = [network.stem, *(conv for block in network.blocks for conv in (*block.body, block.shortcut))]
+    assert all(conv.weight.is_contiguous() for conv in convolutions if conv is not None)
