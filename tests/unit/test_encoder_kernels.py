@@ -251,18 +251,18 @@ def test_activate(products: Any, activation: str, dtype: torch.dtype) -> None:
 
 
 def test_gelu_is_within_a_millionth_of_the_error_function(products: Any) -> None:
-    """In fp32, past both ends of where the polynomial was fitted."""
-    x = torch.linspace(-10, 10, 400_001)
+    """In fp32, far past where the polynomial was fitted."""
+    x = torch.cat([torch.linspace(-10, 10, 400_001), torch.tensor([-6e4, 6e4, -1e6, 1e6])])
     found = products.activate(x.clone(), "gelu")
     assert (found.double() - F.gelu(x.double())).abs().max() < 1e-6
 
 
 def test_gelu_has_the_coefficients_that_the_script_fits(capsys: pytest.CaptureFixture[str]) -> None:
     source = LINEAR.read_text(encoding="utf-8")
-    first, *others = re.findall(r"^    ratio = (.*)$", source, re.MULTILINE)
+    first, *others = re.findall(r"^    exponent = (.*)$", source, re.MULTILINE)
     signed = [
-        *re.findall(r"^(\S+) \* b ([+-] \S+)$", first)[0],
-        *(line.removeprefix("ratio * b ") for line in others),
+        *re.findall(r"^(\S+) \* a ([+-] \S+)$", first)[0],
+        *(line.removeprefix("exponent * a ") for line in others),
     ]
     coefficients = [float(value.replace(" ", "")) for value in signed]
     assert fit_gelu.main([]) == 0
@@ -272,20 +272,20 @@ def test_gelu_has_the_coefficients_that_the_script_fits(capsys: pytest.CaptureFi
 
 
 def test_the_gelu_of_fp8_has_the_coefficients_that_the_script_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    found = re.search(r"^RATIO8 = \((.*)\)$", LINEAR.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^EXPONENT8 = \((.*)\)$", LINEAR.read_text(encoding="utf-8"), re.MULTILINE)
     assert found
-    assert fit_gelu.main(["--degree", "4"]) == 0
+    assert fit_gelu.main(["--degree", "3"]) == 0
     *fitted, said = capsys.readouterr().out.splitlines()
     assert [float(line) for line in fitted] == pytest.approx([float(one) for one in found[1].split(",")], abs=1e-7)
-    assert float(said.removeprefix("largest error: ")) < 2e-4
+    assert float(said.removeprefix("largest error: ")) < 6e-5
 
 
 def test_other_polynomials(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit_gelu.main(["--degree", "4", "--end", "6"]) == 0
-    assert 1e-6 < float(capsys.readouterr().out.split()[-1]) < 1e-3
+    assert 5e-6 < float(capsys.readouterr().out.split()[-1]) < 1e-3
     with pytest.raises(SystemExit):
         fit_gelu.main(["--end", "20"])
-    assert "degree 8, end 20.0; wanted: 1 or more" in capsys.readouterr().err
+    assert "degree 5, end 20.0; wanted: 1 or more" in capsys.readouterr().err
 
 
 def encode(
