@@ -59,11 +59,10 @@ class Fp8Torch(TorchOperations):
         return (product + layer.bias.float() if biased else product).to(dtype)
 
     def attention8(
-        self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float,
-        query_bias: torch.Tensor | None, out_scale: float,
-    ) -> torch.Tensor:  # fmt: skip
+        self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float, out_scale: float
+    ) -> torch.Tensor:
         """(T, 3H) -> (T, H) e4m3"""
-        return quantise(self.attention(qkv, segments, heads, scale, query_bias), out_scale)
+        return quantise(self.attention(qkv, segments, heads, scale), out_scale)
 
     def linear_activation8(
         self, x: torch.Tensor, layer: Fp8Linear, activation: str, out_scale: float, dtype: torch.dtype
@@ -84,7 +83,7 @@ class Fp8Layer(nn.Module):
 
     def __init__(self, layer: FusedLayer, largest: Mapping[str, float]) -> None:
         super().__init__()
-        self.config, self.query_bias_only = layer.config, layer.query_bias_only
+        self.config = layer.config
         self.qkv = Fp8Linear(layer.qkv_weight.data, layer.qkv_bias.data, largest["qkv"])
         self.out = Fp8Linear(layer.out_weight.data, layer.out_bias.data, largest["out"])
         self.up = Fp8Linear(layer.up_weight.data, layer.up_bias.data, largest["up"])
@@ -97,10 +96,8 @@ class Fp8Layer(nn.Module):
         """(T, H) and the same in e4m3 -> both of the layer's output."""
         dtype, config = hidden.dtype, self.config
         middle, last = (Norm(norm.weight, norm.bias, config.eps) for norm in self.norms)  # type: ignore[arg-type]
-        query_bias = self.qkv.bias[: config.hidden] if self.query_bias_only else None
-        qkv = ops.linear8(hidden8, self.qkv, dtype, query_bias is None)  # (T, 3H)
-        out_scale = self.out.input_scale
-        context = ops.attention8(qkv, segments, config.heads, config.scale, query_bias, out_scale)  # (T, H) e4m3
+        qkv = ops.linear8(hidden8, self.qkv, dtype, True)  # (T, 3H)
+        context = ops.attention8(qkv, segments, config.heads, config.scale, self.out.input_scale)  # (T, H) e4m3
         summed = ops.linear8(context, self.out, dtype, False)
         hidden, hidden8 = ops.add_norm8(summed, hidden, self.out.bias, middle, self.up.input_scale)
         inner = ops.linear_activation8(hidden8, self.up, config.activation, self.down.input_scale, dtype)  # (T, I)
@@ -152,7 +149,7 @@ class Calibration(TorchOperations):
         seen = float(x.abs().max())
         self.largest[weight.data_ptr()] = max(seen, self.largest.get(weight.data_ptr(), 0.0))
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         self.note(x, weight)
         return super().linear(x, weight, bias)
 

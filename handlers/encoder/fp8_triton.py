@@ -39,10 +39,9 @@ class Fp8Triton(TritonOperations, Fp8Torch):
         return product
 
     def attention8(
-        self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float,
-        query_bias: torch.Tensor | None, out_scale: float,
-    ) -> torch.Tensor:  # fmt: skip
-        return encoder.attention(qkv, tiles_of(segments), heads, scale, query_bias, out_scale)
+        self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float, out_scale: float
+    ) -> torch.Tensor:
+        return encoder.attention(qkv, tiles_of(segments), heads, scale, out_scale)
 
     def linear_activation8(
         self, x: torch.Tensor, layer: Fp8Linear, activation: str, out_scale: float, dtype: torch.dtype

@@ -7,7 +7,6 @@ size; I: intermediate size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -84,8 +83,6 @@ class FusedLayer(nn.Module):
     output_norm_weight: nn.Parameter
     output_norm_bias: nn.Parameter
 
-    query_bias_only = False  # of the three parts of qkv_bias; see fold_attention_biases
-
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -115,9 +112,8 @@ class FusedLayer(nn.Module):
         return ops.linear_add_norm(inner, self.down_weight, self.down_bias, hidden, self.output_norm)
 
     def _attend(self, hidden: torch.Tensor, segments: Segments, ops: Operations) -> torch.Tensor:
-        query_bias = self.qkv_bias[: self.config.hidden] if self.query_bias_only else None
-        qkv = ops.linear(hidden, self.qkv_weight, self.qkv_bias if query_bias is None else None)  # (T, 3H)
-        return ops.attention(qkv, segments, self.config.heads, self.config.scale, query_bias)  # (T, H)
+        qkv = ops.linear(hidden, self.qkv_weight, self.qkv_bias)  # (T, 3H)
+        return ops.attention(qkv, segments, self.config.heads, self.config.scale)  # (T, H)
 
     def _widen(self, hidden: torch.Tensor, ops: Operations) -> torch.Tensor:
         return ops.linear_activation(hidden, self.up_weight, self.up_bias, self.config.activation)  # (T, I)
@@ -154,22 +150,6 @@ class FusedEncoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, segments, ops)
         return hidden if self.final_norm is None else ops.norm(hidden, self.final_norm)
-
-
-@torch.no_grad()
-def fold_attention_biases(encoder: FusedEncoder) -> None:
-    """Leave queries alone with a bias, which attention adds as it reads them: the product before it then has none.
-
-    A bias of the keys adds one number to all scores of a query, which softmax does not see. One of the values adds
-    itself to every context, since shares sum to 1, and goes through the output projection into its bias. The same
-    function but for rounding: fold in fp32, once. The weights that were there do not come back.
-    """
-    hidden = encoder.config.hidden
-    layers: Iterable[FusedLayer] = encoder.layers  # type: ignore[assignment]
-    for layer in layers:
-        layer.out_bias.add_(layer.out_weight @ layer.qkv_bias[2 * hidden :])
-        layer.qkv_bias[hidden:] = 0.0
-        layer.query_bias_only = True
 
 
 def _frozen(shape: tuple[int, ...]) -> nn.Parameter:

@@ -73,8 +73,8 @@ class Norm:
 class Operations(Protocol):
     """The calls that an encoder layer is made of; an implementation may fuse each as it likes."""
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """(T, K), (O, K), (O,) or None -> (T, O)"""
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """(T, K), (O, K), (O,) -> (T, O)"""
         ...
 
     def linear_activation(
@@ -99,13 +99,10 @@ class Operations(Protocol):
         """LayerNorm of each row (T, H), statistics in fp32"""
         ...
 
-    def attention(
-        self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float, query_bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def attention(self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float) -> torch.Tensor:
         """(T, 3H), the rows' queries, keys and values side by side -> (T, H).
 
-        softmax(scale * (Q + query_bias) K^T) V within each sequence and head; query_bias: (H,) or None. Rows behind
-        the last sequence are undefined.
+        softmax(scale * Q K^T) V within each sequence and head. Rows behind the last sequence are undefined.
         """
         ...
 
@@ -121,7 +118,7 @@ class Operations(Protocol):
 class TorchOperations:
     """Each call in plain PyTorch, on any device and in any precision."""
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight, bias)
 
     def linear_activation(
@@ -142,11 +139,7 @@ class TorchOperations:
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
-    def attention(
-        self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float, query_bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        if query_bias is not None:
-            qkv = qkv + F.pad(query_bias, (0, qkv.shape[1] - len(query_bias)))
+    def attention(self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float) -> torch.Tensor:
         lengths = segments.lengths or tuple(segments.cu_seqlens.diff().tolist())
         rest = len(qkv) - sum(lengths)
         parts = qkv.split([*lengths, rest])[: len(lengths)]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from handlers.encoder.fp8 import Calibration, Fp8Encoder
-from handlers.encoder.fused import FusedEncoder, fold_attention_biases
+from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.ops import Norm, Operations, Positions, Segments, TorchOperations
 from handlers.encoder.packing import TokenBatch
 from handlers.encoder.swap import fused_encoder, swap_encoder
@@ -110,9 +110,7 @@ class PackedModel(nn.Module):
         base = network.base_model
         self.embeddings = PackedEmbeddings(base.embeddings, getattr(base, "embeddings_project", None))
         swap_encoder(network)
-        encoder = fused_encoder(network)
-        fold_attention_biases(encoder)
-        self.encoder: FusedEncoder | Fp8Encoder = encoder
+        self.encoder: FusedEncoder | Fp8Encoder = fused_encoder(network)
         self.handed = _Handed(getattr(base, "pooler", None))
         self.task = task
         self.head: Any = None

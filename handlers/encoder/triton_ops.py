@@ -22,7 +22,7 @@ class TritonOperations(TorchOperations):
         self.programs = programs or torch.cuda.get_device_properties(device).multi_processor_count
         self.fused_activation = linear.has_tensor_memory_access(device)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         if len(x) <= FEW_ROWS and x.shape[1] % 64 == 0:
             return linear.linear(x, weight, bias)
         return F.linear(x, weight, bias)
@@ -51,10 +51,8 @@ class TritonOperations(TorchOperations):
     def norm(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         return encoder.add_norm(x.unsqueeze(0), None, None, norm.weight, norm.bias, norm.eps)
 
-    def attention(
-        self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float, query_bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return encoder.attention(qkv, tiles_of(segments), heads, scale, query_bias)
+    def attention(self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float) -> torch.Tensor:
+        return encoder.attention(qkv, tiles_of(segments), heads, scale)
 
     def lay_out(self, ids: torch.Tensor, segments: Segments, positions: Positions) -> tuple[Segments, torch.Tensor]:
         tiles, places = encoder.lay_out(segments.cu_seqlens, ids, positions.offset, positions.skipped)

@@ -228,9 +228,8 @@ def lay_out(
 
 @triton.jit(do_not_specialize=["count"])
 def _attention(  # type: ignore[no-untyped-def]
-    qkv, query_bias, tiles, count, y, scale, inverse, heads: tl.constexpr, size: tl.constexpr, padded: tl.constexpr,
-    tile: tl.constexpr, keys_a_block: tl.constexpr, biased: tl.constexpr, quantises: tl.constexpr,
-    early: tl.constexpr,
+    qkv, tiles, count, y, scale, inverse, heads: tl.constexpr, size: tl.constexpr, padded: tl.constexpr,
+    tile: tl.constexpr, keys_a_block: tl.constexpr, quantises: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     if early:
         on_cuda.gdc_wait()
@@ -245,9 +244,6 @@ def _attention(  # type: ignore[no-untyped-def]
             if padded > size:
                 asked &= (at < size)[None, :]
             query = tl.load(base + row[:, None] * width + at[None, :], mask=asked, other=0.0)
-            if biased:
-                bias = tl.load(query_bias + tl.program_id(0) * size + at, mask=at < size, other=0.0)
-                query = (query.to(tl.float32) + bias.to(tl.float32)[None, :]).to(query.dtype)
             largest = tl.full((tile,), float("-inf"), tl.float32)
             total = tl.zeros((tile,), tl.float32)
             out = tl.zeros((tile, padded), tl.float32)
@@ -275,13 +271,12 @@ def _attention(  # type: ignore[no-untyped-def]
 
 
 def attention(
-    qkv: torch.Tensor, tiles: torch.Tensor, heads: int, scale: float, query_bias: torch.Tensor | None = None,
-    out_scale: float | None = None, programs: int | None = None,
+    qkv: torch.Tensor, tiles: torch.Tensor, heads: int, scale: float, out_scale: float | None = None,
+    programs: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """softmax(scale * (Q + query_bias) K^T) V in each sequence and head, online (FlashAttention-2, arXiv:2307.08691).
+    """softmax(scale * Q K^T) V in each sequence and head, online (FlashAttention-2, arXiv:2307.08691).
 
-    qkv: (T, 3H), queries, keys and values side by side. query_bias: (H,), or None for zeros. tiles: of `lay_out`.
-    -> (T, H); undefined where no tile is.
+    qkv: (T, 3H), queries, keys and values side by side. tiles: of `lay_out`. -> (T, H); undefined where no tile is.
     out_scale: None, or what the result is divided by, for e4m3. programs: a head's, None for what the rows ask for.
     """
     hidden = qkv.shape[1] // 3
@@ -290,9 +285,8 @@ def attention(
     out = torch.empty((len(qkv), hidden), dtype=dtype, device=qkv.device)
     programs = programs or min(len(tiles), max(LEAST_PROGRAMS, triton.cdiv(3 * len(qkv), 2 * TILE)))
     _attention[(heads, programs)](
-        qkv, qkv if query_bias is None else query_bias, tiles, len(tiles), out,
-        scale * LOG2_E, 1.0 / (out_scale or 1.0), heads=heads, size=size,
+        qkv, tiles, len(tiles), out, scale * LOG2_E, 1.0 / (out_scale or 1.0), heads=heads, size=size,
         padded=max(16, triton.next_power_of_2(size)), tile=TILE, keys_a_block=KEYS,
-        biased=query_bias is not None, quantises=out_scale is not None, num_warps=4, num_stages=3, **early(qkv),
+        quantises=out_scale is not None, num_warps=4, num_stages=3, **early(qkv),
     )  # fmt: skip
     return out

@@ -35,7 +35,7 @@ TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.f
 def _erf_gelu(x):  # type: ignore[no-untyped-def]
     """x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), and log2 Phi(-|x|), which is nearly a parabola, as a polynomial.
 
-    Fitted for the least absolute error of the result, 6.4e-7 (scripts/fit_gelu.py). It falls for ever.
+    Fitted for the least absolute error of the result, 6.4e-7 (scripts/fit_gelu.py). It falls for ever: no end to mind.
     """
     a = tl.abs(x)
     exponent = -0.0004733093664981425 * a + 0.0070845577865839005
@@ -240,22 +240,23 @@ def _split(  # type: ignore[no-untyped-def]
 def split_linear(x: torch.Tensor, weight: torch.Tensor, splits: int) -> torch.Tensor:
     """x W^T as `splits` fp32 summands along the depth: (T, K), (O, K) -> (splits, T, O)."""
     out = torch.empty((splits, len(x), len(weight)), dtype=torch.float32, device=x.device)
-    return _few_rows(x, weight, None, out, "", x.shape[1] // splits)
+    return _few_rows(x, weight, weight, out, "", False, x.shape[1] // splits)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> torch.Tensor:
-    """activation(x W^T + b): (T, K), (O, K), (O,) or None -> (T, O), for few rows."""
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str = "") -> torch.Tensor:
+    """activation(x W^T + b): (T, K), (O, K), (O,) -> (T, O), for few rows."""
     out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
-    return _few_rows(x, weight, bias, out, activation, x.shape[1])
+    return _few_rows(x, weight, bias, out, activation, True, x.shape[1])
 
 
 def _few_rows(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, activation: str, share: int,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor,
+    activation: str, has_bias: bool, share: int,
 ) -> torch.Tensor:  # fmt: skip
     if share % 64:
         raise ValueError(f"a depth of {x.shape[1]} came, {share} a program; wanted: a multiple of 64 for each")
     # Rows and columns of a block, and its depth: the fastest for BERT-Large's shapes on an H200.
-    if out.dim() == 3:  # split along the depth
+    if not has_bias:
         columns, depth = 64, 64
     elif len(x) <= 128:
         columns, depth = 32, 128 if share % 128 == 0 else 64
@@ -265,8 +266,7 @@ def _few_rows(
     grid = (triton.cdiv(len(weight), columns), triton.cdiv(len(x), rows), x.shape[1] // share)
     options: dict[str, Any] = {"num_warps": 4, "num_stages": stages, **early(x)}
     _split[grid](
-        x, weight, weight if bias is None else bias, out, len(x), len(weight), x.shape[1], activation=activation,
-        has_bias=bias is not None, share=share, rows_a_block=rows, columns_a_block=columns, depth_a_block=depth,
-        **options,
+        x, weight, bias, out, len(x), len(weight), x.shape[1], activation=activation, has_bias=has_bias,
+        share=share, rows_a_block=rows, columns_a_block=columns, depth_a_block=depth, **options,
     )  # fmt: skip
     return out

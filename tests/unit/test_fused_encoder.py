@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from handlers.encoder.fused import EncoderConfig, FusedEncoder, fold_attention_biases
+from handlers.encoder.fused import EncoderConfig, FusedEncoder
 from handlers.encoder.ops import ACTIVATIONS, Segments, TorchOperations
 
 BASE = EncoderConfig(layers=2, hidden=24, heads=3, intermediate=40, activation="gelu", eps=1e-5)
@@ -89,19 +89,6 @@ def test_packed_sequences_follow_the_formulas(lengths: tuple[int, ...], norm_fir
     hidden = torch.randn(sum(lengths), BASE.hidden)
     wanted = torch.cat([formula(encoder, part) for part in hidden.split(lengths)])
     torch.testing.assert_close(encoder(hidden, segments(lengths)), wanted, **TOLERANCE)
-
-
-@pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
-def test_attention_needs_no_bias_but_the_queries(norm_first: bool) -> None:
-    encoder, lengths = seeded(replace(BASE, norm_first=norm_first)), (3, 9, 1)
-    hidden = torch.randn(sum(lengths), BASE.hidden)
-    wanted = torch.cat([formula(encoder, part) for part in hidden.split(lengths)])
-    for _ in range(2):  # the second time there is nothing left to fold
-        fold_attention_biases(encoder)
-        biases = encoder.layers[0].qkv_bias.view(3, BASE.hidden)  # type: ignore[operator]
-        assert biases[0].all()
-        assert not biases[1:].any()
-        torch.testing.assert_close(encoder(hidden, segments(lengths)), wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
