@@ -35,7 +35,7 @@ TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.f
 def _erf_gelu(x):  # type: ignore[no-untyped-def]
     """x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), and log2 Phi(-|x|), which is nearly a parabola, as a polynomial.
 
-    Fitted for the least absolute error of the result, 6.4e-7 (scripts/fit_gelu.py). It falls for ever: no end to mind.
+    Fitted for the least absolute error of the result, 6.4e-7 (scripts/fit_gelu.py). It falls for ever.
     """
     a = tl.abs(x)
     exponent = -0.0004733093664981425 * a + 0.0070845577865839005

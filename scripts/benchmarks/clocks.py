@@ -69,26 +69,33 @@ def matmul_tflops(device: torch.device, precision: str, seconds: float) -> float
     Raises whatever PyTorch raises where it cannot multiply fp8 here.
     """
     side = 8192 if device.type == "cuda" else 512
+    return 2 * side**3 / (product_ms(device, precision, (side, side, side), seconds) * 1e-3) / 1e12
+
+
+def product_ms(device: torch.device, precision: str, shape: tuple[int, int, int], seconds: float) -> float:
+    """Milliseconds (median) of x W^T by PyTorch alone: (T, K), (O, K), as linear layers have them. shape: (T, K, O).
+
+    Else as matmul_tflops, which is this for a square.
+    """
+    rows, depth, columns = shape
     torch.backends.cuda.matmul.allow_tf32 = False
-    left, right = (torch.randn(side, side, device=device) for _ in range(2))
-    multiply = _fp8_matmul(left, right) if precision == "fp8" else _matmul(left, right, DTYPES[precision])
-    spent = times_ms(multiply, device, seconds)
-    return 2 * side**3 / (quantile(spent, 0.5) * 1e-3) / 1e12
+    x, weight = (torch.randn(size, depth, device=device) for size in (rows, columns))
+    multiply = _fp8_product(x, weight) if precision == "fp8" else _product(x, weight, DTYPES[precision])
+    return quantile(times_ms(multiply, device, seconds), 0.5)
 
 
-def _matmul(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
-    left, right = left.to(dtype), right.to(dtype)
-    out = torch.empty_like(left)
-    return lambda: torch.mm(left, right, out=out)
+def _product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
+    x, weight = x.to(dtype), weight.to(dtype)
+    out = x.new_empty(len(x), len(weight))
+    return lambda: torch.mm(x, weight.t(), out=out)
 
 
-def _fp8_matmul(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object]:
+def _fp8_product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
     """Scaled by 1 as a whole, into fp16, summed up the fast way (in the tensor cores' own precision)."""
-    left, right = (part.to(torch.float8_e4m3fn) for part in (left, right))
-    one = torch.ones((), device=left.device)
-    # cuBLASLt wants the right side column by column.
+    x, weight = (part.to(torch.float8_e4m3fn) for part in (x, weight))
+    one = torch.ones((), device=x.device)
     return lambda: torch._scaled_mm(
-        left, right.t(), scale_a=one, scale_b=one, out_dtype=torch.float16, use_fast_accum=True
+        x, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float16, use_fast_accum=True
     )
 
 

@@ -1,4 +1,5 @@
-"""Where one point's time goes: each kernel's sum by name, beside the least that the layers could take."""
+"""Where one point's time goes: each kernel's sum by name, the least that the layers could take, and their products
+as PyTorch alone multiplies them, under the same steady load."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import clocks, runners
-from benchmarks.layers import Layer, encoder_layer, item_bytes
+from benchmarks.layers import Layer, encoder_layer, encoder_products, item_bytes
 from benchmarks.points import Point, lengths_of, spoken
 from benchmarks.sweep import Ceilings, Row, Sweep, calls, free, rounded
 from benchmarks.texts import TextWorkload
@@ -32,6 +33,7 @@ def measure(sweep: Sweep, workload: TextWorkload, name: str, point: Point) -> No
     finally:
         free(sweep.device)
     engine_name, precision = runners.split_name(name)
+    products = product_times(workload, point, precision, sweep)
     sweep.kernels.append(
         {
             "model": workload.model,
@@ -42,6 +44,7 @@ def measure(sweep: Sweep, workload: TextWorkload, name: str, point: Point) -> No
             "ms_in_kernels": rounded(sum(kernel["us"] for kernel in kernels) / 1e3),
             "kernels": kernels,
             "floors": floors(workload, point, precision, sweep.ceilings),
+            "products": products,
         }
     )
     sweep.say(table(sweep.kernels[-1]))
@@ -94,6 +97,16 @@ def floors(workload: TextWorkload, point: Point, precision: str, ceilings: Ceili
     return [*rows, {"part": "sum without norms", "us_per_layer": rounded(least), "bound": None}]
 
 
+def product_times(workload: TextWorkload, point: Point, precision: str, sweep: Sweep) -> list[Row]:
+    """Microseconds of each matrix product of one layer by itself, and of all: no bias and nothing else in it."""
+    tokens = sum(lengths_of(point))
+    shapes = {name: (tokens, *shape) for name, shape in encoder_products(workload.config).items()}
+    times = {
+        name: 1e3 * clocks.product_ms(sweep.device, precision, shape, sweep.seconds) for name, shape in shapes.items()
+    }
+    return [{"part": name, "us": rounded(spent)} for name, spent in {**times, "sum": sum(times.values())}.items()]
+
+
 def _parts(config: Any, lengths: tuple[int, ...]) -> dict[str, Layer]:
     norms = Layer(0, 2 * 2 * sum(lengths) * config.hidden_size, 0)
     return {**encoder_layer(config, lengths), "norms": norms}
@@ -110,7 +123,7 @@ def _floor(name: str, part: Layer, precision: str, ceilings: Ceilings) -> Row:
 
 
 def table(found: Row) -> str:
-    """Both lists for a person at a terminal."""
+    """All lists for a person at a terminal."""
     point = Point(found["batch"], found["length"], found["mix"])
     lines = [
         f"\n{found['engine']}-{found['precision']} {spoken(point)}: {found['ms_p50']:.3f} ms, of which "
@@ -126,5 +139,7 @@ def table(found: Row) -> str:
             f"{row['us_per_layer']:>20.2f}  {row['part']}{' (' + row['bound'] + ')' if row['bound'] else ''}"
             for row in found["floors"]
         ),
+        f"{'us/layer':>20}  product by itself",
+        *(f"{row['us']:>20.2f}  {row['part']}" for row in found["products"]),
     ]
     return "\n".join(lines)

@@ -91,20 +91,32 @@ def resnet_layers(config: Any, size: int) -> list[Layer]:
     return count(network, example, [block.layer[-1].convolution for block in blocks])
 
 
+def encoder_products(config: Any) -> dict[str, tuple[int, int]]:
+    """(depth, columns) of the matrix products of one layer of a BERT-style encoder, by name."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    return {
+        "qkv": (hidden, 3 * hidden),
+        "attention output": (hidden, hidden),
+        "feed-forward in": (hidden, inner),
+        "feed-forward out": (inner, hidden),
+    }
+
+
 def encoder_layer(config: Any, lengths: Sequence[int]) -> dict[str, Layer]:
     """The parts of one layer of a BERT-style encoder, for packed sequences of these lengths, by name."""
-    hidden, inner, tokens = config.hidden_size, config.intermediate_size, sum(lengths)
+    hidden, tokens, products = config.hidden_size, sum(lengths), encoder_products(config)
 
-    def linear(wide: int, out: int, residual: int = 0) -> Layer:
-        return Layer(2 * tokens * wide * out, tokens * (wide + out + residual), wide * out)
+    def linear(name: str, residual: int = 0) -> Layer:
+        depth, columns = products[name]
+        return Layer(2 * tokens * depth * columns, tokens * (depth + columns + residual), depth * columns)
 
     squares = sum(length * length for length in lengths)
     return {
-        "qkv": linear(hidden, 3 * hidden),
+        "qkv": linear("qkv"),
         "attention": Layer(4 * squares * hidden, 4 * tokens * hidden, 0),
-        "attention output": linear(hidden, hidden, hidden),
-        "feed-forward in": linear(hidden, inner),
-        "feed-forward out": linear(inner, hidden, hidden),
+        "attention output": linear("attention output", hidden),
+        "feed-forward in": linear("feed-forward in"),
+        "feed-forward out": linear("feed-forward out", hidden),
     }
 
 

@@ -57,8 +57,10 @@ eager and in fp32, stands in its row. Times are p50 and p90 of a whole point (20
 each) after a warm-up. fp8 is set against an fp8 matmul in all layers, though attention runs in half precision.
 
 {FIGURES_OF_TEXTS}
---kernels adds where the time of an engine at a point goes: the profiler's sums by kernel, and what each part of a
-layer would need at least. It runs after everything was timed.
+--kernels adds where the time of an engine at a point goes: the profiler's sums by kernel, what each part of a layer
+would need at least, and its matrix products by themselves, as PyTorch multiplies them under the same steady load. It
+runs after everything was timed. A GPU at its power limit clocks lower than in the first tenths of a second:
+--seconds-per-point 0.1 shows that other speed.
 """
 
 

@@ -128,7 +128,23 @@ def test_kernels_stand_beside_their_floors(content: Any) -> None:
     parts = [floor["part"] for floor in found["floors"]]
     wanted = "qkv, attention, attention output, feed-forward in, feed-forward out, norms, sum without norms"
     assert parts == wanted.split(", ")
-    assert "floor" in kernels.table(found)
+    *products, whole = found["products"]
+    assert [row["part"] for row in products] == ["qkv", "attention output", "feed-forward in", "feed-forward out"]
+    assert whole["us"] == pytest.approx(sum(row["us"] for row in products), rel=1e-4)
+    assert {"floor", "product by itself"} <= {line[22:] for line in kernels.table(found).splitlines()}
+
+
+def test_a_product_is_timed_in_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[torch.Size] = []
+
+    def once(call: Any, device: torch.device, seconds: float) -> list[float]:
+        shapes.append(call().shape)
+        return [3.0, 1.0, 2.0]
+
+    monkeypatch.setattr(clocks, "times_ms", once)
+    assert clocks.product_ms(CPU, "fp32", (5, 7, 3), 0) == 2.0
+    assert clocks.matmul_tflops(CPU, "fp32", 0) == pytest.approx(2 * 512**3 / 2e-3 / 1e12)
+    assert shapes == [(5, 3), (512, 512)]
 
 
 def test_floors_add_up_to_the_roofline() -> None:
