@@ -18,9 +18,10 @@ class ConvertError(ValueError):
     """The asked conversion cannot be done here; says what to do instead."""
 
 
-def wanted(engine: str) -> bool:
-    """Whether an archive for this engine carries ONNX: for "auto", where TensorRT is installed."""
-    return engine == "tensorrt" or (engine == "auto" and tensorrt.installed() and _onnx_installed())
+def wanted(engine: str, precision: str, device: str) -> bool:
+    """Whether an archive for these settings carries ONNX: for "auto", where TensorRT is here and may serve it."""
+    may_serve = precision in ("auto", "fp16") and device != "cpu"
+    return engine == "tensorrt" or (engine == "auto" and may_serve and tensorrt.installed() and _onnx_installed())
 
 
 def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, converter: str, plan_at: str) -> None:
@@ -28,17 +29,10 @@ def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, c
 
     Raises ConvertError; ValueError where it cannot be exported; plans.PlanError where TensorRT builds none.
     """
-    if not _onnx_installed():
-        raise ConvertError("the package onnx is not installed, which this needs: scripts/setup serve tensorrt")
+    builds = plan_at != "first-load" and tensorrt.installed() and torch.cuda.is_available()
+    _refuse(converter, plan_at, builds)
     onnx_export.export(model, folder / tensorrt.ONNX, image_size)
-    can_build = tensorrt.installed() and torch.cuda.is_available()
-    if plan_at == "packaging" and not can_build:
-        raise ConvertError(
-            "--plan packaging needs TensorRT and an NVIDIA GPU here; --plan first-load builds it later"
-        )
-    if plan_at == "first-load" or not can_build:
-        if converter == "torch2trt":
-            raise ConvertError("torch2trt converts at packaging only, and that needs TensorRT and an NVIDIA GPU here")
+    if not builds:
         return
     spec = EngineSpec(
         "image-classifier", folder, torch.device("cuda", 0), "fp16", image_size=image_size, buckets=buckets
@@ -50,13 +44,8 @@ def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, c
 def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
     """A plan by NVIDIA-AI-IOT/torch2trt, which maps each PyTorch call to a TensorRT layer; one profile only.
 
-    Raises ConvertError where torch2trt is not installed or several buckets are asked for.
+    Raises ConvertError where several buckets are asked for.
     """
-    if importlib.util.find_spec("torch2trt") is None:
-        raise ConvertError(
-            "torch2trt is not installed; it is on no registry: git clone https://github.com/NVIDIA-AI-IOT/torch2trt "
-            "&& pip install ./torch2trt. --converter onnx needs nothing beyond TensorRT"
-        )
     if len(spec.buckets) != 1:
         raise ConvertError(
             f"torch2trt makes plans of one profile; --plan-buckets {spec.buckets[-1]} asks for that one alone"
@@ -81,6 +70,23 @@ def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
             **shapes,
         )
     return bytes(converted.engine.serialize())
+
+
+def _refuse(converter: str, plan_at: str, builds: bool) -> None:
+    """Raises ConvertError, before any work is done, for what cannot be done here."""
+    if not _onnx_installed():
+        raise ConvertError("the package onnx is not installed, which this needs: scripts/setup serve tensorrt")
+    if converter == "torch2trt" and importlib.util.find_spec("torch2trt") is None:
+        raise ConvertError(
+            "torch2trt is not installed; it is on no registry: git clone https://github.com/NVIDIA-AI-IOT/torch2trt "
+            "&& pip install ./torch2trt. --converter onnx needs nothing beyond TensorRT"
+        )
+    if converter == "torch2trt" and not builds:
+        raise ConvertError("torch2trt converts at packaging only, and that needs TensorRT and an NVIDIA GPU here")
+    if plan_at == "packaging" and not builds:
+        raise ConvertError(
+            "--plan packaging needs TensorRT and an NVIDIA GPU here; --plan first-load builds it later"
+        )
 
 
 class _TraceableOperations(TorchOperations):

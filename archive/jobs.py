@@ -98,11 +98,13 @@ class ImageJob(Job):
     def stage(self, folder: Path) -> None:
         model, chosen = self.checkpoint.network(), self.settings
         model.save_pretrained(folder)
-        if convert.wanted(chosen.engine):
+        if convert.wanted(chosen.engine, chosen.precision, chosen.device):
             convert.stage(model, folder, chosen.plan_buckets, chosen.preprocess.size, self.converter, self.plan_at)
-        elif self.plan_at == "packaging":
+        elif self.plan_at == "packaging" or self.converter != "onnx":
+            asked = "--plan packaging" if self.plan_at == "packaging" else f"--converter {self.converter}"
             raise convert.ConvertError(
-                "--plan packaging goes with --engine tensorrt, or auto where TensorRT is installed"
+                f"{asked} goes with --engine tensorrt, or auto where the packages tensorrt and onnx are installed "
+                "and a GPU is to serve in fp16"
             )
         (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
 

@@ -178,13 +178,15 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
         "--converter",
         choices=("onnx", "torch2trt"),
         default="onnx",
-        help="torch2trt is a checkout: github.com/NVIDIA-AI-IOT/torch2trt (default: %(default)s)",
+        help="torch2trt is on no registry: git clone https://github.com/NVIDIA-AI-IOT/torch2trt && pip install "
+        "./torch2trt (default: %(default)s)",
     )
     plan.add_argument(
         "--plan",
         choices=("auto", "packaging", "first-load"),
         default="auto",
-        help="when the plan is built; auto: now where a GPU and TensorRT are, else at first load (default)",
+        help="when the plan is built; auto: now where a GPU and TensorRT are, else at first load (default), where "
+        "the engine auto builds none",
     )
     plan.add_argument(
         "--plan-buckets",
@@ -196,7 +198,8 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--on-mismatch",
         choices=("rebuild", "refuse"),
-        help="where the plan meets another GPU or TensorRT than it was built for (default: rebuild)",
+        help="where the plan meets another GPU or TensorRT than it was built for: build one there, or do not load; "
+        "auto takes another engine rather than build (default: rebuild)",
     )
 
 

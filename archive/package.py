@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 ENTRIES = ("image_classifier.py", "text_encoder.py")
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "torch-model-archiver")
+OPTIONAL = ("triton", "onnx", "tensorrt", "torch2trt")  # that decide what an archive holds where they are installed
+GPUS = Path("/proc/driver/nvidia/gpus")  # the driver's, a folder each
 CONFIG_HEADER = """\
 # Written at packaging; may be edited, here or in the archive's copy, which `scripts/package verify` will tell.
 # TorchServe's own keys first: batchSize requests are answered together, after at most maxBatchDelay milliseconds
@@ -71,6 +74,7 @@ def inputs_digest(options: Mapping[str, object], sources: Sequence[Path]) -> str
         "tree": {str(path.relative_to(ROOT)): digests.of_files(path) for path in tree},
         "sources": [(path.name, digests.of_files(path)) for path in files if path.is_file()],
         "versions": versions(),
+        "machine": machine(),
     }
     return f"sha256:{digests.of_text(json.dumps(record, sort_keys=True, default=str))}"
 
@@ -87,6 +91,26 @@ def up_to_date(mar: Path, inputs: str) -> str | None:
 def versions() -> dict[str, str]:
     """Versions of what an archive is made with."""
     return {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+def machine() -> dict[str, object]:
+    """What of this machine decides what is made and checked here: packages that need not be there, and GPUs."""
+    installed = {name: _version(name) for name in OPTIONAL if importlib.util.find_spec(name)}
+    models = {
+        line.partition(":")[2].strip()
+        for path in GPUS.glob("*/information")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("Model:")
+    }
+    return {"packages": installed, "gpus": sorted(models)}
+
+
+def _version(package: str) -> str:
+    """Of what can be imported; of a checkout that says none, a word for that."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object]) -> Path:
@@ -148,6 +172,8 @@ def _refuse_unfit(job: Job, stage: Path) -> None:
     precision = "fp16" if asked.precision == "auto" else asked.precision
     spec = loading.engine_spec(job.kind, stage, torch.device("cpu"), precision, asked, 1)
     why = None if asked.engine == "auto" else engines.unfit(asked.engine, spec)
+    if why is None and asked.device == "cpu" and asked.engine != "auto":
+        why = engines.objection(asked.engine, spec)
     if why:
         raise PackagingError(
             f"engine {asked.engine} runs this on no machine: {why}; --engine auto takes one that can"

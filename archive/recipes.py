@@ -24,6 +24,7 @@ IMAGENET_LABELS = Path(__file__).parent / "resnet101" / "labels.txt"
 RESPONSE_TIMEOUT_S = 120
 # Long enough for a large model from a slow disk: TorchServe gives up on a worker after this.
 STARTUP_TIMEOUT_S = 600
+STARTUP_TIMEOUT_A_BUCKET_S = 200  # of a TensorRT plan, built at first load: twice what an H200 takes
 
 
 def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob:
@@ -34,10 +35,14 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
         other_classifiers.refuse_size(checkpoint, preprocess.size)
     labels = _labels(chosen, checkpoint)
     torchserve = _torchserve(chosen, preset)
+    plan_buckets = _plan_buckets(chosen, torchserve["batchSize"])
+    if chosen.engine == "tensorrt":
+        building = STARTUP_TIMEOUT_A_BUCKET_S * len(plan_buckets)
+        torchserve["startupTimeout"] = max(torchserve["startupTimeout"], building)
     settings = ImageSettings(
         **_shared(chosen),
         preprocess=preprocess,
-        plan_buckets=_plan_buckets(chosen, torchserve["batchSize"]),
+        plan_buckets=plan_buckets,
         **_given(top_k=chosen.top_k, max_pixels=chosen.max_pixels, on_mismatch=chosen.on_mismatch),
     )
     return ImageJob(

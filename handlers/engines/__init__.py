@@ -9,6 +9,7 @@ Each engine offers (a module without KINDS is a part of others):
 - where it runs not every model of its kinds, `unfit(spec) -> str | None`: why it would run this one on no machine.
   Packaging asks that; `objection` says it as well.
 - where loading may take minutes, `ready(spec) -> bool`: whether it will not. "auto" leaves out what is not ready.
+- where another engine must not serve in its place, `refusal(spec) -> str | None`: why. "auto" raises it.
 - beside `ready`, `unready(spec) -> str | None`: why it is not, where that shall stand in the log and the details.
 """
 
@@ -95,7 +96,11 @@ def choose(asked: str, spec: EngineSpec) -> list[str]:
     """
     known = names(spec.kind)
     if asked == "auto":
-        able = [name for name in known if _module(name).objection(spec) is None and _ready(name, spec)]
+        runnable = [name for name in known if _module(name).objection(spec) is None]
+        for name in runnable:
+            if hasattr(_module(name), "refusal") and (why := _module(name).refusal(spec)):
+                raise ValueError(f"engine {name} refuses: {why}")
+        able = [name for name in runnable if _ready(name, spec)]
         by_measurement = spec.kind == "image-classifier" and spec.device.type == "cuda" and spec.precision != "fp32"
         return able if by_measurement else able[:1]
     if asked not in known:
@@ -104,6 +109,12 @@ def choose(asked: str, spec: EngineSpec) -> list[str]:
     if objection:
         raise ValueError(f"engine {asked} cannot run here: {objection}; engine: auto takes the best one that can")
     return [asked]
+
+
+def objection(name: str, spec: EngineSpec) -> str | None:
+    """Why this engine cannot run `spec` here, or None."""
+    why: str | None = _module(name).objection(spec)
+    return why
 
 
 def unfit(name: str, spec: EngineSpec) -> str | None:

@@ -94,7 +94,7 @@ def check(folder: Path, wanted: Fingerprint) -> str:
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        theirs, digest = record["fingerprint"], record["sha256"]
+        theirs, digest = dict(record["fingerprint"]), record["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise PlanError(f"{folder / RECORD} is missing or unreadable, so the plan beside it is not trusted") from None
     if different := wanted.differences(theirs):
@@ -110,7 +110,10 @@ def read(folder: Path, wanted: Fingerprint) -> bytes:
     except OSError as error:
         raise PlanError(f"{folder / PLAN} cannot be read: {error.strerror}") from None
     if hashlib.sha256(content).hexdigest() != digest:
-        raise TornPlanError(f"{folder / PLAN} is torn or was changed: its SHA-256 is not the one in {RECORD}")
+        raise TornPlanError(
+            f"{folder / PLAN} is torn or was changed: its SHA-256 is not the one in {RECORD}. "
+            "Put the archive back as it was, or package again with --force"
+        )
     return content
 
 
@@ -140,10 +143,10 @@ def obtain(archived: Path, cache: Path, wanted: Fingerprint, on_mismatch: str, b
         except PlanError as error:
             if on_mismatch == "refuse":
                 raise PlanError(
-                    f"{error}. onMismatch: rebuild in model-config.yaml builds one here; or package again on this "
-                    "machine"
+                    f"{error}. onMismatch: rebuild in model-config.yaml builds one here; or package again, with "
+                    "--force, on this machine"
                 ) from None
-            logger.warning("%s; building one here, as onMismatch says", error)
+            logger.warning("%s; one of this machine's own serves, as onMismatch says", error)
     return _cached(cache / wanted.key, wanted, build)
 
 

@@ -2,7 +2,8 @@
 
 The network is the archive's `model.onnx` in half precision, a ResNet's with BatchNorm folded; the plan travels in the
 archive or is built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it, at its
-own size: nothing is padded. Input and output are the tensors' own memory, on the current stream.
+own size: nothing is padded. It runs on the current stream and on tensors' own memory, but for one copy of a batch
+that comes channels_last: TensorRT reads the linear layout.
 
 Source: the TensorRT developer guide, "Working with Dynamic Shapes" and "Strongly Typed Networks". TensorRT 8.6
 takes the precision from a builder flag; from 10 on it comes from the network's own types. Tried on 8.6 only.
@@ -48,7 +49,7 @@ def objection(spec: EngineSpec) -> str | None:
     if why := unfit(spec):
         return why
     if not installed():
-        return "the package tensorrt is not installed (pip install tensorrt)"
+        return "the package tensorrt is not installed: pip install tensorrt, in the release that fits the driver"
     if not (spec.model_dir / ONNX).is_file():
         return f"the archive carries no {ONNX}; package it with --engine tensorrt"
     return None
@@ -76,6 +77,18 @@ def unready(spec: EngineSpec) -> str | None:
         except plans.PlanError as error:
             why = str(error) if folder == archived else why
     return f"{why}, and none that fits is in the cache; engine: tensorrt builds one, which takes minutes, once"
+
+
+def refusal(spec: EngineSpec) -> str | None:
+    """Why nothing may serve in its place: the archive's plan is for another machine, and onMismatch is refuse."""
+    archived = spec.model_dir / PLAN_FOLDER
+    if spec.on_mismatch != "refuse" or not archived.is_dir():
+        return None
+    try:
+        plans.check(archived, fingerprint(spec))
+    except plans.PlanError as error:
+        return f"{error}. onMismatch is refuse; with rebuild in model-config.yaml auto takes another engine"
+    return None
 
 
 def load(spec: EngineSpec) -> Engine:
@@ -162,8 +175,14 @@ def _timing_cache(trt: Any, config: Any, spec: EngineSpec) -> Iterator[None]:
     if cache is not None:
         config.set_timing_cache(cache, ignore_mismatch=False)
     yield
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    plans.replace(path, bytes(config.get_timing_cache().serialize()))
+    learnt = config.get_timing_cache()
+    if learnt is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        plans.replace(path, bytes(learnt.serialize()))
+    except OSError as error:  # the plan is built; the next build is merely slower
+        logger.warning("TensorRT's timings cannot be kept in %s: %s", path, error)
 
 
 @contextlib.contextmanager

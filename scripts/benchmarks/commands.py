@@ -29,7 +29,7 @@ Written after every point: OUT.json (conditions, ceilings, rows, what was skippe
                               FLOPs / matmul ceiling and bytes / copy bandwidth, where {layers}
                               {reads} its output once; all else
                               is taken as fused
-  peak_mb                     what PyTorch's allocator held at most; memory that TensorRT takes itself is not in it
+  peak_mb                     device memory that the engine and the point took, CUDA graphs and TensorRT included
 """
 
 

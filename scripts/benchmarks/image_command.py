@@ -13,7 +13,7 @@ from benchmarks.points import Point
 from handlers.engines import EngineSpec
 
 BATCHES = "1,2,4,8,16,32,64,128,256"
-COMPILE_BATCHES = "1,32,256"
+COMPILE_BATCHES = "1,64,256"
 PLAN_BUCKETS = "1,8,64"
 ENGINES = "eager-fp32,eager-fp16,compile-fp16,cudnn-fp16,tensorrt-fp16,torch2trt-fp16"
 FIGURES_OF_IMAGES = FIGURES.format(layers="each convolution reads its", reads="input, weight and residual and writes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +21,16 @@ def draw(plt: Any, content: Document) -> Any:
     axes.set(xlabel="batch", ylabel=content["unit"], title=f"{first['model']} on {first['gpu']}")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return figure
 
 
 def _draw_lines(axes: Any, content: Document) -> None:
+    batches = sorted({int(row["batch"]) for row in content["rows"]})
     for name, line in series(content["rows"]).items():
-        ordered = sorted(line, key=lambda row: int(row["batch"]))
-        heights = [row["items_per_s"] for row in ordered]
-        axes.plot([row["batch"] for row in ordered], heights, marker="o", label=name)
+        found = {int(row["batch"]): row["items_per_s"] for row in line}
+        # A batch that this engine was not timed at leaves a gap: a line across it would claim what nobody measured.
+        axes.plot(batches, [found.get(batch, math.nan) for batch in batches], marker="o", label=name)
     precision, roof = ceiling(content["rows"])
     ceilings = content["conditions"]["ceilings"]
     label = (

@@ -92,7 +92,10 @@ def stage(model_dir: Path | None, folder: Path, size: int, onnx: bool) -> Path:
     """
     if model_dir is None:
         write_random(folder, size)
-    if not onnx or importlib.util.find_spec("onnx") is None or (model_dir and (model_dir / ONNX).is_file()):
+    if not onnx or (model_dir and (model_dir / ONNX).is_file()):
+        return model_dir or folder
+    if importlib.util.find_spec("onnx") is None:
+        print("the package onnx is not installed, and TensorRT reads ONNX: scripts/setup serve tensorrt", flush=True)
         return model_dir or folder
     if model_dir is not None:
         shutil.copytree(model_dir, folder, dirs_exist_ok=True)

@@ -19,6 +19,8 @@ from handlers.engines import Engine, EngineSpec
 
 Row = dict[str, Any]
 
+REASON_LENGTH = 300  # of a library's words for why something was skipped
+
 
 class Workload(Protocol):
     """A model, what it is fed with, and what it should answer."""
@@ -64,6 +66,7 @@ class Sweep:
     skipped: list[Row] = field(default_factory=list)
     details: dict[str, dict[str, object]] = field(default_factory=dict)
     kernels: list[Row] = field(default_factory=list)
+    free_bytes: int = 0  # of the device, before the engine at hand was loaded
 
     @property
     def device(self) -> torch.device:
@@ -72,6 +75,8 @@ class Sweep:
     def run(self, name: str, points: Sequence[Point]) -> None:
         """Time one engine. What cannot run is said, kept in `skipped`, and passed over."""
         started = time.monotonic()
+        free(self.device)
+        self.free_bytes = free_bytes(self.device)
         try:
             engine = self.load(name)
         except Exception as error:  # whatever a library raises; the other engines shall still be timed
@@ -93,7 +98,8 @@ class Sweep:
 
     def skip(self, name: str, point: Point | None, error: Exception) -> None:
         """Say and keep why an engine, or one point of it, was not timed."""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = str(error).strip().partition("; engine: auto")[0]  # advice for those who serve
+        reason = " ".join((said or type(error).__name__).split())[:REASON_LENGTH]
         batch, length, mix = point or (None, None, None)
         self.skipped.append({"engine": name, "batch": batch, "length": length, "mix": mix, "reason": reason})
         self.say(f"{name}{f' {spoken(point)}' if point else ''}: SKIPPED, {reason}")
@@ -115,9 +121,12 @@ class Sweep:
         call = calls(engine, self.workload.inputs(point, precision, engine))
         error = checked_error(torch.cat(call()), self.workload.reference(point))
         if self.device.type == "cuda":  # not before: the check above needs memory of its own
-            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.empty_cache()
         spent = clocks.times_ms(call, self.device, self.seconds)
-        peak = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None
+        taken = self.free_bytes - free_bytes(
+            self.device
+        )  # what the allocator has kept is what the point needed at most
+        peak = taken / 1e6 if self.device.type == "cuda" else None
         return self._row(name, precision, point, spent) | {"peak_mb": rounded(peak), "relative_error": error}
 
     def _row(self, name: str, precision: str, point: Point, spent: Sequence[float]) -> Row:
@@ -160,6 +169,11 @@ def checked_error(outputs: torch.Tensor, reference: Array) -> float:
 def rounded(value: float | None) -> float | None:
     """To six significant digits."""
     return None if value is None else float(f"{value:.6g}")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the device's memory, for whoever asks; 0 for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def free(device: torch.device) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import re
 import shutil
 import zipfile
@@ -29,10 +30,12 @@ from transformers import (
     ViTConfig,
 )
 
-from archive import contents, digests, jobs, random_weights
+from archive import __main__ as command
+from archive import contents, digests, jobs, options, random_weights, recipes
 from archive import package as packaging
 from archive.probe import ProbeContext
 from handlers import images, networks, placement
+from handlers.engines import tensorrt
 from handlers.image_classifier import ImageClassifier
 from handlers.images import Preprocess
 
@@ -572,6 +575,59 @@ def test_the_model_store_may_be_a_relative_folder(
     assert contents.verify(tmp_path / "model_store" / "digits.mar")
 
 
-def test_a_plan_that_nobody_would_build_is_refused(packaging_error: Callable[..., str], digits: Path) -> None:
-    error = packaging_error("image-classifier", "--weights", digits, "--engine", "torch_eager", "--plan", "packaging")
-    assert error.startswith("--plan packaging goes with --engine tensorrt")
+@pytest.mark.parametrize("option", ["--plan packaging", "--converter torch2trt"])
+def test_a_plan_that_nobody_would_build_is_refused(
+    packaging_error: Callable[..., str], digits: Path, option: str
+) -> None:
+    error = packaging_error("image-classifier", "--weights", digits, "--engine", "torch_eager", *option.split())
+    assert error.startswith(f"{option} goes with --engine tensorrt")
+
+
+def test_how_to_get_torch2trt_is_said_first(packaging_error: Callable[..., str], digits: Path) -> None:
+    asked = ("--engine", "tensorrt", "--converter", "torch2trt")
+    error = packaging_error("image-classifier", "--weights", digits, *asked)
+    assert "git clone https://github.com/NVIDIA-AI-IOT/torch2trt && pip install ./torch2trt" in error
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "cudnn"])
+def test_an_engine_of_gpus_is_refused_for_a_cpu(
+    packaging_error: Callable[..., str], digits: Path, engine: str
+) -> None:
+    error = packaging_error("image-classifier", "--weights", digits, "--engine", engine, "--device", "cpu")
+    assert error.startswith(f"engine {engine} runs this on no machine: it needs an NVIDIA GPU")
+
+
+def test_torchserve_waits_as_long_as_plans_take(digits: Path) -> None:
+    timeouts = []
+    for asked in (["--engine", "tensorrt", "--plan-buckets", *"123456"], ["--engine", "tensorrt"], []):
+        chosen = options.parser().parse_args(["image-classifier", "--weights", str(digits), *asked])
+        chosen.name = "digits"
+        timeouts.append(recipes.image_job(chosen, {}).config["startupTimeout"])
+    assert timeouts == [1200, 600, 600]
+
+
+def test_another_machine_packages_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is installed later, TensorRT say, changes what an archive would hold."""
+    first = packaging.inputs_digest({}, [])
+    assert first == packaging.inputs_digest({}, [])
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 1\n")
+    monkeypatch.setattr(packaging, "GPUS", tmp_path)
+    assert packaging.machine()["gpus"] == ["NVIDIA H200"]
+    second = packaging.inputs_digest({}, [])
+    monkeypatch.setattr(packaging, "OPTIONAL", (*packaging.OPTIONAL, "pytest"))
+    assert packaging._version("a package of nobody's") == "unknown"
+    assert len({first, second, packaging.inputs_digest({}, [])}) == 3
+
+
+def test_a_build_within_a_step_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    teller = logging.getLogger("handlers.engines.tensorrt")
+    before = (teller.level, teller.propagate, teller.handlers)
+    try:
+        command._tell_of_plans()
+        with tensorrt._progress(3):
+            pass
+    finally:
+        teller.setLevel(before[0])
+        teller.propagate, teller.handlers = before[1:]
+    assert "\n        building a TensorRT plan with 3 profiles; up to about 285 s" in capsys.readouterr().out

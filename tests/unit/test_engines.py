@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,6 +147,26 @@ def test_engines_that_fail_or_miss_parity_are_dropped_and_named(
         plugin.load = lambda _, logits=logits: Engine(lambda _: logits, {})
         with pytest.raises(ValueError, match=f"no engine loads and passes parity in fp32: .*{named}"):
             measured.load_passing(spec_of(folder=digits_folder), ["plugged"], images, reference, measured.Table())
+
+
+def test_every_bucket_is_checked(plugin: Any, digits_folder: Path) -> None:
+    """One that is right for a few images and wrong for more, as kernels of its own for these may be."""
+    spec = dataclasses.replace(spec_of(folder=digits_folder), batch_size=4)
+    images = torch.randn(4, 3, 32, 32)
+    exact = engines.load("torch_eager", spec)
+    plugin.load = lambda _: Engine(lambda batch: exact.run(batch) * (2 if len(batch) > 2 else 1), {})
+    table = measured.Table()
+    names = ["plugged", "torch_eager"]
+    assert list(measured.load_passing(spec, names, images, exact.run(images), table)) == ["torch_eager"]
+    assert table.dropped["plugged"].startswith("relative error 1 against fp32")
+
+
+def test_what_refuses_keeps_auto_from_serving(plugin: Any, digits_folder: Path) -> None:
+    plugin.refusal = lambda _: "the plan is another machine's"
+    with pytest.raises(ValueError, match="engine plugged refuses: the plan is another machine's"):
+        engines.choose("auto", spec_of(folder=digits_folder))
+    plugin.OBJECTION = "no such hardware"
+    assert engines.choose("auto", spec_of(folder=digits_folder)) == ["torch_eager"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

@@ -57,7 +57,9 @@ def test_a_torn_plan_is_refused_whatever_onmismatch_says(tmp_path: Path, content
             plans.obtain(tmp_path / "plan", tmp_path / "cache", HERE, on_mismatch, never)
 
 
-@pytest.mark.parametrize("record", ["", "{", "[]", "{}", '{"fingerprint": {}}', "null"])
+@pytest.mark.parametrize(
+    "record", ["", "{", "[]", "{}", '{"fingerprint": {}}', '{"fingerprint": [], "sha256": "x"}', "null"]
+)
 def test_a_plan_without_a_readable_record_is_not_trusted(tmp_path: Path, record: str) -> None:
     plans.write(tmp_path, b"engine", HERE)
     (tmp_path / plans.RECORD).write_text(record, encoding="utf-8")
@@ -128,6 +130,59 @@ def test_with_a_plan_that_fits_it_is_ready(spec: EngineSpec, where: str) -> None
     plans.write(folder, b"engine", HERE)
     assert tensorrt.unready(spec) is None
     assert tensorrt.ready(spec)
+
+
+def test_a_plan_of_another_machine_is_refused_by_auto_as_well(spec: EngineSpec) -> None:
+    refusing = dataclasses.replace(spec, on_mismatch="refuse")
+    assert tensorrt.refusal(refusing) is None  # there is no plan
+    plans.write(spec.model_dir / "plan", b"engine", HERE)
+    assert tensorrt.refusal(refusing) is None
+    plans.write(spec.model_dir / "plan", b"engine", dataclasses.replace(HERE, gpu="NVIDIA A100"))
+    assert "gpu: plan NVIDIA A100, here NVIDIA H200. onMismatch is refuse" in str(tensorrt.refusal(refusing))
+    assert tensorrt.refusal(spec) is None
+
+
+class FakeCaches:
+    """Of TensorRT and its builder's config, what keeping its timings takes."""
+
+    __version__ = "10.0"
+
+    def __init__(self, learnt: bytes | None) -> None:
+        self.learnt, self.given = learnt, b""
+
+    def create_timing_cache(self, content: bytes) -> object:
+        self.given = content
+        return self
+
+    def set_timing_cache(self, cache: object, ignore_mismatch: bool) -> None:
+        assert cache is self
+        assert not ignore_mismatch
+
+    def get_timing_cache(self) -> FakeCaches | None:
+        return None if self.learnt is None else self
+
+    def serialize(self) -> bytes:
+        return self.learnt or b""
+
+
+def test_timings_of_one_build_are_given_to_the_next(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    first, second = FakeCaches(b"timings"), FakeCaches(None)
+    for one in (first, second):
+        with tensorrt._timing_cache(one, one, spec):
+            pass
+    assert (first.given, second.given) == (b"", b"timings")
+
+
+def test_timings_that_cannot_be_kept_cost_no_plan(
+    spec: EngineSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    spec.plan_cache.write_text("a file where the folder should be")
+    one = FakeCaches(b"timings")
+    with tensorrt._timing_cache(one, one, spec):
+        pass
+    assert "TensorRT's timings cannot be kept" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["another GPU", "no record"])
