@@ -278,6 +278,8 @@ def _stood_in(job: Job, figures: Mapping[str, parity.Figures], reasons: Mapping[
     seen, said = figures[precision], []
     if precision in reasons:
         said.append(f"{reasons[precision]} Here {seen.engine} stood in for it at the parity gate")
+    if precision == "fp8" and seen.device.startswith("cpu"):
+        said.append("fp8 was emulated at the parity gate; a GPU sums its products, and rounds GELU, less exactly")
     if asked.device == "cuda" and seen.device.startswith("cpu"):
         said.append("device cuda is not here; the parity gate ran on the CPU")
     return [f"{note}. Packaging where it can run checks what will serve" for note in said]

@@ -1,24 +1,28 @@
 """What stands in a vanilla encoder's place: called as it was called, computing packed with a FusedEncoder inside.
 
-Outputs at masked positions are zeros, where vanilla encoders have values that mean nothing; a sequence without a
-valid token comes out as zeros. N: sequences; S: the length they are padded to; H: hidden size.
+Outputs at masked positions are zeros, where vanilla encoders have values that mean nothing; but in models of
+transformers not at a sequence's first position, which poolers and heads read whether it is masked or not. A sequence
+without a valid token comes out as zeros. N: sequences; S: the length they are padded to; H: hidden size.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
 from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.layouts import Layout
 from handlers.encoder.masks import from_padding, from_transformers
-from handlers.encoder.ops import Positions, Segments
-from handlers.encoder.weights import vanilla_state
+from handlers.encoder.ops import Operations, Positions, Segments, TorchOperations
+from handlers.encoder.weights import fused_state, vanilla_state
 
 # With another one, transformers may pass no mask at all, and padding would be attended to.
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -27,6 +31,7 @@ NOT_TAKEN = (
     *("encoder_hidden_states", "encoder_attention_mask", "past_key_values", "is_causal"),
     *("cu_seq_lens_q", "cu_seq_lens_k"),
 )
+HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 WAY_OUT = "unswap_encoder(model) takes the vanilla encoder back"
 
 
@@ -37,8 +42,13 @@ def segments_of(lengths: Iterable[int], device: torch.device) -> Segments:
     return Segments(offsets, filled)
 
 
-def run_padded(encoder: FusedEncoder, hidden: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """(N, S, H), with valid (N, S) bool or None for all -> (N, S, H), zeros where not valid."""
+def run_padded(
+    encoder: FusedEncoder, hidden: torch.Tensor, valid: torch.Tensor | None, first_too: bool = False
+) -> torch.Tensor:
+    """(N, S, H), with valid (N, S) bool or None for all -> (N, S, H), zeros where not valid.
+
+    first_too: the first position's output is asked for, valid or not.
+    """
     rows, length, _ = hidden.shape
     flat = hidden.flatten(0, 1)  # (N*S, H)
     if valid is None:
@@ -47,24 +57,71 @@ def run_padded(encoder: FusedEncoder, hidden: torch.Tensor, valid: torch.Tensor 
         lengths, places = valid.sum(dim=1).tolist(), valid.flatten().nonzero().squeeze(1)  # (T,)
     if not len(places):
         return torch.zeros_like(hidden)
-    segments = segments_of(lengths, hidden.device)
+    segments, ops = segments_of(lengths, hidden.device), operations_for(encoder, hidden)
     # Embeddings are behind us: of the layout only what attention needs.
-    segments, _ = encoder.operations.lay_out(places, segments, Positions())
-    packed: torch.Tensor = encoder(flat[places], segments)  # (T, H); a copy, for the encoder may overwrite it
-    return packed.new_zeros(flat.shape).index_copy_(0, places, packed).view(hidden.shape)
+    segments, _ = ops.lay_out(places, segments, Positions())
+    packed: torch.Tensor = encoder(flat[places], segments, ops)  # (T, H); a copy, for the encoder may overwrite it
+    found = packed.new_zeros(flat.shape).index_copy_(0, places, packed).view(hidden.shape)
+    if first_too and valid is not None:
+        masked = (valid.any(dim=1) & ~valid[:, 0]).nonzero().squeeze(1)
+        if len(masked):
+            found[masked, 0] = run_masked(encoder, hidden[masked], valid[masked])[:, 0]
+    return found
+
+
+def operations_for(encoder: FusedEncoder, hidden: torch.Tensor) -> Operations:
+    """Triton's kernels on an NVIDIA GPU in half precision; else, and where somebody has set others, the encoder's."""
+    if type(encoder.operations) is TorchOperations and hidden.is_cuda and hidden.dtype in HALF_PRECISIONS:
+        return _fastest(hidden.device) or encoder.operations
+    return encoder.operations
+
+
+@functools.cache
+def _fastest(device: torch.device) -> Operations | None:
+    newer = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    if not newer or importlib.util.find_spec("triton") is None:
+        return None
+    from handlers.encoder.triton_ops import TritonOperations
+
+    return TritonOperations(device)
+
+
+def run_masked(encoder: FusedEncoder, hidden: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """As vanilla encoders do it, padding and all: (N, S, H), valid (N, S) -> (N, S, H). Slow, and for few rows."""
+    segments = segments_of([hidden.shape[1]] * len(hidden), hidden.device)
+    encoded: torch.Tensor = encoder(hidden.flatten(0, 1), segments, _Masked(valid))  # (N*S, H)
+    return encoded.view(hidden.shape)
+
+
+class _Masked(TorchOperations):
+    """Of padded sequences: every query, masked or not, to the valid keys of its own."""
+
+    def __init__(self, valid: torch.Tensor) -> None:
+        self.valid = valid
+
+    def attention(self, qkv: torch.Tensor, segments: Segments, heads: int, scale: float) -> torch.Tensor:
+        query, key, value = qkv.view(*self.valid.shape, 3, heads, -1).permute(2, 0, 3, 1, 4)  # each (N, heads, S, D)
+        mask = self.valid[:, None, None, :]
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        return context.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class SwappedEncoder(nn.Module):
     """A FusedEncoder with the call of the vanilla encoder that it replaces.
 
-    The vanilla modules are kept without their weights, so that they can be put back as they were. They are no part
-    of the state_dict, and `to` and `train` pass them by.
+    The vanilla modules are kept without their weights, so that they can be put back as they were; `to` and `train`
+    pass them by. The state_dict is the vanilla encoder's, in names and in shapes: what a swapped model saves, a
+    vanilla one loads, and the other way round.
     """
+
+    reads_first = True  # whether a first position's output is asked for where it is masked
 
     def __init__(self, fused: FusedEncoder, vanilla: nn.Module, layout: Layout) -> None:
         super().__init__()
         self.fused, self.layout = fused, layout
         self._vanilla = (vanilla,)  # nn.Module takes no notice of what lies in a tuple
+        self.register_state_dict_post_hook(_as_vanilla)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_as_fused)  # type: ignore[no-untyped-call]
         self.train(vanilla.training)
 
     def take_weights(self) -> None:
@@ -73,9 +130,13 @@ class SwappedEncoder(nn.Module):
 
     def encode(self, hidden: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """As run_padded. Raises ValueError where the model is being trained: no gradient would pass."""
-        if self.training and hidden.requires_grad:
-            raise ValueError(f"the model is in training mode, and the fused encoder passes no gradients. {WAY_OUT}")
-        return run_padded(self.fused, hidden, valid)
+        if self.training and torch.is_grad_enabled():
+            wanted = [name for name, one in self._vanilla[0].named_parameters() if one.requires_grad]
+            if wanted or hidden.requires_grad:
+                raise ValueError(
+                    f"the model is in training mode, and the fused encoder passes no gradients. {WAY_OUT}"
+                )
+        return run_padded(self.fused, hidden, valid, self.reads_first)
 
     def vanilla(self) -> nn.Module:
         """The vanilla encoder with the weights as they are now: their type, their device."""
@@ -113,6 +174,8 @@ class SwappedDistilBert(SwappedBert):
 class SwappedTorch(SwappedEncoder):
     """In place of a torch.nn.TransformerEncoder."""
 
+    reads_first = False  # its own fast path leaves zeros there
+
     def __init__(self, fused: FusedEncoder, vanilla: nn.Module, layout: Layout, batch_first: bool) -> None:
         super().__init__(fused, vanilla, layout)
         self.batch_first = batch_first
@@ -145,6 +208,25 @@ class SwappedTorch(SwappedEncoder):
 
     def _run(self, hidden: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
         return self.encode(hidden, from_padding(padding, *hidden.shape[:2]))
+
+
+FUSED = "fused."  # where a SwappedEncoder's own tensors lie
+
+
+def _as_vanilla(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: str, _: object) -> None:
+    own = [name for name in state if name.startswith(prefix + FUSED)]
+    fused = {name.removeprefix(prefix + FUSED): state.pop(name) for name in own}
+    state.update({prefix + name: tensor for name, tensor in vanilla_state(fused, module.layout).items()})
+
+
+def _as_fused(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
+    own = [name for name in state if name.startswith(prefix)]
+    given = {name.removeprefix(prefix): state.pop(name) for name in own}
+    try:
+        found = fused_state(given, module.layout)
+    except ValueError:  # names or shapes of something else, which load_state_dict reports by name
+        found = given
+    state.update({f"{prefix}{FUSED if found is not given else ''}{name}": tensor for name, tensor in found.items()})
 
 
 def refuse_settings(config: Any, options: dict[str, Any]) -> None:

@@ -36,6 +36,8 @@ def encoder_from_fairseq(
         for name, tensor in state_dict.items()
         if name.startswith((f"{prefix}layers.", f"{prefix}layer_norm."))
     }
+    if not norm_first and any(name.startswith("layer_norm.") for name in own):
+        raise ValueError(f"{prefix}layer_norm is behind the last layer, which only norm_first=True has")
     stacked = "layers.0.self_attn.in_proj_weight" in own
     state = fused_state(own, FAIRSEQ_STACKED if stacked else FAIRSEQ)
     return build_encoder(state, heads=heads, activation=activation, eps=eps, norm_first=norm_first)
@@ -54,4 +56,9 @@ def _prefix(state_dict: Tensors) -> str:
     if len(found) != 1:
         stacks = f"several stacks of layers, {listed(map(repr, found))}" if found else f"no name ends with {MARK}"
         raise ValueError(f"{stacks}; wanted: one encoder, or prefix= to say which and where it is")
+    if found[0].endswith("decoder."):
+        raise ValueError(
+            f"the only stack of layers is {found[0]!r}, and a decoder's queries see no keys behind them; "
+            "prefix= says that it is an encoder all the same"
+        )
     return found[0]

@@ -5,12 +5,13 @@
     fused_encoder(model)     # the FusedEncoder, for those who run it packed
 
 Instances change, never classes. Supported: models of transformers with any head around an encoder of BERT, RoBERTa,
-XLM-R, CamemBERT, ELECTRA, Data2Vec, ERNIE or DistilBERT; torch.nn.TransformerEncoder, alone or inside any module.
+XLM-R, CamemBERT, ELECTRA, Data2Vec, ERNIE, DistilBERT and others that are built alike (vanilla.FAMILIES);
+torch.nn.TransformerEncoder, alone or inside any module.
 For fairseq see handlers.encoder.fairseq.
 
 The fused encoder is for inference: it has no dropout, in training mode neither, and passes no gradients; a model in
-training mode that would need them raises ValueError when it is called. A swapped model saves and loads its own
-state_dict; for a checkpoint in the library's layout (save_pretrained), unswap first.
+training mode that would need them raises ValueError when it is called, one in eval mode goes without. A swapped
+model saves and loads in the library's own layout (state_dict, save_pretrained).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ A class is known by its full name, and everything inside it has to be the librar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -45,11 +46,18 @@ TORCH_LIKE = Family(TORCH, "layers", "self_attn.num_heads", "activation", Swappe
 
 FAMILIES: dict[str, Family] = {
     "transformers.models.bert.modeling_bert.BertEncoder": BERT_LIKE,
+    "transformers.models.bert_generation.modeling_bert_generation.BertEncoder": BERT_LIKE,
     "transformers.models.camembert.modeling_camembert.CamembertEncoder": BERT_LIKE,
     "transformers.models.data2vec.modeling_data2vec_text.Data2VecTextEncoder": BERT_LIKE,
     "transformers.models.electra.modeling_electra.ElectraEncoder": BERT_LIKE,
     "transformers.models.ernie.modeling_ernie.ErnieEncoder": BERT_LIKE,
+    "transformers.models.layoutlm.modeling_layoutlm.LayoutLMEncoder": BERT_LIKE,
+    "transformers.models.markuplm.modeling_markuplm.MarkupLMEncoder": BERT_LIKE,
     "transformers.models.roberta.modeling_roberta.RobertaEncoder": BERT_LIKE,
+    "transformers.models.roc_bert.modeling_roc_bert.RoCBertEncoder": BERT_LIKE,
+    "transformers.models.splinter.modeling_splinter.SplinterEncoder": BERT_LIKE,
+    "transformers.models.tapas.modeling_tapas.TapasEncoder": BERT_LIKE,
+    "transformers.models.visual_bert.modeling_visual_bert.VisualBertEncoder": BERT_LIKE,
     "transformers.models.xlm_roberta.modeling_xlm_roberta.XLMRobertaEncoder": BERT_LIKE,
     "transformers.models.distilbert.modeling_distilbert.Transformer": DISTILBERT_LIKE,
     "torch.nn.modules.transformer.TransformerEncoder": TORCH_LIKE,
@@ -57,9 +65,17 @@ FAMILIES: dict[str, Family] = {
 # Known by transformers' model_type.
 REASONS = {
     "albert": "its layers share one set of weights",
+    "big_bird": "its attention is sparse",
+    "convbert": "its attention has convolutions",
     "deberta": "its attention looks at relative positions",
     "deberta-v2": "its attention looks at relative positions",
+    "esm": "it is pre-norm, and its attention may rotate positions",
+    "luke": "its attention tells words from entities",
+    "megatron-bert": "it is pre-norm, under names of its own",
     "mpnet": "its attention looks at relative positions",
+    "nomic_bert": "its attention rotates positions",
+    "rembert": "its embeddings are projected within the encoder",
+    "roformer": "its attention rotates positions",
     "mobilebert": "its layers have bottlenecks",
     "modernbert": "its attention rotates positions",
     "roberta-prelayernorm": "it is pre-norm, under names of its own",
@@ -109,9 +125,9 @@ def adapt(encoder: nn.Module) -> SwappedEncoder:
     layers: list[Any] = list(getattr(encoder, family.layers))
     if not layers:
         raise ValueError("it has no layers")
-    _refuse_modules(encoder, family)
     config = attrgetter(family.config)(encoder) if family.config else None
     _refuse_config(config)
+    _refuse_modules(encoder, family)
     state = fused_state(encoder.state_dict(), family.layout)
     norms = [module for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
     fused = build_encoder(
@@ -163,6 +179,8 @@ def _refuse_modules(encoder: nn.Module, family: Family) -> None:
         "hooks": [name or "itself" for name, module in named.items() if _has_hooks(module)],
         "a forward() of their own": [name or "itself" for name, module in named.items() if _is_replaced(module)],
         "weights used twice": _shared(encoder),
+        "decoder's layers": [name for name, module in named.items() if _is_causal(module)],
+        "a scale or a size of heads of its own": [name for name, module in named.items() if _is_scaled(module)],
         "zero keys in attention": [name for name, module in named.items() if getattr(module, "add_zero_attn", False)],
     }
     found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
@@ -175,6 +193,21 @@ def _is_plain(module: nn.Module, home: str) -> bool:
     kind = type(module)
     in_attention = (nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear)
     return kind in PLAIN or kind in in_attention or kind.__module__ == home
+
+
+def _is_causal(module: nn.Module) -> bool:
+    """Whatever its config says by now: layers remember what they were built as."""
+    return bool(getattr(module, "is_decoder", False) or getattr(module, "is_causal", False))
+
+
+def _is_scaled(module: nn.Module) -> bool:
+    """An attention of transformers whose scores are not over the root of its head size, or of other heads."""
+    size, scaling = (getattr(module, name, None) for name in ("attention_head_size", "scaling"))
+    heads = getattr(module, "num_attention_heads", getattr(module, "n_heads", None))
+    query: Any = getattr(module, "query", getattr(module, "q_lin", None))
+    if size is None or heads is None or type(query) is not nn.Linear:
+        return False
+    return heads * size != query.out_features or (scaling is not None and not math.isclose(scaling, size**-0.5))
 
 
 def _has_hooks(module: nn.Module) -> bool:

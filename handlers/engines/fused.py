@@ -53,7 +53,7 @@ def _gpu_objection(spec: EngineSpec) -> str | None:
 def unfit(spec: EngineSpec) -> str | None:
     """Why it would run `spec` on no machine: what handlers.encoder says of the network, without its weights."""
     from handlers.encoder.packed import check_embeddings
-    from handlers.encoder.swap import swap_encoder
+    from handlers.encoder.swap import fused_encoder, swap_encoder
 
     if not (spec.model_dir / "config.json").is_file():
         return f"{spec.model_dir} has no config.json"
@@ -66,6 +66,10 @@ def unfit(spec: EngineSpec) -> str | None:
             check_embeddings(network)
     except ValueError as error:
         return str(error)
+    config = fused_encoder(network).config
+    if spec.precision == "fp8" and (config.hidden % 16 or config.intermediate % 16):
+        sizes = f"hidden size {config.hidden} and intermediate size {config.intermediate}"
+        return f"fp8 products want sizes that are multiples of 16, and this has {sizes}"
     return None
 
 

@@ -26,7 +26,9 @@ try:
 except ImportError:  # Triton before 3.4 has none
     TensorDescriptor = None
 
-ACTIVATIONS = ("", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "quick_gelu")
+ACTIVATIONS = (
+    "", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "relu", "silu", "swish", "quick_gelu"
+)  # fmt: skip
 
 TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float8_e4m3fn: tl.float8e4nv}
 
@@ -86,7 +88,10 @@ GELU8 = tl.constexpr(_gelu8_ptx())
 def _activate(x, activation: tl.constexpr):  # type: ignore[no-untyped-def]
     if activation == "gelu":
         x = _erf_gelu(x)
-    elif activation == "gelu_new" or activation == "gelu_pytorch_tanh" or activation == "gelu_fast":
+    elif (
+        activation == "gelu_new" or activation == "gelu_pytorch_tanh"
+        or activation == "gelu_fast" or activation == "gelu_accurate"
+    ):  # fmt: skip
         x = x * tl.sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))  # (1 + tanh(z)) / 2 = sigmoid(2 z)
     elif activation == "relu":
         x = tl.maximum(x, 0.0)

@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -33,6 +34,7 @@ from transformers import (
 from archive import __main__ as command
 from archive import contents, digests, jobs, options, random_weights, recipes
 from archive import package as packaging
+from archive.parity import Figures
 from archive.probe import ProbeContext
 from handlers import images, networks, placement
 from handlers.engines import tensorrt
@@ -631,3 +633,12 @@ def test_a_build_within_a_step_is_seen(capsys: pytest.CaptureFixture[str]) -> No
         teller.setLevel(before[0])
         teller.propagate, teller.handlers = before[1:]
     assert "\n        building a TensorRT plan with 3 profiles; up to about 285 s" in capsys.readouterr().out
+
+
+def test_fp8_that_only_a_cpu_has_seen_is_noted() -> None:
+    asked: Any = SimpleNamespace(settings=SimpleNamespace(precision="fp8", device="auto"))
+    for device, notes in (("cpu", 1), ("cuda:0 NVIDIA H200", 0)):
+        seen = {"fp8": Figures(True, 35, device, min_cosine=1.0, engine="fused")}
+        said = packaging._stood_in(asked, seen, {})
+        assert len(said) == notes
+        assert all(note.startswith("fp8 was emulated at the parity gate") for note in said)

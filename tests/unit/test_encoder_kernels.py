@@ -19,7 +19,8 @@ from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchOp
 TWIN = TorchOperations()
 LINEAR = Path(__file__).parents[2] / "handlers" / "kernels" / "linear.py"
 # Those of handlers.kernels.linear, which cannot be imported without Triton. "" is none.
-FUSED = ("", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "quick_gelu")
+TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
+FUSED = ("", "gelu", *TANH_GELUS, "relu", "silu", "swish", "quick_gelu")
 HALF = torch.float16
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "fp16"])
 # The twin computes in fp32 what the kernel is given. Sums of some hundred terms around 1 leave some 1e-6 in fp32; in

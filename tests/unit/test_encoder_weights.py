@@ -173,10 +173,19 @@ def test_a_whole_fairseq_model(stacked: bool, prefix: str) -> None:
     """Embeddings and heads beside the encoder are left alone."""
     part = {f"{prefix}{name}": value for name, value in fairseq(stacked, final=True)().items()}
     beside = {f"{prefix}embed_tokens.weight": torch.zeros(9, H), f"{prefix}emb_layer_norm.weight": torch.zeros(H)}
-    encoder = encoder_from_fairseq(part | beside | {"lm_head.weight": torch.zeros(9, H)}, heads=3)
+    encoder = encoder_from_fairseq(part | beside | {"lm_head.weight": torch.zeros(9, H)}, heads=3, norm_first=True)
     assert encoder.config.final_norm
     assert encoder.config.layers == LAYERS
     assert_same(fairseq_state(encoder, prefix, stacked), part)
+
+
+def test_a_fairseq_decoder_is_taken_for_one() -> None:
+    part = {f"decoder.{name}": value for name, value in fairseq(stacked=False, final=True)().items()}
+    with pytest.raises(ValueError, match=r"the only stack of layers is 'decoder\.'.*prefix= says"):
+        encoder_from_fairseq(part, heads=3, norm_first=True)
+    assert encoder_from_fairseq(part, heads=3, norm_first=True, prefix="decoder.").config.layers == LAYERS
+    with pytest.raises(ValueError, match=r"decoder\.layer_norm is behind the last layer, which only norm_first=True"):
+        encoder_from_fairseq(part, heads=3, prefix="decoder.")
 
 
 def test_which_of_several_fairseq_encoders() -> None:

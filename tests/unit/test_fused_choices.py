@@ -197,3 +197,14 @@ def test_parts_of_a_split_product_are_whole_blocks_and_no_more_than_the_gpu_has_
 def test_how_bert_large_is_split(rows: int, depth: int, parts: int) -> None:
     triton_ops = cast("Any", pytest.importorskip("handlers.encoder.triton_ops", reason="needs Triton"))
     assert triton_ops.splits(rows, 1024, depth) == parts
+
+
+@pytest.mark.parametrize(("hidden", "inner", "fits"), [(312, 1200, False), (320, 1200, True), (320, 1204, False)])
+def test_fp8_wants_sizes_that_tensor_cores_multiply(
+    hidden: int, inner: int, fits: bool, folder_of: Callable[[PretrainedConfig], Path]
+) -> None:
+    folder = folder_of(BertConfig(**{**SMALL, "hidden_size": hidden, "intermediate_size": inner}))
+    (folder / "fp8.json").write_text("{}", encoding="utf-8")
+    assert fused.unfit(spec(folder, precision="fp16")) is None
+    why = fused.unfit(spec(folder, precision="fp8"))
+    assert why is None if fits else f"hidden size {hidden} and intermediate size {inner}" in str(why)

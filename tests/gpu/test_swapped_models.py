@@ -1,0 +1,56 @@
+"""A model with its encoder swapped, moved to an NVIDIA GPU: Triton's kernels run it, and it answers as before."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from handlers.encoder import adapters
+from handlers.encoder.swap import fused_encoder, swap_encoder, unswap_encoder
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+GPU = torch.device("cuda", 0)
+LENGTHS = torch.tensor([5, 64, 1, 33])
+
+
+@pytest.fixture
+def model() -> Any:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(num_hidden_layers=3)
+    return transformers.BertForSequenceClassification(config).eval()
+
+
+def masks(left: bool) -> torch.Tensor:
+    places = torch.arange(64)
+    return (places >= 64 - LENGTHS[:, None] if left else places < LENGTHS[:, None]).long()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("left", [False, True], ids=["padded on the right", "padded on the left"])
+@torch.inference_mode()
+def test_it_answers_as_before(model: Any, left: bool, dtype: torch.dtype) -> None:
+    given = {"input_ids": torch.randint(1000, 20_000, (4, 64)), "attention_mask": masks(left)}
+    wanted = model(**given).logits
+    there = {name: value.to(GPU) for name, value in given.items()}
+    vanilla = copy.deepcopy(model).to(GPU, dtype)(**there).logits.float().cpu()
+    swapped: Any = swap_encoder(model).to(GPU, dtype)
+    found = swapped(**there).logits.float().cpu()
+    own, ours = ((one - wanted).norm(dim=1) / wanted.norm(dim=1) for one in (vanilla, found))
+    assert ours.max() <= 2 * own.max()
+    back: Any = unswap_encoder(swapped)
+    torch.testing.assert_close(back(**there).logits.float().cpu(), vanilla)
+
+
+def test_tritons_kernels_run_it(model: Any) -> None:
+    encoder = fused_encoder(swap_encoder(model).to(GPU, torch.float16))
+    hidden = torch.randn(1, 2, 768, device=GPU)
+    assert type(adapters.operations_for(encoder, hidden.half())).__name__ == "TritonOperations"
+    assert adapters.operations_for(encoder, hidden) is encoder.operations
