@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -32,7 +33,7 @@ from transformers import (
 )
 
 from archive import __main__ as command
-from archive import contents, digests, jobs, options, random_weights, recipes
+from archive import contents, digests, jobs, options, parity, random_weights, recipes
 from archive import package as packaging
 from archive.parity import Figures
 from archive.probe import ProbeContext
@@ -642,3 +643,12 @@ def test_fp8_that_only_a_cpu_has_seen_is_noted() -> None:
         said = packaging._stood_in(asked, seen, {})
         assert len(said) == notes
         assert all(note.startswith("fp8 was emulated at the parity gate") for note in said)
+
+
+def test_fp8_is_not_vouched_for_by_samples_that_decide_nothing() -> None:
+    undecided, decided = np.zeros((3, 4), np.float32), np.eye(4, dtype=np.float32)
+    verdict = parity.compare(undecided, undecided, "fp8", False, "cpu")
+    assert not verdict.passed
+    assert "decides none of the 3 samples by 1%" in str(verdict)
+    assert parity.compare(undecided, undecided, "fp16", False, "cpu").passed
+    assert parity.compare(decided, decided, "fp8", False, "cpu").passed

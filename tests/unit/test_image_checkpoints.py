@@ -162,8 +162,14 @@ def edit_json(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     ("depths", "bottleneck"),
-    [([2, 2, 2, 2], False), ([3, 4, 6, 3], True), ([3, 4, 23, 3], True)],
-    ids=["resnet18", "resnet50", "resnet101"],
+    [
+        ([2, 2, 2, 2], False),
+        ([3, 4, 6, 3], False),
+        ([3, 4, 6, 3], True),
+        ([3, 4, 23, 3], True),
+        ([3, 8, 36, 3], True),
+    ],
+    ids=["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
 )
 def test_torchvision_names_give_the_same_logits(
     tmp_path: Path, depths: list[int], bottleneck: bool, suffix: str
