@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import (
 
 from archive import convert, onnx_export
 from handlers import networks
+from handlers.engines import tensorrt
 from handlers.engines.folding import TorchOperations
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
@@ -118,7 +120,9 @@ def test_batchnorm_is_folded_and_the_types_are_half(tmp_path: Path) -> None:
     assert {value.type.tensor_type.elem_type for value in ends} == {onnx.TensorProto.FLOAT16}
 
 
-def test_without_a_gpu_the_archive_gets_the_network_and_no_plan(tmp_path: Path) -> None:
+def test_without_a_gpu_the_archive_gets_the_network_and_no_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     model = ResNetForImageClassification.from_pretrained(DIGITS)
@@ -126,8 +130,29 @@ def test_without_a_gpu_the_archive_gets_the_network_and_no_plan(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     with pytest.raises(convert.ConvertError, match="--plan first-load"):
         convert.stage(model, tmp_path, (1, 8), 32, "onnx", "packaging")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch2trt" or found(name))
     with pytest.raises(convert.ConvertError, match="at packaging only"):
         convert.stage(model, tmp_path, (8,), 32, "torch2trt", "first-load")
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "device", "carries"),
+    [
+        ("tensorrt", "auto", "auto", True),
+        ("auto", "auto", "auto", True),
+        ("auto", "fp16", "cuda", True),
+        ("auto", "bf16", "auto", False),
+        ("auto", "fp32", "auto", False),
+        ("auto", "fp16", "cpu", False),
+        ("cudnn", "fp16", "cuda", False),
+    ],
+)
+def test_onnx_goes_where_tensorrt_may_serve(
+    engine: str, precision: str, device: str, carries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt, "installed", lambda: True)
+    assert convert.wanted(engine, precision, device) is carries
 
 
 def test_converters_get_weights_that_lie_as_they_read_them() -> None:
