@@ -44,8 +44,9 @@ def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, c
 def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
     """A plan by NVIDIA-AI-IOT/torch2trt, which maps each PyTorch call to a TensorRT layer; one profile only.
 
-    Raises ConvertError where several buckets are asked for.
+    Raises ConvertError where torch2trt is not installed or several buckets are asked for.
     """
+    _refuse_no_torch2trt()
     if len(spec.buckets) != 1:
         raise ConvertError(
             f"torch2trt makes plans of one profile; --plan-buckets {spec.buckets[-1]} asks for that one alone"
@@ -76,16 +77,21 @@ def _refuse(converter: str, plan_at: str, builds: bool) -> None:
     """Raises ConvertError, before any work is done, for what cannot be done here."""
     if not _onnx_installed():
         raise ConvertError("the package onnx is not installed, which this needs: scripts/setup serve tensorrt")
-    if converter == "torch2trt" and importlib.util.find_spec("torch2trt") is None:
-        raise ConvertError(
-            "torch2trt is not installed; it is on no registry: git clone https://github.com/NVIDIA-AI-IOT/torch2trt "
-            "&& pip install ./torch2trt. --converter onnx needs nothing beyond TensorRT"
-        )
-    if converter == "torch2trt" and not builds:
-        raise ConvertError("torch2trt converts at packaging only, and that needs TensorRT and an NVIDIA GPU here")
+    if converter == "torch2trt":
+        _refuse_no_torch2trt()
+        if not builds:
+            raise ConvertError("torch2trt converts at packaging only, and that needs TensorRT and an NVIDIA GPU here")
     if plan_at == "packaging" and not builds:
         raise ConvertError(
             "--plan packaging needs TensorRT and an NVIDIA GPU here; --plan first-load builds it later"
+        )
+
+
+def _refuse_no_torch2trt() -> None:
+    if importlib.util.find_spec("torch2trt") is None:
+        raise ConvertError(
+            "torch2trt is not installed; it is on no registry: git clone https://github.com/NVIDIA-AI-IOT/torch2trt "
+            "&& pip install ./torch2trt. --converter onnx needs nothing beyond TensorRT"
         )
 
 

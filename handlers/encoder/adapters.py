@@ -8,7 +8,6 @@ without a valid token comes out as zeros. N: sequences; S: the length they are p
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
+from handlers import kernels
 from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.layouts import Layout
 from handlers.encoder.masks import from_padding, from_transformers
@@ -78,8 +78,7 @@ def operations_for(encoder: FusedEncoder, hidden: torch.Tensor) -> Operations:
 
 @functools.cache
 def _fastest(device: torch.device) -> Operations | None:
-    newer = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
-    if not newer or importlib.util.find_spec("triton") is None:
+    if kernels.objection(device):
         return None
     from handlers.encoder.triton_ops import TritonOperations
 
@@ -221,12 +220,13 @@ def _as_vanilla(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: 
 
 def _as_fused(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
     own = [name for name in state if name.startswith(prefix)]
-    given = {name.removeprefix(prefix): state.pop(name) for name in own}
     try:
-        found = fused_state(given, module.layout)
+        fused = fused_state({name.removeprefix(prefix): state[name] for name in own}, module.layout)
     except ValueError:  # names or shapes of something else, which load_state_dict reports by name
-        found = given
-    state.update({f"{prefix}{FUSED if found is not given else ''}{name}": tensor for name, tensor in found.items()})
+        return
+    for name in own:
+        del state[name]
+    state.update({prefix + FUSED + name: tensor for name, tensor in fused.items()})
 
 
 def refuse_settings(config: Any, options: dict[str, Any]) -> None:

@@ -96,7 +96,7 @@ def choose(asked: str, spec: EngineSpec) -> list[str]:
     """
     known = names(spec.kind)
     if asked == "auto":
-        runnable = [name for name in known if _module(name).objection(spec) is None]
+        runnable = [name for name in known if objection(name, spec) is None]
         for name in runnable:
             if hasattr(_module(name), "refusal") and (why := _module(name).refusal(spec)):
                 raise ValueError(f"engine {name} refuses: {why}")
@@ -105,9 +105,8 @@ def choose(asked: str, spec: EngineSpec) -> list[str]:
         return able if by_measurement else able[:1]
     if asked not in known:
         raise ValueError(f"engine {asked!r} does not run a {spec.kind}; known: auto, {', '.join(known)}")
-    objection = _module(asked).objection(spec)
-    if objection:
-        raise ValueError(f"engine {asked} cannot run here: {objection}; engine: auto takes the best one that can")
+    if why := objection(asked, spec):
+        raise ValueError(f"engine {asked} cannot run here: {why}; engine: auto takes the best one that can")
     return [asked]
 
 
@@ -141,7 +140,7 @@ def _left_out(spec: EngineSpec) -> dict[str, str]:
     reasons = {}
     for name in names(spec.kind):
         module = _module(name)
-        why = module.unready(spec) if hasattr(module, "unready") and module.objection(spec) is None else None
+        why = module.unready(spec) if hasattr(module, "unready") and objection(name, spec) is None else None
         if why:
             logger.warning("engine %s left out: %s", name, why)
             reasons[name] = str(why)

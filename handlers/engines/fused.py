@@ -7,11 +7,11 @@ PyTorch, where leaving the padding out is what there is to gain.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from typing import Any
 
 import torch
 
+from handlers import kernels
 from handlers.encoder import fp8
 from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
@@ -39,14 +39,12 @@ def objection(spec: EngineSpec) -> str | None:
 
 
 def _gpu_objection(spec: EngineSpec) -> str | None:
-    if torch.version.hip is not None or torch.cuda.get_device_capability(spec.device) < (8, 0):
-        return "it needs an NVIDIA GPU of compute capability 8.0 or newer"
+    if why := kernels.objection(spec.device):
+        return why
     if spec.precision not in ("fp16", "bf16", "fp8"):
         return f"on a GPU it runs fp16, bf16 and fp8, and the precision is {spec.precision}"
     if spec.precision == "fp8" and torch.cuda.get_device_capability(spec.device) < (9, 0):
         return "fp8 needs compute capability 9.0 (Hopper) or newer"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed, which torch for CUDA on Linux brings"
     return None
 
 

@@ -66,7 +66,7 @@ class Sweep:
     skipped: list[Row] = field(default_factory=list)
     details: dict[str, dict[str, object]] = field(default_factory=dict)
     kernels: list[Row] = field(default_factory=list)
-    free_bytes: int = 0  # of the device, before the engine at hand was loaded
+    free_before: int = 0  # bytes of the device's memory, before the engine at hand was loaded
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +76,7 @@ class Sweep:
         """Time one engine. What cannot run is said, kept in `skipped`, and passed over."""
         started = time.monotonic()
         free(self.device)
-        self.free_bytes = free_bytes(self.device)
+        self.free_before = free_bytes(self.device)
         try:
             engine = self.load(name)
         except Exception as error:  # whatever a library raises; the other engines shall still be timed
@@ -123,9 +123,8 @@ class Sweep:
         if self.device.type == "cuda":  # not before: the check above needs memory of its own
             torch.cuda.empty_cache()
         spent = clocks.times_ms(call, self.device, self.seconds)
-        taken = self.free_bytes - free_bytes(
-            self.device
-        )  # what the allocator has kept is what the point needed at most
+        # What the allocator has kept by now is what the point needed at most.
+        taken = self.free_before - free_bytes(self.device)
         peak = taken / 1e6 if self.device.type == "cuda" else None
         return self._row(name, precision, point, spent) | {"peak_mb": rounded(peak), "relative_error": error}
 

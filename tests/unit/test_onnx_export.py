@@ -23,7 +23,7 @@ from transformers import (
 
 from archive import convert, onnx_export
 from handlers import networks
-from handlers.engines import tensorrt
+from handlers.engines import EngineSpec, tensorrt
 from handlers.engines.folding import TorchOperations
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
@@ -134,6 +134,13 @@ def test_without_a_gpu_the_archive_gets_the_network_and_no_plan(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch2trt" or found(name))
     with pytest.raises(convert.ConvertError, match="at packaging only"):
         convert.stage(model, tmp_path, (8,), 32, "torch2trt", "first-load")
+
+
+def test_whoever_converts_through_torch2trt_hears_how_to_get_it() -> None:
+    """The benchmark calls it too, and imports nothing before."""
+    spec = EngineSpec("image-classifier", DIGITS, torch.device("cpu"), "fp16", buckets=(8,))
+    with pytest.raises(convert.ConvertError, match="git clone"):
+        convert.through_torch2trt(None, spec)
 
 
 @pytest.mark.parametrize(
