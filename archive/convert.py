@@ -44,6 +44,8 @@ def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, c
 def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
     """A plan by NVIDIA-AI-IOT/torch2trt, which maps each PyTorch call to a TensorRT layer; one profile only.
 
+    It reads (N, 3, S, S), so that a batch in channels_last is copied first.
+
     Raises ConvertError where torch2trt is not installed or several buckets are asked for.
     """
     _refuse_no_torch2trt()

@@ -2,7 +2,8 @@
 
 Of a ResNet with ReLU, BatchNorm is folded in fp64 and cast once (handlers.engines.folding), so that the ONNX network
 is the very function that the cuDNN engine runs; any other goes as transformers runs it. Its own types carry the
-precision to strongly typed TensorRT networks.
+precision to strongly typed TensorRT networks. Images come in as they lie in memory in channels_last, so that no batch
+is copied before a plan reads it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,19 @@ class LogitsModule(nn.Module):
         return logits
 
 
+class ChannelsLastModule(nn.Module):
+    """Such a module for images as they lie in memory in channels_last."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, S, S, 3) -> logits (N, classes)"""
+        logits: torch.Tensor = self.network(images.permute(0, 3, 1, 2))
+        return logits
+
+
 def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Operations) -> nn.Module:
     """What exporters and converters get of a classifier of handlers.networks, which is left as it is."""
     if networks.is_resnet(model.config) and model.config.hidden_act == "relu":
@@ -58,11 +72,11 @@ def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Ope
 def export(model: Any, path: Path, image_size: int, dtype: torch.dtype = torch.float16) -> None:
     """Write a classifier of handlers.networks to `path`, the batch size left open.
 
-    Input `images`: (N, 3, image_size, image_size) of `dtype`; output `logits`: (N, classes).
+    Input `images`: (N, image_size, image_size, 3) of `dtype`; output `logits`: (N, classes).
     Raises ValueError, with the network's name, where PyTorch cannot express it in ONNX.
     """
-    network = module(model, torch.device("cpu"), dtype, TorchOperations())
-    example = torch.zeros((2, 3, image_size, image_size), dtype=dtype)
+    network = ChannelsLastModule(module(model, torch.device("cpu"), dtype, TorchOperations()))
+    example = torch.zeros((2, image_size, image_size, 3), dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own age
         try:

@@ -2,8 +2,8 @@
 
 The network is the archive's `model.onnx` in half precision, a ResNet's with BatchNorm folded; the plan travels in the
 archive or is built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it, at its
-own size: nothing is padded. It runs on the current stream and on tensors' own memory, but for one copy of a batch
-that comes channels_last: TensorRT reads the linear layout.
+own size: nothing is padded. It runs on the current stream and on tensors' own memory: a plan from ONNX reads images
+as they lie in channels_last, (N, S, S, 3). One that torch2trt made reads (N, 3, S, S), and costs a copy of the batch.
 
 Source: the TensorRT developer guide, "Working with Dynamic Shapes" and "Strongly Typed Networks". TensorRT 8.6
 takes the precision from a builder flag; from 10 on it comes from the network's own types. Tried on 8.6 only.
@@ -31,6 +31,7 @@ RANK = 20
 
 ONNX, PLAN_FOLDER = "model.onnx", "plan"
 INPUT, OUTPUT = "images", "logits"
+CHANNELS = 3
 WORKSPACE_BYTES = 4 << 30
 SECONDS_A_PROFILE = 95  # ResNet-101 with TensorRT 8.6 on an H200, without a timing cache
 
@@ -123,8 +124,16 @@ def fingerprint(spec: EngineSpec) -> plans.Fingerprint:
     )
 
 
-def build(spec: EngineSpec) -> bytes:
-    """Build the plan from the ONNX network, one profile a bucket, saying how it goes. Raises plans.PlanError."""
+def input_shape(count: int, spec: EngineSpec) -> tuple[int, int, int, int]:
+    """Of a batch as the ONNX network reads it."""
+    return count, spec.image_size, spec.image_size, CHANNELS
+
+
+def build(spec: EngineSpec, static: bool = False) -> bytes:
+    """Build the plan from the ONNX network, one profile a bucket, saying how it goes. Raises plans.PlanError.
+
+    static: without profiles, for batches of exactly the largest bucket; for comparison, in scripts/bench_model.
+    """
     trt = _tensorrt()
     with torch.cuda.device(spec.device):
         said = _Said(trt)
@@ -134,7 +143,11 @@ def build(spec: EngineSpec) -> bytes:
         if not parser.parse((spec.model_dir / ONNX).read_bytes()):
             errors = "; ".join(str(parser.get_error(place)) for place in range(parser.num_errors))
             raise plans.PlanError(f"TensorRT cannot read {ONNX}: {errors}")
-        config = _config(trt, builder, spec)
+        config = _config(trt, builder)
+        if static:
+            network.get_input(0).shape = input_shape(spec.buckets[-1], spec)
+        else:
+            _add_profiles(builder, config, spec)
         with _timing_cache(trt, config, spec), _progress(len(spec.buckets)):
             plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -151,19 +164,21 @@ def _network_flags(trt: Any) -> int:
     return 0
 
 
-def _config(trt: Any, builder: Any, spec: EngineSpec) -> Any:
+def _config(trt: Any, builder: Any) -> Any:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__ and hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
+    return config
+
+
+def _add_profiles(builder: Any, config: Any, spec: EngineSpec) -> None:
     smallest = 1
     for bucket in spec.buckets:
         profile = builder.create_optimization_profile()
-        sizes = [(count, 3, spec.image_size, spec.image_size) for count in (smallest, bucket, bucket)]
-        profile.set_shape(INPUT, *sizes)
+        profile.set_shape(INPUT, *(input_shape(count, spec) for count in (smallest, bucket, bucket)))
         config.add_optimization_profile(profile)
         smallest = bucket + 1
-    return config
 
 
 @contextlib.contextmanager
@@ -223,7 +238,10 @@ class _Said:
 
 
 class PlanRunner:
-    """A deserialised plan: (N, 3, S, S) fp16 -> logits (N, classes) fp16, on the current stream, in N's own size."""
+    """A deserialised plan: (N, 3, S, S) fp16 -> logits (N, classes) fp16, on the current stream, in N's own size.
+
+    Images that lie as the plan reads them are not copied: in channels_last, if it is one from ONNX.
+    """
 
     def __init__(self, content: bytes, buckets: tuple[int, ...], device: torch.device) -> None:
         trt = _tensorrt()
@@ -235,6 +253,7 @@ class PlanRunner:
             if self.engine is None:
                 raise plans.PlanError(f"TensorRT cannot deserialise the plan: {self.said.last}")
             self.classes = int(self.engine.get_tensor_shape(OUTPUT)[-1])
+            self.channels_last = int(self.engine.get_tensor_shape(INPUT)[-1]) == CHANNELS
             self.contexts = {bucket: self._context(place) for place, bucket in enumerate(buckets)}
 
     def _context(self, profile: int) -> Any:
@@ -250,10 +269,10 @@ class PlanRunner:
         if len(images) > self.buckets[-1]:
             return torch.cat([self(part) for part in images.split(self.buckets[-1])])
         context = self.contexts[bucket_of(len(images), self.buckets)]
-        images = images.contiguous()  # TensorRT's linear layout; channels_last is copied here
+        pixels = (images.permute(0, 2, 3, 1) if self.channels_last else images).contiguous()
         logits = torch.empty((len(images), self.classes), dtype=torch.float16, device=images.device)
-        context.set_input_shape(INPUT, tuple(images.shape))
-        context.set_tensor_address(INPUT, images.data_ptr())
+        context.set_input_shape(INPUT, tuple(pixels.shape))
+        context.set_tensor_address(INPUT, pixels.data_ptr())
         context.set_tensor_address(OUTPUT, logits.data_ptr())
         if not context.execute_async_v3(torch.cuda.current_stream(images.device).cuda_stream):
             raise RuntimeError(f"TensorRT did not run the batch: {self.said.last}")

@@ -449,7 +449,7 @@ def test_other_networks_are_packaged_named_and_served_with_their_onnx(
         archive.extractall(unpacked)
     session = onnxruntime.InferenceSession(unpacked / "model.onnx", providers=["CPUExecutionProvider"])
     images = torch.randn(3, 3, 32, 32)
-    (logits,) = session.run(["logits"], {"images": images.half().numpy()})
+    (logits,) = session.run(["logits"], {"images": images.permute(0, 2, 3, 1).half().numpy()})
     wanted = networks.load(folder, torch.float32)(images).logits
     assert (torch.from_numpy(logits).float() - wanted).norm() < 1e-2 * wanted.norm()
 

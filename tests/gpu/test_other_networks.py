@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from transformers import ResNetConfig, ViTConfig
 
-from archive import jobs, random_weights
+from archive import jobs, onnx_export, random_weights
 from handlers import networks
-from handlers.engines import EngineSpec, choose, cudnn, load_chosen
+from handlers.engines import EngineSpec, choose, cudnn, load_chosen, tensorrt
 from handlers.images import Batcher, Preprocess, prepare
 
 pytestmark = [
@@ -59,6 +60,22 @@ def test_cudnn_runs_groups_and_widths(
     reference = network(images[:count]).logits
     errors = (engine.run(batch).float().cpu() - reference).norm(dim=1) / reference.norm(dim=1)
     assert errors.max() < limit
+
+
+@pytest.mark.skipif(not tensorrt.installed(), reason="needs TensorRT")
+@torch.inference_mode()
+def test_tensorrt_runs_them(broad: tuple[Path, Any], images: torch.Tensor, tmp_path: Path) -> None:
+    folder, network = broad
+    onnx_export.export(network, tmp_path / tensorrt.ONNX, 64)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    spec = dataclasses.replace(spec_of(tmp_path), buckets=(16,), plan_cache=tmp_path / "plans")
+    engine = tensorrt.load(spec)
+    for count in (1, 5, 16):
+        batch = images[:count].to("cuda", torch.float16)
+        reference = network(images[:count]).logits
+        for layout in (torch.channels_last, torch.contiguous_format):
+            logits = engine.run(batch.contiguous(memory_format=layout)).float().cpu()
+            assert ((logits - reference).norm(dim=1) / reference.norm(dim=1)).max() < 1e-2
 
 
 def test_auto_measures_them(broad: tuple[Path, Any]) -> None:

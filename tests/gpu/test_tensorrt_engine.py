@@ -110,5 +110,5 @@ def test_torch2trt(spec: EngineSpec, images: torch.Tensor, tmp_path: Path) -> No
     convert.stage(ResNetForImageClassification.from_pretrained(DIGITS), tmp_path, (32,), 32, "torch2trt", "auto")
     engine = load("tensorrt", dataclasses.replace(spec, model_dir=tmp_path, buckets=(32,)))
     batch = images[:32].to("cuda", torch.float16).contiguous(memory_format=torch.channels_last)
-    same = engine.run(batch).argmax(dim=1) == load("tensorrt", spec).run(batch).argmax(dim=1)
-    assert same.all()
+    found, wanted = (one.run(batch).float() for one in (engine, load("tensorrt", spec)))
+    assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-2
