@@ -26,6 +26,8 @@ Time a ResNet. Images are on the device before the clock starts: no decoding, no
                             a minute of compiling
   torch2trt-fp16            TensorRT, its plan made by torch2trt instead of from ONNX, for the largest of
                             --plan-buckets alone; converted at each run, which takes a minute or two
+  tensorrt-static-fp16      TensorRT from ONNX, with a plan for each of --plan-buckets that runs this batch alone, in
+                            place of one plan with a profile for each; built at each run
   NAME-fp16, NAME-bf16      any other file in handlers/engines: cudnn-fp16, tensorrt-fp16, ...
 One that cannot run here is listed with its reason, and the others go on.
 
@@ -85,7 +87,10 @@ def run(chosen: argparse.Namespace) -> int:
         workload = resnets.workload(spec)
         about = {**conditions(device, chosen.commit), "image_size": chosen.image_size}
         sweep, out = commands.sweep_of(chosen, workload, spec, about, chosen.engines)
-        compiled = ("--compile-batches", [Point(batch) for batch in chosen.compile_batches])
         points = [Point(batch) for batch in chosen.batches]
-        commands.run_engines(sweep, chosen.engines, points, {runners.COMPILE: compiled})
+        fewer = {
+            runners.COMPILE: ("--compile-batches", [Point(batch) for batch in chosen.compile_batches]),
+            runners.STATIC: ("--plan-buckets", [Point(batch) for batch in chosen.plan_buckets]),
+        }
+        commands.run_engines(sweep, chosen.engines, points, fewer)
         return commands.finish(sweep, out)

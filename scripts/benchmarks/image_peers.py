@@ -1,4 +1,4 @@
-"""What image classifiers are also run with, to compare: torch.compile, and a plan made by torch2trt."""
+"""What image classifiers are also run with, to compare: torch.compile, and TensorRT plans of other making."""
 
 from __future__ import annotations
 
@@ -20,6 +20,26 @@ def load_compiled(spec: EngineSpec) -> Engine:
         return logits
 
     return compiling.engine(run)
+
+
+def load_static(spec: EngineSpec) -> Engine:
+    """A plan for each bucket, built for exactly that batch; others raise ValueError. Built at each load.
+
+    Raises ValueError where that cannot be done here.
+    """
+    if why := tensorrt.objection(spec):
+        raise ValueError(why)
+    runners = {}
+    for bucket in spec.buckets:
+        alone = dataclasses.replace(spec, buckets=(bucket,))
+        runners[bucket] = tensorrt.PlanRunner(tensorrt.build(alone, static=True), (bucket,), spec.device)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        if len(images) not in runners:
+            raise ValueError(f"no static plan for a batch of {len(images)}; there are those of {list(runners)}")
+        return runners[len(images)](images)
+
+    return Engine(run, {"library": "TensorRT", "plans": list(spec.buckets)})
 
 
 def load_torch2trt(spec: EngineSpec) -> Engine:

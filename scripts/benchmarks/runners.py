@@ -14,9 +14,13 @@ from handlers import engines
 from handlers.engines import DTYPES, Engine, EngineSpec
 
 ALIASES = {"eager": "torch_eager"}
-COMPILE, TENSORRT = "compile", "tensorrt"
+COMPILE, TENSORRT, STATIC = "compile", "tensorrt", "tensorrt-static"
 PEERS: Mapping[str, Mapping[str, Callable[[EngineSpec], Engine]]] = {
-    "image-classifier": {COMPILE: image_peers.load_compiled, "torch2trt": image_peers.load_torch2trt},
+    "image-classifier": {
+        COMPILE: image_peers.load_compiled,
+        "torch2trt": image_peers.load_torch2trt,
+        STATIC: image_peers.load_static,
+    },
     "text-encoder": {
         "hf-eager": text_peers.load_eager,
         "hf-sdpa": text_peers.load_sdpa,

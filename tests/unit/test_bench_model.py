@@ -35,9 +35,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, bench: Callable[..., None]) -> Path:
-    """What one run of two engines that run, and two that cannot, has written: OUT.json and OUT.csv."""
+    """What one run of two engines that run, and three that cannot, has written: OUT.json and OUT.csv."""
     found = tmp_path_factory.mktemp("out") / "tiny-1.5"
-    engines = "eager-fp32,eager-bf16,cudnn-fp16,torch2trt-fp16"
+    engines = "eager-fp32,eager-bf16,cudnn-fp16,torch2trt-fp16,tensorrt-static-fp16"
     options = ["--device", "cpu", "--image-size", "32", "--batches", "20,1", "--seconds-per-point", "0"]
     files = ["--model-dir", str(tiny_folder), "--out", str(found), "--commit", "abc"]
     bench("image-classifier", "--engines", engines, *options, *files)
@@ -75,9 +75,10 @@ def test_the_conditions_are_kept(content: Any) -> None:
 
 def test_what_cannot_run_is_reported_with_its_reason(content: Any) -> None:
     reasons = {item["engine"]: item["reason"] for item in content["skipped"]}
-    assert reasons.keys() == {"cudnn-fp16", "torch2trt-fp16"}
+    assert reasons.keys() == {"cudnn-fp16", "torch2trt-fp16", "tensorrt-static-fp16"}
     assert "torch2trt needs an NVIDIA GPU" in reasons["torch2trt-fp16"]
     assert "it needs an NVIDIA GPU" in reasons["cudnn-fp16"]
+    assert "it needs an NVIDIA GPU" in reasons["tensorrt-static-fp16"]
     assert "not run: cudnn-fp16: engine cudnn cannot run here" in report.table(content)
 
 
