@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from pathlib import Path
@@ -81,7 +80,6 @@ def _default_name(weights: str) -> str:
 def _job(chosen: argparse.Namespace) -> Any:
     """Heavy imports (torch, transformers) start here: asking whether anything has changed needs none."""
     _quiet()
-    _tell_of_plans()
     from archive import recipes
 
     preset = _preset(chosen.command)
@@ -104,16 +102,6 @@ def _quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def _tell_of_plans() -> None:
-    """What TensorRT's build says of itself, on lines of its own: it takes minutes in the midst of a step."""
-    teller = logging.getLogger("handlers.engines.tensorrt")
-    teller.setLevel(logging.INFO)
-    teller.propagate = False
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("\n        %(message)s"))
-    teller.handlers = [handler]
 
 
 if __name__ == "__main__":

@@ -20,8 +20,17 @@ class ConvertError(ValueError):
 
 def wanted(engine: str, precision: str, device: str) -> bool:
     """Whether an archive for these settings carries ONNX: for "auto", where TensorRT is here and may serve it."""
-    may_serve = precision in ("auto", "fp16") and device != "cpu"
-    return engine == "tensorrt" or (engine == "auto" and may_serve and tensorrt.installed() and _onnx_installed())
+    return engine == "tensorrt" or (_may_serve(engine, precision, device) and _onnx_installed())
+
+
+def left_out(engine: str, precision: str, device: str) -> str | None:
+    """A note for an archive whose "auto" will not try TensorRT for want of the package onnx."""
+    if _onnx_installed() or not _may_serve(engine, precision, device):
+        return None
+    return (
+        "TensorRT is installed, and the package onnx is not: the archive carries no ONNX, so that auto will not try "
+        "TensorRT (scripts/setup serve tensorrt)"
+    )
 
 
 def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, converter: str, plan_at: str) -> None:
@@ -105,6 +114,11 @@ class _TraceableOperations(TorchOperations):
 
     def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
         return F.relu(convolve(images, conv) + residual)
+
+
+def _may_serve(engine: str, precision: str, device: str) -> bool:
+    """Whether "auto" may come to choose TensorRT."""
+    return engine == "auto" and precision in ("auto", "fp16") and device != "cpu" and tensorrt.installed()
 
 
 def _onnx_installed() -> bool:

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -14,14 +15,15 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from archive import contents, digests, parity
+from archive import contents, digests, parity, probe
 
 if TYPE_CHECKING:
     from archive.jobs import Job  # imports torch
@@ -45,18 +47,28 @@ class PackagingError(ValueError):
 
 @dataclass
 class Progress:
-    """Numbered steps on the terminal, each with its time."""
+    """Numbered steps on the terminal, each with its time. told: whether the step at hand has lines of its own."""
 
     total: int
     done: int = 0
+    told: bool = False
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[None]:
-        self.done += 1
-        print(f"  [{self.done}/{self.total}] {title} ...", end=" ", flush=True)
+        self.done, self.told = self.done + 1, False
+        print(f"  [{self.done}/{self.total}] {title} ...", end="", flush=True)
         started = time.monotonic()
-        yield
-        print(f"{time.monotonic() - started:.1f} s", flush=True)
+        try:
+            yield
+        except BaseException:
+            print(flush=True)  # what went wrong gets a line of its own
+            raise
+        print("\n       " if self.told else "", f"{time.monotonic() - started:.1f} s", flush=True)
+
+    def tell(self, text: str) -> None:
+        """A line in the midst of a step."""
+        self.told = True
+        print(f"\n        {text}", end="", flush=True)
 
     def say(self, text: str) -> None:
         print(f"        {text}", flush=True)
@@ -119,6 +131,7 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
     Raises PackagingError where the archive does not load, does not answer, or misses parity.
     """
     progress = Progress(total=5)
+    _tell_of_plans(progress)
     export_path = export_path.absolute()  # the probe changes its directory
     export_path.mkdir(parents=True, exist_ok=True)
     # On the same file system as the model store, so that the last step is one rename.
@@ -132,7 +145,7 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
         samples = _write_samples(job, work / "samples")
         with progress.step(f"loading it in a fresh process, {len(samples)} samples in {', '.join(job.precisions)}"):
             _unpack(mar, work / "unpacked")
-            report = _probe(job, work, samples)
+            report = _probe(job, work, samples, progress.tell)
         with progress.step("comparing with the fp32 reference"):
             figures = _gate(job, work, report["measured"])
         for precision, verdict in figures.items():
@@ -148,6 +161,14 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
     for note in notes:
         progress.say(f"note: {note}")
     return target
+
+
+def _tell_of_plans(progress: Progress) -> None:
+    """What TensorRT's build says of itself: it takes minutes in the midst of a step."""
+    teller = logging.getLogger(probe.PLANS)
+    teller.setLevel(logging.INFO)
+    teller.propagate = False
+    teller.handlers = [probe.Teller(progress.tell)]
 
 
 def _stage(job: Job, stage: Path) -> None:
@@ -218,7 +239,7 @@ def _write_samples(job: Job, folder: Path) -> list[Path]:
     return paths
 
 
-def _probe(job: Job, work: Path, samples: Sequence[Path]) -> dict[str, Any]:
+def _probe(job: Job, work: Path, samples: Sequence[Path], tell: Callable[[str], None]) -> dict[str, Any]:
     entry, class_name = job.entry
     task = {
         "name": job.name,
@@ -231,16 +252,15 @@ def _probe(job: Job, work: Path, samples: Sequence[Path]) -> dict[str, Any]:
     }
     (work / "job.json").write_text(json.dumps(task), encoding="utf-8")
     (work / "outputs").mkdir()
-    probe = Path(__file__).parent / "probe.py"
     command = [
         sys.executable,
-        "-I",
-        str(probe),
+        "-Iu",
+        str(Path(__file__).parent / "probe.py"),
         str(work / "unpacked"),
         str(work / "job.json"),
         str(work / "outputs"),
     ]
-    _run(command, "the archive does not load and answer in a fresh process")
+    _run(command, "the archive does not load and answer in a fresh process", tell=tell)
     report: dict[str, Any] = json.loads((work / "outputs" / "answer.json").read_text(encoding="utf-8"))
     if report["status"] != 200:
         raise PackagingError(f"the archive answered its first request with {report['status']}: {report['answer']}")
@@ -317,11 +337,23 @@ def _add_provenance(mar: Path, provenance: Mapping[str, object]) -> None:
         archive.writestr(contents.PROVENANCE, text + "\n")
 
 
-def _run(command: Sequence[str], failure: str, env: Mapping[str, str] | None = None) -> None:
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise PackagingError(f"{failure} (exit status {done.returncode}):\n{tail}")
+def _run(
+    command: Sequence[str],
+    failure: str,
+    env: Mapping[str, str] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> None:
+    """tell: gets the lines that the probe means for the terminal."""
+    last: deque[str] = deque(maxlen=15)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, env=env, **pipes) as process:
+        for line in process.stdout or ():
+            if tell and line.startswith(probe.TOLD):
+                tell(line.removeprefix(probe.TOLD).rstrip())
+            elif line.strip():
+                last.append(line.rstrip())
+    if process.returncode:
+        raise PackagingError("\n".join([f"{failure} (exit status {process.returncode}):", *last]))
 
 
 def _is_source(path: Path) -> bool:

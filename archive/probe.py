@@ -6,17 +6,40 @@ the installed packages can be imported. Uses only what the archive carries.
     python -I probe.py ARCHIVE_FOLDER JOB.json OUTPUT_FOLDER
 
 The job names the entry, the kind, the precisions and the sample files; OUTPUT_FOLDER gets `answer.json` and one
-`PRECISION.npy` each, fp32: logits or embeddings of the samples, in order.
+`PRECISION.npy` each, fp32: logits or embeddings of the samples, in order. What is printed behind TOLD is for whoever
+waits at the terminal.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+TOLD = "told: "
+PLANS = "handlers.engines.tensorrt"  # the logger of plans' builds
+
+
+class Teller(logging.Handler):
+    """Log records as lines for a person."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.tell(record.getMessage())
+
+
+def tell_of_plans() -> None:
+    """Send what a plan's build says of itself to the terminal, where packaging reads it."""
+    logging.getLogger(PLANS).setLevel(logging.INFO)
+    logging.getLogger(PLANS).addHandler(Teller(lambda line: print(f"\n{TOLD}{line}", flush=True)))
 
 
 class ProbeContext:
@@ -124,4 +147,5 @@ if __name__ == "__main__":
     archive, job_file, results = (Path(argument).resolve() for argument in sys.argv[1:4])
     sys.path.insert(0, str(archive))
     os.chdir(archive)
+    tell_of_plans()
     main(archive, json.loads(job_file.read_text(encoding="utf-8")), results)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from archive import image_checkpoints, other_classifiers, text_checkpoints
+from archive import convert, image_checkpoints, other_classifiers, text_checkpoints
 from archive.image_checkpoints import ImageCheckpoint
 from archive.jobs import ImageJob, TextJob
 from archive.sources import CheckpointError
@@ -52,7 +52,7 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
         settings=dataclasses.replace(settings, top_k=min(settings.top_k, len(labels))),
         weights=_weights(checkpoint.source, checkpoint.layout, checkpoint.sha256, chosen.revision),
         parity_data=chosen.parity_data,
-        notes=tuple(filter(None, [note])),
+        notes=tuple(filter(None, [note, convert.left_out(settings.engine, settings.precision, settings.device)])),
         checkpoint=checkpoint,
         labels=labels,
         converter=chosen.converter,

@@ -20,6 +20,8 @@ from handlers.engines.plans import default_cache
 
 T = TypeVar("T")
 
+SECONDS = 1  # of a point
+
 FIGURES = """\
 Written after every point: OUT.json (conditions, ceilings, rows, what was skipped). At the end: OUT.csv, OUT.png
 (needs matplotlib; see the command picture), and a Markdown table on the terminal. In a row:
@@ -49,10 +51,16 @@ def add_shared(command: argparse.ArgumentParser, engines: str, random_weights: s
         help="cache of TensorRT's plans, which take minutes to build and are kept there (default: %(default)s)",
     )
     command.add_argument("--engines", type=names, default=engines, metavar="LIST", help="(default: %(default)s)")
-    command.add_argument("--seconds-per-point", type=float, default=1, metavar="S", help="(default: %(default)s)")
+    command.add_argument(
+        "--seconds-per-point", type=float, default=SECONDS, metavar="S", help="(default: %(default)s)"
+    )
     command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for trying this out")
     command.add_argument(
-        "--out", type=Path, metavar="PATH", help="without a suffix (default: docs/benchmarks/MODEL-GPU)"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="without a suffix (default: docs/benchmarks/MODEL-GPU, and -part behind it for a run of less, or of "
+        "shorter points, than these defaults)",
     )
     command.add_argument("--commit", help="to note where git cannot tell (default: git describe)")
 
@@ -105,10 +113,15 @@ def device_of(asked: str) -> torch.device:
 
 
 def sweep_of(
-    chosen: argparse.Namespace, workload: Workload, spec: EngineSpec, about: dict[str, object], engines: Sequence[str]
+    chosen: argparse.Namespace,
+    workload: Workload,
+    spec: EngineSpec,
+    about: dict[str, object],
+    engines: Sequence[str],
+    whole: Mapping[str, Sequence[object]],
 ) -> tuple[Sweep, Path]:
-    """A sweep with its ceilings measured, and OUT. engines: whose precisions need ceilings."""
-    out = chosen.out or ROOT / "docs" / "benchmarks" / f"{workload.model}-{slug(str(about['gpu']))}"
+    """A sweep with its ceilings measured, and OUT. engines: whose precisions need ceilings. whole: see out_of."""
+    out = chosen.out or out_of(chosen, f"{workload.model}-{slug(str(about['gpu']))}", whole)
     sweep = Sweep(
         workload,
         spec,
@@ -119,6 +132,14 @@ def sweep_of(
         say=lambda line: print(line, flush=True),
     )
     return sweep, out
+
+
+def out_of(chosen: argparse.Namespace, name: str, whole: Mapping[str, Sequence[object]]) -> Path:
+    """Where results of `name` go; those of less than `whole`, by option, beside the published ones."""
+    less = chosen.seconds_per_point < SECONDS or any(
+        set(all_of) - set(vars(chosen)[key]) for key, all_of in whole.items()
+    )
+    return ROOT / "docs" / "benchmarks" / f"{name}{'-part' if less else ''}"
 
 
 def measure_ceilings(device: torch.device, engines: Sequence[str], seconds: float) -> Ceilings:

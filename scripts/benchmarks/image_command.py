@@ -86,7 +86,14 @@ def run(chosen: argparse.Namespace) -> int:
         )
         workload = resnets.workload(spec)
         about = {**conditions(device, chosen.commit), "image_size": chosen.image_size}
-        sweep, out = commands.sweep_of(chosen, workload, spec, about, chosen.engines)
+        sweep, out = commands.sweep_of(
+            chosen,
+            workload,
+            spec,
+            about,
+            chosen.engines,
+            whole={"engines": commands.names(ENGINES), "batches": _batches(BATCHES)},
+        )
         points = [Point(batch) for batch in chosen.batches]
         fewer = {
             runners.COMPILE: ("--compile-batches", [Point(batch) for batch in chosen.compile_batches]),

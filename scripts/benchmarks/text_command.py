@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import commands, kernels, runners, texts
@@ -127,7 +128,8 @@ def run(chosen: argparse.Namespace) -> int:
             "token_budget": chosen.token_budget,
             "mixes": {point.mix: workload.about(point) for point in points if point.mix},
         }
-        sweep, out = commands.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled])
+        whole: dict[str, Sequence[object]] = {"engines": commands.names(ENGINES), "points": _points(POINTS)}
+        sweep, out = commands.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled], whole)
         limited = {
             runners.COMPILE: ("--compile-points", chosen.compile_points),
             runners.TENSORRT: ("--plan-points", chosen.plan_points or chosen.points),

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +33,7 @@ from transformers import (
     ViTConfig,
 )
 
-from archive import __main__ as command
-from archive import contents, digests, jobs, options, parity, random_weights, recipes
+from archive import contents, convert, digests, jobs, options, parity, random_weights, recipes
 from archive import package as packaging
 from archive.parity import Figures
 from archive.probe import ProbeContext
@@ -624,16 +624,56 @@ def test_another_machine_packages_anew(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_build_within_a_step_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    teller = logging.getLogger("handlers.engines.tensorrt")
+    teller, progress = logging.getLogger(tensorrt.__name__), packaging.Progress(total=1)
     before = (teller.level, teller.propagate, teller.handlers)
     try:
-        command._tell_of_plans()
-        with tensorrt._progress(3):
+        packaging._tell_of_plans(progress)
+        with progress.step("staging"), tensorrt._progress(3):
             pass
     finally:
         teller.setLevel(before[0])
         teller.propagate, teller.handlers = before[1:]
-    assert "\n        building a TensorRT plan with 3 profiles; up to about 285 s" in capsys.readouterr().out
+    told = "building a TensorRT plan with 3 profiles; up to about 285 s the first time"
+    assert (
+        capsys.readouterr().out
+        == f"  [1/1] staging ...\n        {told}\n        TensorRT plan built in 0 s\n        0.0 s\n"
+    )
+
+
+def test_a_build_in_the_probe_is_seen_at_once_and_a_failure_keeps_the_end_of_what_was_said(tmp_path: Path) -> None:
+    """`script` waits for the file that whoever is told writes."""
+    answer, heard = tmp_path / "answer", []
+
+    def tell(line: str) -> None:
+        heard.append(line)
+        answer.touch()
+
+    script = f"""if True:
+        import logging, pathlib, sys, time
+        sys.path.insert(0, {str(packaging.ROOT)!r})
+        from archive import probe
+        probe.tell_of_plans()
+        logging.getLogger({tensorrt.__name__!r}).info("building a plan")
+        while not pathlib.Path({str(answer)!r}).exists():
+            time.sleep(0.01)
+        print(*range(40), sep=chr(10))
+        raise SystemExit("no plan")
+    """
+    with pytest.raises(packaging.PackagingError) as caught:
+        packaging._run([sys.executable, "-u", "-c", script], "it failed", tell=tell)
+    assert heard == ["building a plan"]
+    assert str(caught.value).splitlines() == ["it failed (exit status 1):", *map(str, range(26, 40)), "no plan"]
+
+
+def test_auto_says_where_onnx_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "installed", lambda: True)
+    assert convert.left_out("auto", "auto", "auto") is None
+    monkeypatch.setattr(convert, "_onnx_installed", lambda: False)
+    assert "the package onnx is not" in str(convert.left_out("auto", "auto", "auto"))
+    for settings in (("cudnn", "auto", "auto"), ("auto", "bf16", "auto"), ("auto", "fp16", "cpu")):
+        assert convert.left_out(*settings) is None
+    monkeypatch.setattr(tensorrt, "installed", lambda: False)
+    assert convert.left_out("auto", "auto", "auto") is None
 
 
 def test_fp8_that_only_a_cpu_has_seen_is_noted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import bench_model
 import numpy as np
 import pytest
 import torch
-from benchmarks import clocks, layers, report, runners, sweep
+from benchmarks import clocks, commands, conditions, layers, report, runners, sweep
 from benchmarks.conditions import slug
 from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -185,3 +186,18 @@ def test_a_mistyped_engine_is_noticed_at_once(
     assert f"error: no engine '{name}'; known: " in said.err
     assert "torch_eager" in said.err
     assert not said.out
+
+
+def test_a_run_of_less_leaves_the_published_results_alone() -> None:
+    whole: dict[str, list[Any]] = {"engines": ["a-fp16", "b-fp16"], "batches": [1, 64]}
+    asked: dict[str, Any] = {**whole, "seconds_per_point": 1.0}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "net-gpu"),
+        ({"engines": ["b-fp16", "a-fp16", "c-fp16"]}, "net-gpu"),
+        ({"engines": ["a-fp16"]}, "net-gpu-part"),
+        ({"batches": [64]}, "net-gpu-part"),
+        ({"seconds_per_point": 0.1}, "net-gpu-part"),
+    ]
+    for changes, name in cases:
+        chosen = argparse.Namespace(**{**asked, **changes})
+        assert commands.out_of(chosen, "net-gpu", whole) == conditions.ROOT / "docs" / "benchmarks" / name
