@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
         for name, count in (("min", 1), ("opt", largest), ("max", largest))
     }
     example = torch.zeros((largest, 3, spec.image_size, spec.image_size), dtype=torch.float16, device=spec.device)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorRT's, of interfaces that torch2trt still calls
         converted: Any = torch2trt(
             network,
             [example],

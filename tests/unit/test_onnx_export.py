@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import sys
+import warnings
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,6 +151,28 @@ def test_whoever_converts_through_torch2trt_hears_how_to_get_it() -> None:
     spec = EngineSpec("image-classifier", DIGITS, torch.device("cpu"), "fp16", buckets=(8,))
     with pytest.raises(convert.ConvertError, match="git clone"):
         convert.through_torch2trt(None, spec)
+
+
+def test_what_torch2trt_is_asked_for_and_its_warnings_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def to_trt(network: Any, inputs: list[torch.Tensor], **options: Any) -> Any:
+        warnings.warn("Use set_memory_pool_limit instead.", DeprecationWarning, stacklevel=1)
+        asked.update(options, inputs=[tuple(one.shape) for one in inputs], logits=network(inputs[0]).shape)
+        return SimpleNamespace(engine=SimpleNamespace(serialize=lambda: bytearray(b"plan")))
+
+    fake = ModuleType("torch2trt")
+    fake.__spec__, fake.torch2trt = ModuleSpec("torch2trt", None), to_trt  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch2trt", fake)
+    spec = EngineSpec("image-classifier", DIGITS, torch.device("cpu"), "fp16", image_size=32, buckets=(8,))
+    model = ResNetForImageClassification.from_pretrained(DIGITS)
+    assert convert.through_torch2trt(model, spec) == b"plan"
+    shape = (8, 3, 32, 32)
+    assert (asked["inputs"], asked["logits"], asked["fp16_mode"]) == ([shape], (8, 10), True)
+    assert [asked[f"{name}_shapes"] for name in ("min", "opt", "max")] == [[(1, *shape[1:])], [shape], [shape]]
+    assert (asked["input_names"], asked["output_names"]) == (["images"], ["logits"])
+    with pytest.raises(convert.ConvertError, match="one profile; --plan-buckets 8"):
+        convert.through_torch2trt(model, dataclasses.replace(spec, buckets=(1, 8)))
 
 
 @pytest.mark.parametrize(
