@@ -19,7 +19,7 @@ from archive.checkpoint_files import load_tensors, sha256
 from archive.class_labels import labels_of, with_labels
 from archive.preprocess_configs import read_preprocess, read_timm_preprocess
 from archive.resnet_layouts import infer_config, layout_of, refuse_variants, served_state
-from archive.sources import CheckpointError, locate, read_json, weight_file
+from archive.sources import CheckpointError, locate, read_json, refuse_custom_code, weight_file
 from handlers import networks
 from handlers.images import Preprocess
 
@@ -99,7 +99,7 @@ def read(source: str | Path, revision: str | None = None) -> ImageCheckpoint:
         path = locate(source, revision)
         weights = weight_file(path) if path.is_dir() else path
         beside = _config_beside(path)
-        _refuse_custom_code(beside)
+        refuse_custom_code(beside, "config.json")
         if path.is_dir() and other_classifiers.holds_one(beside):
             parts: dict[str, Any] = other_classifiers.read(path, beside)._asdict()
         else:
@@ -131,14 +131,6 @@ def _config_beside(path: Path) -> dict[str, object]:
             "Of a state dict alone, give the file itself"
         )
     return {}
-
-
-def _refuse_custom_code(beside: Mapping[str, object]) -> None:
-    if beside.get("auto_map"):
-        raise CheckpointError(
-            f"config.json names code of its own to run (auto_map: {beside['auto_map']}), which packaging and workers "
-            "never do (trust_remote_code). Wanted: an architecture of transformers itself"
-        )
 
 
 def _describe(tensors: Mapping[str, torch.Tensor], beside: Mapping[str, object], path: Path) -> _Description:

@@ -76,7 +76,7 @@ def text_checkpoint(config: BertConfig, tokenizer: Path, seed: int = 0) -> TextC
     model = BertModel(config, add_pooling_layer=False).train(False)
     return TextCheckpoint(
         model=model,
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer, local_files_only=True),
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False),
         task="embeddings",
         max_tokens=int(config.max_position_embeddings),
         pooling=Pooling(("mean",), normalize=True),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 WEIGHT_FILES = (
@@ -41,6 +41,15 @@ HUB_TEXT = (
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be served; the message says what came, what was wanted and the way out."""
+
+
+def refuse_custom_code(content: Mapping[str, object], file: str) -> None:
+    """Raises CheckpointError where a config names classes of the checkpoint's own."""
+    if content.get("auto_map"):
+        raise CheckpointError(
+            f"{file} names code of its own to run (auto_map: {content['auto_map']}), which packaging and workers "
+            "never do (trust_remote_code). Wanted: an architecture of transformers itself"
+        )
 
 
 def listed(items: Iterable[str], limit: int = 20) -> str:

@@ -13,7 +13,7 @@ import torch
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from archive.checkpoint_files import sha256
-from archive.sources import HUB_TEXT, CheckpointError, listed, locate, read_json, weight_file
+from archive.sources import HUB_TEXT, CheckpointError, listed, locate, read_json, refuse_custom_code, weight_file
 from handlers.engines.torch_eager import load_transformer
 from handlers.settings import Pooling
 
@@ -36,7 +36,7 @@ UNUSED = {
 # Models whose position ids start behind the padding index.
 BEHIND_PADDING = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod"),
-    *("mpnet", "data2vec-text", "ibert", "longformer"),
+    *("mpnet", "data2vec-text", "ibert", "longformer", "luke", "esm"),
 )
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 POOLING_KEYS = {
@@ -77,6 +77,7 @@ def read(source: str, task: str | None = None, revision: str | None = None) -> T
     if not folder.is_dir():
         raise CheckpointError(f"{source} is a file; a text encoder needs its folder: config.json, weights, tokenizer")
     config = read_json(folder / "config.json")
+    refuse_custom_code(config, "config.json")
     modules = _sentence_modules(folder)
     task = task or _task(config, modules)
     if config.get("is_decoder") or config.get("is_encoder_decoder"):
@@ -125,7 +126,14 @@ def _sentence_modules(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     modules: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    types = [str(module.get("type", "")) for module in modules]
+    strange = [kind for kind in types if kind.partition(".")[0] != "sentence_transformers"]
+    if strange:
+        raise CheckpointError(
+            f"modules.json names code of its own to run ({listed(strange)}), which packaging and workers never do; "
+            "wanted: modules of sentence_transformers"
+        )
+    kinds = [kind.rpartition(".")[2] for kind in types]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise CheckpointError(
             f"modules.json lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize"
@@ -182,8 +190,10 @@ def _load_tokenizer(folder: Path) -> Any:
 
     if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make an empty one up
         raise CheckpointError(f"the folder has no tokenizer; wanted: one of {', '.join(VOCABULARIES)}")
+    path = folder / "tokenizer_config.json"
+    refuse_custom_code(read_json(path) if path.is_file() else {}, path.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load its tokenizer: {error}") from error
     if not tokenizer.is_fast:

@@ -75,7 +75,8 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
     """The network of a folder with config.json and model.safetensors, in eval mode, on the CPU."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     kind: Any = _resnet(config) if is_resnet(config) else AutoModelForImageClassification
-    return kind.from_pretrained(folder, config=config, dtype=dtype, local_files_only=True).eval()
+    options = {"local_files_only": True, "trust_remote_code": False}
+    return kind.from_pretrained(folder, config=config, dtype=dtype, **options).eval()
 
 
 def _resnet(config: Any) -> Any:

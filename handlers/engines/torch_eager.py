@@ -24,6 +24,7 @@ AUTO_MODELS = {
     "token-classification": "AutoModelForTokenClassification",
     "fill-mask": "AutoModelForMaskedLM",
 }
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched; code of a checkpoint is not run
 
 
 def objection(spec: EngineSpec) -> str | None:
@@ -74,17 +75,18 @@ def load_transformer(folder: Any, task: str, **options: Any) -> Any:
     """The transformers model for a task, without the pooling layer that no task here reads from."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
     options |= _without_pooling(config, task)
-    return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, local_files_only=True, **options)
+    return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, **LOCAL, **options)
 
 
 def empty_transformer(folder: Any, task: str) -> Any:
     """The same model with weights that nobody has set: to look at its structure, on the meta device for instance."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    return getattr(transformers, AUTO_MODELS[task]).from_config(config, **_without_pooling(config, task)).eval()
+    config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+    options = {"trust_remote_code": False, **_without_pooling(config, task)}
+    return getattr(transformers, AUTO_MODELS[task]).from_config(config, **options).eval()
 
 
 def _without_pooling(config: Any, task: str) -> dict[str, bool]:

@@ -89,7 +89,7 @@ def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> Te
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(spec.model_dir, local_files_only=True)
+    config = AutoConfig.from_pretrained(spec.model_dir, local_files_only=True, trust_remote_code=False)
     check(config, points)
     found = TextWorkload(model_name(config), config, spec.device, token_budget, {})
     reference = runners.load("hf-eager-fp32", spec)

@@ -203,6 +203,26 @@ def test_modules_that_are_not_served(text_folder: Path, refuse: Callable[..., st
     assert "Transformer -> Pooling -> Dense -> Normalize" in refuse("text-encoder", "--weights", text_folder)
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "modules.json"])
+def test_a_text_encoders_own_code_is_never_run(
+    text_folder: Path, refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Where transformers would ask, "y" is typed already. The weights are a BERT's, whatever the code says."""
+    (text_folder / "mine.py").write_text("open('it-was-run', 'w')", encoding="utf-8")
+    if file == "modules.json":
+        modules = json.loads((text_folder / file).read_text(encoding="utf-8"))
+        modules[0]["type"] = "mine.Transformer"
+        (text_folder / file).write_text(json.dumps(modules), encoding="utf-8")
+    else:
+        edit_json(text_folder / file, auto_map={"AutoModel": "mine.Model", "AutoTokenizer": ["mine.Tokenizer", None]})
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.chdir(text_folder)
+    message = refuse("text-encoder", "--weights", text_folder)
+    assert f"{file} names code of its own to run" in message
+    assert "mine." in message
+    assert not (text_folder / "it-was-run").exists()
+
+
 def test_more_tokens_than_the_checkpoint_takes(tiny_bert: Path, refuse: Callable[..., str]) -> None:
     message = refuse("text-encoder", "--weights", tiny_bert, "--max-tokens", 49)
     assert message == "--max-tokens is 49, and the checkpoint takes at most 48\n"
