@@ -39,7 +39,8 @@ def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, c
 
     Raises ConvertError; ValueError where it cannot be exported; plans.PlanError where TensorRT builds none.
     """
-    builds = plan_at != "first-load" and tensorrt.installed() and torch.cuda.is_available()
+    usable = tensorrt.installed() and torch.cuda.is_available() and tensorrt.broken() is None
+    builds = plan_at != "first-load" and usable
     _refuse(converter, plan_at, builds)
     onnx_export.export(model, folder / tensorrt.ONNX, image_size)
     if not builds:

@@ -357,4 +357,5 @@ def _run(
 
 
 def _is_source(path: Path) -> bool:
-    return path.is_file() and path.suffix != ".pyc" and not any(part.startswith(".") for part in path.parts[-3:])
+    hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    return path.is_file() and path.suffix != ".pyc" and not hidden

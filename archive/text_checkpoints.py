@@ -16,6 +16,7 @@ from archive.checkpoint_files import sha256
 from archive.sources import HUB_TEXT, CheckpointError, listed, locate, read_json, refuse_custom_code, weight_file
 from handlers.engines.torch_eager import load_transformer
 from handlers.settings import Pooling
+from handlers.texts import positions_of
 
 TASKS = {
     "ForSequenceClassification": "sequence-classification",
@@ -33,11 +34,6 @@ UNUSED = {
     "token-classification": re.compile(r"(.*\.)?(pooler|position_ids)\b.*"),
     "sequence-classification": re.compile(r"(.*\.)?position_ids\b.*"),
 }
-# Models whose position ids start behind the padding index.
-BEHIND_PADDING = (
-    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod"),
-    *("mpnet", "data2vec-text", "ibert", "longformer", "luke", "esm"),
-)
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
@@ -203,9 +199,6 @@ def _load_tokenizer(folder: Path) -> Any:
 
 def _max_tokens(config: Any, tokenizer: Any, sentence: Mapping[str, Any]) -> int:
     """The least of what the network, its tokenizer and sentence-transformers allow."""
-    positions = int(config.max_position_embeddings)
-    if config.model_type in BEHIND_PADDING:
-        positions -= int(config.pad_token_id) + 1
     asked = sentence.get("max_seq_length")
-    limits = [positions, int(tokenizer.model_max_length), *([int(asked)] if asked else [])]
+    limits = [positions_of(config.to_dict()), int(tokenizer.model_max_length), *([int(asked)] if asked else [])]
     return min(limits)

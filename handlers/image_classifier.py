@@ -52,6 +52,7 @@ class ImageClassifier(Handler[ImageSettings]):
         for request in batch:
             if request.open:
                 _flatten(request)
+                request.check(self.reader.refuse_many, len(request.inputs))
 
     def inference(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Crops and ready tensors -> logits (N, classes) on the device."""

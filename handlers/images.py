@@ -206,8 +206,8 @@ def read_tensor(data: bytes, size: int, max_pixels: int) -> list[Crop | Ready]:
     if count // 3 > max_pixels:
         raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")
     tensor = np.frombuffer(data, dtype, count, stream.tell()).reshape(-1, 3, size, size)
-    if not np.isfinite(tensor).all():
-        raise InvalidImage("the .npy tensor holds NaN or infinity")
+    if not (np.abs(tensor) <= np.finfo(np.float16).max).all():
+        raise InvalidImage("the .npy tensor holds NaN, infinity, or values beyond those of fp16; normalise it first")
     return list(tensor)
 
 

@@ -32,6 +32,7 @@ JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 # Query parameters by which TorchServe's /invocations finds the model; they arrive with the rest.
 ROUTING = ("model_name", "model_version")
+PART_HEADERS = 2048  # bytes that a part's headers may have: a file's name comes percent-encoded, maybe twice
 
 
 class Context(Protocol):
@@ -71,6 +72,13 @@ class Request:
     def open(self) -> bool:
         """Whether this request still wants the model."""
         return self.error is None and self.description is None
+
+    def check(self, refuse: Callable[..., object], *arguments: object) -> None:
+        """Keep the RequestError that refuse(*arguments) may raise as this request's own."""
+        try:
+            refuse(*arguments)
+        except RequestError as error:
+            self.error = error
 
     def answer(self) -> object:
         if self.error is not None:
@@ -138,10 +146,12 @@ class Reader:
             self._read_parts(values, headers, request)
         if not request.payloads:
             raise EmptyRequest(f"the request holds no input; wanted: {self.media}")
-        if len(request.payloads) > self.max_inputs:
-            raise PayloadTooLarge(
-                f"the request holds {len(request.payloads)} inputs; at most {self.max_inputs} go into one request"
-            )
+        self.refuse_many(len(request.payloads))
+
+    def refuse_many(self, count: int) -> None:
+        """Raises PayloadTooLarge for more inputs than one request may bring."""
+        if count > self.max_inputs:
+            raise PayloadTooLarge(f"the request holds {count} inputs; at most {self.max_inputs} go into one request")
 
     def _read_body(self, value: object, media_type: str, request: Request) -> None:
         if media_type == JSON or media_type.endswith("+json"):
@@ -289,7 +299,7 @@ def _refuse_lost_parts(parts: Mapping[str, Any], headers: Mapping[str, Any]) -> 
     """TorchServe keeps one part of each name: say so where the bytes of another are clearly gone.
 
     A part costs its boundary, its name and its own headers, so bytes of the request's Content-Length beyond that
-    belong to parts that never arrived here. A lost part of less than some hundred bytes goes unseen.
+    belong to parts that never arrived here. A lost part of less than PART_HEADERS goes unseen.
     """
     declared = str(headers.get("content-length", ""))
     if not (declared.isascii() and declared.isdigit() and len(declared) < 20):
@@ -300,7 +310,7 @@ def _refuse_lost_parts(parts: Mapping[str, Any], headers: Mapping[str, Any]) -> 
         return
     arrived = sum(map(len, sent))
     boundary = len(str(headers.get("content-type", "")))
-    around = boundary + sum(384 + boundary + len(name) for name in parts)
+    around = boundary + sum(PART_HEADERS + boundary + len(name) for name in parts)
     if int(declared) - arrived > around:
         raise InvalidInput(
             f"{declared} bytes came and {arrived} of them in {len(parts)} distinct parts: parts with the same name "

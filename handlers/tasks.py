@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from handlers.encoder.packing import TokenBatch
-from handlers.errors import InferenceFailed, InvalidInput
+from handlers.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from handlers.requests import OptionReader, whole_number
 from handlers.settings import Pooling, TextSettings
 from handlers.texts import Encoded, Tokenizer
 
 Input = tuple[Encoded, Mapping[str, Any]]
+MAX_FILLINGS = 1000  # of one request: each is decoded with the whole text around it, some 0.3 ms for a long one
 NOT_FINITE = "the model's output is not finite (NaN or infinity) for this input"
 
 
@@ -77,6 +78,9 @@ class TextTask:
     def check(self, encoded: Encoded) -> Encoded:
         """The input itself, or a RequestError where the task cannot answer it."""
         return encoded
+
+    def check_request(self, encoded: Sequence[Encoded], options: Mapping[str, Any]) -> None:
+        """Raises RequestError where the inputs of one request ask for too much together."""
 
     def selected(self, encoded: Sequence[Encoded]) -> list[int] | None:
         """Packed positions whose outputs the task reads, or None for all."""
@@ -163,6 +167,14 @@ class FillMask(TextTask):
         if self.mask_id not in encoded.ids:
             raise InvalidInput(f"the text holds no {self.mask_token} (after truncation, if any); wanted: one or more")
         return encoded
+
+    def check_request(self, encoded: Sequence[Encoded], options: Mapping[str, Any]) -> None:
+        masks, count = sum(len(self._masks(item)) for item in encoded), int(options.get("top_k", self.count))
+        if masks * count > MAX_FILLINGS:
+            raise PayloadTooLarge(
+                f"the request asks for {masks * count} fillings ({masks} masks, {count} each); at most "
+                f"{MAX_FILLINGS} go into one request"
+            )
 
     def selected(self, encoded: Sequence[Encoded]) -> list[int]:
         starts = accumulate((len(item.ids) for item in encoded), initial=0)

@@ -24,7 +24,9 @@ class TextEncoder(Handler[TextSettings]):
         """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
         self.model = loading.load(context, "text-encoder", TextSettings)
         settings = self.model.settings
+        texts.refuse_positions(self.model.folder, settings.max_tokens)
         self.tokenizer = texts.Tokenizer(self.model.folder, settings)
+        self.token_types = texts.has_token_types(self.model.folder)
         self.task = tasks.load(self.model.folder, settings, self.tokenizer)
         self.reader = requests.Reader(
             options={"truncate": requests.yes_or_no, **self.task.options},
@@ -42,6 +44,9 @@ class TextEncoder(Handler[TextSettings]):
         requests.scatter(batch, self.tokenizer.encode(requests.gather(batch, "inputs")), "inputs", "inputs")
         checked = map(requests.caught(self.task.check), requests.gather(batch, "inputs"))
         requests.scatter(batch, checked, "inputs", "inputs")
+        for request in batch:
+            if request.open:
+                request.check(self.task.check_request, request.inputs, request.options)
 
     def inference(self, inputs: Sequence[Input]) -> list[object]:
         """Token ids -> the task's answers, in order; sorted by length and cut by the token budget."""
@@ -62,7 +67,8 @@ class TextEncoder(Handler[TextSettings]):
 
     def forward(self, encoded: Sequence[texts.Encoded]) -> tuple[torch.Tensor, TokenBatch]:
         """Token ids -> the engine's outputs for the task, and the batch that they belong to."""
-        ids, types = [item.ids for item in encoded], [item.type_ids for item in encoded]
+        ids = [item.ids for item in encoded]
+        types = [item.type_ids if self.token_types else [0] * len(item.ids) for item in encoded]
         batch = TokenBatch.pack(ids, types, self.model.device, self.task.selected(encoded))
         return self.model.engine.run(batch), batch
 

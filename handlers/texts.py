@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -12,6 +14,11 @@ from handlers.errors import EmptyRequest, InputTooLong, InvalidInput, PayloadToo
 from handlers.requests import kind_of, names_of
 from handlers.settings import TextSettings
 
+# Models whose position ids start behind the padding index.
+BEHIND_PADDING = (
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod"),
+    *("mpnet", "data2vec-text", "ibert", "longformer", "luke", "esm"),
+)
 PLAIN = ("", "text/plain", "application/octet-stream")
 
 
@@ -35,6 +42,26 @@ class Encoded:
     ids: list[int]
     type_ids: list[int]
     encoding: tokenizers.Encoding
+
+
+def positions_of(config: Mapping[str, Any]) -> int:
+    """Tokens that the table of positions has room for, of config.json's content."""
+    behind = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in BEHIND_PADDING else 0
+    return int(config["max_position_embeddings"]) - behind
+
+
+def refuse_positions(folder: Path, max_tokens: int) -> None:
+    """Raises ValueError where `max_tokens` is more than an archive's network has positions for."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if max_tokens > (most := positions_of(config)):
+        raise ValueError(f"maxTokens is {max_tokens}, and the network has positions for {most}")
+
+
+def has_token_types(folder: Path) -> bool:
+    """Whether a pair's second text has a token type of its own: by the network's table, and by its tokenizer."""
+    config, path = json.loads((folder / "config.json").read_text(encoding="utf-8")), folder / "tokenizer_config.json"
+    names = json.loads(path.read_text(encoding="utf-8")).get("model_input_names") if path.is_file() else None
+    return int(config.get("type_vocab_size") or 0) > 1 and (names is None or "token_type_ids" in names)
 
 
 def accepts(media_type: str) -> bool:

@@ -61,7 +61,9 @@ def main() -> int:
         if chosen.check:
             print("all answers were right" if right else "NOT all answers were right")
             return 0 if right else 1
-        _say_what_next(server.client)
+        _say_what_next(
+            server.client, "" if chosen.ts_config == CONFIG else f" --ts-config {chosen.ts_config.resolve()}"
+        )
         return _serve_on(server)
     except KeyboardInterrupt:
         print("\nstopping", flush=True)
@@ -165,17 +167,18 @@ def _shown(answer: Answer) -> str:
     return f"{answer.status} {answer.body[:200]!r}"
 
 
-def _say_what_next(client: Client) -> None:
+def _say_what_next(client: Client, where: str) -> None:
+    """where: what scripts/token and scripts/scale need to find this server."""
     print(f"""
 Serving until Ctrl-C. In another terminal, from {ROOT}:
 
-  curl -H "Authorization: Bearer $(scripts/token)" \\
+  curl -H "Authorization: Bearer $(scripts/token{where})" \\
        -T archive/digits/samples/seven.png {client.inference}/predictions/{DIGITS}
 
-  curl -H "Authorization: Bearer $(scripts/token)" -H "Content-Type: application/json" \\
+  curl -H "Authorization: Bearer $(scripts/token{where})" -H "Content-Type: application/json" \\
        -d '["one sentence", "and another"]' {client.inference}/predictions/{SENTENCES}
 
-  scripts/scale {DIGITS} 2          two workers for a model, and wait until they are there
+  scripts/scale {DIGITS} 2{where}          two workers for a model, and wait until they are there
   scripts/package --help          archives of your own checkpoints
   curl {client.config["metrics_address"]}/metrics   batch sizes and times among them
 """)

@@ -270,7 +270,9 @@ class Server:
 
 def load_errors(log: str, model: str = "") -> list[str]:
     """What handlers (of one model) raised when their worker died while loading, of a log's text, oldest first."""
-    lines = [line for line in log.splitlines() if f"-{model}_" in line] if model else log.splitlines()
+    # A thread is called W-PORT-MODEL_VERSION, and both names may hold a dash.
+    its_own = re.compile(rf"\bW-\d+-{re.escape(model)}_[^_\s]*\s" if model else "")
+    lines = [line for line in log.splitlines() if its_own.search(line)]
     if not any("Load model failed" in line or "Backend worker process died" in line for line in lines):
         return []
     return re.findall(r"MODEL_LOG - (\w*(?:Error|Exception)\b.*)", "\n".join(lines))

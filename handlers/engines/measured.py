@@ -208,7 +208,8 @@ def load_passing(
         try:
             engine = load(name, spec)
             error = _largest_error(engine, images.to(spec.dtype), reference, buckets_of(spec))
-        except (ValueError, RuntimeError) as failure:  # a torn plan, or a call that this GPU's libraries lack
+        # A torn plan, a call that this GPU's libraries lack, a folder that cannot be written to, a broken package.
+        except (ValueError, RuntimeError, OSError, ImportError) as failure:
             table.dropped[name], table.failed = f"{type(failure).__name__}: {failure}", True
         else:
             table.relative_error[name] = error

@@ -151,6 +151,8 @@ def obtain(archived: Path, cache: Path, wanted: Fingerprint, on_mismatch: str, b
 
 
 def _cached(folder: Path, wanted: Fingerprint, build: Callable[[], bytes]) -> Plan:
+    with contextlib.suppress(PlanError):  # a plan that is there needs no lock, nor a folder that can be written to
+        return Plan(read(folder, wanted), "cache")
     with locked(folder):
         if (folder / RECORD).exists():
             try:

@@ -12,6 +12,7 @@ takes the precision from a builder flag; from 10 on it comes from the network's 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -43,6 +44,16 @@ def installed() -> bool:
     return importlib.util.find_spec("tensorrt") is not None
 
 
+@functools.cache
+def broken() -> str | None:
+    """Why the installed package cannot be imported, or None."""
+    try:
+        _tensorrt()
+    except Exception as error:  # its libraries' own: a loader's OSError, a driver's RuntimeError
+        return f"the package tensorrt is installed and cannot be imported ({type(error).__name__}: {error})"
+    return None
+
+
 def objection(spec: EngineSpec) -> str | None:
     """Why not: it needs an NVIDIA GPU, fp16, TensorRT, and an archive that carries the network as ONNX."""
     if spec.device.type != "cuda" or torch.version.hip is not None:
@@ -51,6 +62,8 @@ def objection(spec: EngineSpec) -> str | None:
         return why
     if not installed():
         return "the package tensorrt is not installed: pip install tensorrt, in the release that fits the driver"
+    if why := broken():
+        return why
     if not (spec.model_dir / ONNX).is_file():
         return f"the archive carries no {ONNX}; package it with --engine tensorrt"
     return None

@@ -33,8 +33,8 @@ def _norm(x, inside, columns, weight, bias, at, eps):  # type: ignore[no-untyped
 
 @triton.jit
 def saturated(x):  # type: ignore[no-untyped-def]
-    """x, within what e4m3 can say."""
-    return tl.minimum(tl.maximum(x, -448.0), 448.0)
+    """x, within what e4m3 can say; NaN stays NaN."""
+    return tl.clamp(x, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit(do_not_specialize=["rows"])

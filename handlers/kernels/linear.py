@@ -94,7 +94,7 @@ def _activate(x, activation: tl.constexpr):  # type: ignore[no-untyped-def]
     ):  # fmt: skip
         x = x * tl.sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))  # (1 + tanh(z)) / 2 = sigmoid(2 z)
     elif activation == "relu":
-        x = tl.maximum(x, 0.0)
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif activation == "silu" or activation == "swish":
         x = x * tl.sigmoid(x)
     elif activation == "quick_gelu":

@@ -58,7 +58,7 @@ def _max_pool(  # type: ignore[no-untyped-def]
         i, j = row * 2 - 1 + tap // 3, column * 2 - 1 + tap % 3
         inside = (at < total) & (i >= 0) & (i < height) & (j >= 0) & (j < width)
         value = tl.load(x + ((image * height + i) * width + j) * channels + channel, mask=inside, other=float("-inf"))
-        largest = tl.maximum(largest, value.to(tl.float32))
+        largest = tl.maximum(largest, value.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
     if early:
         on_cuda.gdc_launch_dependents()
     tl.store(y + at, largest.to(y.dtype.element_ty), mask=at < total)
@@ -117,7 +117,7 @@ def _pointwise(  # type: ignore[no-untyped-def]
     at = row[:, None].to(tl.int64) * columns + column[None, :]
     if adds:
         total += tl.load(other + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, tl.maximum(total, 0.0).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL).to(y.dtype.element_ty), mask=inside)
 
 
 def pointwise_fits(images: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -238,7 +238,9 @@ def _add_parts(  # type: ignore[no-untyped-def]
         value += tl.load(parts + part * total + at, mask=at < total, other=0.0)
     if early:
         on_cuda.gdc_launch_dependents()
-    tl.store(y + at, tl.maximum(value, 0.0).to(y.dtype.element_ty), mask=at < total)
+    tl.store(
+        y + at, tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL).to(y.dtype.element_ty), mask=at < total
+    )
 
 
 def window_fits(images: torch.Tensor, weight: torch.Tensor) -> bool:

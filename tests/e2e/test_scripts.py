@@ -76,4 +76,6 @@ def test_of_a_log_it_reads_what_kept_a_model_from_loading() -> None:
     log = "\n".join(line.format("one") for line in lines)
     assert load_errors(log) == load_errors(log, "one") == ["ValueError: PyTorch sees no GPU"]
     assert load_errors(log, "other") == []
+    assert load_errors("\n".join(line.format("my-one") for line in lines), "one") == []
+    assert load_errors("\n".join(line.format("one_b") for line in lines), "one") == []
     assert load_errors("\n".join(log.splitlines()[1:]), "one") == []

@@ -251,6 +251,14 @@ def test_activate(products: Any, activation: str, dtype: torch.dtype) -> None:
     assert_close(products.activate(x.clone(), activation), activated(x.float(), activation), dtype)
 
 
+@pytest.mark.parametrize("activation", FUSED)
+def test_what_is_not_finite_is_never_activated_to_a_number(products: Any, activation: str) -> None:
+    x = torch.tensor([float("nan"), 1.0, float("inf")]).repeat(20)
+    found = products.activate(x.clone(), activation)
+    assert not found[x.isnan() | x.isinf()].isfinite().any()
+    assert found[x.isfinite()].isfinite().all()
+
+
 def test_gelu_is_within_a_millionth_of_the_error_function(products: Any) -> None:
     """In fp32, far past where the polynomial was fitted."""
     x = torch.cat([torch.linspace(-10, 10, 400_001), torch.tensor([-6e4, 6e4, -1e6, 1e6])])

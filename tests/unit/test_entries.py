@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from handlers import settings
@@ -265,6 +266,16 @@ class TestImages:
             assert status == 200
             assert answer[0]["label"] == digit_files[0][1]
             assert answer[0]["probability"] == pytest.approx(three[1][0][0]["probability"], abs=2e-3)
+
+    def test_images_of_a_tensor_file_count_as_inputs(
+        self, ask: Ask, digits: ImageClassifier, digit_files: Digits
+    ) -> None:
+        image = digits.batcher(digits.prepare(digit_files[0][0])).numpy()
+        rows: list[Row] = [{"body": npy(np.repeat(image, count, axis=0))} for count in (8, 9)]
+        most, refused = ask(digits, [*rows, {"body": digit_files[0][0]}])[:2]
+        assert (most[0], len(most[1])) == (200, 8)
+        assert (refused[0], refused[1]["type"]) == (413, "PayloadTooLarge")
+        assert "9 inputs; at most 8" in refused[1]["message"]
 
     def test_a_description_in_the_middle(
         self, ask: Ask, digits: ImageClassifier, digit_files: Digits, digit_runs: Runs
@@ -534,6 +545,20 @@ class TestOtherTasks:
         assert scores[3] == pytest.approx(scores[0], abs=1e-4)
         assert scores[0] != pytest.approx(scores[1], abs=1e-3)  # the second text counts
 
+    def test_pairs_of_a_network_that_knows_one_token_type(
+        self, ask: Ask, tiny_encoder: Callable[..., TextEncoder]
+    ) -> None:
+        """RoBERTa's with BERT's tokenizer; transformers sends it no token types either."""
+        handler = tiny_encoder("sequence-classification", type_vocab_size=1)
+        (answer,) = ask(handler, [{"body": {"text": "is it late", "text_pair": "it is"}}], [JSON])
+        assert answer[0] == 200
+        encoded = handler.tokenizer.whole.encode("is it late", "it is")
+        assert max(encoded.type_ids) == 1
+        network = transformers.BertForSequenceClassification.from_pretrained(handler.model.folder)
+        with torch.inference_mode():
+            wanted = network(input_ids=torch.tensor([encoded.ids])).logits.softmax(dim=1)[0].sort(descending=True)
+        assert [entry["score"] for entry in answer[1]] == pytest.approx(wanted.values.tolist(), abs=1e-4)
+
     def test_top_k_by_row(self, ask: Ask, tiny_encoder: Callable[..., TextEncoder]) -> None:
         handler = tiny_encoder("sequence-classification", id2label={0: "no", 1: "maybe", 2: "yes"})
         rows: list[Row] = [{"body": "a", "top_k": b"1"}, {"body": "a"}, {"body": "a", "top_k": b"4"}]
@@ -565,8 +590,22 @@ class TestOtherTasks:
         assert [len(fillings) for fillings in several[1]] == [2, 2]
         assert [entry["token"] for entry in listed[1][0]] == [entry["token"] for entry in one[1]]
 
+    def test_too_many_masks_refuse_their_request_alone(
+        self, ask: Ask, tiny_encoder: Callable[..., TextEncoder]
+    ) -> None:
+        many = ["[MASK] " * 25] * 41
+        rows: list[Row] = [{"body": "a [MASK] day"}, {"body": many, "top_k": b"1"}, {"body": many[1:], "top_k": b"1"}]
+        one, refused, most = ask(tiny_encoder("fill-mask"), rows, [{}, JSON, JSON])
+        assert (one[0], refused[0], refused[1]["type"], most[0]) == (200, 413, "PayloadTooLarge", 200)
+
 
 class TestLoading:
+    def test_more_tokens_than_positions_are_refused(
+        self, load_handler: Callable[..., Any], minilm_folder: Path
+    ) -> None:
+        with pytest.raises(ValueError, match="maxTokens is 513, and the network has positions for 512"):
+            load_handler(TextEncoder, minilm_folder, maxTokens=513, pooling={"modes": ["mean"]})
+
     def test_a_wrong_setting_is_refused_by_name(self, load_handler: Callable[..., Any], digits_folder: Path) -> None:
         with pytest.raises(settings.SettingsError, match=r"handler\.topK"):
             load_handler(ImageClassifier, digits_folder, topK="5")

@@ -82,6 +82,38 @@ def test_a_mismatch_is_refused_or_rebuilt_into_the_cache(tmp_path: Path) -> None
     assert (first.source, again.source, again.content) == ("built here", "cache", b"new")
 
 
+def test_a_cache_that_cannot_be_written_to_serves_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", lambda: b"first")
+
+    def refuse(folder: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(plans, "locked", refuse)
+    assert plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", never) == plans.Plan(b"first", "cache")
+    with pytest.raises(OSError, match="Read-only"):
+        plans.obtain(tmp_path / "none", tmp_path / "other", HERE, "rebuild", never)
+
+
+def test_a_tensorrt_that_cannot_be_imported_is_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt, "installed", lambda: True)
+    monkeypatch.setattr(tensorrt, "_tensorrt", fail)
+    (tmp_path / tensorrt.ONNX).touch()
+    tensorrt.broken.cache_clear()
+    try:
+        why = tensorrt.objection(EngineSpec("image-classifier", tmp_path, torch.device("cuda", 0), "fp16"))
+    finally:
+        tensorrt.broken.cache_clear()
+    assert why == (
+        "the package tensorrt is installed and cannot be imported "
+        "(ImportError: libnvinfer.so.10: cannot open shared object file)"
+    )
+
+
 def test_a_torn_plan_in_the_cache_is_built_again(tmp_path: Path) -> None:
     plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", lambda: b"first")
     (tmp_path / HERE.key / plans.PLAN).write_bytes(b"fir")

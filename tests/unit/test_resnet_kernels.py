@@ -155,3 +155,20 @@ def test_classify_is_the_mean_and_a_linear_layer(
     tolerance = 3e-2 if dtype == torch.float16 else 1e-4
     wanted = TWIN.classify(images, weight, bias)
     torch.testing.assert_close(kernels.classify(images, weight, bias), wanted, rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(kernels: Any, value: float) -> None:
+    """ReLU and max-pooling of NaN are NaN, as PyTorch's are: an overflow shall not come out as a number."""
+    images = random(2, 64, 6, 6)
+    images[0, 5, 2, 3] = value
+    conv = Convolution(random(32, 64, 1, 1, seed=1) / 8, random(32, seed=2), 1, 0)
+    wide = Convolution(random(64, 64, 3, 3, seed=1) / 24, random(64, seed=2), 1, 1)
+    for found, wanted in (
+        (kernels.max_pool(images), TWIN.max_pool(images)),
+        (kernels.pointwise(images, conv.weight, conv.bias, None), TWIN.relu(images, conv)),
+        (kernels.window(images, wide.weight, wide.bias, 1), TWIN.relu(images, wide)),
+    ):
+        assert torch.equal(found.isnan(), wanted.isnan())
+        assert torch.equal(found.isposinf(), wanted.isposinf())
+        assert not found[0].isfinite().all()

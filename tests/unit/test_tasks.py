@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from handlers import tasks
 from handlers.encoder.packing import TokenBatch
-from handlers.errors import InferenceFailed, InvalidInput
+from handlers.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from handlers.settings import POOLINGS, Pooling, TextSettings
 from handlers.texts import Encoded, Text, Tokenizer
 
@@ -321,6 +321,15 @@ class TestFillMask:
         if broken_row < 2:
             assert isinstance(answers[1], list)
             assert answers[1][0]["sequence"] == "my dog"
+
+    def test_a_request_for_more_than_can_be_decoded_in_time_is_refused(
+        self, task: tasks.FillMask, tokenizer: Tokenizer
+    ) -> None:
+        items = encode(tokenizer, "[MASK] " * 20, "[MASK] " * 20)
+        task.check_request(items, {"top_k": 25})
+        with pytest.raises(PayloadTooLarge, match=r"1040 fillings \(40 masks, 26 each\); at most 1000"):
+            task.check_request(items, {"top_k": 26})
+        task.check_request(items, {})
 
     def test_a_text_without_a_mask_is_refused(self, task: tasks.FillMask, tokenizer: Tokenizer) -> None:
         (without,) = encode(tokenizer, "no mask")
