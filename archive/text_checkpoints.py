@@ -200,5 +200,5 @@ def _load_tokenizer(folder: Path) -> Any:
 def _max_tokens(config: Any, tokenizer: Any, sentence: Mapping[str, Any]) -> int:
     """The least of what the network, its tokenizer and sentence-transformers allow."""
     asked = sentence.get("max_seq_length")
-    limits = [positions_of(config.to_dict()), int(tokenizer.model_max_length), *([int(asked)] if asked else [])]
-    return min(limits)
+    limits = [positions_of(config.to_dict()), int(tokenizer.model_max_length), int(asked) if asked else None]
+    return min(limit for limit in limits if limit is not None)

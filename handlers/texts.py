@@ -44,24 +44,26 @@ class Encoded:
     encoding: tokenizers.Encoding
 
 
-def positions_of(config: Mapping[str, Any]) -> int:
-    """Tokens that the table of positions has room for, of config.json's content."""
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens that the table of positions has room for, of config.json's content; None for a network without one."""
     behind = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in BEHIND_PADDING else 0
-    return int(config["max_position_embeddings"]) - behind
+    rows = config.get("max_position_embeddings")
+    return None if rows is None else int(rows) - behind
 
 
 def refuse_positions(folder: Path, max_tokens: int) -> None:
     """Raises ValueError where `max_tokens` is more than an archive's network has positions for."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if max_tokens > (most := positions_of(config)):
+    most = positions_of(config)
+    if most is not None and max_tokens > most:
         raise ValueError(f"maxTokens is {max_tokens}, and the network has positions for {most}")
 
 
 def has_token_types(folder: Path) -> bool:
-    """Whether a pair's second text has a token type of its own: by the network's table, and by its tokenizer."""
+    """Whether token types are the tokenizer's; zeros go to a table of one row, and where its config names none."""
     config, path = json.loads((folder / "config.json").read_text(encoding="utf-8")), folder / "tokenizer_config.json"
     names = json.loads(path.read_text(encoding="utf-8")).get("model_input_names") if path.is_file() else None
-    return int(config.get("type_vocab_size") or 0) > 1 and (names is None or "token_type_ids" in names)
+    return config.get("type_vocab_size") not in (0, 1) and (names is None or "token_type_ids" in names)
 
 
 def accepts(media_type: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -236,3 +237,35 @@ def test_accepts(media_type: str, taken: bool) -> None:
 @pytest.mark.parametrize("task", ["embeddings", "sequence-classification"])
 def test_pairs_are_offered_where_they_are_taken(task: str) -> None:
     assert ("text_pair" in texts.media(task)) is (task == "sequence-classification")
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "esm", "max_position_embeddings": 1026, "pad_token_id": 1}, 1024),
+        ({"model_type": "funnel"}, None),
+    ],
+)
+def test_positions_that_a_network_has(config: dict[str, object], most: int | None) -> None:
+    assert texts.positions_of(config) == most
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "has"),
+    [
+        ({"type_vocab_size": 2}, None, True),
+        ({"type_vocab_size": 2}, {"model_input_names": ["input_ids", "token_type_ids"]}, True),
+        ({"type_vocab_size": 2}, {"model_input_names": ["input_ids", "attention_mask"]}, False),
+        ({"type_vocab_size": 1}, {}, False),
+        ({}, {}, True),  # Funnel's: three types, and none of them in its config
+    ],
+)
+def test_token_types_by_network_and_tokenizer(
+    tmp_path: Path, config: dict[str, object], tokenizer: dict[str, object] | None, has: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if tokenizer is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert texts.has_token_types(tmp_path) is has
