@@ -43,6 +43,8 @@ def _package(chosen: argparse.Namespace) -> None:
             raise ValueError(f"--{key.replace('_', '-')} {path}: there is no such file or folder")
     source = None if chosen.weights is None else locate(chosen.weights, chosen.revision, HUB_TEXT)
     chosen.name = chosen.name or _default_name(chosen.weights)
+    if not options.is_name(chosen.name):
+        raise ValueError(f"{chosen.name!r} cannot name a model; --name takes letters, digits, '_', '-' and '.'")
     target = chosen.export_path / f"{chosen.name}.mar"
     asked = {key: value for key, value in vars(chosen).items() if key not in ("force", "export_path")}
     recorded = {key: _recorded(key, value) for key, value in asked.items()}

@@ -107,7 +107,7 @@ def _as_tensors(content: object) -> dict[str, torch.Tensor]:
         if not isinstance(content, Mapping):
             break
         held = content
-        content = next((held[key] for key in CONTAINERS if isinstance(held.get(key), Mapping)), held)
+        content = next((held[key] for key in CONTAINERS if held.get(key) and isinstance(held[key], Mapping)), held)
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"the file holds {_described(content)}, wanted a state dict (names to tensors)")
     others = [f"{name} ({type(value).__name__})" for name, value in content.items() if not _named(name, value)]

@@ -21,6 +21,7 @@ from handlers.encoder import fp8
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
 from handlers.engines.torch_eager import load_transformer
+from handlers.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -111,12 +112,20 @@ class ImageJob(Job):
     def samples(self) -> list[bytes]:
         if self.parity_data is None:
             return photographs()
-        files = (
-            sorted(path for path in self.parity_data.iterdir() if path.is_file()) if self.parity_data.is_dir() else []
-        )
+        found = sorted(self.parity_data.iterdir()) if self.parity_data.is_dir() else []
+        files = [path for path in found if path.is_file() and not path.name.startswith(".")]
         if not files:
             raise ValueError(f"{self.parity_data} holds no images for the parity gate; wanted: a folder of images")
-        return [path.read_bytes() for path in files]
+        return [self._sample(path) for path in files]
+
+    def _sample(self, path: Path) -> bytes:
+        """A file's bytes. Raises ValueError, with its name, where it is no image that the model takes."""
+        data = path.read_bytes()
+        try:
+            images.prepare(data, self.settings.preprocess, self.settings.max_pixels)
+        except RequestError as error:
+            raise ValueError(f"--parity-data: {path.name}: {error.message}") from None
+        return data
 
     @torch.inference_mode()
     def reference(self, samples: Sequence[bytes]) -> Array:
@@ -159,11 +168,18 @@ class TextJob(Job):
 
     def samples(self) -> list[bytes]:
         path = self.parity_data or SAMPLES / "texts.txt"
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (UnicodeDecodeError, IsADirectoryError) as error:
+            raise ValueError(f"--parity-data {path}: {error}; wanted: a file in UTF-8, one text a line") from None
+        if self.settings.task == "fill-mask":
+            tokenizer, most = self.checkpoint.tokenizer, self.settings.max_tokens
+            masked = [_masked(line, tokenizer.mask_token) for line in lines]
+            ids = tokenizer(masked, truncation=True, max_length=most)["input_ids"] if masked else []
+            # Of long words even the ninth may be cut off.
+            lines = [line for line, row in zip(masked, ids, strict=True) if tokenizer.mask_token_id in row]
         if not lines:
             raise ValueError(f"{path} holds no texts for the parity gate; wanted: one text a line")
-        if self.settings.task == "fill-mask":
-            lines = [_masked(line, self.checkpoint.tokenizer.mask_token) for line in lines]
         # Neighbours of similar length keep padding, and so the time of the gate, small.
         return [line.encode() for line in sorted(lines, key=len)]
 

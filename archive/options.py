@@ -241,7 +241,12 @@ def _bucket(text: str) -> int:
     return int(text)
 
 
+def is_name(text: str) -> bool:
+    """Whether TorchServe takes it for a model's name, and its archiver for a file's."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text))
+
+
 def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", text):
+    if not is_name(text):
         raise argparse.ArgumentTypeError(f"{text!r}; wanted: letters, digits, '_', '-' and '.'")
     return text

@@ -192,13 +192,13 @@ def _refuse_unfit(job: Job, stage: Path) -> None:
     asked = job.settings
     precision = "fp16" if asked.precision == "auto" else asked.precision
     spec = loading.engine_spec(job.kind, stage, torch.device("cpu"), precision, asked, 1)
-    why = None if asked.engine == "auto" else engines.unfit(asked.engine, spec)
+    engine = "fused" if (asked.engine, precision) == ("auto", "fp8") else asked.engine  # the only one that knows fp8
+    why = None if engine == "auto" else engines.unfit(engine, spec)
     if why is None and asked.device == "cpu" and asked.engine != "auto":
-        why = engines.objection(asked.engine, spec)
+        why = engines.objection(engine, spec)
     if why:
-        raise PackagingError(
-            f"engine {asked.engine} runs this on no machine: {why}; --engine auto takes one that can"
-        )
+        way_out = "--precision auto takes one that can" if precision == "fp8" else "--engine auto takes one that can"
+        raise PackagingError(f"engine {engine} runs this on no machine: {why}; {way_out}")
 
 
 def _drop_local_paths(stage: Path) -> None:

@@ -198,9 +198,13 @@ def _labels(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> Sequence
 
 
 def _read_labels(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
     if path.suffix != ".json":
-        return text.splitlines()
+        lines = text.rstrip().splitlines()
+        blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
+        if blank:
+            raise CheckpointError(f"{path}: line {blank[0]} is blank; wanted: a name on each, class by class")
+        return lines
     labels = json.loads(text)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise CheckpointError(f"{path} is no JSON list of names")

@@ -270,8 +270,8 @@ class Server:
 
 def load_errors(log: str, model: str = "") -> list[str]:
     """What handlers (of one model) raised when their worker died while loading, of a log's text, oldest first."""
-    # A thread is called W-PORT-MODEL_VERSION, and both names may hold a dash.
-    its_own = re.compile(rf"\bW-\d+-{re.escape(model)}_[^_\s]*\s" if model else "")
+    # A thread is called W-PORT-MODEL_VERSION; names may hold dashes and underscores, versions begin with a digit.
+    its_own = re.compile(rf"\bW-\d+-{re.escape(model)}_v?\d\S*\s" if model else "")
     lines = [line for line in log.splitlines() if its_own.search(line)]
     if not any("Load model failed" in line or "Backend worker process died" in line for line in lines):
         return []

@@ -101,6 +101,9 @@ def choose(asked: str, spec: EngineSpec) -> list[str]:
             if hasattr(_module(name), "refusal") and (why := _module(name).refusal(spec)):
                 raise ValueError(f"engine {name} refuses: {why}")
         able = [name for name in runnable if _ready(name, spec)]
+        if not able:
+            why = "; ".join(f"{name}: {objection(name, spec) or 'not ready'}" for name in known)
+            raise ValueError(f"no engine can run this here. {why}")
         by_measurement = spec.kind == "image-classifier" and spec.device.type == "cuda" and spec.precision != "fp32"
         return able if by_measurement else able[:1]
     if asked not in known:

@@ -75,18 +75,27 @@ def load_transformer(folder: Any, task: str, **options: Any) -> Any:
     """The transformers model for a task, without the pooling layer that no task here reads from."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+    config = _config(folder)
     options |= _without_pooling(config, task)
-    return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, **LOCAL, **options)
+    return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, config=config, **LOCAL, **options)
 
 
 def empty_transformer(folder: Any, task: str) -> Any:
     """The same model with weights that nobody has set: to look at its structure, on the meta device for instance."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+    config = _config(folder)
     options = {"trust_remote_code": False, **_without_pooling(config, task)}
     return getattr(transformers, AUTO_MODELS[task]).from_config(config, **options).eval()
+
+
+def _config(folder: Any) -> Any:
+    """The folder's config, less what it wants returned for training: hidden states, attentions, tuples."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
+    return config
 
 
 def _without_pooling(config: Any, task: str) -> dict[str, bool]:

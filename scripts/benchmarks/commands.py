@@ -59,8 +59,8 @@ def add_shared(command: argparse.ArgumentParser, engines: str, random_weights: s
         "--out",
         type=Path,
         metavar="PATH",
-        help="without a suffix (default: docs/benchmarks/MODEL-GPU, and -part behind it for a run of less, or of "
-        "shorter points, than these defaults)",
+        help="without a suffix (default: docs/benchmarks/MODEL-GPU, and -part behind it for a run of less than these "
+        "defaults, or of others)",
     )
     command.add_argument("--commit", help="to note where git cannot tell (default: git describe)")
 
@@ -119,9 +119,10 @@ def sweep_of(
     about: dict[str, object],
     engines: Sequence[str],
     whole: Mapping[str, Sequence[object]],
+    same: Mapping[str, object],
 ) -> tuple[Sweep, Path]:
-    """A sweep with its ceilings measured, and OUT. engines: whose precisions need ceilings. whole: see out_of."""
-    out = chosen.out or out_of(chosen, f"{workload.model}-{slug(str(about['gpu']))}", whole)
+    """A sweep with its ceilings measured, and OUT. engines: whose precisions need ceilings; the rest: see out_of."""
+    out = chosen.out or out_of(chosen, f"{workload.model}-{slug(str(about['gpu']))}", whole, same)
     sweep = Sweep(
         workload,
         spec,
@@ -134,11 +135,17 @@ def sweep_of(
     return sweep, out
 
 
-def out_of(chosen: argparse.Namespace, name: str, whole: Mapping[str, Sequence[object]]) -> Path:
-    """Where results of `name` go; those of less than `whole`, by option, beside the published ones."""
-    less = chosen.seconds_per_point < SECONDS or any(
-        set(all_of) - set(vars(chosen)[key]) for key, all_of in whole.items()
-    )
+def out_of(
+    chosen: argparse.Namespace, name: str, whole: Mapping[str, Sequence[object]], same: Mapping[str, object]
+) -> Path:
+    """Where results of `name` go; those of less than `whole`, or of other settings than `same`, beside the published.
+
+    Both by option. Of weights of somebody's own as well.
+    """
+    asked = vars(chosen)
+    less = chosen.seconds_per_point < SECONDS or chosen.model_dir is not None
+    less = less or any(set(all_of) - set(asked[key]) for key, all_of in whole.items())
+    less = less or any(asked[key] != value for key, value in same.items())
     return ROOT / "docs" / "benchmarks" / f"{name}{'-part' if less else ''}"
 
 

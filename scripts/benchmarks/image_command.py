@@ -14,6 +14,7 @@ from handlers.engines import EngineSpec
 
 BATCHES = "1,2,4,8,16,32,64,128,256"
 COMPILE_BATCHES = "1,64,256"
+IMAGE_SIZE = 224
 PLAN_BUCKETS = "1,8,64"
 ENGINES = "eager-fp32,eager-fp16,compile-fp16,cudnn-fp16,tensorrt-fp16,torch2trt-fp16"
 FIGURES_OF_IMAGES = FIGURES.format(layers="each convolution reads its", reads="input, weight and residual and writes")
@@ -40,7 +41,7 @@ Times are p50 and p90 of single calls (20 or more, CUDA events around each) afte
 def add_options(command: argparse.ArgumentParser) -> None:
     """What the command takes."""
     command.add_argument(
-        "--image-size", type=commands.positive, default=224, metavar="PX", help="(default: %(default)s)"
+        "--image-size", type=commands.positive, default=IMAGE_SIZE, metavar="PX", help="(default: %(default)s)"
     )
     commands.add_shared(command, ENGINES, "random weights, calibrated on photographs")
     command.add_argument(
@@ -92,7 +93,12 @@ def run(chosen: argparse.Namespace) -> int:
             spec,
             about,
             chosen.engines,
-            whole={"engines": commands.names(ENGINES), "batches": _batches(BATCHES)},
+            whole={
+                "engines": commands.names(ENGINES),
+                "batches": _batches(BATCHES),
+                "compile_batches": _batches(COMPILE_BATCHES),
+            },
+            same={"image_size": IMAGE_SIZE, "plan_buckets": _batches(PLAN_BUCKETS)},
         )
         points = [Point(batch) for batch in chosen.batches]
         fewer = {

@@ -128,8 +128,13 @@ def run(chosen: argparse.Namespace) -> int:
             "token_budget": chosen.token_budget,
             "mixes": {point.mix: workload.about(point) for point in points if point.mix},
         }
-        whole: dict[str, Sequence[object]] = {"engines": commands.names(ENGINES), "points": _points(POINTS)}
-        sweep, out = commands.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled], whole)
+        whole: dict[str, Sequence[object]] = {
+            "engines": commands.names(ENGINES),
+            "points": _points(POINTS),
+            "compile_points": _points(COMPILE_POINTS),
+        }
+        same = {"token_budget": TextSettings.token_budget, "plan_points": None}
+        sweep, out = commands.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled], whole, same)
         limited = {
             runners.COMPILE: ("--compile-points", chosen.compile_points),
             runners.TENSORRT: ("--plan-points", chosen.plan_points or chosen.points),

@@ -223,6 +223,28 @@ def test_a_text_encoders_own_code_is_never_run(
     assert not (text_folder / "it-was-run").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("zero\n\ntwo\n", "line 2 is blank"), ("\ufeffzero\none\n\n\n", "2 labels for 10 classes")],
+)
+def test_labels_with_blank_lines(
+    digits: Path, refuse: Callable[..., str], tmp_path: Path, content: str, said: str
+) -> None:
+    (tmp_path / "labels.txt").write_text(content, encoding="utf-8")
+    assert said in refuse("image-classifier", "--weights", digits, "--labels", tmp_path / "labels.txt")
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_a_label(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfzero\r\none\r\n\r\n")
+    assert recipes._read_labels(tmp_path / "labels.txt") == ["zero", "one"]
+
+
+def test_a_file_name_that_cannot_name_a_model(digits: Path, refuse: Callable[..., str], tmp_path: Path) -> None:
+    odd = tmp_path / "my model (1)"
+    shutil.copytree(digits, odd)
+    assert "'my model (1)' cannot name a model; --name takes" in refuse("image-classifier", "--weights", odd)
+
+
 def test_more_tokens_than_the_checkpoint_takes(tiny_bert: Path, refuse: Callable[..., str]) -> None:
     message = refuse("text-encoder", "--weights", tiny_bert, "--max-tokens", 49)
     assert message == "--max-tokens is 49, and the checkpoint takes at most 48\n"

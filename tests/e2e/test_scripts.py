@@ -78,4 +78,5 @@ def test_of_a_log_it_reads_what_kept_a_model_from_loading() -> None:
     assert load_errors(log, "other") == []
     assert load_errors("\n".join(line.format("my-one") for line in lines), "one") == []
     assert load_errors("\n".join(line.format("one_b") for line in lines), "one") == []
+    assert load_errors(log.replace("1.0", "2024_01"), "one") == load_errors(log)
     assert load_errors("\n".join(log.splitlines()[1:]), "one") == []

@@ -190,14 +190,17 @@ def test_a_mistyped_engine_is_noticed_at_once(
 
 def test_a_run_of_less_leaves_the_published_results_alone() -> None:
     whole: dict[str, list[Any]] = {"engines": ["a-fp16", "b-fp16"], "batches": [1, 64]}
-    asked: dict[str, Any] = {**whole, "seconds_per_point": 1.0}
+    asked: dict[str, Any] = {**whole, "seconds_per_point": 1.0, "image_size": 224, "model_dir": None}
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, "net-gpu"),
         ({"engines": ["b-fp16", "a-fp16", "c-fp16"]}, "net-gpu"),
         ({"engines": ["a-fp16"]}, "net-gpu-part"),
         ({"batches": [64]}, "net-gpu-part"),
         ({"seconds_per_point": 0.1}, "net-gpu-part"),
+        ({"image_size": 96}, "net-gpu-part"),
+        ({"model_dir": Path("mine")}, "net-gpu-part"),
     ]
     for changes, name in cases:
         chosen = argparse.Namespace(**{**asked, **changes})
-        assert commands.out_of(chosen, "net-gpu", whole) == conditions.ROOT / "docs" / "benchmarks" / name
+        found = commands.out_of(chosen, "net-gpu", whole, {"image_size": 224})
+        assert found == conditions.ROOT / "docs" / "benchmarks" / name

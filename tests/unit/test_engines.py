@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, measured
+from handlers.engines import Engine, EngineSpec, load_chosen, measured, torch_eager
 from handlers.engines.plans import PlanError
 
 PLUGIN = """
@@ -194,3 +196,26 @@ def test_the_handler_says_which_engine_it_took(
 
     handler = load_handler(ImageClassifier, digits_folder, preprocess={"size": 32, "resize": 32})
     assert handler.model.description["engine"] == {"name": "plugged", "from": str(digits_folder)}
+
+
+def test_auto_with_no_engine_says_why_of_each(tmp_path: Path) -> None:
+    """An fp8 archive without its scales, say: fused lacks those, and PyTorch's own modules know no fp8."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    spec = EngineSpec("text-encoder", tmp_path, torch.device("cpu"), "fp8", task="embeddings")
+    with pytest.raises(ValueError, match=r"no engine can run this here\. fused: .*fp8.*torch_eager: .*fp8"):
+        load_chosen("auto", spec)
+
+
+def test_what_a_config_wants_returned_for_training_is_left_out(tmp_path: Path) -> None:
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    asked = {**tiny, "return_dict": False, "output_hidden_states": True}
+    transformers.BertModel(transformers.BertConfig.from_dict(asked)).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert (saved["return_dict"], saved["output_hidden_states"]) == (False, True)
+    for model in (
+        torch_eager.load_transformer(tmp_path, "embeddings", dtype=torch.float32).eval(),
+        torch_eager.empty_transformer(tmp_path, "embeddings"),
+    ):
+        found = model(input_ids=torch.tensor([[1, 2, 3]]))
+        assert found.last_hidden_state.shape == (1, 3, 32)
+        assert found.hidden_states is None
