@@ -172,16 +172,22 @@ class TextJob(Job):
             lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (UnicodeDecodeError, IsADirectoryError) as error:
             raise ValueError(f"--parity-data {path}: {error}; wanted: a file in UTF-8, one text a line") from None
-        if self.settings.task == "fill-mask":
-            tokenizer, most = self.checkpoint.tokenizer, self.settings.max_tokens
-            masked = [_masked(line, tokenizer.mask_token) for line in lines]
-            ids = tokenizer(masked, truncation=True, max_length=most)["input_ids"] if masked else []
-            # Of long words even the ninth may be cut off.
-            lines = [line for line, row in zip(masked, ids, strict=True) if tokenizer.mask_token_id in row]
         if not lines:
             raise ValueError(f"{path} holds no texts for the parity gate; wanted: one text a line")
+        if self.settings.task == "fill-mask":
+            lines = self._masked(lines)
         # Neighbours of similar length keep padding, and so the time of the gate, small.
         return [line.encode() for line in sorted(lines, key=len)]
+
+    def _masked(self, lines: list[str]) -> list[str]:
+        """Texts with a word masked, less those of which the model's maximum cuts the mask off."""
+        tokenizer, most = self.checkpoint.tokenizer, self.settings.max_tokens
+        masked = [_masked(line, tokenizer.mask_token) for line in lines]
+        ids = tokenizer(masked, truncation=True, max_length=most)["input_ids"]
+        kept = [line for line, row in zip(masked, ids, strict=True) if tokenizer.mask_token_id in row]
+        if not kept:
+            raise ValueError(f"of {len(lines)} texts none has its masked word within the first {most} tokens")
+        return kept
 
     @torch.inference_mode()
     def reference(self, samples: Sequence[bytes]) -> Array:
