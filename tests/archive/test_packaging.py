@@ -393,14 +393,20 @@ def test_an_archive_that_does_not_load_is_refused_with_the_reason(
     assert list(store.iterdir()) == []
 
 
-def test_an_archive_that_answers_with_an_error_is_refused(digits: Path, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checked", [True, False], ids=["before", "by the archive alone"])
+def test_a_sample_that_gets_an_error_is_refused(
+    digits: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: bool
+) -> None:
     samples = tmp_path / "samples"
     samples.mkdir()
+    (samples / ".DS_Store").write_bytes(b"passed over")
     (samples / "not-an-image.png").write_bytes(b"nothing of the kind")
+    if not checked:
+        monkeypatch.setattr(jobs.ImageJob, "_sample", lambda job, path: path.read_bytes())
     store = tmp_path / "store"
     status, printed = run("image-classifier", "--weights", digits, "--parity-data", samples, "--export-path", store)
     assert status == 1
-    assert "UnsupportedMediaType" in printed
+    assert ("--parity-data: not-an-image.png: 19 bytes came" if checked else "UnsupportedMediaType") in printed
     assert list(store.iterdir()) == []
 
 
