@@ -175,11 +175,11 @@ class TextJob(Job):
         if not lines:
             raise ValueError(f"{path} holds no texts for the parity gate; wanted: one text a line")
         if self.settings.task == "fill-mask":
-            lines = self._masked(lines)
+            lines = self._with_masks(lines)
         # Neighbours of similar length keep padding, and so the time of the gate, small.
         return [line.encode() for line in sorted(lines, key=len)]
 
-    def _masked(self, lines: list[str]) -> list[str]:
+    def _with_masks(self, lines: list[str]) -> list[str]:
         """Texts with a word masked, less those of which the model's maximum cuts the mask off."""
         tokenizer, most = self.checkpoint.tokenizer, self.settings.max_tokens
         masked = [_masked(line, tokenizer.mask_token) for line in lines]

@@ -19,6 +19,7 @@ from archive import timm_folders
 from archive.class_labels import labels_of
 from archive.preprocess_configs import read_preprocess, read_timm_preprocess
 from archive.sources import CheckpointError, listed, read_json
+from handlers import LOCAL
 from handlers.images import Preprocess
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _preprocess(folder: Path, beside: Mapping[str, object]) -> Preprocess:
 
 
 def _load(folder: Path) -> Any:
-    options = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+    options = {**LOCAL, "output_loading_info": True}
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
             folder, dtype=torch.float32, **options, ignore_mismatched_sizes=True

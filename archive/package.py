@@ -7,7 +7,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -131,7 +130,7 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
     Raises PackagingError where the archive does not load, does not answer, or misses parity.
     """
     progress = Progress(total=5)
-    _tell_of_plans(progress)
+    probe.tell_of_plans(progress.tell)
     export_path = export_path.absolute()  # the probe changes its directory
     export_path.mkdir(parents=True, exist_ok=True)
     # On the same file system as the model store, so that the last step is one rename.
@@ -163,14 +162,6 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
     return target
 
 
-def _tell_of_plans(progress: Progress) -> None:
-    """What TensorRT's build says of itself: it takes minutes in the midst of a step."""
-    teller = logging.getLogger(probe.PLANS)
-    teller.setLevel(logging.INFO)
-    teller.propagate = False
-    teller.handlers = [probe.Teller(progress.tell)]
-
-
 def _stage(job: Job, stage: Path) -> None:
     """What the archive's root will hold, entry and model-config.yaml aside."""
     stage.mkdir()
@@ -197,8 +188,8 @@ def _refuse_unfit(job: Job, stage: Path) -> None:
     if why is None and asked.device == "cpu" and asked.engine != "auto":
         why = engines.objection(engine, spec)
     if why:
-        way_out = "--precision auto takes one that can" if precision == "fp8" else "--engine auto takes one that can"
-        raise PackagingError(f"engine {engine} runs this on no machine: {why}; {way_out}")
+        option = "--precision" if precision == "fp8" else "--engine"
+        raise PackagingError(f"engine {engine} runs this on no machine: {why}; {option} auto takes one that can")
 
 
 def _drop_local_paths(stage: Path) -> None:

@@ -36,10 +36,17 @@ class Teller(logging.Handler):
         self.tell(record.getMessage())
 
 
-def tell_of_plans() -> None:
-    """Send what a plan's build says of itself to the terminal, where packaging reads it."""
-    logging.getLogger(PLANS).setLevel(logging.INFO)
-    logging.getLogger(PLANS).addHandler(Teller(lambda line: print(f"\n{TOLD}{line}", flush=True)))
+def tell_of_plans(tell: Callable[[str], None]) -> None:
+    """Have `tell` get what TensorRT's build says of itself: it takes minutes."""
+    teller = logging.getLogger(PLANS)
+    teller.setLevel(logging.INFO)
+    teller.propagate = False
+    teller.handlers = [Teller(tell)]
+
+
+def send(line: str) -> None:
+    """To the terminal, by way of packaging."""
+    print(f"\n{TOLD}{line}", flush=True)
 
 
 class ProbeContext:
@@ -147,5 +154,5 @@ if __name__ == "__main__":
     archive, job_file, results = (Path(argument).resolve() for argument in sys.argv[1:4])
     sys.path.insert(0, str(archive))
     os.chdir(archive)
-    tell_of_plans()
+    tell_of_plans(send)
     main(archive, json.loads(job_file.read_text(encoding="utf-8")), results)

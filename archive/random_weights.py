@@ -17,7 +17,7 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 
 from archive.image_checkpoints import ImageCheckpoint
 from archive.text_checkpoints import TextCheckpoint
-from handlers import networks
+from handlers import LOCAL, networks
 from handlers.images import Batcher, Preprocess, prepare
 from handlers.settings import Pooling
 
@@ -76,7 +76,7 @@ def text_checkpoint(config: BertConfig, tokenizer: Path, seed: int = 0) -> TextC
     model = BertModel(config, add_pooling_layer=False).train(False)
     return TextCheckpoint(
         model=model,
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False),
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer, **LOCAL),
         task="embeddings",
         max_tokens=int(config.max_position_embeddings),
         pooling=Pooling(("mean",), normalize=True),

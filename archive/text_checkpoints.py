@@ -14,6 +14,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from archive.checkpoint_files import sha256
 from archive.sources import HUB_TEXT, CheckpointError, listed, locate, read_json, refuse_custom_code, weight_file
+from handlers import LOCAL
 from handlers.engines.torch_eager import load_transformer
 from handlers.settings import Pooling
 from handlers.texts import positions_of
@@ -189,7 +190,7 @@ def _load_tokenizer(folder: Path) -> Any:
     path = folder / "tokenizer_config.json"
     refuse_custom_code(read_json(path) if path.is_file() else {}, path.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"transformers cannot load its tokenizer: {error}") from error
     if not tokenizer.is_fast:

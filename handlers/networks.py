@@ -19,6 +19,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageClassification, ResNetForImageClassification
 from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer
 
+from handlers import LOCAL
+
 PLAIN = {"groups": 1, "width_per_group": 64}
 
 
@@ -73,10 +75,9 @@ def build(config: Any) -> Any:
 
 def load(folder: Path, dtype: torch.dtype) -> Any:
     """The network of a folder with config.json and model.safetensors, in eval mode, on the CPU."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, **LOCAL)
     kind: Any = _resnet(config) if is_resnet(config) else AutoModelForImageClassification
-    options = {"local_files_only": True, "trust_remote_code": False}
-    return kind.from_pretrained(folder, config=config, dtype=dtype, **options).eval()
+    return kind.from_pretrained(folder, config=config, dtype=dtype, **LOCAL).eval()
 
 
 def _resnet(config: Any) -> Any:

@@ -120,10 +120,7 @@ class Reader:
             if headers.get("describe") == "True":  # how TorchServe asks for customized=true
                 request.description = {}
                 continue
-            try:
-                self._read_row(row, headers, request)
-            except RequestError as error:
-                request.error = error
+            request.check(self._read_row, row, headers, request)
         return requests
 
     def _read_row(self, row: Mapping[str, Any], headers: Mapping[str, Any], request: Request) -> None:

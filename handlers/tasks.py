@@ -23,7 +23,7 @@ from handlers.settings import Pooling, TextSettings
 from handlers.texts import Encoded, Tokenizer
 
 Input = tuple[Encoded, Mapping[str, Any]]
-MAX_FILLINGS = 1000  # of one request: each is decoded with the whole text around it, some 0.3 ms for a long one
+MAX_FILLINGS = 1000  # of one request: each is decoded with the whole text around it, and comes back with it
 NOT_FINITE = "the model's output is not finite (NaN or infinity) for this input"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,10 @@ class TextEncoder(Handler[TextSettings]):
         """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
         self.model = loading.load(context, "text-encoder", TextSettings)
         settings = self.model.settings
-        texts.refuse_positions(self.model.folder, settings.max_tokens)
+        config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
+        texts.refuse_positions(config, settings.max_tokens)
         self.tokenizer = texts.Tokenizer(self.model.folder, settings)
-        self.token_types = texts.has_token_types(self.model.folder)
+        self.token_types = texts.has_token_types(config, self.model.folder)
         self.task = tasks.load(self.model.folder, settings, self.tokenizer)
         self.reader = requests.Reader(
             options={"truncate": requests.yes_or_no, **self.task.options},

@@ -51,17 +51,19 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     return None if rows is None else int(rows) - behind
 
 
-def refuse_positions(folder: Path, max_tokens: int) -> None:
-    """Raises ValueError where `max_tokens` is more than an archive's network has positions for."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def refuse_positions(config: Mapping[str, Any], max_tokens: int) -> None:
+    """Raises ValueError where `max_tokens` is more than the network of this config.json has positions for."""
     most = positions_of(config)
     if most is not None and max_tokens > most:
         raise ValueError(f"maxTokens is {max_tokens}, and the network has positions for {most}")
 
 
-def has_token_types(folder: Path) -> bool:
-    """Whether token types are the tokenizer's; zeros go to a table of one row, and where its config names none."""
-    config, path = json.loads((folder / "config.json").read_text(encoding="utf-8")), folder / "tokenizer_config.json"
+def has_token_types(config: Mapping[str, Any], folder: Path) -> bool:
+    """Whether token types are the tokenizer's; zeros go to a table of one row, and where its config names none.
+
+    config: config.json's content, of the archive in `folder`.
+    """
+    path = folder / "tokenizer_config.json"
     names = json.loads(path.read_text(encoding="utf-8")).get("model_input_names") if path.is_file() else None
     return config.get("type_vocab_size") not in (0, 1) and (names is None or "token_type_ids" in names)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from handlers import LOCAL
 from handlers.encoder.packing import TokenBatch, pad, unpad
 from handlers.engines import Engine, EngineSpec
 
@@ -24,7 +25,6 @@ AUTO_MODELS = {
     "token-classification": "AutoModelForTokenClassification",
     "fill-mask": "AutoModelForMaskedLM",
 }
-LOCAL = {"local_files_only": True, "trust_remote_code": False}  # nothing is fetched; code of a checkpoint is not run
 
 
 def objection(spec: EngineSpec) -> str | None:

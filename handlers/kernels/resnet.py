@@ -43,6 +43,11 @@ TILES = (
 
 
 @triton.jit
+def _relu(x):  # type: ignore[no-untyped-def]
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _max_pool(  # type: ignore[no-untyped-def]
     x, y, total, height, width, out_height, out_width,
     channels: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
@@ -117,7 +122,7 @@ def _pointwise(  # type: ignore[no-untyped-def]
     at = row[:, None].to(tl.int64) * columns + column[None, :]
     if adds:
         total += tl.load(other + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, _relu(total).to(y.dtype.element_ty), mask=inside)
 
 
 def pointwise_fits(images: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -238,9 +243,7 @@ def _add_parts(  # type: ignore[no-untyped-def]
         value += tl.load(parts + part * total + at, mask=at < total, other=0.0)
     if early:
         on_cuda.gdc_launch_dependents()
-    tl.store(
-        y + at, tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL).to(y.dtype.element_ty), mask=at < total
-    )
+    tl.store(y + at, _relu(value).to(y.dtype.element_ty), mask=at < total)
 
 
 def window_fits(images: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from archive.parity import Array
 from benchmarks import layers, runners
 from benchmarks.layers import Layer
 from benchmarks.points import Point, label, lengths_of
+from handlers import LOCAL
 from handlers.encoder.fp8 import FILE, write
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
@@ -89,7 +90,7 @@ def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> Te
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(spec.model_dir, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(spec.model_dir, **LOCAL)
     check(config, points)
     found = TextWorkload(model_name(config), config, spec.device, token_budget, {})
     reference = runners.load("hf-eager-fp32", spec)

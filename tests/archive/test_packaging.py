@@ -33,7 +33,7 @@ from transformers import (
     ViTConfig,
 )
 
-from archive import contents, convert, digests, jobs, options, parity, random_weights, recipes
+from archive import contents, convert, digests, jobs, options, parity, probe, random_weights, recipes
 from archive import package as packaging
 from archive.parity import Figures
 from archive.probe import ProbeContext
@@ -633,7 +633,7 @@ def test_a_build_within_a_step_is_seen(capsys: pytest.CaptureFixture[str]) -> No
     teller, progress = logging.getLogger(tensorrt.__name__), packaging.Progress(total=1)
     before = (teller.level, teller.propagate, teller.handlers)
     try:
-        packaging._tell_of_plans(progress)
+        probe.tell_of_plans(progress.tell)
         with progress.step("staging"), tensorrt._progress(3):
             pass
     finally:
@@ -658,7 +658,7 @@ def test_a_build_in_the_probe_is_seen_at_once_and_a_failure_keeps_the_end_of_wha
         import logging, pathlib, sys, time
         sys.path.insert(0, {str(packaging.ROOT)!r})
         from archive import probe
-        probe.tell_of_plans()
+        probe.tell_of_plans(probe.send)
         logging.getLogger({tensorrt.__name__!r}).info("building a plan")
         while not pathlib.Path({str(answer)!r}).exists():
             time.sleep(0.01)

@@ -265,7 +265,6 @@ def test_positions_that_a_network_has(config: dict[str, object], most: int | Non
 def test_token_types_by_network_and_tokenizer(
     tmp_path: Path, config: dict[str, object], tokenizer: dict[str, object] | None, has: bool
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if tokenizer is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    assert texts.has_token_types(tmp_path) is has
+    assert texts.has_token_types(config, tmp_path) is has
