@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from handlers.engines import Engine, EngineSpec
-from handlers.engines.folding import Convolution, fold_resnet, pad_stem, run
+from handlers.engines.folding import Convolution, Operations, fold_resnet, pad_stem, run
 from handlers.engines.graphs import BUCKETS, GraphedByBucket
 
 KINDS = ("image-classifier",)
@@ -28,10 +28,11 @@ RANK = 10
 # classifier, images.
 SMALL, DEEPEST = 106e9, 1024
 FEW_IMAGES = 2
+MANY_PIXELS = 2 * 56 * 56  # from which a 3x3 convolution of 64 channels and the 1x1 one behind it are one kernel
 STEM_CHANNELS = 4  # cuDNN's kernels for 4 input channels are faster than those for 3
 
 
-class CudnnOperations:
+class CudnnOperations(Operations):
     """The fused calls as PyTorch binds cuDNN's."""
 
     def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
@@ -89,6 +90,19 @@ class TritonOperations(CudnnOperations):
         )
         return out
 
+    def close(
+        self, images: torch.Tensor, inner: Convolution, last: Convolution, source: torch.Tensor,
+        shortcut: Convolution | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """In one kernel where that is faster: what lies between the convolutions is never written to memory."""
+        if not _is_one_kernel(images, inner, last, source, shortcut):
+            return super().close(images, inner, last, source, shortcut)
+        out: torch.Tensor = kernels().window_pointwise(
+            images, inner.weight, inner.bias, last.weight, last.bias, source,
+            None if shortcut is None else shortcut.weight,
+        )  # fmt: skip
+        return out
+
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
         pooled: torch.Tensor = kernels().max_pool(images)
         return pooled
@@ -118,6 +132,16 @@ def _is_small(images: torch.Tensor, conv: Convolution) -> bool:
 def _is_pointwise(images: torch.Tensor, conv: Convolution) -> bool:
     """Whether Triton's kernel of 1x1 convolutions can run this one, whatever its stride."""
     return conv.groups == 1 and bool(kernels().pointwise_fits(images, conv.weight))
+
+
+def _is_one_kernel(
+    images: torch.Tensor, inner: Convolution, last: Convolution, source: torch.Tensor, shortcut: Convolution | None
+) -> bool:
+    plain = all(conv.stride == conv.groups == 1 for conv in (inner, last, *([shortcut] if shortcut else [])))
+    if not plain or images.shape[0] * images.shape[2] * images.shape[3] < MANY_PIXELS:
+        return False
+    fits = kernels().window_pointwise_fits(images, inner.weight, last.weight)
+    return fits and (shortcut is None or (source.shape == images.shape and _is_pointwise(source, shortcut)))
 
 
 def objection(spec: EngineSpec) -> str | None:
@@ -159,5 +183,8 @@ def load(spec: EngineSpec) -> Engine:
 def _kernels(calls: CudnnOperations) -> str:
     if isinstance(calls, TritonOperations):
         version = importlib.metadata.version("triton")
-        return f"cuDNN, and Triton {version} for pooling, blocks that change their size, and small convolutions"
+        return (
+            f"cuDNN, and Triton {version} for pooling, the ends of stage 1's blocks, blocks that change their size, "
+            f"and small convolutions"
+        )
     return "cuDNN and PyTorch; Triton is not installed, which would be faster"

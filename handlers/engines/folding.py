@@ -31,7 +31,10 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block: relu(body(x) + shortcut(x)), ReLU between the body's convolutions; None is the identity."""
+    """A residual block: relu(body(x) + shortcut(x)), ReLU between the body's convolutions; None is the identity.
+
+    body: of at least two.
+    """
 
     body: tuple[Convolution, ...]
     shortcut: Convolution | None
@@ -64,6 +67,16 @@ class Operations(Protocol):
         """relu(conv(images) + shortcut(source)); the shortcut's bias is zeros, and is not added"""
         ...
 
+    def close(
+        self, images: torch.Tensor, inner: Convolution, last: Convolution, source: torch.Tensor,
+        shortcut: Convolution | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """The end of a block: relu(last(relu(inner(images))) + shortcut(source)); None is the identity"""
+        hidden = self.relu(images, inner)
+        if shortcut is None:
+            return self.add_relu(hidden, last, source)
+        return self.project_relu(hidden, last, source, shortcut)
+
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)): 3x3, stride 2, padding 1"""
         ...
@@ -73,7 +86,7 @@ class Operations(Protocol):
         ...
 
 
-class TorchOperations:
+class TorchOperations(Operations):
     """The fused calls in plain PyTorch: the reference, and what tests run where there is no GPU."""
 
     def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
@@ -104,13 +117,10 @@ def run(network: FoldedResNet, images: torch.Tensor, operations: Operations) -> 
     """(N, 3, H, W) normalised images -> logits (N, classes)."""
     hidden = operations.max_pool(operations.relu(images, network.stem))
     for block in network.blocks:
-        source, last = hidden, block.body[-1]
-        for conv in block.body[:-1]:
+        source, (*first, inner, last) = hidden, block.body
+        for conv in first:
             hidden = operations.relu(hidden, conv)
-        if block.shortcut is None:
-            hidden = operations.add_relu(hidden, last, source)
-        else:
-            hidden = operations.project_relu(hidden, last, source, block.shortcut)
+        hidden = operations.close(hidden, inner, last, source, block.shortcut)
     return operations.classify(hidden, network.weight, network.bias)
 
 

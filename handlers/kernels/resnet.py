@@ -1,9 +1,10 @@
 """Triton kernels of the ResNet engine, where cuDNN and PyTorch leave time unused; TorchOperations is their twin.
 
 Chosen on an H200 in fp16: PyTorch's channels_last max-pooling after the stem takes several times what moving its
-bytes does; cuDNN's fused 1x1 convolutions of small batches wait more than they compute; and where a block changes
-its size, two 1x1 convolutions are added up, for which cuDNN has no single kernel. For 3x3 convolutions, and other 1x1
-ones of large batches, cuDNN is faster than kernels like these, so it keeps them.
+bytes does; cuDNN's fused 1x1 convolutions of small batches wait more than they compute; where a block changes its
+size, two 1x1 convolutions are added up, for which cuDNN has no single kernel; and the last two convolutions of stage
+1 mostly move what lies between them. For other 3x3 convolutions, and other 1x1 ones of large batches, cuDNN is faster
+than kernels like these, so it keeps them.
 """
 
 from __future__ import annotations
@@ -289,6 +290,90 @@ def _splits(tiles: int, blocks: int) -> int:
     """The most parts that divide the blocks and keep to about two programs a multiprocessor."""
     fitting = [count for count in (1, 3, 9, 18, 36) if blocks % count == 0 and tiles * count <= 288]
     return max(fitting, default=1)
+
+
+@triton.jit
+def _window_pointwise(  # type: ignore[no-untyped-def]
+    x, inner, inner_bias, weight, bias, other, projection, y, count, height, width, columns,
+    depth: tl.constexpr, projects: tl.constexpr, ahead: tl.constexpr,
+    rows_a_block: tl.constexpr, columns_a_block: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    pixel, channel = tl.program_id(0) * rows_a_block + tl.arange(0, rows_a_block), tl.arange(0, depth)
+    top, left, inside = pixel // width % height - 1, pixel % width - 1, pixel < count
+    if early:
+        on_cuda.gdc_wait()
+    total = tl.zeros((rows_a_block, depth), tl.float32)
+    for tap in range(9):
+        i, j = top + tap // 3, left + tap % 3
+        there = inside & (i >= 0) & (i < height) & (j >= 0) & (j < width)
+        where = (pixel + (tap // 3 - 1) * width + tap % 3 - 1).to(tl.int64)[:, None] * depth + channel[None, :]
+        values = tl.load(x + where, mask=there[:, None], other=0.0)
+        taps = tl.load(inner + channel[None, :] * (9 * depth) + tap * depth + channel[:, None])
+        total = tl.dot(values, taps, total)
+    if early:
+        on_cuda.gdc_launch_dependents()
+    between = _relu(total + tl.load(inner_bias + channel).to(tl.float32)[None, :]).to(x.dtype.element_ty)
+    if projects:
+        source = tl.load(
+            other + pixel.to(tl.int64)[:, None] * depth + channel[None, :], mask=inside[:, None], other=0.0
+        )
+    for first in tl.range(0, columns, columns_a_block, num_stages=ahead):
+        column = first + tl.arange(0, columns_a_block)
+        at = pixel.to(tl.int64)[:, None] * columns + column[None, :]
+        out = tl.dot(between, tl.load(weight + column[None, :] * depth + channel[:, None]))
+        if projects:
+            out = tl.dot(source, tl.load(projection + column[None, :] * depth + channel[:, None]), out)
+        out += tl.load(bias + column).to(tl.float32)[None, :]
+        if not projects:
+            out += tl.load(other + at, mask=inside[:, None], other=0.0).to(tl.float32)
+        tl.store(y + at, _relu(out).to(y.dtype.element_ty), mask=inside[:, None])
+
+
+def window_pointwise_fits(images: torch.Tensor, inner: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `window_pointwise` can run these: 3x3 of 64 channels to 64, then 1x1, ungrouped, channels_last."""
+    return (
+        inner.shape == (DEPTH, DEPTH, 3, 3)
+        and inner.is_contiguous(memory_format=torch.channels_last)
+        and weight.shape[0] % DEPTH == 0
+        and pointwise_fits(images, weight)
+    )
+
+
+def window_pointwise(
+    images: torch.Tensor, inner: torch.Tensor, inner_bias: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
+    other: torch.Tensor, projection: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    """relu(1x1 convolution of h + bias + shortcut), h = relu(3x3 convolution of images, padding 1, + inner_bias).
+
+    images: (N, 64, H, W), inner: (64, 64, 3, 3), weight: (O, 64, 1, 1), all channels_last -> (N, O, H, W). The
+    shortcut is `other` (N, O, H, W) itself, or with a projection (O, 64, 1, 1) its 1x1 convolution, of (N, 64, H, W).
+    h is rounded to the images' dtype and never written to memory; sums are in fp32. Raises ValueError for anything
+    else.
+    """
+    count, depth, height, width = images.shape
+    columns = len(weight)
+    fits = window_pointwise_fits(images, inner, weight)
+    if projection is None:
+        fits &= other.shape == (count, columns, height, width)
+        fits &= other.is_contiguous(memory_format=torch.channels_last)
+    else:
+        fits &= other.shape == images.shape and len(projection) == columns and pointwise_fits(other, projection)
+    if not fits:
+        raise ValueError(
+            f"window_pointwise: images {tuple(images.shape)}, weights {tuple(inner.shape)}, {tuple(weight.shape)}, "
+            f"shortcut {tuple(other.shape)} came; see window_pointwise_fits"
+        )
+    shape = (count, columns, height, width)
+    out = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
+    rows = count * height * width
+    # Stages of both loops, the second one's ahead: the fastest on an H200, with these blocks.
+    _window_pointwise[(triton.cdiv(rows, 64),)](
+        images, inner, inner_bias, weight, bias, other, weight if projection is None else projection, out,
+        rows, height, width, columns, depth=depth, projects=projection is not None,
+        ahead=3 if projection is None else 2, rows_a_block=64, columns_a_block=64, num_warps=4, num_stages=3,
+        **early(images),
+    )  # fmt: skip
+    return out
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import train_digits
 from transformers import ResNetForImageClassification
 
 from handlers.engines import Engine, EngineSpec, choose, cudnn
+from handlers.engines.folding import Convolution, TorchOperations
 from handlers.images import Batcher, Preprocess, prepare
 
 pytestmark = [
@@ -86,3 +88,34 @@ def test_bf16(images: torch.Tensor, reference: torch.Tensor) -> None:
     logits = run(cudnn.load(spec("bf16")), images[:64], torch.bfloat16)
     errors = (logits - reference[:64]).norm(dim=1) / reference[:64].norm(dim=1)
     assert errors.max() < 5e-2
+
+
+@pytest.mark.parametrize("projects", [False, True], ids=["identity", "projection"])
+@pytest.mark.parametrize("count", [2, 3, 17])
+@torch.inference_mode()
+def test_a_block_of_stage_1_ends_in_one_kernel(count: int, projects: bool) -> None:
+    """Against fp32 on the CPU, and no further from it than cuDNN's two calls."""
+
+    def random(*shape: int) -> torch.Tensor:
+        values = torch.randn(shape, generator=generator).half().float()
+        return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+
+    def conv(out: int, depth: int, kernel: int, bias: float = 0.1) -> Convolution:
+        weight = random(out, depth, kernel, kernel) * (2 / (depth * kernel**2)) ** 0.5
+        return Convolution(weight.half().float(), random(out).half().float() * bias, 1, kernel // 2)
+
+    def on_gpu(conv: Convolution) -> Convolution:
+        return dataclasses.replace(conv, weight=conv.weight.cuda().half(), bias=conv.bias.cuda().half())
+
+    generator = torch.Generator().manual_seed(count)
+    inner, last, images = conv(64, 64, 3), conv(256, 64, 1), random(count, 64, 56, 56).relu_()
+    source, shortcut = random(count, 64 if projects else 256, 56, 56), conv(256, 64, 1, 0) if projects else None
+    wanted = TorchOperations().close(images, inner, last, source, shortcut)
+    given = (images.cuda().half(), on_gpu(inner), on_gpu(last), source.cuda().half())
+    errors = [
+        float((calls.close(*given, on_gpu(shortcut) if shortcut else None).cpu().float() - wanted).norm())
+        for calls in (cudnn.TritonOperations(), cudnn.CudnnOperations())
+    ]
+    assert cudnn._is_one_kernel(*given, on_gpu(shortcut) if shortcut else None)
+    assert errors[0] <= 1.05 * errors[1]
+    assert errors[0] < 2e-3 * float(wanted.norm())

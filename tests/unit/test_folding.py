@@ -158,6 +158,53 @@ def test_a_block_that_changes_its_size_is_both_convolutions(
     torch.testing.assert_close(found, TorchOperations().project_relu(images, conv, source, shortcut))
 
 
+# Stage 1 of a ResNet-101 and what differs from it in one point; batches at whose sizes the faster way changes.
+@pytest.mark.parametrize(
+    ("count", "side", "depth", "stride", "groups", "source", "one"),
+    [
+        (2, 56, 64, 1, 1, 256, True),
+        (2, 56, 64, 1, 1, 64, True),
+        (1, 56, 64, 1, 1, 256, False),
+        (8, 28, 64, 1, 1, 256, True),
+        (8, 28, 128, 1, 1, 512, False),
+        (8, 56, 64, 2, 1, 256, False),
+        (8, 56, 64, 1, 32, 256, False),
+        (8, 56, 64, 1, 1, 32, False),
+    ],
+)
+def test_stage_1_ends_its_blocks_in_one_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    side: int,
+    depth: int,
+    stride: int,
+    groups: int,
+    source: int,
+    one: bool,
+) -> None:
+    calls: list[str] = []
+    fits = SimpleNamespace(
+        window_pointwise_fits=lambda images, inner, weight: inner.shape == (64, 64, 3, 3),
+        pointwise_fits=lambda images, weight: weight.shape[1] == images.shape[1] and weight.shape[1] % 64 == 0,
+        window_pointwise=lambda *arguments: calls.append("one kernel"),
+    )
+    monkeypatch.setattr(cudnn, "kernels", lambda: fits)
+    for name in ("relu", "add_relu", "project_relu"):
+        monkeypatch.setattr(cudnn.TritonOperations, name, lambda *arguments, name=name: calls.append(name))
+
+    def on_meta(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="meta")
+
+    inner = Convolution(on_meta(depth, depth // groups, 3, 3), on_meta(depth), stride, 1, groups)
+    last = Convolution(on_meta(4 * depth, depth, 1, 1), on_meta(4 * depth), 1, 0)
+    shortcut = (
+        None if source == 4 * depth else Convolution(on_meta(4 * depth, source, 1, 1), on_meta(4 * depth), 1, 0)
+    )
+    images, before = on_meta(count, depth, side, side), on_meta(count, source, side, side)
+    cudnn.TritonOperations().close(images, inner, last, before, shortcut)
+    assert calls == (["one kernel"] if one else ["relu", "add_relu" if shortcut is None else "project_relu"])
+
+
 def test_folding_leaves_the_model_alone() -> None:
     model = trained("bottleneck")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -145,6 +145,50 @@ def test_window_refuses_groups(kernels: Any) -> None:
         kernels.window(random(1, 64, 4, 4), random(64, 32, 3, 3), random(64), 1)
 
 
+# Pixels, in blocks of 64: one; some with a rest; more than a block a row.
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 1, 1), (3, 5, 7), (1, 2, 70)])
+@pytest.mark.parametrize("projects", [False, True], ids=["identity", "projection"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_window_pointwise_is_the_end_of_a_block(
+    kernels: Any, count: int, height: int, width: int, projects: bool, dtype: torch.dtype
+) -> None:
+    images = random(count, 64, height, width, dtype=dtype)
+    inner = Convolution(random(64, 64, 3, 3, dtype=dtype, seed=1) / 24, random(64, dtype=dtype, seed=2), 1, 1)
+    last = Convolution(random(128, 64, 1, 1, dtype=dtype, seed=3) / 8, random(128, dtype=dtype, seed=4), 1, 0)
+    shortcut, channels = None, 128
+    if projects:
+        zeros = torch.zeros(128, dtype=dtype)
+        shortcut, channels = Convolution(random(128, 64, 1, 1, dtype=dtype, seed=5) / 8, zeros, 1, 0), 64
+    source = random(count, channels, height, width, dtype=dtype, seed=6)
+    out = kernels.window_pointwise(
+        images, inner.weight, inner.bias, last.weight, last.bias, source, shortcut.weight if shortcut else None
+    )
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    wanted = TWIN.close(images, inner, last, source, shortcut)
+    # The twin rounds each sum; what lies between the convolutions is rounded by both, of sums in another order.
+    tolerance = 1e-2 if dtype == torch.float16 else 1e-5
+    torch.testing.assert_close(out, wanted, rtol=1e-3, atol=tolerance)
+    assert (wanted == 0).any()  # so that ReLU counts
+
+
+def test_window_pointwise_refuses_what_does_not_fit(kernels: Any) -> None:
+    inner, weight, bias = random(64, 64, 3, 3), random(128, 64, 1, 1), random(128)
+    images = random(1, 64, 4, 4)
+    assert kernels.window_pointwise_fits(images, inner, weight)
+    assert not kernels.window_pointwise_fits(random(1, 128, 4, 4), random(128, 128, 3, 3), random(256, 128, 1, 1))
+    assert not kernels.window_pointwise_fits(images, random(64, 2, 3, 3), weight)
+    assert not kernels.window_pointwise_fits(images, inner, random(96, 64, 1, 1))
+    assert not kernels.window_pointwise_fits(images, inner, random(128, 64, 3, 3))
+    for other, projection in (
+        (random(1, 128, 2, 2), None),
+        (random(1, 128, 4, 4).contiguous(), None),
+        (random(1, 64, 8, 8), weight),
+        (images, random(64, 64, 1, 1)),
+    ):
+        with pytest.raises(ValueError, match=r"images \(1, 64, 4, 4\), .* shortcut .* came"):
+            kernels.window_pointwise(images, inner, random(64), weight, bias, other, projection)
+
+
 @pytest.mark.parametrize(("count", "channels", "side", "classes"), [(1, 64, 1, 4), (2, 96, 3, 10), (1, 512, 7, 1001)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_classify_is_the_mean_and_a_linear_layer(
@@ -164,8 +208,13 @@ def test_what_is_not_finite_stays_so(kernels: Any, value: float) -> None:
     images[0, 5, 2, 3] = value
     conv = Convolution(random(32, 64, 1, 1, seed=1) / 8, random(32, seed=2), 1, 0)
     wide = Convolution(random(64, 64, 3, 3, seed=1) / 24, random(64, seed=2), 1, 1)
+    last = Convolution(random(64, 64, 1, 1, seed=1) / 8, random(64, seed=2), 1, 0)
     for found, wanted in (
         (kernels.max_pool(images), TWIN.max_pool(images)),
+        (
+            kernels.window_pointwise(images, wide.weight, wide.bias, last.weight, last.bias, images, None),
+            TWIN.close(images, wide, last, images, None),
+        ),
         (kernels.pointwise(images, conv.weight, conv.bias, None), TWIN.relu(images, conv)),
         (kernels.window(images, wide.weight, wide.bias, 1), TWIN.relu(images, wide)),
     ):
