@@ -104,11 +104,20 @@ def test_auto_measures_and_says_what_serves(spec: EngineSpec, images: torch.Tens
     assert engine.run(batch).shape == (5, 10)
 
 
-def test_torch2trt(spec: EngineSpec, images: torch.Tensor, tmp_path: Path) -> None:
+def test_torch2trt(images: torch.Tensor, cache: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch2trt")
     shutil.copy(DIGITS / "config.json", tmp_path)
-    convert.stage(ResNetForImageClassification.from_pretrained(DIGITS), tmp_path, (32,), 32, "torch2trt", "auto")
-    engine = load("tensorrt", dataclasses.replace(spec, model_dir=tmp_path, buckets=(32,)))
-    batch = images[:32].to("cuda", torch.float16).contiguous(memory_format=torch.channels_last)
-    found, wanted = (one.run(batch).float() for one in (engine, load("tensorrt", spec)))
-    assert ((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-2
+    network = ResNetForImageClassification.from_pretrained(DIGITS).train(False)
+    convert.stage(network, tmp_path, (32,), 32, "torch2trt", "auto")
+    device = torch.device("cuda", 0)
+    spec = EngineSpec(
+        "image-classifier", tmp_path, device, "fp16", image_size=32, batch_size=32, buckets=(32,), plan_cache=cache
+    )
+    engine = load("tensorrt", spec)
+    assert engine.details["plan"] == "archive"
+    with torch.no_grad():
+        reference = network(images[:64]).logits
+    for count in (1, 31, 32, 64):
+        batch = images[:count].to(device, torch.float16).contiguous(memory_format=torch.channels_last)
+        errors = (engine.run(batch).float().cpu() - reference[:count]).norm(dim=1) / reference[:count].norm(dim=1)
+        assert errors.max() < 1e-2
