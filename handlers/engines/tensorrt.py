@@ -161,7 +161,7 @@ def build(spec: EngineSpec, static: bool = False) -> bytes:
             network.get_input(0).shape = input_shape(spec.buckets[-1], spec)
         else:
             _add_profiles(builder, config, spec)
-        with _timing_cache(trt, config, spec), _progress(len(spec.buckets)):
+        with _timing_cache(trt, config, spec, said), _progress(len(spec.buckets)):
             plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise plans.PlanError(f"TensorRT built no plan: {said.last or 'it gave no reason'}")
@@ -195,13 +195,25 @@ def _add_profiles(builder: Any, config: Any, spec: EngineSpec) -> None:
 
 
 @contextlib.contextmanager
-def _timing_cache(trt: Any, config: Any, spec: EngineSpec) -> Iterator[None]:
-    """Kernel timings of earlier builds on this GPU with this TensorRT; a second build takes seconds with them."""
+def _timing_cache(trt: Any, config: Any, spec: EngineSpec, said: _Said) -> Iterator[None]:
+    """Kernel timings of earlier builds on this GPU with this TensorRT; a second build takes seconds with them.
+
+    TensorRT 8.6 may take only those of the same process: "Myelin error from unknown graph", of ResNet-101's on an
+    H200; known from 8.5, and gone with 10.2 (github.com/lightvector/KataGo, issues 739 and 945).
+    """
     gpu = hashlib.sha256(torch.cuda.get_device_name(spec.device).encode()).hexdigest()[:12]
     path = spec.plan_cache / f"timing-{trt.__version__}-{gpu}"
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is not None:
-        config.set_timing_cache(cache, ignore_mismatch=False)
+    kept = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(kept)
+    taken = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+    if kept and (said.last or not taken):
+        logger.warning(
+            "TensorRT %s does not take the timings that a build before this one kept in %s; this one takes as long "
+            "as the first, and replaces them",
+            trt.__version__,
+            path,
+        )
+    said.last = ""  # nothing that a failed build is to be blamed on
     yield
     learnt = config.get_timing_cache()
     if learnt is None:

@@ -131,7 +131,7 @@ def build(spec: EngineSpec, onnx: bytes, shape: tuple[int, int]) -> bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, tensorrt.WORKSPACE_BYTES)
         if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__:
             config.set_flag(trt.BuilderFlag.FP16)
-        with tensorrt._timing_cache(trt, config, spec), tensorrt._progress(1):
+        with tensorrt._timing_cache(trt, config, spec, said), tensorrt._progress(1):
             plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise plans.PlanError(f"TensorRT built no plan: {said.last or 'it gave no reason'}")

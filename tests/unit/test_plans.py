@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,20 +176,21 @@ def test_a_plan_of_another_machine_is_refused_by_auto_as_well(spec: EngineSpec) 
 
 
 class FakeCaches:
-    """Of TensorRT and its builder's config, what keeping its timings takes."""
+    """Of TensorRT, its log and its builder's config, what keeping its timings takes."""
 
     __version__ = "10.0"
 
-    def __init__(self, learnt: bytes | None) -> None:
-        self.learnt, self.given = learnt, b""
+    def __init__(self, learnt: bytes | None, refusal: str = "") -> None:
+        self.learnt, self.given, self.refusal, self.last = learnt, b"", refusal, ""
 
     def create_timing_cache(self, content: bytes) -> object:
-        self.given = content
+        self.given, self.last = content, self.refusal
         return self
 
-    def set_timing_cache(self, cache: object, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, cache: object, ignore_mismatch: bool) -> bool:
         assert cache is self
         assert not ignore_mismatch
+        return True
 
     def get_timing_cache(self) -> FakeCaches | None:
         return None if self.learnt is None else self
@@ -197,22 +199,43 @@ class FakeCaches:
         return self.learnt or b""
 
 
-def test_timings_of_one_build_are_given_to_the_next(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def fake(learnt: bytes | None, refusal: str = "") -> Any:
+    return FakeCaches(learnt, refusal)
+
+
+@pytest.fixture
+def on_h200(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
-    first, second = FakeCaches(b"timings"), FakeCaches(None)
+
+
+@pytest.mark.usefixtures("on_h200")
+def test_timings_of_one_build_are_given_to_the_next(spec: EngineSpec, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = fake(b"timings"), fake(None)
     for one in (first, second):
-        with tensorrt._timing_cache(one, one, spec):
+        with tensorrt._timing_cache(one, one, spec, one):
             pass
     assert (first.given, second.given) == (b"", b"timings")
+    assert not caplog.text
 
 
-def test_timings_that_cannot_be_kept_cost_no_plan(
-    spec: EngineSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.usefixtures("on_h200")
+def test_timings_that_tensorrt_does_not_take_are_said_and_replaced(
+    spec: EngineSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    refusal = "The timing cache will not be used!"
+    first, second, third = fake(b"timings"), fake(b"others", refusal), fake(None)
+    for one in (first, second, third):
+        with tensorrt._timing_cache(one, one, spec, one):
+            assert one.last == ""
+    assert third.given == b"others"
+    assert caplog.text.count("TensorRT 10.0 does not take the timings") == 1
+
+
+@pytest.mark.usefixtures("on_h200")
+def test_timings_that_cannot_be_kept_cost_no_plan(spec: EngineSpec, caplog: pytest.LogCaptureFixture) -> None:
     spec.plan_cache.write_text("a file where the folder should be")
-    one = FakeCaches(b"timings")
-    with tensorrt._timing_cache(one, one, spec):
+    one = fake(b"timings")
+    with tensorrt._timing_cache(one, one, spec, one):
         pass
     assert "TensorRT's timings cannot be kept" in caplog.text
 
