@@ -180,6 +180,7 @@ def free(device: torch.device) -> None:
     gc.collect()
     torch.compiler.reset()
     if device.type == "cuda":
+        torch.cuda.synchronize(device)  # what was freed in a stream's order goes back when that is waited for
         torch.cuda.empty_cache()
 
 
