@@ -218,15 +218,40 @@ def _as_vanilla(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: 
     state.update({prefix + name: tensor for name, tensor in vanilla_state(fused, module.layout).items()})
 
 
-def _as_fused(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: str, *_: object) -> None:
-    own = [name for name in state if name.startswith(prefix)]
+def _as_fused(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: str, *rest: Any) -> None:
+    _, _, missing, _, errors = rest  # the others: metadata, strict, unexpected
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     try:
-        fused = fused_state({name.removeprefix(prefix): state[name] for name in own}, module.layout)
-    except ValueError:  # names or shapes of something else, which load_state_dict reports by name
-        return
+        fused = fused_state(own, module.layout)
+    except ValueError:  # not whole, or of something else
+        own, fused = _completed(module, own, prefix, missing, errors)
     for name in own:
-        del state[name]
+        del state[prefix + name]
     state.update({prefix + FUSED + name: tensor for name, tensor in fused.items()})
+
+
+def _completed(
+    module: SwappedEncoder, given: dict[str, torch.Tensor], prefix: str, missing: list[str], errors: list[str]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What of `given` is the encoder's, and with what it has now in the gaps, its fused state.
+
+    As load_state_dict does it with a vanilla encoder, tensor by tensor: what is missing or misshapen is reported by
+    its vanilla name, and the rest is loaded, in the type and on the device that the encoder has.
+    """
+    now = vanilla_state(module.fused.state_dict(), module.layout)
+    if any(tensor.is_meta for tensor in now.values()):  # nothing to fill gaps with: reported whole, by fused names
+        return {}, {}
+    known = {name: tensor for name, tensor in given.items() if name in now}
+    missing.extend(prefix + name for name in now if name not in known)
+    for name, tensor in known.items():
+        if tensor.shape != now[name].shape or not tensor.is_floating_point():
+            errors.append(
+                f"size mismatch for {prefix}{name}: {tensor.dtype} of {tuple(tensor.shape)} came; wanted: floating "
+                f"point of {tuple(now[name].shape)}."
+            )
+        else:
+            now[name] = tensor.to(now[name])
+    return known, fused_state(now, module.layout)
 
 
 def refuse_settings(config: Any, options: dict[str, Any]) -> None:

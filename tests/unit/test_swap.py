@@ -346,6 +346,47 @@ def test_saved_models_are_vanilla_ones(family: str, tmp_path: Path) -> None:
         other.load_state_dict(wrong)
 
 
+QUERY, UP = "encoder.layer.1.attention.self.query.weight", "encoder.layer.0.intermediate.dense.bias"
+
+
+@pytest.mark.parametrize("left_out", [[QUERY], [UP], [QUERY, UP], []], ids=["stacked", "alone", "both", "all"])
+def test_a_state_with_gaps_is_loaded_as_a_vanilla_model_loads_it(left_out: list[str]) -> None:
+    model, source = seeded("bert"), seeded("bert", initializer_range=0.5)
+    state = source.state_dict()
+    gone = [name for name in state if name in left_out or (not left_out and name.startswith("encoder."))]
+    for name in gone:
+        del state[name]
+    vanilla = copy.deepcopy(model)
+    wanted = vanilla.load_state_dict(dict(state), strict=False)
+    swap_encoder(model)
+    found = model.load_state_dict(dict(state), strict=False)
+    assert sorted(found.missing_keys) == sorted(wanted.missing_keys) == sorted(gone)
+    assert found.unexpected_keys == []
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in vanilla.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: .*encoder\.layer") as refused:
+        model.load_state_dict(dict(state))
+    assert "fused" not in str(refused.value)
+
+
+def test_a_state_of_several_types_is_loaded() -> None:
+    model, state = swap_encoder(seeded("bert")), seeded("bert", initializer_range=0.5).state_dict()
+    wanted = {name: value.half().float() if "query" in name else value for name, value in state.items()}
+    model.load_state_dict({name: value.half() if "query" in name else value for name, value in state.items()})
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 24), torch.zeros(24, 24, dtype=torch.int8)], ids=["shape", "type"])
+def test_a_wrong_tensor_is_reported_by_its_vanilla_name(wrong: torch.Tensor) -> None:
+    model = swap_encoder(seeded("bert"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=rf"size mismatch for {QUERY}: .* came; wanted: .*24, 24") as refused:
+        model.load_state_dict({**before, QUERY: wrong}, strict=False)
+    assert "fused" not in str(refused.value)
+    assert torch.equal(model.state_dict()[QUERY], before[QUERY])
+
+
 def _causal(model: Any) -> None:
     model.encoder.layer[1].attention.self.is_causal = True
 
