@@ -124,11 +124,14 @@ def test_triton_norms_twice(interpreted: Callable[[str], Any]) -> None:
     assert_rounded_alike(found8, wanted8)
 
 
-def test_triton_rounds_attention(interpreted: Callable[[str], Any]) -> None:
-    kernels, qkv = interpreted("encoder"), torch.randn(38, 3 * 32)
+# Heads of 8 and of 20 are padded to 16 and 32 in the kernel.
+@pytest.mark.parametrize(("heads", "size"), [(4, 8), (2, 20), (1, 64)])
+def test_triton_rounds_attention(interpreted: Callable[[str], Any], heads: int, size: int) -> None:
+    kernels, qkv = interpreted("encoder"), torch.randn(38, 3 * heads * size)
     tiles, _ = kernels.lay_out(SEGMENTS.cu_seqlens, torch.zeros(38, dtype=torch.int64), 0, -1)
-    found = kernels.attention(qkv, tiles, 4, 0.35, 0.01)
-    assert_rounded_alike(found, fp8.Fp8Torch().attention8(qkv, SEGMENTS, 4, 0.35, 0.01))
+    found = kernels.attention(qkv, tiles, heads, 0.35, 0.01)
+    assert found.shape == (38, heads * size)
+    assert_rounded_alike(found, fp8.Fp8Torch().attention8(qkv, SEGMENTS, heads, 0.35, 0.01))
 
 
 @pytest.mark.parametrize("rows", [3, 520])
