@@ -264,8 +264,8 @@ def _attention(  # type: ignore[no-untyped-def]
             into = y + start * (heads * size) + tl.program_id(0) * size
             out *= (1.0 / total)[:, None]
             if quantises:
-                # In halves of a head, for the loads' sake: Triton reads tiles of a shape as it writes those of the
-                # same shape, and 16 bytes of e4m3 are 32 of what is read, every second 16 of them by an instruction.
+                # In halves of a head: of one shape, Triton lets a thread read as many elements as the widest access
+                # of that shape moves. With 16 e4m3 it would fetch 32 bytes of keys in two steps, half a sector each.
                 half: tl.constexpr = padded // 2
                 place = tl.arange(0, 2)[None, :, None] * half + tl.arange(0, half)[None, None, :]
                 there = (row < length)[:, None, None]
