@@ -219,39 +219,55 @@ def _as_vanilla(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: 
 
 
 def _as_fused(module: SwappedEncoder, state: dict[str, torch.Tensor], prefix: str, *rest: Any) -> None:
-    _, _, missing, _, errors = rest  # the others: metadata, strict, unexpected
+    metadata, _, missing, _, errors = rest  # the others: strict, unexpected
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     try:
         fused = fused_state(own, module.layout)
-    except ValueError:  # not whole, or of something else
-        own, fused = _completed(module, own, prefix, missing, errors)
+        whole = _shapes(fused) == _shapes(module.fused.state_dict())
+    except ValueError:  # gaps, or something else
+        whole = False
+    if not whole:
+        assigns = metadata.get("assign_to_params_buffers", False)
+        own, fused = _completed(module, own, assigns, prefix, missing, errors)
     for name in own:
         del state[prefix + name]
     state.update({prefix + FUSED + name: tensor for name, tensor in fused.items()})
 
 
+def _shapes(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
 def _completed(
-    module: SwappedEncoder, given: dict[str, torch.Tensor], prefix: str, missing: list[str], errors: list[str]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    module: SwappedEncoder, given: dict[str, torch.Tensor], assigns: bool, prefix: str,
+    missing: list[str], errors: list[str],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # fmt: skip
     """What of `given` is the encoder's, and with what it has now in the gaps, its fused state.
 
     As load_state_dict does it with a vanilla encoder, tensor by tensor: what is missing or misshapen is reported by
-    its vanilla name, and the rest is loaded, in the type and on the device that the encoder has.
+    its vanilla name, and the rest is loaded. All of it in one type and on one device, the encoder's own, unless
+    `assigns` asks for what came: where that is of one kind; or for an encoder on meta, where nothing can fill gaps,
+    where it is whole, and then in the type that loses nothing.
     """
     now = vanilla_state(module.fused.state_dict(), module.layout)
-    if any(tensor.is_meta for tensor in now.values()):  # nothing to fill gaps with: reported whole, by fused names
-        return {}, {}
     known = {name: tensor for name, tensor in given.items() if name in now}
     missing.extend(prefix + name for name in now if name not in known)
+    fitting = {}
     for name, tensor in known.items():
-        if tensor.shape != now[name].shape or not tensor.is_floating_point():
+        if tensor.shape == now[name].shape and tensor.is_floating_point():
+            fitting[name] = tensor
+        else:
             errors.append(
                 f"size mismatch for {prefix}{name}: {tensor.dtype} of {tuple(tensor.shape)} came; wanted: floating "
                 f"point of {tuple(now[name].shape)}."
             )
-        else:
-            now[name] = tensor.to(now[name])
-    return known, fused_state(now, module.layout)
+    like = next(iter(now.values()))
+    one_kind = len({(tensor.dtype, tensor.device) for tensor in fitting.values()}) == 1
+    dtype, device = like.dtype, like.device
+    if assigns and (len(fitting) == len(now) if like.is_meta else one_kind):
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in fitting.values()))
+        device = next(iter(fitting.values())).device
+    return known, fused_state({name: fitting.get(name, now[name]).to(device, dtype) for name in now}, module.layout)
 
 
 def refuse_settings(config: Any, options: dict[str, Any]) -> None:

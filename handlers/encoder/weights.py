@@ -20,6 +20,8 @@ def fused_state(state: Tensors, layout: Layout) -> dict[str, torch.Tensor]:
     that are missing, unexpected or misshapen, not floating-point, or of several types or devices.
     """
     layers = count_layers(state, layout.layer)
+    if not layers:
+        _refuse_names(state, (), layout.name)
     final_norm = layout.final is not None and any(f"{layout.final}{leaf}" in state for leaf in LEAVES)
     table = layout.table(layers, final_norm)
     own = [name for names in table.values() for name in names]

@@ -238,3 +238,22 @@ def test_calls_that_ask_for_more(options: dict[str, Any], said: str) -> None:
 def test_other_inputs(make: Callable[[], torch.Tensor], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         swap_encoder(seeded(batch_first=True))(make())
+
+
+@pytest.mark.parametrize(("model", "state"), [(False, True), (True, False)], ids=["one too many", "one missing"])
+def test_a_last_norm_amiss_is_reported_by_its_vanilla_name(model: bool, state: bool) -> None:
+    vanilla, swapped = seeded(final=model), swap_encoder(seeded(final=model))
+    given = {name: torch.full_like(value, 0.5) for name, value in seeded(final=state).state_dict().items()}
+    wanted, found = (one.load_state_dict(dict(given), strict=False) for one in (vanilla, swapped))
+    assert (found.missing_keys, found.unexpected_keys) == (wanted.missing_keys, wanted.unexpected_keys)
+    after = swapped.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in vanilla.state_dict().items())
+
+
+def test_a_last_norm_alone_is_loaded() -> None:
+    vanilla, swapped = seeded(final=True), swap_encoder(seeded(final=True))
+    given = {"norm.weight": torch.full((H,), 2.0), "norm.bias": torch.full((H,), 3.0)}
+    wanted, found = (one.load_state_dict(dict(given), strict=False) for one in (vanilla, swapped))
+    assert sorted(found.missing_keys) == sorted(wanted.missing_keys)
+    after = swapped.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in vanilla.state_dict().items())

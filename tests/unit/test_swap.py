@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -346,13 +347,22 @@ def test_saved_models_are_vanilla_ones(family: str, tmp_path: Path) -> None:
         other.load_state_dict(wrong)
 
 
+def others(model: Any, seed: int = 5) -> dict[str, torch.Tensor]:
+    """Of a model's state_dict, other values in every place."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+
+
 QUERY, UP = "encoder.layer.1.attention.self.query.weight", "encoder.layer.0.intermediate.dense.bias"
 
 
 @pytest.mark.parametrize("left_out", [[QUERY], [UP], [QUERY, UP], []], ids=["stacked", "alone", "both", "all"])
 def test_a_state_with_gaps_is_loaded_as_a_vanilla_model_loads_it(left_out: list[str]) -> None:
-    model, source = seeded("bert"), seeded("bert", initializer_range=0.5)
-    state = source.state_dict()
+    model = seeded("bert")
+    state = others(model)
     gone = [name for name in state if name in left_out or (not left_out and name.startswith("encoder."))]
     for name in gone:
         del state[name]
@@ -370,7 +380,8 @@ def test_a_state_with_gaps_is_loaded_as_a_vanilla_model_loads_it(left_out: list[
 
 
 def test_a_state_of_several_types_is_loaded() -> None:
-    model, state = swap_encoder(seeded("bert")), seeded("bert", initializer_range=0.5).state_dict()
+    model = swap_encoder(seeded("bert"))
+    state = others(model)
     wanted = {name: value.half().float() if "query" in name else value for name, value in state.items()}
     model.load_state_dict({name: value.half() if "query" in name else value for name, value in state.items()})
     after = model.state_dict()
@@ -385,6 +396,65 @@ def test_a_wrong_tensor_is_reported_by_its_vanilla_name(wrong: torch.Tensor) -> 
         model.load_state_dict({**before, QUERY: wrong}, strict=False)
     assert "fused" not in str(refused.value)
     assert torch.equal(model.state_dict()[QUERY], before[QUERY])
+
+
+@pytest.mark.parametrize("extra", [0, 1], ids=["a gap", "one too many"])
+def test_what_is_assigned_with_a_name_amiss_gives_the_encoder_its_type_all_the_same(extra: int) -> None:
+    vanilla, model = seeded("bert"), swap_encoder(seeded("bert"))
+    state = {name: value.half() for name, value in others(vanilla).items()}
+    if extra:
+        state["encoder.layer.0.attention.self.distance_embedding.weight"] = torch.zeros(3, 8).half()
+    else:
+        del state[QUERY]
+    wanted = vanilla.load_state_dict(dict(state), strict=False, assign=True)
+    found = model.load_state_dict(dict(state), strict=False, assign=True)
+    assert (found.missing_keys, found.unexpected_keys) == (wanted.missing_keys, wanted.unexpected_keys)
+    after = model.state_dict()
+    assert {value.dtype for value in after.values() if value.is_floating_point()} == {torch.float16}
+    loaded = vanilla.state_dict()
+    assert all(torch.equal(after[name], value.half()) for name, value in loaded.items() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_state_of_another_depth_is_reported_by_vanilla_names(layers: int) -> None:
+    vanilla, model = seeded("bert"), swap_encoder(seeded("bert"))
+    state = others(seeded("bert", num_hidden_layers=layers))
+    wanted, found = (one.load_state_dict(dict(state), strict=False) for one in (vanilla, model))
+    assert sorted(found.missing_keys) == sorted(wanted.missing_keys)
+    assert sorted(found.unexpected_keys) == sorted(wanted.unexpected_keys)
+    assert found.missing_keys + found.unexpected_keys
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in vanilla.state_dict().items())
+
+
+def test_a_state_of_another_size_is_reported_by_vanilla_names() -> None:
+    state = others(seeded("bert", intermediate_size=48))
+    named = []
+    for model in (seeded("bert"), swap_encoder(seeded("bert"))):
+        with pytest.raises(RuntimeError, match="size mismatch") as refused:
+            model.load_state_dict(dict(state))
+        named.append(sorted(re.findall(r"encoder\.[\w.]+", str(refused.value))))
+    assert named[0] == named[1]
+
+
+def test_a_whole_state_of_several_types_is_assigned_to_an_encoder_on_meta() -> None:
+    model = swap_encoder(seeded("bert"))
+    state = {name: value.half() if "query" in name else value for name, value in others(model).items()}
+    found = model.to("meta").load_state_dict(dict(state), assign=True)
+    assert not found.missing_keys + found.unexpected_keys
+    after = model.state_dict()
+    assert all(torch.equal(after[name].float(), value.float()) for name, value in state.items())
+
+
+def test_a_state_with_gaps_leaves_an_encoder_on_meta_and_names_them() -> None:
+    model = swap_encoder(seeded("bert"))
+    state = others(model)
+    del state[QUERY]
+    found = model.to("meta").load_state_dict(state, strict=False, assign=True)
+    assert (found.missing_keys, found.unexpected_keys) == ([QUERY], [])
+    assert {value.device.type for name, value in model.state_dict().items() if name.startswith("encoder.")} == {
+        "meta"
+    }
 
 
 def _causal(model: Any) -> None:
