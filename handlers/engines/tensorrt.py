@@ -204,8 +204,8 @@ def _timing_cache(trt: Any, config: Any, spec: EngineSpec, said: _Said) -> Itera
     gpu = hashlib.sha256(torch.cuda.get_device_name(spec.device).encode()).hexdigest()[:12]
     path = spec.plan_cache / f"timing-{trt.__version__}-{gpu}"
     kept = path.read_bytes() if path.is_file() else b""
-    cache = config.create_timing_cache(kept)
-    taken = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
+    said.last = ""
+    taken = _attach(config, kept)
     if kept and (said.last or not taken):
         logger.warning(
             "TensorRT %s does not take the timings that a build before this one kept in %s; this one takes as long "
@@ -213,6 +213,8 @@ def _timing_cache(trt: Any, config: Any, spec: EngineSpec, said: _Said) -> Itera
             trt.__version__,
             path,
         )
+    if kept and not taken:
+        _attach(config, b"")  # or there would be nothing to keep behind this build, and the old ones would stay
     said.last = ""  # nothing that a failed build is to be blamed on
     yield
     learnt = config.get_timing_cache()
@@ -223,6 +225,12 @@ def _timing_cache(trt: Any, config: Any, spec: EngineSpec, said: _Said) -> Itera
         plans.replace(path, bytes(learnt.serialize()))
     except OSError as error:  # the plan is built; the next build is merely slower
         logger.warning("TensorRT's timings cannot be kept in %s: %s", path, error)
+
+
+def _attach(config: Any, timings: bytes) -> bool:
+    """Whether TensorRT takes a cache of these; of none, it begins one."""
+    cache = config.create_timing_cache(timings)
+    return cache is not None and bool(config.set_timing_cache(cache, ignore_mismatch=False))
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def test_a_block_of_stage_1_ends_in_one_kernel(count: int, projects: bool) -> No
 
     def conv(out: int, depth: int, kernel: int, bias: float = 0.1) -> Convolution:
         weight = random(out, depth, kernel, kernel) * (2 / (depth * kernel**2)) ** 0.5
-        return Convolution(weight.half().float(), random(out).half().float() * bias, 1, kernel // 2)
+        return Convolution(weight.half().float(), random(out) * bias, 1, kernel // 2)
 
     def on_gpu(conv: Convolution) -> Convolution:
         return dataclasses.replace(conv, weight=conv.weight.cuda().half(), bias=conv.bias.cuda().half())

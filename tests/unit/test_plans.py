@@ -176,31 +176,39 @@ def test_a_plan_of_another_machine_is_refused_by_auto_as_well(spec: EngineSpec) 
 
 
 class FakeCaches:
-    """Of TensorRT, its log and its builder's config, what keeping its timings takes."""
+    """Of TensorRT, its log and its builder's config, what keeping its timings takes.
+
+    Nothing is learnt where no cache is attached. refuses: where one of an earlier build is turned down, if at all.
+    """
 
     __version__ = "10.0"
 
-    def __init__(self, learnt: bytes | None, refusal: str = "") -> None:
-        self.learnt, self.given, self.refusal, self.last = learnt, b"", refusal, ""
+    def __init__(self, learnt: bytes | None, refuses: str = "") -> None:
+        self.learnt, self.refuses = learnt, refuses
+        self.given: list[bytes] = []
+        self.attached, self.last = False, ""
 
     def create_timing_cache(self, content: bytes) -> object:
-        self.given, self.last = content, self.refusal
-        return self
+        self.given.append(content)
+        if content and self.refuses:
+            self.last = "The timing cache will not be used!"
+        return None if content and self.refuses == "create" else self
 
     def set_timing_cache(self, cache: object, ignore_mismatch: bool) -> bool:
         assert cache is self
         assert not ignore_mismatch
-        return True
+        self.attached = not (self.given[-1] and self.refuses == "set")
+        return self.attached
 
     def get_timing_cache(self) -> FakeCaches | None:
-        return None if self.learnt is None else self
+        return self if self.attached and self.learnt is not None else None
 
     def serialize(self) -> bytes:
         return self.learnt or b""
 
 
-def fake(learnt: bytes | None, refusal: str = "") -> Any:
-    return FakeCaches(learnt, refusal)
+def fake(learnt: bytes | None, refuses: str = "") -> Any:
+    return FakeCaches(learnt, refuses)
 
 
 @pytest.fixture
@@ -214,20 +222,21 @@ def test_timings_of_one_build_are_given_to_the_next(spec: EngineSpec, caplog: py
     for one in (first, second):
         with tensorrt._timing_cache(one, one, spec, one):
             pass
-    assert (first.given, second.given) == (b"", b"timings")
+    assert (first.given, second.given) == ([b""], [b"timings"])
     assert not caplog.text
 
 
 @pytest.mark.usefixtures("on_h200")
+@pytest.mark.parametrize("refuses", ["create", "set", "in its log alone"])
 def test_timings_that_tensorrt_does_not_take_are_said_and_replaced(
-    spec: EngineSpec, caplog: pytest.LogCaptureFixture
+    spec: EngineSpec, caplog: pytest.LogCaptureFixture, refuses: str
 ) -> None:
-    refusal = "The timing cache will not be used!"
-    first, second, third = fake(b"timings"), fake(b"others", refusal), fake(None)
+    first, second, third = fake(b"timings"), fake(b"others", refuses), fake(None)
+    third.last = "what the parser said before"
     for one in (first, second, third):
         with tensorrt._timing_cache(one, one, spec, one):
             assert one.last == ""
-    assert third.given == b"others"
+    assert third.given == [b"others"]
     assert caplog.text.count("TensorRT 10.0 does not take the timings") == 1
 
 
