@@ -128,17 +128,36 @@ class Tokenizer:
         self.whole.no_truncation()
         self.cutting: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(content)
         self.cutting.no_padding()
-        self.cutting.enable_truncation(settings.max_tokens)  # longest_first, as transformers' truncation=True
+        # longest_first, and at the side that the checkpoint names, as transformers' truncation=True
+        self.cutting.enable_truncation(settings.max_tokens, direction=_truncation_side(folder))
         self.sample = _encoded("warm-up", self.whole.encode("warm-up"))
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded | RequestError]:
-        """Token ids of each text, or InputTooLong for that text. Tokenizes all of them in one call."""
+        """Token ids of each text, or InputTooLong, InvalidInput or EmptyRequest for that text.
+
+        Tokenizes all of them in one call, and each by itself where one of them is none for this tokenizer.
+        """
         if not texts:
             return []
-        encodings = self.whole.encode_batch([_plain(text) for text in texts])
+        plain = [_plain(text) for text in texts]
+        encodings: Sequence[tokenizers.Encoding | RequestError]
+        try:
+            encodings = self.whole.encode_batch(plain)
+        except Exception:  # the library's own class, which is no narrower
+            encodings = [self._encoding(item) for item in plain]
         return [self._fitted(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
-    def _fitted(self, text: Text, encoding: tokenizers.Encoding) -> Encoded | RequestError:
+    def _encoding(self, plain: str | tuple[str, str]) -> tokenizers.Encoding | RequestError:
+        try:
+            return self.whole.encode_batch([plain])[0]
+        except Exception:  # its message may hold the text
+            return InvalidInput("the model's tokenizer has no token for a part of the text, nor one for the unknown")
+
+    def _fitted(self, text: Text, encoding: tokenizers.Encoding | RequestError) -> Encoded | RequestError:
+        if isinstance(encoding, RequestError):
+            return encoding
+        if not encoding.ids:
+            return EmptyRequest("the model's tokenizer finds no tokens in the text")
         if len(encoding.ids) > self.max_tokens:
             if not text.truncate:
                 return InputTooLong(
@@ -148,6 +167,12 @@ class Tokenizer:
                 )
             encoding = self.cutting.encode(text.text, text.pair)
         return _encoded(text.text, encoding)
+
+
+def _truncation_side(folder: Path) -> str:
+    path = folder / "tokenizer_config.json"
+    side = json.loads(path.read_text(encoding="utf-8")).get("truncation_side") if path.is_file() else None
+    return str(side or "right")
 
 
 def _encoded(text: str, encoding: tokenizers.Encoding) -> Encoded:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import tokenizers
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handlers import texts
-from handlers.errors import InputTooLong, InvalidInput, RequestError
+from handlers.errors import EmptyRequest, InputTooLong, InvalidInput, RequestError
 from handlers.settings import TextSettings
 from handlers.texts import Encoded, Text, Tokenizer
 
@@ -177,11 +179,45 @@ class TestTokenizer:
         cut, whole = tokenizer.encode([Text("a b c", None, True), Text("a b c", None, False)])
         assert encoded(cut).ids == encoded(whole).ids
 
-    @given(st.text(min_size=1, max_size=60).filter(lambda text: text.isprintable() or text.strip()))
-    def test_any_text_is_tokens_or_an_error(self, text: str) -> None:
+    @pytest.mark.parametrize("pair", [None, "x y z " * 3])
+    def test_truncation_at_the_side_that_the_checkpoint_names(
+        self, minilm_folder: Path, tmp_path: Path, pair: str | None
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        folder = shutil.copytree(minilm_folder, tmp_path / "left")
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation_side": "left"}))
+        text = " ".join("abcdefghijklmnopqrstuvwxyz")
+        (result,) = Tokenizer(folder, SETTINGS).encode([Text(text, pair, True)])
+        wanted = AutoTokenizer.from_pretrained(folder)(text, pair, truncation=True, max_length=16)
+        assert encoded(result).ids == wanted["input_ids"]
+
+    def test_what_the_tokenizer_cannot_read_is_that_text_s_own_error(self, tmp_path: Path) -> None:
+        """A WordPiece vocabulary without its token for the unknown: the library raises."""
+        bare = tokenizers.Tokenizer(tokenizers.models.WordPiece({"warm": 0, "-": 1, "up": 2}))
+        bare.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        bare.save(str(tmp_path / "tokenizer.json"))
+        with pytest.raises(Exception, match="UNK"):
+            bare.encode("secret")
+        tokenizer = Tokenizer(tmp_path, SETTINGS)
+        sent = [Text(text, None, False) for text in ("warm", "secret", "warm up", "  ")]
+        warm, secret, both, blank = tokenizer.encode(sent)
+        assert (encoded(warm).ids, encoded(both).ids) == ([0], [0, 2])
+        assert isinstance(secret, InvalidInput)
+        assert secret.status == 400
+        assert "secret" not in secret.message
+        assert isinstance(blank, EmptyRequest)
+        assert [type(result) for result in tokenizer.encode(sent[3:])] == [EmptyRequest]
+
+    @given(text=st.text(min_size=1, max_size=60))
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_any_text_is_tokens_or_an_error(self, tokenizer: Tokenizer, text: str) -> None:
         """Hypothesis gives no surrogates here; everything else of Unicode it does."""
-        read = texts.read(text.encode("utf-8", "replace"), SETTINGS, False, True)
-        assert read.text == text.encode("utf-8", "replace").decode()
+        read = texts.read(text.encode(), SETTINGS, False, True)
+        assert read.text == text
+        (result,) = tokenizer.encode([read])
+        assert 2 <= len(encoded(result).ids) <= 16
 
 
 lengths_and_budgets = st.tuples(st.lists(st.integers(1, 64), max_size=40), st.integers(1, 400), st.booleans())
