@@ -36,6 +36,12 @@ MEDIA = (
 )
 INTERPOLATIONS = {mode.name.lower(): mode for mode in Image.Resampling}
 NPY_MAGIC = b"\x93NUMPY"
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+WEBP = (b"RIFF", b"WEBP")  # with four bytes between them
+# Decoding a progressive JPEG goes over the whole image once a scan. Encoders write 10 or so; a few kilobytes hold
+# thousands, whose decoding takes minutes.
+MAX_SCANS = 100
+SCAN = b"\xff\xda"
 
 # Pillow's own bomb check raises at twice its limit and only warns below; ours is one limit, asked before decoding.
 Image.MAX_IMAGE_PIXELS = None
@@ -117,8 +123,11 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.width, image.height, max_pixels)
+            _refuse_slow(image, data)
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
+        if data.startswith(MAGIC) or (data[:4], data[8:12]) == WEBP:
+            raise InvalidImage(f"the image is broken: its header cannot be read in its {len(data)} bytes") from None
         raise UnsupportedMediaType(
             f"{len(data)} bytes came that are none of {', '.join(FORMATS)} nor a .npy tensor"
         ) from None
@@ -133,6 +142,16 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
 def _check_pixels(width: int, height: int, max_pixels: int, when: str = "as sent") -> None:
     if width * height > max_pixels:
         raise PayloadTooLarge(f"the image is {width} x {height} pixels {when}; at most {max_pixels} are taken")
+
+
+def _refuse_slow(image: Image.Image, data: bytes) -> None:
+    """What takes far longer to decode than its pixels and its bytes let expect."""
+    compression = image.info.get("compression")
+    if image.format == "BMP" and compression in (1, 2):  # Pillow decodes these in Python, pixel run by pixel run
+        raise UnsupportedMediaType("the BMP is run-length encoded, which is not read; send it plain, or as a PNG")
+    holds_jpeg = image.format in ("JPEG", "MPO") or compression == "jpeg"
+    if holds_jpeg and data.count(SCAN) > MAX_SCANS:
+        raise InvalidImage(f"the JPEG has {data.count(SCAN)} scans; at most {MAX_SCANS} are decoded")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

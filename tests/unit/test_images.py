@@ -260,6 +260,11 @@ class TestBrokenFiles:
             with pytest.raises(RequestError):
                 images.prepare(whole[:end], SMALL, LIMIT)
 
+    def test_cut_in_its_header_is_broken_not_unknown(self, whole: bytes) -> None:
+        for end in range(12, 26):
+            with pytest.raises(InvalidImage, match="broken"):
+                images.prepare(whole[:end], SMALL, LIMIT)
+
     def test_a_refusal_does_not_hold_what_came(self, whole: bytes) -> None:
         with pytest.raises(RequestError) as error:
             images.prepare(MARKER + whole, SMALL, LIMIT)
@@ -273,6 +278,32 @@ class TestBrokenFiles:
     @example(b"RIFF\x00\x00\x00\x00WEBP", b"")
     def test_noise_behind_a_magic_number(self, magic: bytes, noise: bytes) -> None:
         prepare_or_refuse(magic + noise)
+
+
+class TestSlowFiles:
+    """Small, and of an allowed size, but with work for minutes."""
+
+    @pytest.mark.parametrize(("bits", "compression"), [(8, 1), (4, 2)])
+    def test_a_run_length_encoded_bmp(self, bits: int, compression: int) -> None:
+        palette = b"\0\0\0\0" * 2**bits
+        runs = b"\x04\0\0\0" * 4 + b"\0\x01"
+        start = 14 + 40 + len(palette)
+        header = struct.pack("<2sIHHI", b"BM", start + len(runs), 0, 0, start)
+        info = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, bits, compression, len(runs), 0, 0, 2**bits, 0)
+        with pytest.raises(UnsupportedMediaType, match="run-length"):
+            images.prepare(header + info + palette + runs, SMALL, LIMIT)
+
+    @pytest.mark.parametrize(("scans", "taken"), [(90, True), (5000, False)])
+    def test_a_jpeg_of_many_scans(self, picture: Image.Image, file_of: FileOf, scans: int, taken: bool) -> None:
+        data = file_of(picture, "JPEG", progressive=True)
+        last = data.rindex(b"\xff\xda")
+        assert data.count(b"\xff\xda") <= 10
+        many = data[:last] + data[last:-2] * (scans - data.count(b"\xff\xda") + 1) + data[-2:]
+        if taken:
+            assert images.decode(many, LIMIT).size == picture.size
+        else:
+            with pytest.raises(InvalidImage, match="5000 scans; at most 100"):
+                images.decode(many, LIMIT)
 
 
 class TestSizes:
