@@ -26,6 +26,8 @@ class ImageClassifier(Handler[ImageSettings]):
         self.model = loading.load(context, "image-classifier", ImageSettings)
         settings = self.model.settings
         self.labels: list[str] = json.loads((self.model.folder / "labels.json").read_text(encoding="utf-8"))
+        config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
+        self.function = tasks.score_function(config, len(self.labels))
         self.batcher = images.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
         self.reader = requests.Reader(
             options={"top_k": requests.whole_number(1, len(self.labels))},
@@ -68,7 +70,8 @@ class ImageClassifier(Handler[ImageSettings]):
     def _classify(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
         logits = self.inference([item for item, _ in inputs])
         default = min(self.model.settings.top_k, len(self.labels))
-        return tasks.top_k(logits, [options.get("top_k", default) for _, options in inputs], self.labels)
+        counts = [options.get("top_k", default) for _, options in inputs]
+        return tasks.top_k(logits, counts, self.labels, self.function)
 
     def prepare(self, payload: object) -> list[Input]:
         """One payload -> one crop, or the tensors of a .npy file. Raises RequestError."""

@@ -27,13 +27,18 @@ MAX_FILLINGS = 1000  # of one request: each is decoded with the whole text aroun
 NOT_FINITE = "the model's output is not finite (NaN or infinity) for this input"
 
 
-def top_k(logits: torch.Tensor, counts: Sequence[int], labels: Sequence[str]) -> list[object]:
-    """(N, classes) logits -> for each row its counts[i] likeliest classes with softmax probabilities."""
-    probabilities = _float_or_nan(logits).softmax(dim=1)
-    values, places = _download_top(probabilities, max(counts))
+def top_k(
+    logits: torch.Tensor, counts: Sequence[int], labels: Sequence[str], function: str = "softmax"
+) -> list[object]:
+    """(N, classes) logits -> for each row its counts[i] likeliest classes with probabilities.
+
+    function: see score_function; under "none" the values are called scores, for they are no probabilities.
+    """
+    values, places = _download_top(_scores(logits, function), max(counts))
+    name = "score" if function == "none" else "probability"
     return [
         [
-            {"label": labels[place], "index": place, "probability": value}
+            {"label": labels[place], "index": place, name: value}
             for value, place in zip(values[row][:count], places[row][:count], strict=True)
         ]
         if _finite(values[row])
@@ -119,15 +124,12 @@ class SequenceClassification(TextTask):
     def __init__(self, config: Mapping[str, Any], count: int) -> None:
         self.labels = _labels(config)
         self.count = min(count or len(self.labels), len(self.labels))
-        self.function = _score_function(config, len(self.labels))
+        self.function = score_function(config, len(self.labels))
         self.options = {"top_k": whole_number(1, len(self.labels))}
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        logits = _float_or_nan(outputs)
-        scores = logits.softmax(dim=1) if self.function == "softmax" else logits
-        scores = logits.sigmoid() if self.function == "sigmoid" else scores
         counts = [int(options.get("top_k", self.count)) for _, options in inputs]
-        values, places = _download_top(scores, max(counts))
+        values, places = _download_top(_scores(outputs, self.function), max(counts))
         return [
             [{"label": self.labels[p], "score": v} for v, p in zip(values[i][:n], places[i][:n], strict=True)]
             if _finite(values[i])
@@ -239,8 +241,11 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
     return [labels[str(place)] for place in range(len(labels))]
 
 
-def _score_function(config: Mapping[str, Any], labels: int) -> str:
-    """As transformers' text-classification pipeline decides."""
+def score_function(config: Mapping[str, Any], labels: int) -> str:
+    """What makes scores of logits: "softmax", "sigmoid" or "none".
+
+    As transformers' classification pipelines decide, by config.json's problem_type and the count of labels.
+    """
     problem = config.get("problem_type")
     if problem == "regression":
         return "none"
@@ -279,6 +284,13 @@ def _entity(
 
 def _split_tag(label: str) -> tuple[str, str]:
     return (label[0], label[2:]) if label[:2] in ("B-", "I-") else ("I", label)
+
+
+def _scores(logits: torch.Tensor, function: str) -> torch.Tensor:
+    logits = _float_or_nan(logits)
+    if function == "softmax":
+        return logits.softmax(dim=1)
+    return logits.sigmoid() if function == "sigmoid" else logits
 
 
 def _finite(scores: Sequence[float]) -> bool:

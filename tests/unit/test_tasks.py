@@ -39,6 +39,20 @@ class TestTopK:
         total = math.exp(5) + 2 + math.exp(-1)
         assert second == [{"label": "a", "index": 0, "probability": pytest.approx(math.exp(5) / total, rel=1e-6)}]
 
+    @pytest.mark.parametrize(
+        ("problem", "labels", "name", "wanted"),
+        [
+            ("multi_label_classification", 2, "probability", [1 / (1 + math.exp(-3)), 1 / (1 + math.exp(1))]),
+            (None, 1, "probability", [1 / (1 + math.exp(-3))]),
+            ("regression", 2, "score", [3.0, -1.0]),
+        ],
+    )
+    def test_scores_by_config(self, problem: str | None, labels: int, name: str, wanted: list[float]) -> None:
+        function = tasks.score_function({"problem_type": problem}, labels)
+        (answer,) = tasks.top_k(torch.tensor([[3.0, -1.0][:labels]]), [labels], LABELS, function)
+        assert isinstance(answer, list)
+        assert [entry[name] for entry in answer] == pytest.approx(wanted)
+
     @pytest.mark.parametrize("counts", [[1, 4, 2], [4, 4, 4], [1, 1, 1]])
     def test_each_row_gets_as_many_as_it_asked_for(self, counts: list[int]) -> None:
         answers = tasks.top_k(torch.randn(3, 4), counts, LABELS)
