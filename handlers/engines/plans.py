@@ -160,7 +160,10 @@ def _cached(folder: Path, wanted: Fingerprint, build: Callable[[], bytes]) -> Pl
             except PlanError as error:
                 logger.warning("cached plan not used: %s; building it again", error)
         content = build()
-        write(folder, content, wanted)
+        try:
+            write(folder, content, wanted)
+        except OSError as error:  # minutes of building shall not be lost over it
+            logger.warning("the plan serves, but could not be kept in %s: %s", folder, error)
         return Plan(content, "built here")
 
 
@@ -182,11 +185,15 @@ def locked(folder: Path) -> Iterator[None]:
 def replace(path: Path, content: bytes) -> None:
     """Write a file in one step: whoever reads it finds the old content or the new."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:  # a full disk, say, whose space it shall not keep
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _short(value: object) -> str:

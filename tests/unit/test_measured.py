@@ -148,31 +148,37 @@ def test_a_broken_table_is_measured_anew(
     assert json.loads(path.read_text(encoding="utf-8"))["servedBy"]["1"] == "torch_eager"
 
 
+class CompilationError(Exception):
+    """As Triton's: no RuntimeError."""
+
+
 @pytest.mark.parametrize("earlier", [False, True], ids=["at first", "later"])
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, CompilationError])
 def test_an_engine_that_fails_to_load_once_is_back_the_next_time(
     spec: EngineSpec,
     timed: list[int],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    kind: type[Exception],
     earlier: bool,
 ) -> None:
     if earlier:
         measured.load_fastest(spec, CANDIDATES)
     load: Any = vars(measured)["load"]
 
-    def out_of_memory(name: str, spec: EngineSpec) -> Engine:
+    def failing(name: str, spec: EngineSpec) -> Engine:
         if name == "other":
-            raise torch.OutOfMemoryError("no memory is left")
+            raise kind("no memory is left")
         engine: Engine = load(name, spec)
         return engine
 
     with monkeypatch.context() as patch:
-        patch.setattr(measured, "load", out_of_memory)
+        patch.setattr(measured, "load", failing)
         name, engine = measured.load_fastest(spec, CANDIDATES)
     assert name == "torch_eager"
     found: Any = engine.details["measured"]
-    assert found["dropped"] == {"other": "OutOfMemoryError: no memory is left"}
-    assert "engine other dropped: OutOfMemoryError: no memory is left" in caplog.text
+    assert found["dropped"] == {"other": f"{kind.__name__}: no memory is left"}
+    assert f"engine other dropped: {kind.__name__}: no memory is left" in caplog.text
     assert measured.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,21 @@ def test_a_cache_that_cannot_be_written_to_serves_what_it_has(
     assert plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", never) == plans.Plan(b"first", "cache")
     with pytest.raises(OSError, match="Read-only"):
         plans.obtain(tmp_path / "none", tmp_path / "other", HERE, "rebuild", never)
+
+
+def test_a_plan_that_cannot_be_kept_serves_and_leaves_no_piece_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        plan = plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", lambda: b"built")
+    assert plan == plans.Plan(b"built", "built here")
+    assert "could not be kept" in caplog.text
+    assert [path.name for path in (tmp_path / HERE.key).iterdir()] == ["lock"]
+    assert plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", lambda: b"again").content == b"again"
 
 
 def test_a_tensorrt_that_cannot_be_imported_is_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> to
 
 
 # 1, 1: one window, most of it outside; 2 * 8 * 9 * 6 pooled values: not a multiple of the block.
-@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 4, 6, 6), (2, 8, 17, 12), (3, 16, 7, 9)])
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 4, 6, 6), (2, 8, 17, 12), (2, 24, 5, 6), (3, 16, 7, 9)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_max_pool_is_pytorchs(kernels: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     images = random(*shape, dtype=dtype) - 3  # nearly all negative: a border that counted as 0 would show
@@ -35,8 +35,6 @@ def test_max_pool_is_pytorchs(kernels: Any, shape: tuple[int, ...], dtype: torch
 
 
 def test_max_pool_refuses_other_layouts(kernels: Any) -> None:
-    with pytest.raises(ValueError, match="6 channels came"):
-        kernels.max_pool(random(1, 6, 4, 4))
     with pytest.raises(ValueError, match="channels_last"):
         kernels.max_pool(random(1, 8, 4, 4).contiguous())
 
