@@ -7,6 +7,7 @@ without a valid token comes out as zeros. N: sequences; S: the length they are p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable
 from itertools import accumulate
@@ -60,7 +61,10 @@ def run_padded(
     segments, ops = segments_of(lengths, hidden.device), operations_for(encoder, hidden)
     # Embeddings are behind us: of the layout only what attention needs.
     segments, _ = ops.lay_out(places, segments, Positions())
-    packed: torch.Tensor = encoder(flat[places], segments, ops)  # (T, H); a copy, for the encoder may overwrite it
+    with torch.cuda.device(hidden.device) if hidden.is_cuda else contextlib.nullcontext():  # where Triton launches
+        packed: torch.Tensor = encoder(
+            flat[places], segments, ops
+        )  # (T, H); a copy, for the encoder may overwrite it
     found = packed.new_zeros(flat.shape).index_copy_(0, places, packed).view(hidden.shape)
     if first_too and valid is not None:
         masked = (valid.any(dim=1) & ~valid[:, 0]).nonzero().squeeze(1)
@@ -70,8 +74,12 @@ def run_padded(
 
 
 def operations_for(encoder: FusedEncoder, hidden: torch.Tensor) -> Operations:
-    """Triton's kernels on an NVIDIA GPU in half precision; else, and where somebody has set others, the encoder's."""
-    if type(encoder.operations) is TorchOperations and hidden.is_cuda and hidden.dtype in HALF_PRECISIONS:
+    """Triton's kernels on an NVIDIA GPU in half precision; else, and where somebody has set others, the encoder's.
+
+    Weights of another type than what comes, as under autocast, are PyTorch's to cast.
+    """
+    half = hidden.dtype in HALF_PRECISIONS and next(encoder.parameters()).dtype == hidden.dtype
+    if type(encoder.operations) is TorchOperations and hidden.is_cuda and half:
         return _fastest(hidden.device) or encoder.operations
     return encoder.operations
 

@@ -42,6 +42,12 @@ def swap_encoder(model: nn.Module) -> nn.Module:
     found = find(model)
     if not found:
         raise ValueError(why_none(model))
+    for name, encoder in found.items():
+        if outside := _used_outside(model, encoder):
+            raise ValueError(
+                f"{listed(outside)}: used by {name or 'the encoder'} and outside it too; its weights would be gone "
+                "there. Give the outside a copy of its own first"
+            )
     adapters = {name: _adapt(name, encoder) for name, encoder in found.items()}
     for adapter in adapters.values():
         adapter.take_weights()
@@ -93,6 +99,19 @@ def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> n
             if child is not None and child in replacements:
                 setattr(module, name, replacements[child])
     return replacements.get(model, model)
+
+
+def _used_outside(model: nn.Module, encoder: nn.Module) -> list[str]:
+    """Names outside `encoder` of its layers and parameters; of itself they may be many."""
+    inside = set(encoder.modules())
+    owned: set[object] = {*(inside - {encoder}), *encoder.parameters()}
+    return [
+        f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules()
+        if module not in inside
+        for key, value in (*module._modules.items(), *module._parameters.items())
+        if value in owned
+    ]
 
 
 def _said(swapped: Mapping[str, SwappedEncoder]) -> str:

@@ -212,6 +212,19 @@ def test_one_that_cannot_be_fused_leaves_its_neighbour_alone() -> None:
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
+def test_what_is_used_outside_the_encoder_too_is_refused_and_left_as_it_was() -> None:
+    """Its weights would be gone there."""
+    model = bert()
+    layer = model.encoder.layer[1]
+    model.again = layer
+    model.tied = layer.output.dense.weight
+    with pytest.raises(ValueError, match=r"again, tied: used by encoder and outside it too"):
+        swap_encoder(model)
+    assert not any(tensor.is_meta for tensor in model.parameters())
+    del model.again, model.tied
+    swap_encoder(model)
+
+
 def test_twice_or_not_at_all() -> None:
     model = bert()
     with pytest.raises(ValueError, match=r"BertModel has no swapped encoder; swap_encoder\(model\) makes one"):
