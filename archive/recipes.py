@@ -33,7 +33,8 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
     preprocess, note = _preprocess(chosen, checkpoint)
     if not networks.is_resnet(checkpoint.config):
         other_classifiers.refuse_size(checkpoint, preprocess.size)
-    labels = _labels(chosen, checkpoint)
+    labels, labels_note = _labels(chosen, checkpoint)
+    left_out = convert.left_out(chosen.engine, chosen.precision, chosen.device)
     torchserve = _torchserve(chosen, preset)
     plan_buckets = _plan_buckets(chosen, torchserve["batchSize"])
     if chosen.engine == "tensorrt":
@@ -52,7 +53,7 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
         settings=dataclasses.replace(settings, top_k=min(settings.top_k, len(labels))),
         weights=_weights(checkpoint.source, checkpoint.layout, checkpoint.sha256, chosen.revision),
         parity_data=chosen.parity_data,
-        notes=tuple(filter(None, [note, convert.left_out(settings.engine, settings.precision, settings.device)])),
+        notes=tuple(filter(None, [note, labels_note, left_out])),
         checkpoint=checkpoint,
         labels=labels,
         converter=chosen.converter,
@@ -182,19 +183,24 @@ def _preprocess(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> tupl
     return dataclasses.replace(base, **changes), note
 
 
-def _labels(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> Sequence[str]:
-    count = int(checkpoint.config.num_labels)
+def _labels(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> tuple[Sequence[str], str | None]:
+    """The class names, and a note where they are assumed."""
+    count, note = int(checkpoint.config.num_labels), None
     if chosen.labels is not None:
         labels = _read_labels(chosen.labels)
     elif checkpoint.labels is not None:
         labels = list(checkpoint.labels)
     elif count == 1000:
         labels = _read_labels(IMAGENET_LABELS)
+        if checkpoint.sha256[:8] not in TORCHVISION_RELEASES:
+            note = (
+                "the checkpoint does not name its 1,000 classes: ImageNet's are assumed; --labels FILE names others"
+            )
     else:
         raise CheckpointError(f"the checkpoint does not name its {count} classes; wanted: --labels FILE, one a line")
     if len(labels) != count:
         raise CheckpointError(f"{len(labels)} labels for {count} classes")
-    return labels
+    return labels, note
 
 
 def _read_labels(path: Path) -> list[str]:

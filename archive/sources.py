@@ -23,6 +23,12 @@ HUB_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*
 HUB_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
 
+# sentence-transformers' names for one file, in the order in which it looks for them.
+SENTENCE_CONFIGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+SENTENCE_PROMPTS = "config_sentence_transformers.json"
 # What a text encoder's folder may hold beside config.json and its weights.
 HUB_TEXT = (
     "tokenizer.json",
@@ -34,7 +40,8 @@ HUB_TEXT = (
     "merges.txt",
     "sentencepiece.bpe.model",
     "modules.json",
-    "sentence_bert_config.json",
+    *SENTENCE_CONFIGS,
+    SENTENCE_PROMPTS,
     "*_Pooling/config.json",
 )
 

@@ -13,7 +13,17 @@ import torch
 from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
 from archive.checkpoint_files import sha256
-from archive.sources import HUB_TEXT, CheckpointError, listed, locate, read_json, refuse_custom_code, weight_file
+from archive.sources import (
+    HUB_TEXT,
+    SENTENCE_CONFIGS,
+    SENTENCE_PROMPTS,
+    CheckpointError,
+    listed,
+    locate,
+    read_json,
+    refuse_custom_code,
+    weight_file,
+)
 from handlers import LOCAL
 from handlers.engines.torch_eager import load_transformer
 from handlers.settings import Pooling
@@ -89,8 +99,8 @@ def read(source: str, task: str | None = None, revision: str | None = None) -> T
     rows = model.get_input_embeddings().num_embeddings
     if max(tokenizer.get_vocab().values()) >= rows:
         raise CheckpointError(f"its tokenizer knows {len(tokenizer)} tokens, and the model has embeddings for {rows}")
-    path = folder / "sentence_bert_config.json"
-    sentence = read_json(path) if modules and path.is_file() else {}
+    named = [folder / name for name in SENTENCE_CONFIGS if modules and (folder / name).is_file()]
+    sentence = read_json(named[0]) if named else {}
     return TextCheckpoint(
         model=model,
         tokenizer=tokenizer,
@@ -137,7 +147,20 @@ def _sentence_modules(folder: Path) -> list[dict[str, Any]]:
         )
     if modules[0].get("path"):
         raise CheckpointError(f"modules.json keeps the transformer in {modules[0]['path']!r}; wanted: in the folder")
+    _refuse_prompt(folder)
     return modules
+
+
+def _refuse_prompt(folder: Path) -> None:
+    """Raises CheckpointError where sentence-transformers would put a prompt before every text."""
+    path = folder / SENTENCE_PROMPTS
+    content: dict[str, Any] = read_json(path) if path.is_file() else {}
+    name = content.get("default_prompt_name")
+    if name is not None and (content.get("prompts") or {}).get(name):
+        raise CheckpointError(
+            f"its {SENTENCE_PROMPTS} puts the prompt {name!r} before every text (default_prompt_name), which is not "
+            "served; take default_prompt_name out, and let clients send texts with the prompt before them"
+        )
 
 
 def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling | None:

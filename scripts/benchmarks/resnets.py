@@ -61,9 +61,13 @@ def preprocess_of(size: int) -> Preprocess:
 
 def workload(spec: EngineSpec) -> ResNetWorkload:
     """Read the spec's Hugging Face folder, and compute what its network says of the photographs in fp32."""
-    from transformers import ResNetConfig
+    from transformers import AutoConfig
 
-    config = ResNetConfig.from_pretrained(spec.model_dir, local_files_only=True)
+    config = AutoConfig.from_pretrained(spec.model_dir, local_files_only=True)
+    if config.model_type != "resnet":  # whose layers are counted below
+        raise ValueError(
+            f"--model-dir holds a {config.model_type}; wanted: a ResNet, as convert and archives write it"
+        )
     preprocess = preprocess_of(spec.image_size)
     batcher = Batcher(preprocess, spec.device, torch.float32)
     photographs = batcher([crop for file in jobs.photographs() for crop in prepare(file, preprocess, MAX_PIXELS)])

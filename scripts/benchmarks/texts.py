@@ -25,7 +25,7 @@ from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec
 from handlers.engines.torch_eager import load_transformer
-from handlers.texts import micro_batches
+from handlers.texts import micro_batches, positions_of
 
 PRESET = Path(jobs.__file__).parent / "bert_large" / "preset.yaml"
 CALIBRATION = (128,) * 8
@@ -110,10 +110,10 @@ def check(config: Any, points: Sequence[Point]) -> None:
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"):
         if not hasattr(config, key):
             raise ValueError(f"a {config.model_type} came, whose config has no {key}; wanted: a BERT-style encoder")
-    limit = config.max_position_embeddings
+    limit = positions_of(config.to_dict())
     for point in points:
-        if max(lengths_of(point)) > limit:
-            longest = max(lengths_of(point))
+        longest = max(lengths_of(point))
+        if limit is not None and longest > limit:
             raise ValueError(
                 f"point {label(point)} has {longest} tokens, and the model takes {limit}; --points has others"
             )

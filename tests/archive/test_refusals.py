@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model, ResNetConfig
 
-from archive import options, recipes
+from archive import options, recipes, text_checkpoints
 from archive import package as packaging
 from archive.sources import CheckpointError
 from archive.torchvision_releases import TORCHVISION_RELEASES
@@ -201,6 +201,15 @@ def test_modules_that_are_not_served(text_folder: Path, refuse: Callable[..., st
     modules.insert(2, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"})
     (text_folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     assert "Transformer -> Pooling -> Dense -> Normalize" in refuse("text-encoder", "--weights", text_folder)
+
+
+def test_a_prompt_that_would_stand_before_every_text(text_folder: Path, refuse: Callable[..., str]) -> None:
+    content = {"prompts": {"query": "query: ", "plain": ""}, "default_prompt_name": "query"}
+    path = text_folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert "puts the prompt 'query' before every text" in refuse("text-encoder", "--weights", text_folder)
+    edit_json(path, default_prompt_name="plain")
+    assert text_checkpoints.read(str(text_folder)).task == "embeddings"
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "modules.json"])
@@ -449,6 +458,17 @@ def test_a_thousand_classes_have_imagenets_labels() -> None:
     labels = recipes.IMAGENET_LABELS.read_text(encoding="utf-8").splitlines()
     assert len(labels) == len(set(labels)) == 1000
     assert (labels[0], labels[-1]) == ("tench", "toilet tissue")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_imagenets_labels_are_said_to_be_assumed(tmp_path: Path, named: bool) -> None:
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_labels": 1000}
+    networks.build(ResNetConfig.from_dict(sizes)).save_pretrained(tmp_path)
+    if named:
+        edit_json(tmp_path / "config.json", id2label={str(place): f"class {place}" for place in range(1000)})
+    job = image_job("--weights", tmp_path, "--size", 64)
+    assert job.labels[0] == ("class 0" if named else "tench")
+    assert any("ImageNet's are assumed; --labels FILE" in note for note in job.notes) is not named
 
 
 def test_serving_options_reach_the_config(tiny_bert: Path) -> None:

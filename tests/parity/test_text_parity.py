@@ -319,5 +319,7 @@ def test_a_sentence_transformers_folder_says_its_own_maximum(minilm: Path, tmp_p
     folder = tmp_path / "copy"
     shutil.copytree(minilm, folder)
     assert text_checkpoints.read(str(folder)).max_tokens == 256
-    (folder / "sentence_bert_config.json").unlink()
+    (folder / "sentence_bert_config.json").rename(folder / "sentence_roberta_config.json")
+    assert text_checkpoints.read(str(folder)).max_tokens == 256
+    (folder / "sentence_roberta_config.json").unlink()
     assert text_checkpoints.read(str(folder)).max_tokens == SentenceTransformer(str(folder)).max_seq_length

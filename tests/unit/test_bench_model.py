@@ -13,9 +13,11 @@ import bench_model
 import numpy as np
 import pytest
 import torch
-from benchmarks import clocks, commands, conditions, layers, report, runners, sweep
+from benchmarks import clocks, commands, conditions, layers, report, resnets, runners, sweep
 from benchmarks.conditions import slug
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig
+
+from handlers.engines import EngineSpec
 
 NAMES = (
     "model engine precision batch length mix ms_p50 ms_p90 items_per_s tflops gpu torch tensorrt commit "
@@ -121,6 +123,13 @@ def test_no_gpu_is_an_error_with_a_way_out(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench_model.main(["image-classifier"]) == 1
     assert "--device cpu" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    ViTConfig().save_pretrained(tmp_path)
+    spec = EngineSpec("image-classifier", tmp_path, torch.device("cpu"), "fp32")
+    with pytest.raises(ValueError, match="holds a vit; wanted: a ResNet"):
+        resnets.workload(spec)
 
 
 @pytest.mark.parametrize("name", ["eager", "fp16", "-fp16", "eager-int4", ""])

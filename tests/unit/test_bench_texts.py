@@ -17,7 +17,7 @@ from benchmarks import clocks, commands, kernels, layers, points, report, runner
 from benchmarks.points import Point
 from benchmarks.sweep import Ceilings
 from torch.profiler import profile
-from transformers import BertConfig, BertModel, ResNetConfig
+from transformers import BertConfig, BertModel, ResNetConfig, RobertaConfig
 
 from archive.parity import relative_errors
 from handlers import engines
@@ -266,6 +266,13 @@ def test_points_longer_than_the_model_are_refused(spec: EngineSpec, capsys: pyte
     options = ["--device", "cpu", "--model-dir", str(spec.model_dir), "--points", "1x129"]
     assert bench_model.main(["text-encoder", *options]) == 1
     assert "1 x 129 has 129 tokens, and the model takes 128; --points" in capsys.readouterr().err
+
+
+def test_positions_of_a_roberta_begin_behind_the_padding() -> None:
+    config = RobertaConfig(max_position_embeddings=130)  # pad_token_id 1
+    texts.check(config, [Point(1, 128)])
+    with pytest.raises(ValueError, match="129 tokens, and the model takes 128"):
+        texts.check(config, [Point(1, 129)])
 
 
 def test_what_is_no_encoder_is_refused() -> None:
