@@ -34,7 +34,6 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
     if not networks.is_resnet(checkpoint.config):
         other_classifiers.refuse_size(checkpoint, preprocess.size)
     labels, labels_note = _labels(chosen, checkpoint)
-    left_out = convert.left_out(chosen.engine, chosen.precision, chosen.device)
     torchserve = _torchserve(chosen, preset)
     plan_buckets = _plan_buckets(chosen, torchserve["batchSize"])
     if chosen.engine == "tensorrt":
@@ -46,6 +45,7 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
         plan_buckets=plan_buckets,
         **_given(top_k=chosen.top_k, max_pixels=chosen.max_pixels, on_mismatch=chosen.on_mismatch),
     )
+    left_out = convert.left_out(settings.engine, settings.precision, settings.device)
     return ImageJob(
         name=chosen.name,
         version=chosen.model_version,

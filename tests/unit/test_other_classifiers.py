@@ -74,7 +74,8 @@ def test_weights_labels_and_preprocessing_are_the_checkpoints(tmp_path: Path, na
     torch.manual_seed(0)
     images = torch.randn(2, 3, 32, 32)
     wanted = networks.load(folder, torch.float32)(images).logits
-    torch.testing.assert_close(found.network()(images).logits, wanted, rtol=0, atol=0)
+    # The same sums; on some CPUs in another order, by where in memory the weights happen to lie.
+    torch.testing.assert_close(found.network()(images).logits, wanted, rtol=1e-5, atol=1e-6)
     assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {torch.float32}
 
 
