@@ -149,7 +149,7 @@ def _refuse_slow(image: Image.Image, data: bytes) -> None:
     compression = image.info.get("compression")
     if image.format == "BMP" and compression in (1, 2):  # Pillow decodes these in Python, pixel run by pixel run
         raise UnsupportedMediaType("the BMP is run-length encoded, which is not read; send it plain, or as a PNG")
-    holds_jpeg = image.format in ("JPEG", "MPO") or compression == "jpeg"
+    holds_jpeg = image.format in ("JPEG", "MPO") or compression in ("jpeg", "tiff_jpeg")
     if holds_jpeg and data.count(SCAN) > MAX_SCANS:
         raise InvalidImage(f"the JPEG has {data.count(SCAN)} scans; at most {MAX_SCANS} are decoded")
 
