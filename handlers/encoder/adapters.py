@@ -62,9 +62,8 @@ def run_padded(
     # Embeddings are behind us: of the layout only what attention needs.
     segments, _ = ops.lay_out(places, segments, Positions())
     with torch.cuda.device(hidden.device) if hidden.is_cuda else contextlib.nullcontext():  # where Triton launches
-        packed: torch.Tensor = encoder(
-            flat[places], segments, ops
-        )  # (T, H); a copy, for the encoder may overwrite it
+        # (T, H); of a copy, for the encoder may overwrite it
+        packed: torch.Tensor = encoder(flat[places], segments, ops)
     found = packed.new_zeros(flat.shape).index_copy_(0, places, packed).view(hidden.shape)
     if first_too and valid is not None:
         masked = (valid.any(dim=1) & ~valid[:, 0]).nonzero().squeeze(1)
