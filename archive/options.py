@@ -172,7 +172,12 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of values scaled to 0..1")
     group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="of values scaled to 0..1")
-    group.add_argument("--max-pixels", type=_positive, metavar="N", help="of one image (default: 50,000,000)")
+    group.add_argument(
+        "--max-pixels",
+        type=_positive,
+        metavar="N",
+        help="of one image, and a quarter of those of a request's images (default: 50,000,000)",
+    )
     plan = sub.add_argument_group("TensorRT (--engine tensorrt, or auto where TensorRT is installed)")
     plan.add_argument(
         "--converter",

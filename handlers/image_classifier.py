@@ -16,6 +16,7 @@ from handlers.serving import Handler
 from handlers.settings import ImageSettings
 
 Input = images.Crop | images.Ready
+TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
 
 class ImageClassifier(Handler[ImageSettings]):
@@ -49,8 +50,13 @@ class ImageClassifier(Handler[ImageSettings]):
 
     def preprocess(self, batch: Sequence[requests.Request]) -> None:
         """Payloads -> crops and ready tensors, decoded beside each other."""
-        prepared = self.decoders.map(requests.caught(self.prepare), requests.gather(batch, "payloads"))
-        requests.scatter(batch, prepared, "payloads", "inputs")
+        files = map(requests.caught(images.file_of), requests.gather(batch, "payloads"))
+        requests.scatter(batch, files, "payloads", "inputs")
+        for request in batch:
+            if request.open:
+                request.check(images.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
+        prepared = self.decoders.map(requests.caught(self.prepare), requests.gather(batch, "inputs"))
+        requests.scatter(batch, prepared, "inputs", "inputs")
         for request in batch:
             if request.open:
                 _flatten(request)
@@ -76,8 +82,7 @@ class ImageClassifier(Handler[ImageSettings]):
     def prepare(self, payload: object) -> list[Input]:
         """One payload -> one crop, or the tensors of a .npy file. Raises RequestError."""
         settings = self.model.settings
-        data = bytes(payload) if isinstance(payload, (bytes, bytearray)) else images.from_base64(payload)
-        return images.prepare(data, settings.preprocess, settings.max_pixels)
+        return images.prepare(images.file_of(payload), settings.preprocess, settings.max_pixels)
 
 
 def _flatten(request: requests.Request) -> None:

@@ -101,6 +101,29 @@ def from_base64(value: object) -> bytes:
     return data
 
 
+def file_of(payload: object) -> bytes:
+    """What a client sent as one input, as bytes. Raises EmptyRequest or InvalidInput where it is JSON and no file."""
+    return bytes(payload) if isinstance(payload, (bytes, bytearray)) else from_base64(payload)
+
+
+def refuse_together(files: Sequence[bytes], max_pixels: int) -> None:
+    """Raises PayloadTooLarge where a request's images, each small enough, take too long together."""
+    if len(files) > 1 and (pixels := sum(map(_pixels_of, files))) > max_pixels:
+        raise PayloadTooLarge(
+            f"the request's {len(files)} images have {pixels} pixels together; at most {max_pixels} are decoded for "
+            "one request; send fewer at a time, or smaller ones"
+        )
+
+
+def _pixels_of(data: bytes) -> int:
+    """By the header; 0 for what has none, which is for `prepare` to refuse."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # as in decode
+        return 0
+
+
 def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Ready]:
     """One input's bytes as what the batch takes: one crop for an image, one or more tensors for a .npy file.
 

@@ -77,7 +77,8 @@ class ImageSettings(Settings):
 
     preprocess: see handlers.images.
     top_k: classes in an answer unless the request asks for another number.
-    max_pixels: of one image, width x height, asked before it is decoded.
+    max_pixels: of one image, width x height, asked before it is decoded; a request's images may have four times as
+        many together.
     micro_batch: images that go through the network at once; larger batches are cut.
     decode_threads: that decode images beside each other; 0 is one a core, at most 8.
     plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.

@@ -237,6 +237,18 @@ class TestImages:
         assert refused[1]["message"].startswith("input 2 of 3: ")
         assert kept[0] == 200
 
+    @pytest.mark.parametrize(("count", "status"), [(4, 200), (5, 413)])
+    def test_a_request_of_many_large_images_is_refused_alone(
+        self, ask: Ask, digits: ImageClassifier, digit_files: Digits, count: int, status: int
+    ) -> None:
+        """Each is small enough, and the largest that is."""
+        stream, most = io.BytesIO(), digits.model.settings.max_pixels
+        Image.new("L", (most // 1000, 1000)).save(stream, "PNG", compress_level=1)
+        large = b64(stream.getvalue())
+        (refused, kept) = ask(digits, [{"body": [large] * count}, {"body": digit_files[0][0]}], [JSON, {}])
+        assert (refused[0], kept[0]) == (status, 200)
+        assert status == 200 or f"{5 * most} pixels together; at most {4 * most} are" in refused[1]["message"]
+
     def test_options_by_row(self, ask: Ask, digits: ImageClassifier, digit_files: Digits) -> None:
         data = digit_files[0][0]
         rows: list[Row] = [
