@@ -126,8 +126,8 @@ class SwappedEncoder(nn.Module):
         super().__init__()
         self.fused, self.layout = fused, layout
         self._vanilla = (vanilla,)  # nn.Module takes no notice of what lies in a tuple
-        self.register_state_dict_post_hook(_as_vanilla)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_as_fused)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_as_vanilla)
+        self.register_load_state_dict_pre_hook(_as_fused)
         self.train(vanilla.training)
 
     def take_weights(self) -> None:

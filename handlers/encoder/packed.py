@@ -94,7 +94,8 @@ class _Handed(nn.Module):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         pooled = None if self.pooler is None else self.pooler(self.hidden)
-        return BaseModelOutputWithPooling(last_hidden_state=self.hidden, pooler_output=pooled)
+        hidden: Any = self.hidden  # transformers' annotations ask for a FloatTensor
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
 
 class PackedModel(nn.Module):

@@ -48,7 +48,8 @@ class ResNetWorkload:
 
     def reference(self, point: Point) -> Array:
         """(batch, classes) of `inputs`."""
-        return self.logits[np.arange(point.batch) % len(self.logits)]
+        rows: Array = self.logits[np.arange(point.batch) % len(self.logits)]
+        return rows
 
     def layers_at(self, point: Point) -> list[Layer]:
         return [layer.times(point.batch) for layer in self.layers]
