@@ -232,7 +232,8 @@ def test_a_transparent_colour_is_kept_where_clip_and_bit_paint_it_white_and_alph
     data = FORMATS[kind](china)
     opaque = load_opaque(data)
     torch.testing.assert_close(ours(data, preprocess), theirs(opaque, processor), rtol=0, atol=1e-5)
-    assert (theirs(data, processor) - theirs(opaque, processor)).max() > 0.1
+    painted = (theirs(data, processor) - theirs(opaque, processor)).abs().max()
+    assert painted == 0 or painted > 0.1  # transformers 5.20 keeps it as well, 5.23 paints it
     assert_same(encoded(with_alpha(china), "PNG"), processors[config])
 
 
