@@ -176,7 +176,7 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
         "--max-pixels",
         type=_positive,
         metavar="N",
-        help="of one image, and a quarter of those of a request's images (default: 50,000,000)",
+        help="of one image; those of a request may have four times as many together (default: 50,000,000)",
     )
     plan = sub.add_argument_group("TensorRT (--engine tensorrt, or auto where TensorRT is installed)")
     plan.add_argument(

@@ -31,7 +31,7 @@ class ResNeXtForImageClassification(ResNetForImageClassification):
     """
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[no-untyped-call, unused-ignore]
         if config.layer_type != "bottleneck":
             raise ValueError(f"{config.layer_type} blocks came with {breadth(config)}; only bottlenecks have those")
         for block in self.modules():

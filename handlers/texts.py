@@ -63,9 +63,15 @@ def has_token_types(config: Mapping[str, Any], folder: Path) -> bool:
 
     config: config.json's content, of the archive in `folder`.
     """
-    path = folder / "tokenizer_config.json"
-    names = json.loads(path.read_text(encoding="utf-8")).get("model_input_names") if path.is_file() else None
+    names = _tokenizer_config(folder).get("model_input_names")
     return config.get("type_vocab_size") not in (0, 1) and (names is None or "token_type_ids" in names)
+
+
+def _tokenizer_config(folder: Path) -> Mapping[str, Any]:
+    """tokenizer_config.json's content; empty where there is none."""
+    path = folder / "tokenizer_config.json"
+    content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
 
 
 def accepts(media_type: str) -> bool:
@@ -129,7 +135,8 @@ class Tokenizer:
         self.cutting: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(content)
         self.cutting.no_padding()
         # longest_first, and at the side that the checkpoint names, as transformers' truncation=True
-        self.cutting.enable_truncation(settings.max_tokens, direction=_truncation_side(folder))
+        side = _tokenizer_config(folder).get("truncation_side") or "right"
+        self.cutting.enable_truncation(settings.max_tokens, direction=side)
         self.sample = _encoded("warm-up", self.whole.encode("warm-up"))
 
     def encode(self, texts: Sequence[Text]) -> list[Encoded | RequestError]:
@@ -167,12 +174,6 @@ class Tokenizer:
                 )
             encoding = self.cutting.encode(text.text, text.pair)
         return _encoded(text.text, encoding)
-
-
-def _truncation_side(folder: Path) -> str:
-    path = folder / "tokenizer_config.json"
-    side = json.loads(path.read_text(encoding="utf-8")).get("truncation_side") if path.is_file() else None
-    return str(side or "right")
 
 
 def _encoded(text: str, encoding: tokenizers.Encoding) -> Encoded:

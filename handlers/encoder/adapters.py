@@ -60,8 +60,8 @@ def run_padded(
         return torch.zeros_like(hidden)
     segments, ops = segments_of(lengths, hidden.device), operations_for(encoder, hidden)
     # Embeddings are behind us: of the layout only what attention needs.
-    segments, _ = ops.lay_out(places, segments, Positions())
     with torch.cuda.device(hidden.device) if hidden.is_cuda else contextlib.nullcontext():  # where Triton launches
+        segments, _ = ops.lay_out(places, segments, Positions())
         # (T, H); of a copy, for the encoder may overwrite it
         packed: torch.Tensor = encoder(flat[places], segments, ops)
     found = packed.new_zeros(flat.shape).index_copy_(0, places, packed).view(hidden.shape)
@@ -126,8 +126,8 @@ class SwappedEncoder(nn.Module):
         super().__init__()
         self.fused, self.layout = fused, layout
         self._vanilla = (vanilla,)  # nn.Module takes no notice of what lies in a tuple
-        self.register_state_dict_post_hook(_as_vanilla)
-        self.register_load_state_dict_pre_hook(_as_fused)
+        self.register_state_dict_post_hook(_as_vanilla)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_as_fused)  # type: ignore[no-untyped-call]
         self.train(vanilla.training)
 
     def take_weights(self) -> None:

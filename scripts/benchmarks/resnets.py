@@ -17,6 +17,7 @@ from archive.parity import Array
 from benchmarks import layers, runners
 from benchmarks.layers import Layer
 from benchmarks.points import Point
+from handlers import LOCAL
 from handlers.engines import DTYPES, Engine, EngineSpec
 from handlers.engines.tensorrt import ONNX
 from handlers.images import Batcher, Preprocess, prepare
@@ -64,11 +65,11 @@ def workload(spec: EngineSpec) -> ResNetWorkload:
     """Read the spec's Hugging Face folder, and compute what its network says of the photographs in fp32."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(spec.model_dir, local_files_only=True)
-    if config.model_type != "resnet":  # whose layers are counted below
-        raise ValueError(
-            f"--model-dir holds a {config.model_type}; wanted: a ResNet, as convert and archives write it"
-        )
+    from handlers import networks
+
+    config = AutoConfig.from_pretrained(spec.model_dir, **LOCAL)
+    if not networks.is_resnet(config):  # whose layers are counted below
+        raise ValueError(f"--model-dir holds a {config.model_type}; wanted: a ResNet, ResNeXt or Wide ResNet")
     preprocess = preprocess_of(spec.image_size)
     batcher = Batcher(preprocess, spec.device, torch.float32)
     photographs = batcher([crop for file in jobs.photographs() for crop in prepare(file, preprocess, MAX_PIXELS)])

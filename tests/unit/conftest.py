@@ -173,7 +173,8 @@ def tiny_encoder(
     def make(task: str, **config: Any) -> TextEncoder:
         folder = tmp_path_factory.mktemp("tiny")
         torch.manual_seed(0)
-        model: Any = heads[task](transformers.BertConfig(**{**TINY, "initializer_range": 1.0, **config}))
+        settings = transformers.BertConfig(**{**TINY, "initializer_range": 1.0, **config})
+        model: Any = heads[task](settings)  # type: ignore[no-untyped-call, unused-ignore]
         model.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(minilm_folder / name, folder / name)
