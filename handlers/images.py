@@ -17,35 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from handlers.errors import (
-    EmptyRequest,
-    InvalidImage,
-    InvalidInput,
-    PayloadTooLarge,
-    RequestError,
-    UnsupportedMediaType,
-)
+from handlers import pictures
+from handlers.errors import EmptyRequest, InvalidImage, InvalidInput, PayloadTooLarge, RequestError
+from handlers.pictures import decode
 from handlers.requests import kind_of, names_of
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MEDIA = (
     "an image (JPEG, PNG, WebP, GIF, BMP or TIFF) or a ready .npy tensor, as the raw body, as multipart parts, "
     'or in base64 as JSON: a string, {"b64": "..."}, a list of those, or {"instances": [...]}'
 )
 INTERPOLATIONS = {mode.name.lower(): mode for mode in Image.Resampling}
+# Images whose longer side is so many times the shorter one are resized whole, with the very pixels of the libraries.
+# Longer strips hold more pixels than anyone looks at.
+MAX_ELONGATION = 8
+WIDEST_FILTER = 3  # Lanczos's support, in pixels of the coarser image
 NPY_MAGIC = b"\x93NUMPY"
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-WEBP = (b"RIFF", b"WEBP")  # with four bytes between them
-# Decoding a progressive JPEG goes over the whole image once a scan. Encoders write 10 or so; a few kilobytes hold
-# thousands, whose decoding takes minutes.
-MAX_SCANS = 100
-SCAN = b"\xff\xda"
-
-# Pillow's own bomb check raises at twice its limit and only warns below; ours is one limit, asked before decoding.
-Image.MAX_IMAGE_PIXELS = None
-
 Crop = NDArray[np.uint8]  # (size, size, 3)
 Ready = NDArray[np.floating]  # (3, size, size), normalised by the client
 
@@ -60,6 +48,8 @@ class Preprocess:
         "square" squashes the image to resize x resize.
     interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming", as in Pillow.
     mean, std: per channel, of values scaled to 0..1.
+    crop_rounding: where the crop begins if what is cut off is an odd number of pixels: half of it rounded "down", as
+        transformers' image processors do, or to the "even" number beside it, as torchvision's and timm's do.
 
     Raises ValueError for values that no image can be prepared with.
     """
@@ -70,6 +60,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_rounding: str = "down"
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.resize:
@@ -78,6 +69,8 @@ class Preprocess:
             raise ValueError(f"resize_mode {self.resize_mode!r}; wanted: shortest_edge or square")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r}; wanted: {', '.join(INTERPOLATIONS)}")
+        if self.crop_rounding not in ("down", "even"):
+            raise ValueError(f"crop_rounding {self.crop_rounding!r}; wanted: down or even")
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
         if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}; wanted: three numbers each, std above 0")
@@ -116,12 +109,12 @@ def refuse_together(files: Sequence[bytes], max_pixels: int) -> None:
 
 
 def _pixels_of(data: bytes) -> int:
-    """By the header; 0 for what has none, which is for `prepare` to refuse."""
+    """That decoding goes over, by the header; 0 for what has none, which is for `prepare` to refuse."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
-    except Exception:  # as in decode
+        picture = pictures.survey(data)
+    except RequestError:
         return 0
+    return picture.pixels * picture.scans if picture.scans > pictures.MAX_PASSES else picture.pixels
 
 
 def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Ready]:
@@ -131,78 +124,48 @@ def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop |
     """
     if data[: len(NPY_MAGIC)] == NPY_MAGIC:
         return read_tensor(data, preprocess.size, max_pixels)
-    image = decode(data, max_pixels)
-    # A strip 1 pixel wide passes the check before decoding and would grow past every limit here.
-    _check_pixels(*resized_size(image.width, image.height, preprocess), max_pixels, "once resized")
-    return [crop(image, preprocess)]
-
-
-def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """An upright 8-bit RGB image.
-
-    The first frame of an animation; EXIF orientation applied; alpha dropped and CMYK, grey and palettes
-    converted as `Image.convert("RGB")` does; 16-bit grey scaled by 1/257. Colour profiles are not applied.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image.width, image.height, max_pixels)
-            _refuse_slow(image, data)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        if data.startswith(MAGIC) or (data[:4], data[8:12]) == WEBP:
-            raise InvalidImage(f"the image is broken: its header cannot be read in its {len(data)} bytes") from None
-        raise UnsupportedMediaType(
-            f"{len(data)} bytes came that are none of {', '.join(FORMATS)} nor a .npy tensor"
-        ) from None
-    except RequestError:
-        raise
-    except MemoryError:
-        raise PayloadTooLarge("the image needs more memory than this server has to decode it") from None
-    except Exception as error:  # Pillow's decoders raise whatever their parsing trips over
-        raise InvalidImage(f"the image is broken: {type(error).__name__} in its {len(data)} bytes") from None
-
-
-def _check_pixels(width: int, height: int, max_pixels: int, when: str = "as sent") -> None:
-    if width * height > max_pixels:
-        raise PayloadTooLarge(f"the image is {width} x {height} pixels {when}; at most {max_pixels} are taken")
-
-
-def _refuse_slow(image: Image.Image, data: bytes) -> None:
-    """What takes far longer to decode than its pixels and its bytes let expect."""
-    compression = image.info.get("compression")
-    if image.format == "BMP" and compression in (1, 2):  # Pillow decodes these in Python, pixel run by pixel run
-        raise UnsupportedMediaType("the BMP is run-length encoded, which is not read; send it plain, or as a PNG")
-    holds_jpeg = image.format in ("JPEG", "MPO") or compression in ("jpeg", "tiff_jpeg")
-    if holds_jpeg and data.count(SCAN) > MAX_SCANS:
-        raise InvalidImage(f"the JPEG has {data.count(SCAN)} scans; at most {MAX_SCANS} are decoded")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = _from_16_bit(image)
-    elif image.mode == "F":
-        raise InvalidImage("the image holds 32-bit floats, whose range no file says; send 8 or 16 bits, or a .npy")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
-    return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits: 65535 becomes 255. (Pillow's own convert clips at 255 instead.)"""
-    values = np.asarray(image).astype(np.int64)
-    if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 65535:
-        raise InvalidImage("the image holds integers beyond 16 bits; send 8 or 16 bits a channel, or a .npy tensor")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return [crop(decode(data, max_pixels), preprocess)]
 
 
 def crop(image: Image.Image, preprocess: Preprocess) -> Crop:
     """Resize and centre-crop an RGB image to (size, size, 3) uint8."""
     size = preprocess.size
-    resized = image.resize(
-        resized_size(image.width, image.height, preprocess), INTERPOLATIONS[preprocess.interpolation]
-    )
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    width, height = resized_size(image.width, image.height, preprocess)
+    left, top = crop_start(width, preprocess), crop_start(height, preprocess)
+    if width * height > MAX_ELONGATION * preprocess.resize**2:
+        return _crop_of_strip(image, preprocess, (width, height), (left, top))
+    resized = image.resize((width, height), INTERPOLATIONS[preprocess.interpolation])
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _crop_of_strip(
+    image: Image.Image, preprocess: Preprocess, resized: tuple[int, int], start: tuple[int, int]
+) -> Crop:
+    """Resize only what is cropped; resized as a whole, 762 pixels in a row would become 50 million.
+
+    A value may be one off that of the whole: Pillow takes the box in 32-bit floats, which is also why the image is
+    cut around it first.
+    """
+    scales = [side / whole for side, whole in zip(image.size, resized, strict=True)]
+    starts = [scale * place for scale, place in zip(scales, start, strict=True)]
+    ends = [scale * (place + preprocess.size) for scale, place in zip(scales, start, strict=True)]
+    margins = [math.ceil(WIDEST_FILTER * max(scale, 1)) + 1 for scale in scales]
+    first = [max(math.floor(place) - margin, 0) for place, margin in zip(starts, margins, strict=True)]
+    last = [
+        min(math.ceil(place) + margin, side) for place, margin, side in zip(ends, margins, image.size, strict=True)
+    ]
+    box = (starts[0] - first[0], starts[1] - first[1], ends[0] - first[0], ends[1] - first[1])
+    part = image.crop((*first, *last))
+    box = (box[0], box[1], min(box[2], part.width), min(box[3], part.height))
+    size, interpolation = preprocess.size, INTERPOLATIONS[preprocess.interpolation]
+    return np.asarray(part.resize((size, size), interpolation, box=box))
+
+
+def crop_start(side: int, preprocess: Preprocess) -> int:
+    """Where the crop begins, in pixels from the left or the top of a resized image with this side."""
+    margin = side - preprocess.size
+    # Python rounds halves to even, and torchvision.transforms.CenterCrop leaves it to Python.
+    return round(margin / 2) if preprocess.crop_rounding == "even" else margin // 2
 
 
 def blank(preprocess: Preprocess) -> Crop:
