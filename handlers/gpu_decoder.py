@@ -1,8 +1,8 @@
 """JPEGs -> normalised crops without the CPU: decoded by the GPU's JPEG engines, resized and cropped by one kernel.
 
-nvImageCodec decodes (docs.nvidia.com/cuda/nvimagecodec; optional to install), handlers.kernels.resize does the rest.
-Both give the pixels of the CPU's way: at most a level or two of 255 differ. That is checked on a few pictures when the
-model loads. What the engines cannot decode, or might read differently, goes the CPU's way, picture by picture.
+nvImageCodec decodes (docs.nvidia.com/cuda/nvimagecodec; optional to install). handlers.kernels.resize does the rest.
+Both give the pixels of the CPU's way: at most a level or two of 255 differ, which is checked when the model loads.
+What the engines cannot decode, or might read differently, goes the CPU's way, picture by picture.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from handlers import images, jpeg_headers
-from handlers.images import Preprocess
+from handlers import images, jpeg_headers, pictures
+from handlers.images import DeviceCrop, Preprocess
 from handlers.jpeg_headers import Header
 
 logger = logging.getLogger(__name__)
@@ -30,13 +30,6 @@ MAX_PIXELS_TOGETHER = 128 << 20  # decoded at once: 400 MB
 MAX_REDUCTION = 16  # a side that shrinks more is read with more weights than pay here
 MAX_ELONGATION = 8  # the longer side against the shorter
 MAX_DIFFERENCE = 3  # levels of 255 between a pixel of the GPU's and the CPU's way; more is another picture
-
-
-class DeviceCrop(NamedTuple):
-    """A crop that lies on the GPU, normalised: row `index` of `batch`, (N, S, S, 3) in the engine's dtype."""
-
-    batch: torch.Tensor
-    index: int
 
 
 class Jpeg(NamedTuple):
@@ -51,7 +44,9 @@ def objection(preprocess: Preprocess, device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return f"it needs an NVIDIA GPU, and the device is {device}"
     if preprocess.interpolation not in INTERPOLATIONS:
-        return f"the GPU resizes {' and '.join(INTERPOLATIONS)}, and the checkpoint asks for {preprocess.interpolation}"
+        return (
+            f"the GPU resizes {' and '.join(INTERPOLATIONS)}, and the checkpoint asks for {preprocess.interpolation}"
+        )
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed, which torch for CUDA on Linux brings"
     try:
@@ -88,6 +83,7 @@ class GpuDecoder:
         self.difference = self._largest_difference()
         if self.difference > MAX_DIFFERENCE:
             raise RuntimeError(f"its pixels differ from the CPU's by {self.difference} of 255")
+        self([jpeg for data in _trial_files() if (jpeg := self.accept(data, MAX_PIXELS))])  # compiles for this dtype
 
     @property
     def details(self) -> dict[str, object]:
@@ -123,16 +119,16 @@ class GpuDecoder:
         streams = [self.codec.CodeStream(jpeg.data) for jpeg in jpegs]
         decoded = self.decoder.decode(streams, params=self.parameters, cuda_stream=stream)
         self.held = decoded  # the kernels below still read them when this returns
-        pictures = [
+        described = [
             self._picture(image, jpeg.header)
             for image, jpeg in zip(decoded, jpegs, strict=True)
             if _is_right(image, jpeg.header)
         ]
         size = self.preprocess.size
-        batch = torch.empty((len(pictures), size, size, 3), dtype=self.dtype, device=self.device)
-        if pictures:
-            self.kernels.crops(pictures, self.preprocess.interpolation, self.scale, self.shift, batch)
-        rows = iter(range(len(pictures)))
+        batch = torch.empty((len(described), size, size, 3), dtype=self.dtype, device=self.device)
+        if described:
+            self.kernels.crops(described, self.preprocess.interpolation, self.scale, self.shift, batch)
+        rows = iter(range(len(described)))
         return [
             DeviceCrop(batch, next(rows)) if _is_right(image, jpeg.header) else None
             for image, jpeg in zip(decoded, jpegs, strict=True)
@@ -158,14 +154,18 @@ class GpuDecoder:
         if len(crops) != len(files) or None in crops:
             raise RuntimeError("it did not decode a JPEG that it should")
         differences = [
-            np.abs(crop.batch[crop.index].cpu().numpy() - images.crop(images.decode(data, MAX_PIXELS), self.preprocess))
+            np.abs(
+                crop.batch[crop.row].cpu().numpy() - images.crop(pictures.decode(data, MAX_PIXELS), self.preprocess)
+            )
             for crop, data in zip(crops, files, strict=True)
             if crop is not None
         ]
         return int(max(difference.max() for difference in differences))
 
 
-def load(asked: str, preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> tuple[GpuDecoder | None, str]:
+def load(
+    asked: str, preprocess: Preprocess, device: torch.device, dtype: torch.dtype
+) -> tuple[GpuDecoder | None, str]:
     """The decoder for "auto", "gpu" or "cpu", and why there is none if there is none.
 
     Raises ValueError if "gpu" is asked for and cannot be had.

@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ INTERPOLATIONS = {mode.name.lower(): mode for mode in Image.Resampling}
 MAX_ELONGATION = 8
 WIDEST_FILTER = 3  # Lanczos's support, in pixels of the coarser image
 NPY_MAGIC = b"\x93NUMPY"
+DTYPES = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.float32}
 Crop = NDArray[np.uint8]  # (size, size, 3)
 Ready = NDArray[np.floating]  # (3, size, size), normalised by the client
 
@@ -123,7 +124,7 @@ def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop |
     Raises InvalidImage, PayloadTooLarge or UnsupportedMediaType.
     """
     if data[: len(NPY_MAGIC)] == NPY_MAGIC:
-        return read_tensor(data, preprocess.size, max_pixels)
+        return read_tensor(data, preprocess, max_pixels)
     return [crop(decode(data, max_pixels), preprocess)]
 
 
@@ -183,12 +184,48 @@ def resized_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, 
     return int(edge * width / height), edge
 
 
-def read_tensor(data: bytes, size: int, max_pixels: int) -> list[Crop | Ready]:
-    """A .npy file of one normalised image (3, size, size), or of several (N, 3, size, size), float16 or float32.
+def read_tensor(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Ready]:
+    """The images of a .npy file, one or several.
+
+    float16 or float32, (3, S, S) or (N, 3, S, S): normalised by the client, taken as they are.
+    uint8, (S, S, 3) or (N, S, S, 3): crops in RGB, which are normalised here.
+    uint8, (H, W, 3) or (N, H, W, 3) of another height or width: whole RGB images, resized and cropped as files are.
 
     The header is checked against the bytes that came before anything is allocated. Never unpickles.
+    Raises InvalidImage or PayloadTooLarge.
     """
-    wanted = f"float16 or float32, (3, {size}, {size}) or (N, 3, {size}, {size}), normalised, C order"
+    size = preprocess.size
+    wanted = (
+        f"float16 or float32, (3, {size}, {size}) or (N, 3, {size}, {size}), normalised; or uint8, (H, W, 3) or "
+        "(N, H, W, 3), RGB; in C order"
+    )
+    dtype, shape, start = _npy_header(data, wanted)
+    is_image = dtype == np.uint8 and len(shape) in (3, 4) and shape[-1] == 3
+    if not is_image and (
+        dtype not in (np.float16, np.float32) or len(shape) not in (3, 4) or shape[-3:] != (3, size, size)
+    ):
+        kind = "records" if dtype.names else dtype  # whose field names are the client's own
+        raise InvalidImage(f"a .npy tensor of {kind} {shape} came; wanted: {wanted}")
+    count = math.prod(shape)
+    body = len(data) - start
+    if body != count * dtype.itemsize or count == 0:
+        raise InvalidImage(f"a .npy tensor of {shape} has {count * dtype.itemsize} bytes, but {body} came")
+    if count // 3 > max_pixels:
+        raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")
+    tensor = np.frombuffer(data, dtype, count, start).reshape(-1, *shape[-3:])
+    if is_image:
+        return (
+            list(tensor)
+            if shape[-3:-1] == (size, size)
+            else [crop(Image.fromarray(one), preprocess) for one in tensor]
+        )
+    if not _fits_fp16(tensor):
+        raise InvalidImage("the .npy tensor holds NaN, infinity, or values beyond those of fp16; normalise it first")
+    return list(tensor)
+
+
+def _npy_header(data: bytes, wanted: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Type, shape and offset of the values. Raises InvalidImage."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -200,55 +237,94 @@ def read_tensor(data: bytes, size: int, max_pixels: int) -> list[Crop | Ready]:
             raise ValueError("a side beyond 63 bits")
     except Exception:  # NumPy parses the header as Python source, and raises whatever that trips over
         raise InvalidImage(f"a .npy file with a broken header came; wanted: {wanted}") from None
-    if dtype not in (np.float16, np.float32) or fortran or shape[-3:] != (3, size, size) or len(shape) not in (3, 4):
-        order = ", Fortran order" if fortran else ""
-        kind = "records" if dtype.names else dtype  # whose field names are the client's own
-        raise InvalidImage(f"a .npy tensor of {kind} {shape}{order} came; wanted: {wanted}")
-    count = math.prod(shape)
-    body = len(data) - stream.tell()
-    if body != count * dtype.itemsize or count == 0:
-        raise InvalidImage(f"a .npy tensor of {shape} has {count * dtype.itemsize} bytes, but {body} came")
-    if count // 3 > max_pixels:
-        raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")
-    tensor = np.frombuffer(data, dtype, count, stream.tell()).reshape(-1, 3, size, size)
-    if not (np.abs(tensor) <= np.finfo(np.float16).max).all():
-        raise InvalidImage("the .npy tensor holds NaN, infinity, or values beyond those of fp16; normalise it first")
-    return list(tensor)
+    if fortran:
+        kind = "records" if dtype.names else dtype
+        raise InvalidImage(f"a .npy tensor of {kind} {shape}, Fortran order came; wanted: {wanted}")
+    return dtype, shape, stream.tell()
+
+
+def _fits_fp16(tensor: NDArray[Any]) -> bool:
+    """Whether all values are finite in fp16."""
+    if tensor.dtype == np.float16:  # exponents of all ones, by the bits: five times faster than np.isfinite
+        return not ((tensor.view(np.uint16) & 0x7C00) == 0x7C00).any()
+    return bool((np.abs(tensor) <= np.finfo(np.float16).max).all())
+
+
+class DeviceCrop(NamedTuple):
+    """A crop that lies on the GPU, normalised: one row of `batch`, (N, S, S, 3) in the network's dtype."""
+
+    batch: torch.Tensor
+    row: int
+
+
+def folded(preprocess: Preprocess, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rescaling and normalising in one: a value v of 0..255 becomes v * scale - shift. Both are (3,) fp32."""
+    std = torch.tensor(preprocess.std, dtype=torch.float32, device=device)
+    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device)
+    return 1 / (255 * std), mean / std
 
 
 class Batcher:
-    """Crops and ready tensors -> (N, 3, size, size) on the device, channels_last, normalised, in its precision."""
+    """Turns crops and ready tensors into a normalised batch: (N, 3, S, S), channels_last, in the network's dtype."""
 
     def __init__(self, preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> None:
         self.size, self.device, self.dtype = preprocess.size, device, dtype
-        # Folded for values 0..255, so that one multiply and one subtract do rescale and normalise.
-        std = torch.tensor(preprocess.std, dtype=torch.float32, device=device)
-        mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device)
-        self.scale = (1 / (255 * std)).view(1, 3, 1, 1)
-        self.shift = (mean / std).view(1, 3, 1, 1)
+        self.scale, self.shift = folded(preprocess, device)
 
-    def __call__(self, inputs: Sequence[Crop | Ready]) -> torch.Tensor:
-        crops = [place for place, item in enumerate(inputs) if item.dtype == np.uint8]
-        ready = [place for place, item in enumerate(inputs) if item.dtype != np.uint8]
-        if not ready:
-            return self._normalise(np.stack(inputs))
-        batch = torch.empty(
-            (len(inputs), 3, self.size, self.size),
-            dtype=self.dtype,
-            device=self.device,
-            memory_format=torch.channels_last,
-        )
-        batch[ready] = self._upload(np.stack([inputs[place].astype(np.float32) for place in ready])).to(self.dtype)
+    def __call__(self, inputs: Sequence[Any]) -> torch.Tensor:
+        """Upload and normalise what is not on the device yet. Crops that lie there in a row are not even copied.
+
+        inputs: each a Crop, a Ready or a DeviceCrop.
+        """
+        found = _neighbours(inputs)
+        if found is not None:
+            return found.permute(0, 3, 1, 2)
+        batch = torch.empty((len(inputs), self.size, self.size, 3), dtype=self.dtype, device=self.device)
+        on_device, crops, ready = _sorted_by_kind(inputs)
         if crops:
-            batch[crops] = self._normalise(np.stack([inputs[place] for place in crops]))
-        return batch
+            _put(batch, crops, self._normalise(self._upload([inputs[index] for index in crops])))
+        for dtype in (np.float16, np.float32):
+            if indices := [index for index in ready if inputs[index].dtype == dtype]:
+                _put(batch, indices, self._upload([inputs[index] for index in indices]).permute(0, 2, 3, 1))
+        if on_device:
+            _put(batch, on_device, torch.stack([inputs[index].batch[inputs[index].row] for index in on_device]))
+        return batch.permute(0, 3, 1, 2)
 
-    def _normalise(self, crops: NDArray[Any]) -> torch.Tensor:
-        pixels = self._upload(crops).permute(0, 3, 1, 2)  # (N, 3, H, W) uint8, channels_last in memory
-        return (pixels.float() * self.scale - self.shift).to(self.dtype)
+    def _normalise(self, crops: torch.Tensor) -> torch.Tensor:
+        """(N, S, S, 3) uint8 -> the same, normalised, in fp32."""
+        return crops.float().mul_(self.scale).sub_(self.shift)
 
-    def _upload(self, array: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+    def _upload(self, arrays: Sequence[Any]) -> torch.Tensor:
+        """Arrays of one shape and type as one tensor on the device: copied once on the host, into pinned memory."""
+        shape = (len(arrays), *arrays[0].shape)
+        pinned = self.device.type == "cuda"
+        staged = torch.empty(shape, dtype=DTYPES[arrays[0].dtype.type], pin_memory=pinned)
+        np.stack(arrays, out=staged.numpy())
+        return staged.to(self.device, non_blocking=True)
+
+
+def _neighbours(inputs: Sequence[Any]) -> torch.Tensor | None:
+    """Crops that lie on the device one behind the other, (N, S, S, 3); None for anything else."""
+    first = inputs[0]
+    if not isinstance(first, DeviceCrop):
+        return None
+    for offset, item in enumerate(inputs):
+        if not isinstance(item, DeviceCrop) or item.batch is not first.batch or item.row != first.row + offset:
+            return None
+    return first.batch[first.row : first.row + len(inputs)]
+
+
+def _sorted_by_kind(inputs: Sequence[Any]) -> tuple[list[int], list[int], list[int]]:
+    """Indices of crops on the device, of crops, and of ready tensors."""
+    kinds: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for index, item in enumerate(inputs):
+        kinds[0 if isinstance(item, DeviceCrop) else 1 if item.dtype == np.uint8 else 2].append(index)
+    return kinds
+
+
+def _put(batch: torch.Tensor, indices: Sequence[int], values: torch.Tensor) -> None:
+    """Write rows, converted to the batch's type."""
+    if len(indices) == len(batch):
+        batch.copy_(values)
+    else:
+        batch[torch.tensor(indices, device=batch.device)] = values.to(batch.dtype)

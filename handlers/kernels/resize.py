@@ -18,7 +18,6 @@ import triton.language as tl
 
 BITS = tl.constexpr(22)  # fractional bits of a weight: Pillow's PRECISION_BITS
 ONE, HALF = tl.constexpr(1 << 22), tl.constexpr(1 << 21)
-TAPS_BLOCK = 4  # weights per axis are padded to a multiple of this many, so that few variants are compiled
 
 FIELDS = tl.constexpr(10)  # columns of the table that describes the pictures to the kernels; see Picture.row
 
@@ -35,14 +34,13 @@ def _filter(x, cubic: tl.constexpr):  # type: ignore[no-untyped-def]
     return tl.where(x < 1.0, 1.0 - x, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["taps"])
 def _weights(  # type: ignore[no-untyped-def]
     pictures,  # (N, FIELDS) int64
     first,  # (N, 2, size) int32: index of the first source pixel of each output pixel, along x and along y
     counts,  # (N, 2) int32: the most source pixels of any output pixel
     weights,  # (N, 2, taps, size) int32: fixed-point weights; zeros behind the last source pixel
-    size, support: tl.constexpr,
-    taps: tl.constexpr, cubic: tl.constexpr, block: tl.constexpr,
+    size, support: tl.constexpr, taps, cubic: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     picture, axis = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = pictures + picture * FIELDS
@@ -76,14 +74,13 @@ def _clip(value):  # type: ignore[no-untyped-def]
     return tl.minimum(tl.maximum(value >> BITS, 0), 255)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["taps"])
 def _crop(  # type: ignore[no-untyped-def]
     pictures,  # (N, FIELDS) int64
     first, counts, weights,  # of _weights
     scale, shift,  # (3,) fp32: a value v of 0..255 becomes v * scale - shift
     out,  # (N, size, size, channels)
-    size, channels,
-    taps: tl.constexpr, block: tl.constexpr,
+    size, channels, taps, block: tl.constexpr,
 ):  # fmt: skip
     picture, y = tl.program_id(0).to(tl.int64), tl.program_id(1)
     x = tl.arange(0, block)
@@ -122,8 +119,7 @@ def _crop(  # type: ignore[no-untyped-def]
 def taps_of(reduction: float, interpolation: str) -> int:
     """The source pixels that one output pixel may read per axis, if a side shrinks to 1/reduction."""
     support = FILTERS[interpolation][1] * max(reduction, 1.0)
-    taps = int(support) * 2 + 3
-    return -(-taps // TAPS_BLOCK) * TAPS_BLOCK
+    return int(support) * 2 + 3
 
 
 class Picture(NamedTuple):
