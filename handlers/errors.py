@@ -41,6 +41,12 @@ class InvalidImage(RequestError):
     """An image, or ready tensor, that cannot be read."""
 
 
+class NotAcceptable(RequestError):
+    """The header Accept asks for a form that the answer does not come as."""
+
+    status = 406
+
+
 class InputTooLong(RequestError):
     """More tokens than the model takes, and truncation was not asked for."""
 
