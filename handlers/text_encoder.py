@@ -40,9 +40,12 @@ class TextEncoder(Handler[TextSettings]):
         self.inference([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
 
     def preprocess(self, batch: Sequence[requests.Request]) -> None:
-        """Payloads -> token ids, tokenized in one call."""
+        """Payloads -> token ids."""
         sent = zip(requests.gather(batch, "payloads"), requests.gather_options(batch, "payloads"), strict=True)
         requests.scatter(batch, map(requests.caught(self.read), sent), "payloads", "inputs")
+        for request in batch:
+            if request.open:
+                request.check(texts.refuse_together, request.inputs, self.model.settings.max_chars_together)
         requests.scatter(batch, self.tokenizer.encode(requests.gather(batch, "inputs")), "inputs", "inputs")
         checked = map(requests.caught(self.task.check), requests.gather(batch, "inputs"))
         requests.scatter(batch, checked, "inputs", "inputs")
