@@ -71,7 +71,8 @@ class ImageClassifier(Handler[ImageSettings]):
     def postprocess(self, batch: Sequence[requests.Request]) -> None:
         """Inputs -> top-k labels with probabilities."""
         inputs = zip(requests.gather(batch, "inputs"), requests.gather_options(batch, "inputs"), strict=True)
-        requests.scatter(batch, run_isolated(self._classify, list(inputs)), "inputs", "results")
+        results = run_isolated(self._classify, list(inputs), requests.gather_owners(batch, "inputs"))
+        requests.scatter(batch, results, "inputs", "results")
 
     def _classify(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
         logits = self.inference([item for item, _ in inputs])

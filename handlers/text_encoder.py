@@ -68,7 +68,8 @@ class TextEncoder(Handler[TextSettings]):
     def postprocess(self, batch: Sequence[requests.Request]) -> None:
         """Token ids -> the task's answers."""
         inputs = zip(requests.gather(batch, "inputs"), requests.gather_options(batch, "inputs"), strict=True)
-        requests.scatter(batch, run_isolated(self.inference, list(inputs)), "inputs", "results")
+        results = run_isolated(self.inference, list(inputs), requests.gather_owners(batch, "inputs"))
+        requests.scatter(batch, results, "inputs", "results")
 
     def forward(self, encoded: Sequence[texts.Encoded]) -> tuple[torch.Tensor, TokenBatch]:
         """Token ids -> the engine's outputs for the task, and the batch that they belong to."""

@@ -236,7 +236,7 @@ def _kept(sequences: Sequence[int | None], max_tokens: int, from_left: bool) -> 
     if room < 1:
         return None
     kept = {place for place, sequence in enumerate(sequences) if sequence is None}
-    for mine, count in zip(places, _longest_first(*lengths, room), strict=True):
+    for mine, count in zip(places, _longest_first(lengths[0], lengths[1], room), strict=True):
         kept.update(mine[len(mine) - count :] if from_left else mine[:count])
     return sorted(kept)
 

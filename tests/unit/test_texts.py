@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -17,6 +19,7 @@ from tokenizers import processors
 from handlers import texts
 from handlers.errors import EmptyRequest, InputTooLong, InvalidInput, PayloadTooLarge, RequestError
 from handlers.settings import TextSettings
+from handlers.text_encoder import TextEncoder
 from handlers.texts import Encoded, Text, Tokenizer
 
 SETTINGS = TextSettings(max_tokens=16, max_chars=100)
@@ -296,7 +299,7 @@ class TestCuts:
     @pytest.mark.parametrize("side", ["left", "right"])
     @pytest.mark.parametrize("name", FAMILIES)
     @given(text=Words, pair=st.none() | Words, most=st.integers(3, 20))
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
     def test_as_transformers_in_every_family(
         self, tmp_path: Path, name: str, side: str, text: str, pair: str | None, most: int
     ) -> None:
@@ -435,3 +438,14 @@ def test_token_types_by_network_and_tokenizer(
     if tokenizer is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     assert texts.has_token_types(config, tmp_path) is has
+
+
+def test_a_request_of_many_long_texts_is_refused_alone(
+    ask: Callable[..., list[tuple[int, Any]]], load_handler: Callable[..., Any], minilm_folder: Path
+) -> None:
+    handler = load_handler(TextEncoder, minilm_folder, maxTokens=16, truncate=True, maxCharsTogether=1000)
+    json_header = {"content-type": "application/json"}
+    rows = [{"body": ["a " * 200] * 3}, {"body": "a " * 2000}, {"body": ["a " * 200] * 2}]
+    refused, alone, few = ask(handler, rows, [json_header, {}, json_header])
+    assert (refused[0], refused[1]["type"], alone[0], few[0]) == (413, "PayloadTooLarge", 200, 200)
+    assert "3 texts have 1200 characters together; at most 1000" in refused[1]["message"]
