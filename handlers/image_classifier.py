@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from handlers import images, loading, placement, requests, tasks
+from handlers import cpus, images, loading, requests, tasks
 from handlers.isolation import run_isolated
 from handlers.metrics import BatchMetrics
 from handlers.serving import Handler
@@ -36,7 +36,8 @@ class ImageClassifier(Handler[ImageSettings]):
             accepts=lambda media_type: not media_type.startswith("text/"),
             max_inputs=settings.max_inputs,
         )
-        self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, placement.cpu_threads(0, 1)))
+        share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
+        self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
         self._warm_up(int(context.system_properties.get("batch_size") or 1))
 

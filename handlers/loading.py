@@ -48,8 +48,8 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))
     provenance = _read_json(folder / "provenance.json")
-    torch.set_num_threads(placement.cpu_threads(chosen.cpu_threads, int(config.get("maxWorkers", 1))))
     device, why_device = placement.choose_device(chosen.device, context.system_properties.get("gpu_id"))
+    placement.set_threads(chosen.cpu_threads, int(config.get("maxWorkers", 1)), device)
     if device.type == "cuda":  # streams, events and Triton's launches go to the current device
         torch.cuda.set_device(device)
     precision, why_precision = placement.choose_precision(chosen.precision, device, provenance.get("parity", {}))

@@ -54,7 +54,9 @@ class Settings:
     precision: "auto" is fp16 on a GPU, bf16 on a CPU that has it natively, where the archive's parity figures
         allow them, else fp32. "fp8" (of text encoders, from Hopper on) has to be asked for.
     device: "auto" is the GPU that TorchServe assigned, or the CPU where it has none.
-    cpu_threads: of PyTorch on the CPU; 0 shares the cores out among the model's workers.
+    cpu_threads: of PyTorch on the CPU. 0 is what OMP_NUM_THREADS says; without it one for a worker on a GPU, whose
+        other threads would only spin, and else the worker's share of the CPUs that the container may use (maxWorkers
+        share them).
     max_inputs: that one request may bring.
     """
 
@@ -80,7 +82,7 @@ class ImageSettings(Settings):
     max_pixels: of one image, width x height, asked before it is decoded; a request's images may have four times as
         many together.
     micro_batch: images that go through the network at once; larger batches are cut.
-    decode_threads: that decode images beside each other; 0 is one a core, at most 8.
+    decode_threads: that decode images beside each other; 0 is one per CPU of the worker's share, at most 8.
     plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.
     on_mismatch: "rebuild" a plan that was built for another GPU or TensorRT (minutes, once), or "refuse" to load.
     plan_cache: folder of the plans that are built at load, and of engines' times; "" is
