@@ -86,7 +86,7 @@ class ImageSettings(Settings):
     plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.
     on_mismatch: "rebuild" a plan that was built for another GPU or TensorRT (minutes, once), or "refuse" to load.
     plan_cache: folder of the plans that are built at load, and of engines' times; "" is
-        ~/.cache/torchserve-fast-handlers/plans.
+        ~/.cache/torchserve-fast-handlers/plans, see handlers.caches.
     """
 
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(size=224, resize=256))
