@@ -117,7 +117,8 @@ def test_a_plan_that_cannot_be_kept_serves_and_leaves_no_piece_behind(
 def test_two_writers_of_one_file_never_share_a_partial_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers that share a volume share pids as well."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
-    sync, contents = os.fsync, []
+    sync = os.fsync
+    contents: list[bytes] = []
 
     def meanwhile(file: int) -> None:
         """Another container writes the same file before the first one is done."""
