@@ -67,3 +67,10 @@ class InferenceFailed(RequestError):
     """The input was fine and the model failed on it: ours, not the client's."""
 
     status = 500
+
+
+class NotFinite(InferenceFailed):
+    """The model's output for the input is NaN or infinite, as when fp16 overflows."""
+
+    def __init__(self, message: str = "the model's output is not finite (NaN or infinity) for this input") -> None:
+        super().__init__(message)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from handlers import gpu_decoder, images, loading, placement, requests, tasks
+from handlers import cpus, gpu_decoder, images, loading, requests, tasks
 from handlers.errors import RequestError
 from handlers.isolation import run_isolated
 from handlers.metrics import BatchMetrics
@@ -41,7 +41,8 @@ class ImageClassifier(Handler[ImageSettings]):
             accepts=lambda media_type: not media_type.startswith("text/"),
             max_inputs=settings.max_inputs,
         )
-        self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, placement.cpu_threads(0, 1)))
+        share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
+        self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
         self._warm_up(int(context.system_properties.get("batch_size") or 1))
 
@@ -76,7 +77,8 @@ class ImageClassifier(Handler[ImageSettings]):
     def postprocess(self, batch: Sequence[requests.Request]) -> None:
         """Inputs -> top-k labels with probabilities."""
         inputs = zip(requests.gather(batch, "inputs"), requests.gather_options(batch, "inputs"), strict=True)
-        requests.scatter(batch, run_isolated(self._classify, list(inputs)), "inputs", "results")
+        results = run_isolated(self._classify, list(inputs), requests.gather_owners(batch, "inputs"))
+        requests.scatter(batch, results, "inputs", "results")
 
     def _classify(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
         logits = self.inference([item for item, _ in inputs])

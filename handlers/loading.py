@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from handlers import engines, placement, settings
+from handlers import caches, engines, placement, settings
 from handlers.engines import Engine, EngineSpec
 from handlers.requests import Context
 
@@ -48,10 +48,11 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))
     provenance = _read_json(folder / "provenance.json")
-    torch.set_num_threads(placement.cpu_threads(chosen.cpu_threads, int(config.get("maxWorkers", 1))))
     device, why_device = placement.choose_device(chosen.device, context.system_properties.get("gpu_id"))
+    placement.set_threads(chosen.cpu_threads, int(config.get("maxWorkers", 1)), device)
     if device.type == "cuda":  # streams, events and Triton's launches go to the current device
         torch.cuda.set_device(device)
+        caches.keep_triton_cache()
     precision, why_precision = placement.choose_precision(chosen.precision, device, provenance.get("parity", {}))
     spec = engine_spec(kind, folder, device, precision, chosen, _batch_size(context, config))
     name, engine = engines.load_chosen(chosen.engine, spec)
@@ -89,7 +90,7 @@ def engine_spec(
             image_size=chosen.preprocess.size,
             buckets=chosen.plan_buckets,
             on_mismatch=chosen.on_mismatch,
-            plan_cache=Path(chosen.plan_cache).expanduser() if chosen.plan_cache else spec.plan_cache,
+            plan_cache=caches.named(chosen.plan_cache) if chosen.plan_cache else spec.plan_cache,
         )
     return dataclasses.replace(spec, task=getattr(chosen, "task", ""))
 

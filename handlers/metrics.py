@@ -1,4 +1,4 @@
-"""One batch's figures for TorchServe's metrics endpoint; metrics.yaml declares them."""
+"""One batch's figures for TorchServe's metrics endpoint, as metrics.yaml declares them, and for the log."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from handlers.errors import NotFinite
 from handlers.requests import Context, Request
 
 logger = logging.getLogger(__name__)
+
+
+COUNTERS = ("RequestsRefused", "RequestsFailed", "NonFiniteOutputs")
+HISTOGRAMS = ("BatchSize", "BatchInputs", "BatchTime")
 
 
 class BatchMetrics:
@@ -17,11 +22,14 @@ class BatchMetrics:
 
     def __init__(self, context: Context) -> None:
         self.labels = [context.model_name, "Model"]
-        self.refused = _find(context.metrics, "RequestsRefused", "COUNTER")
-        names = ("BatchSize", "BatchInputs", "BatchTime")
-        self.histograms = [_find(context.metrics, name, "HISTOGRAM") for name in names]
-        if context.metrics is not None and None in (self.refused, *self.histograms):
-            logger.warning("batch metrics are not declared: point metrics_config at this package's metrics.yaml")
+        self.found = {name: _find(context.metrics, name, "COUNTER") for name in COUNTERS}
+        self.found |= {name: _find(context.metrics, name, "HISTOGRAM") for name in HISTOGRAMS}
+        missing = [name for name, metric in self.found.items() if metric is None]
+        if context.metrics is not None and missing:
+            logger.warning(
+                "not declared, so not reported: %s; point metrics_config at this package's metrics.yaml",
+                ", ".join(missing),
+            )
 
     def report(self, requests: Sequence[Request], inputs: int, started: float) -> None:
         """One batch is done. inputs: images or texts that ran; started: perf_counter() at the batch's arrival."""
@@ -29,12 +37,20 @@ class BatchMetrics:
         if not served:
             return
         elapsed_ms = round((time.perf_counter() - started) * 1e3, 3)
-        for metric, value in zip(self.histograms, (len(served), inputs, elapsed_ms), strict=True):
-            if metric is not None:
-                metric.add_or_update(value, self.labels)
-        refused = sum(request.error is not None for request in served)
-        if refused and self.refused is not None:
-            self.refused.add_or_update(refused, self.labels)
+        for name, value in zip(HISTOGRAMS, (len(served), inputs, elapsed_ms), strict=True):
+            self._add(name, value)
+        statuses = [request.error.status for request in served if request.error is not None]
+        failed = sum(status >= 500 for status in statuses)
+        broken = sum(isinstance(result, NotFinite) for request in served for result in request.results)
+        for name, count in zip(COUNTERS, (len(statuses) - failed, failed, broken), strict=True):
+            if count:
+                self._add(name, count)
+        if broken:
+            logger.error("the model's outputs for %d of %d inputs are not finite (NaN or infinity)", broken, inputs)
+
+    def _add(self, name: str, value: float) -> None:
+        if self.found[name] is not None:
+            self.found[name].add_or_update(value, self.labels)
 
 
 def _find(cache: Any, name: str, kind: str) -> Any:

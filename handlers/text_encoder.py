@@ -40,9 +40,12 @@ class TextEncoder(Handler[TextSettings]):
         self.inference([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
 
     def preprocess(self, batch: Sequence[requests.Request]) -> None:
-        """Payloads -> token ids, tokenized in one call."""
+        """Payloads -> token ids."""
         sent = zip(requests.gather(batch, "payloads"), requests.gather_options(batch, "payloads"), strict=True)
         requests.scatter(batch, map(requests.caught(self.read), sent), "payloads", "inputs")
+        for request in batch:
+            if request.open:
+                request.check(texts.refuse_together, request.inputs, self.model.settings.max_chars_together)
         requests.scatter(batch, self.tokenizer.encode(requests.gather(batch, "inputs")), "inputs", "inputs")
         checked = map(requests.caught(self.task.check), requests.gather(batch, "inputs"))
         requests.scatter(batch, checked, "inputs", "inputs")
@@ -65,7 +68,8 @@ class TextEncoder(Handler[TextSettings]):
     def postprocess(self, batch: Sequence[requests.Request]) -> None:
         """Token ids -> the task's answers."""
         inputs = zip(requests.gather(batch, "inputs"), requests.gather_options(batch, "inputs"), strict=True)
-        requests.scatter(batch, run_isolated(self.inference, list(inputs)), "inputs", "results")
+        results = run_isolated(self.inference, list(inputs), requests.gather_owners(batch, "inputs"))
+        requests.scatter(batch, results, "inputs", "results")
 
     def forward(self, encoded: Sequence[texts.Encoded]) -> tuple[torch.Tensor, TokenBatch]:
         """Token ids -> the engine's outputs for the task, and the batch that they belong to."""

@@ -12,18 +12,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from handlers import caches
+
 logger = logging.getLogger(__name__)
 
 PLAN, RECORD = "model.plan", "model.json"
+STALE_S = 3600.0  # since a partial file was last written to; a gigabyte takes seconds
 
 
 class PlanError(ValueError):
@@ -72,8 +77,8 @@ class Plan:
 
 
 def default_cache() -> Path:
-    """$XDG_CACHE_HOME or ~/.cache, and this project's folder in it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchserve-fast-handlers" / "plans"
+    """Where plans and measurements are kept unless planCache says otherwise; see handlers.caches."""
+    return caches.folder("plans")
 
 
 def file_digest(path: Path) -> str:
@@ -183,10 +188,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: whoever reads it finds the old content or the new."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file in one step: whoever reads it finds the old content or the new.
+
+    What a process that was killed has left of such a file is removed, once it is STALE_S old.
+    """
+    _remove_stale(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # containers that share a volume share pids as well
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -194,6 +203,13 @@ def replace(path: Path, content: bytes) -> None:
     except OSError:  # a full disk, say, whose space it shall not keep
         partial.unlink(missing_ok=True)
         raise
+
+
+def _remove_stale(path: Path) -> None:
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError):  # another process may be faster, or may be the only one to be allowed to
+            if time.time() - partial.stat().st_mtime > STALE_S:
+                partial.unlink()
 
 
 def _short(value: object) -> str:

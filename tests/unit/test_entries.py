@@ -351,12 +351,19 @@ class TestImages:
                 assert "kernel" not in answer["message"]
 
     def test_a_lost_gpu_ends_the_worker(
-        self, ask: Ask, digits: ImageClassifier, digit_files: Digits, digit_runs: Runs
+        self,
+        ask: Ask,
+        digits: ImageClassifier,
+        digit_files: Digits,
+        digit_runs: Runs,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        def spoil(inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        def fail(*_: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("CUDA error: unspecified launch failure")
 
-        digit_runs.spoil = spoil
+        digit_runs.spoil = fail
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "synchronize", fail)
         with pytest.raises(SystemExit):
             ask(digits, [{"body": digit_files[0][0]}])
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from handlers import placement
+from handlers import cpus, placement
 
+ROOT = Path(__file__).parents[2]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -95,12 +99,72 @@ def test_a_torch_without_these_questions_has_no_bf16(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("asked", "workers", "cores", "threads"),
-    [(0, 1, 8, 8), (0, 2, 8, 4), (0, 3, 8, 2), (0, 16, 8, 1), (0, 0, 8, 8), (5, 16, 8, 5)],
+    ("asked", "workers", "device", "told", "threads"),
+    [
+        (0, 1, CPU, None, 8),
+        (0, 2, CPU, None, 4),
+        (0, 3, CPU, None, 2),
+        (0, 16, CPU, None, 1),
+        (0, 0, CPU, None, 8),
+        (5, 16, CPU, None, 5),
+        (0, 1, GPU, None, 1),
+        (3, 4, GPU, None, 3),
+        (0, 4, CPU, "6", 6),
+        (0, 4, GPU, "6", 6),
+        (2, 4, CPU, "6", 2),
+        (0, 4, CPU, "3,2", 3),
+        (0, 4, CPU, "", 2),
+        (0, 4, CPU, "0", 2),
+        (0, 4, CPU, "many", 2),
+    ],
 )
-def test_cpu_threads(monkeypatch: pytest.MonkeyPatch, asked: int, workers: int, cores: int, threads: int) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
-    assert placement.cpu_threads(asked, workers) == threads
+def test_cpu_threads(
+    monkeypatch: pytest.MonkeyPatch, asked: int, workers: int, device: torch.device, told: str | None, threads: int
+) -> None:
+    monkeypatch.setattr(cpus, "usable", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert placement.cpu_threads(asked, workers, device) == threads
+
+
+@pytest.mark.parametrize(("told", "wanted"), [(None, "4"), ("7", "7")])
+def test_tokenizers_get_the_same_share_unless_someone_decided(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, wanted: str
+) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(cpus, "usable", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("RAYON_NUM_THREADS", told or "")
+    if told is None:
+        monkeypatch.delenv("RAYON_NUM_THREADS")
+    placement.set_threads(0, 2, GPU)
+    assert (set_to, os.environ["RAYON_NUM_THREADS"]) == ([1], wanted)
+
+
+def test_a_loaded_text_encoder_tokenizes_in_its_share(minilm_folder: Path) -> None:
+    """In a process of its own, for the library asks once: what is set after its first run comes too late."""
+    child = """
+import os, sys, torch
+from pathlib import Path
+from archive.probe import ProbeContext
+from handlers import cpus
+from handlers.text_encoder import TextEncoder
+from handlers.texts import Text
+
+cpus.usable = lambda: 9
+encoder = TextEncoder()
+section = {"precision": "fp32", "device": "cpu", "maxTokens": 32}
+encoder.initialize(ProbeContext(Path(sys.argv[1]), "one", {"handler": section, "maxWorkers": 3}))
+before = len(os.listdir("/proc/self/task"))
+encoder.tokenizer.encode([Text("a", None, False)] * 40)
+print(torch.get_num_threads(), len(os.listdir("/proc/self/task")) - before)
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-c", child, str(minilm_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=ROOT, env=clean)
+    assert done.stdout.split() == ["3", "3"]
 
 
 def test_device_name_says_what_the_cpu_is_and_how_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,36 @@ def test_a_plan_that_cannot_be_kept_serves_and_leaves_no_piece_behind(
     assert plans.obtain(tmp_path / "none", tmp_path, HERE, "rebuild", lambda: b"again").content == b"again"
 
 
+def test_two_writers_of_one_file_never_share_a_partial_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers that share a volume share pids as well."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    sync = os.fsync
+    contents: list[bytes] = []
+
+    def meanwhile(file: int) -> None:
+        """Another container writes the same file before the first one is done."""
+        sync(file)
+        if not contents:
+            contents.append(b"theirs")
+            plans.replace(tmp_path / "model.plan", b"theirs")
+            assert (tmp_path / "model.plan").read_bytes() == b"theirs"
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    plans.replace(tmp_path / "model.plan", b"mine, and longer")
+    assert (tmp_path / "model.plan").read_bytes() == b"mine, and longer"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.plan"]
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    names = {".timing [8].0123": True, ".timing [8].4567": False, ".other.0123": True, "timing [8].old": True}
+    for name, old in names.items():
+        (tmp_path / name).write_bytes(b"half")
+        if old:
+            os.utime(tmp_path / name, (time.time() - 2 * plans.STALE_S,) * 2)
+    plans.replace(tmp_path / "timing [8]", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "timing [8]"} - {".timing [8].0123"}
+
+
 def test_a_tensorrt_that_cannot_be_imported_is_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ImportError("libnvinfer.so.10: cannot open shared object file")

@@ -55,6 +55,7 @@ text_settings = st.builds(
     lower_case=st.booleans(),
     top_k=st.integers(0, 99),
     max_chars=positive,
+    max_chars_together=positive,
     token_budget=st.just(0) | st.integers(600, 10**6),
     **{**common, "precision": st.sampled_from(settings.PRECISIONS)},
 )
@@ -132,6 +133,7 @@ def test_a_wrong_type_is_refused_by_name(kind: type[Settings], key: str, wrong: 
         (TextSettings, {"maxTokens": 2}, "maxTokens is 2"),  # [CLS], [SEP] and no word between
         (TextSettings, {"topK": -1}, "topK is -1"),
         (TextSettings, {"maxChars": 0}, "maxChars is 0"),
+        (TextSettings, {"maxCharsTogether": 0}, "maxCharsTogether is 0"),
         (TextSettings, {"tokenBudget": 511}, "tokenBudget is 511"),  # less than one longest text
         (TextSettings, {"maxTokens": 20_000, "tokenBudget": 16_384}, "tokenBudget is 16384"),  # the same
         (TextSettings, {"tokenBudget": -1}, "tokenBudget is -1"),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from handlers import texts
-from handlers.errors import EmptyRequest, InputTooLong, InvalidInput, RequestError
+from handlers.errors import EmptyRequest, InputTooLong, InvalidInput, PayloadTooLarge, RequestError
 from handlers.settings import TextSettings
+from handlers.text_encoder import TextEncoder
 from handlers.texts import Encoded, Text, Tokenizer
 
 SETTINGS = TextSettings(max_tokens=16, max_chars=100)
@@ -210,6 +215,37 @@ class TestTokenizer:
         assert isinstance(blank, EmptyRequest)
         assert [type(result) for result in tokenizer.encode(sent[3:])] == [EmptyRequest]
 
+    def test_each_text_is_tokenized_once(self, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole, sizes = tokenizer.whole, []
+
+        class Counting:
+            def encode_batch(self, plain: list[str]) -> list[tokenizers.Encoding]:
+                sizes.append(len(plain))
+                return whole.encode_batch(plain)
+
+        monkeypatch.setattr(tokenizer, "whole", Counting())
+        results = tokenizer.encode([Text("a " * 40, None, True)] * 5 + [Text("a", None, True)] * 3)
+        assert sizes == [8]
+        assert [len(encoded(result).ids) for result in results] == [16] * 5 + [3] * 3
+
+    def test_many_characters_go_through_the_tokenizer_in_parts(
+        self, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The encodings of a whole batch of long texts would be gigabytes."""
+        sent = [Text("a b", None, True), Text("c" * 9, None, True), Text("d", "e", True), Text("f" * 30, "g", True)]
+        whole = tokenizer.encode(sent)
+        monkeypatch.setattr(texts, "TOKENIZED_AT_ONCE", 12)
+        assert [len(part) for part in texts._parts(sent)] == [2, 1, 1]
+        assert [encoded(result).ids for result in tokenizer.encode(sent)] == [encoded(one).ids for one in whole]
+
+    def test_a_long_pair_is_cut_in_a_moment(self, minilm_folder: Path) -> None:
+        """The library's own truncation makes an encoding of each two pieces: half a minute and 9 GB for this pair."""
+        tokenizer = Tokenizer(minilm_folder, TextSettings(max_tokens=64))
+        started = time.monotonic()
+        (result,) = tokenizer.encode([Text("many words " * 3600, "and others " * 3600, True)])
+        assert len(encoded(result).ids) == 64
+        assert time.monotonic() - started < 5
+
     @given(text=st.text(min_size=1, max_size=60))
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_text_is_tokens_or_an_error(self, tokenizer: Tokenizer, text: str) -> None:
@@ -218,6 +254,104 @@ class TestTokenizer:
         assert read.text == text
         (result,) = tokenizer.encode([read])
         assert 2 <= len(encoded(result).ids) <= 16
+
+
+WORDS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = {token: place for place, token in enumerate(("[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", *WORDS))}
+BERT = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+TEMPLATE = processors.TemplateProcessing(
+    single="[CLS] $A [SEP]",
+    pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+    special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+)
+XLNET = processors.TemplateProcessing(
+    single="$A [SEP] [CLS]:2",
+    pair="$A [SEP] $B:1 [SEP]:1 [CLS]:2",
+    special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+)
+T5 = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 4)])
+FAMILIES = {
+    "bert": BERT,
+    "bert as a template": TEMPLATE,
+    "roberta": processors.RobertaProcessing(("</s>", 4), ("<s>", 3)),
+    "xlnet": XLNET,
+    "t5": T5,
+    "deberta": processors.Sequence([processors.ByteLevel(), TEMPLATE]),
+    "byte level alone": processors.ByteLevel(),
+    "nothing is added": None,
+}
+Words = st.lists(st.sampled_from([*WORDS[:6], "[SEP]", "<s>", "?"]), min_size=1, max_size=14).map(" ".join)
+
+
+def family(name: str) -> tokenizers.Tokenizer:
+    """A tokenizer of words that adds what this family's adds."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(VOCABULARY, "[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"])
+    if FAMILIES[name] is not None:
+        made.post_processor = FAMILIES[name]
+    return made
+
+
+class TestCuts:
+    """What is cut here after tokenizing is what transformers' truncation=True gives."""
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("name", FAMILIES)
+    @given(text=Words, pair=st.none() | Words, most=st.integers(3, 20))
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+    def test_as_transformers_in_every_family(
+        self, tmp_path: Path, name: str, side: str, text: str, pair: str | None, most: int
+    ) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        reference = PreTrainedTokenizerFast(tokenizer_object=family(name), truncation_side=side)
+        family(name).save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"truncation_side": side}))
+        (result,) = Tokenizer(tmp_path, TextSettings(max_tokens=most)).encode([Text(text, pair, True)])
+        wanted = reference(
+            text,
+            pair,
+            truncation=True,
+            max_length=most,
+            return_token_type_ids=True,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=True,
+        )
+        whole = reference(text, pair)["input_ids"]
+        added = reference.num_special_tokens_to_add(pair is not None)
+        if not whole:
+            assert isinstance(result, EmptyRequest)
+        elif added >= most and len(whole) > most:
+            assert "leave no room for text" in str(result)
+        else:
+            assert encoded(result).ids == wanted["input_ids"]
+            assert encoded(result).type_ids == wanted["token_type_ids"]
+            assert encoded(result).encoding.special_tokens_mask == wanted["special_tokens_mask"]
+            assert encoded(result).encoding.offsets == wanted["offset_mapping"]
+
+    @pytest.mark.parametrize("own", ["left", "right"])
+    def test_the_side_may_stand_in_the_tokenizers_own_file(self, tmp_path: Path, own: str) -> None:
+        made = family("bert")
+        made.enable_truncation(5, direction=own)
+        made.save(str(tmp_path / "tokenizer.json"))
+        (result,) = Tokenizer(tmp_path, TextSettings(max_tokens=5)).encode([Text("a b c d e", None, True)])
+        wanted = made.encode("a b c d e").ids
+        assert encoded(result).ids == wanted
+
+    def test_an_unknown_side_is_refused(self, tmp_path: Path) -> None:
+        family("bert").save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "tokenizer_config.json").write_text('{"truncation_side": "middle"}')
+        with pytest.raises(ValueError, match="truncation_side is 'middle'; wanted: left or right"):
+            Tokenizer(tmp_path, SETTINGS)
+
+
+def test_a_request_s_texts_are_bounded_together() -> None:
+    """One text alone has its own bound, and so has a pair's half."""
+    texts.refuse_together([Text("a" * 50, "b" * 50, True)], 60)
+    texts.refuse_together([Text("a" * 30, None, True), Text("b" * 20, "c" * 10, True)], 60)
+    with pytest.raises(PayloadTooLarge, match="2 texts have 61 characters together; at most 60"):
+        texts.refuse_together([Text("a" * 30, None, False), Text("b" * 20, "c" * 11, True)], 60)
 
 
 lengths_and_budgets = st.tuples(st.lists(st.integers(1, 64), max_size=40), st.integers(1, 400), st.booleans())
@@ -304,3 +438,14 @@ def test_token_types_by_network_and_tokenizer(
     if tokenizer is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     assert texts.has_token_types(config, tmp_path) is has
+
+
+def test_a_request_of_many_long_texts_is_refused_alone(
+    ask: Callable[..., list[tuple[int, Any]]], load_handler: Callable[..., Any], minilm_folder: Path
+) -> None:
+    handler = load_handler(TextEncoder, minilm_folder, maxTokens=16, truncate=True, maxCharsTogether=1000)
+    json_header = {"content-type": "application/json"}
+    rows = [{"body": ["a " * 200] * 3}, {"body": "a " * 2000}, {"body": ["a " * 200] * 2}]
+    refused, alone, few = ask(handler, rows, [json_header, {}, json_header])
+    assert (refused[0], refused[1]["type"], alone[0], few[0]) == (413, "PayloadTooLarge", 200, 200)
+    assert "3 texts have 1200 characters together; at most 1000" in refused[1]["message"]
