@@ -21,6 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Decoding a progressive JPEG goes over the whole image once a scan. Encoders write 10 or so; a few kilobytes hold
 # thousands, whose decoding takes minutes.
 MAX_SCANS = 100
+MAX_SIDE = 500_000  # pixels; Pillow keeps a pointer for each row, and 50 million rows of one pixel are a gigabyte
 MAX_PASSES = 16  # over a picture of the largest size allowed
 
 # Pillow's own bomb check raises at twice its limit and only warns below; ours is one limit, asked before decoding.
@@ -55,7 +56,10 @@ def survey(data: bytes) -> Picture:
     kind = _format(data)
     if kind is None:
         raise UnsupportedMediaType(f"{len(data)} bytes came that are none of {', '.join(FORMATS)} nor a .npy tensor")
-    return _SURVEYS.get(kind, _plain)(kind, data)
+    try:
+        return _SURVEYS.get(kind, _plain)(kind, data)
+    except ValueError as error:
+        raise InvalidImage(f"the image is broken: {error}") from None
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -101,6 +105,8 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
     """Raises PayloadTooLarge."""
     if width * height > max_pixels:
         raise PayloadTooLarge(f"the image is {width} x {height} pixels as sent; at most {max_pixels} are taken")
+    if max(width, height) > MAX_SIDE:
+        raise PayloadTooLarge(f"the image is {width} x {height} pixels; at most {MAX_SIDE} of a side are taken")
 
 
 def _format(data: bytes) -> str | None:
@@ -120,6 +126,8 @@ def _pixels(picture: Picture, max_pixels: int) -> Image.Image:
 def _open(kind: str, data: bytes, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=(kind,))
     check_pixels(image.width, image.height, max_pixels)
+    # In one piece: block by block, Pillow goes over what a decoder did not take again and again.
+    image.decodermaxblock = max(len(data), 1)
     image.load()
     return image
 

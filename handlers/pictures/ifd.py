@@ -9,6 +9,7 @@ from typing import NamedTuple
 # Bytes of one value, by kind.
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}  # kinds of whole numbers without a sign, for struct
+MAX_ENTRIES, MAX_NUMBERS = 65_535, 131_072  # that are looked at: of a directory, and of one tag
 # Some writers put the two bytes of the version the wrong way round; Pillow takes those files as well.
 PREFIXES = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 
@@ -45,7 +46,7 @@ class Directory:
         if entry is None:
             return default
         content, kind = self.content(tag), WHOLE.get(entry.kind)
-        if kind is None or not content:
+        if kind is None or not content or entry.count > MAX_NUMBERS:
             raise ValueError(f"tag {tag} is broken")
         return struct.unpack(f"{self.order}{entry.count}{kind}", content)
 
@@ -74,7 +75,13 @@ def read(data: bytes) -> Directory:
         raise ValueError("its directory lies outside the file") from None
     place += struct.calcsize("=" + count)
     width = struct.calcsize("=" + entry + head)
-    return _read(data, order, entry, head, range(place, min(place + entries * width, len(data) - width + 1), width))
+    return _read(
+        data,
+        order,
+        entry,
+        head,
+        range(place, min(place + min(entries, MAX_ENTRIES) * width, len(data) - width + 1), width),
+    )
 
 
 def _read(data: bytes, order: str, entry: str, head: str, places: range) -> Directory:

@@ -14,7 +14,8 @@ _BARE = {0x01, *range(0xD0, 0xD9)}  # no length follows these
 # What says nothing of pixels: all application segments but JFIF's and Adobe's, which tell the colours, and comments.
 _BESIDE = {*range(0xE1, 0xF0), 0xFE} - {0xEE}
 # Behind a scan's header: zero bytes and restarts belong to its data, and what is below 0xC0 is skipped by decoders.
-_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd8-\xfe])")
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+MAX_SEGMENTS = 16_384  # encoders write some dozens; each costs some time of its own
 
 
 class Jpeg(NamedTuple):
@@ -31,7 +32,7 @@ class Jpeg(NamedTuple):
 
 
 def read(data: bytes) -> Jpeg:
-    """The first JPEG in the data, up to its end marker."""
+    """The first JPEG in the data, up to its end marker. Raises ValueError if it is cut into too many segments."""
     kept, frames, scans, exif, xmp, done = [], [], 0, [], b"", 0
     for marker, start, end in _segments(data):
         content = data[start + 4 : min(end, start + 65537)]
@@ -52,15 +53,13 @@ def read(data: bytes) -> Jpeg:
     return Jpeg(b"".join(kept), frames, scans, b"".join(exif), xmp)
 
 
-def scans(data: bytes) -> int:
-    """How many scans the first JPEG in the data has: decoding a progressive one goes over all its pixels in each."""
-    return sum(marker == _SCAN for marker, _, _ in _segments(data))
-
-
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Each segment's marker, where it begins and where it ends, in bytes; a scan ends where its header does."""
     place = 2
-    while match := _MARKER.search(data, place):
+    for _ in range(MAX_SEGMENTS):
+        match = _MARKER.search(data, place)
+        if match is None:
+            return
         start, marker = match.end() - 2, data[match.end() - 1]
         place = match.end()
         if marker not in _BARE and marker != _END:
@@ -69,3 +68,4 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         yield marker, start, min(place, len(data))
         if marker == _END:
             return
+    raise ValueError(f"a JPEG of more than {MAX_SEGMENTS} segments")

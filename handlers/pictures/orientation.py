@@ -22,7 +22,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TAG = 0x0112
+_TAG, _HEAD = 0x0112, b"Exif\0\0"
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 # struct's letters, by the tag's kind. Kinds of text and of bytes are no orientation to Pillow.
 _NUMBERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 5: "II", 10: "ii"}
@@ -48,7 +48,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 def _of_exif(exif: bytes) -> int | None:
     """The tag's number; 0 if it is there with something else; None if it is missing."""
     try:
-        directory = ifd.read(re.sub(b"^(?:Exif\0\0){1,2}", b"", exif))
+        directory = ifd.read(exif.removeprefix(_HEAD).removeprefix(_HEAD))  # some writers put it there twice
     except ValueError:
         return None
     content = directory.content(_TAG)

@@ -11,6 +11,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"  # the former is ImageMagick's, older than eXIf
+MAX_CHUNKS = 65_536  # each costs some time of its own
 _MAX_TEXT = 1 << 20  # bytes of a text that is inflated
 
 
@@ -29,8 +30,8 @@ class Png(NamedTuple):
 
 
 def read(data: bytes) -> Png:
-    """The chunks up to the end chunk, or up to where they stop making sense."""
-    kept, unknown, exif, texts = [SIGNATURE], set(), b"", dict[bytes, bytes]()
+    """The chunks up to the end, or up to where they stop making sense. Raises ValueError if they are too many."""
+    kept, unknown, exif, texts = [SIGNATURE], set(), b"", dict[bytes, tuple[bytes, bytes]]()
     for kind, start, end in _chunks(data):
         if kind in _NEEDED:
             kept.append(data[start:end])
@@ -39,36 +40,39 @@ def read(data: bytes) -> Png:
         elif kind == b"eXIf":
             exif = data[start + 8 : end - 4]
         elif kind in _TEXTS:
-            texts.update(_text(kind, data[start + 8 : end - 4]))
+            keyword, _, value = data[start + 8 : end - 4].partition(b"\0")
+            texts[keyword] = kind, value
+    exif = exif or _unhex(_text(*texts.get(_RAW_EXIF, (b"tEXt", b""))))
+    xmp = _text(*texts.get(_XMP, (b"tEXt", b"")))
     size = struct.unpack_from(">II", data, 16) if data[12:16] == b"IHDR" and len(data) >= 29 else None
-    return Png(b"".join(kept), size, unknown, exif or _unhex(texts.get(_RAW_EXIF, b"")), texts.get(_XMP, b""))
+    return Png(b"".join(kept), size, unknown, exif, xmp)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Each chunk's kind, where it begins and where it ends, in bytes; the last one may lack its end."""
     place, kind = len(SIGNATURE), b""
-    while kind != b"IEND" and place + 8 <= len(data):
+    for _ in range(MAX_CHUNKS):
+        if kind == b"IEND" or place + 8 > len(data):
+            return
         length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
         if not kind.isalpha():
             return
         yield kind, place, min(place + 12 + length, len(data))
         place += 12 + length
+    raise ValueError(f"a PNG of more than {MAX_CHUNKS} chunks")
 
 
-def _text(kind: bytes, content: bytes) -> dict[bytes, bytes]:
-    """One of the two texts that may tell the orientation, by its keyword; empty for all others."""
-    keyword, _, value = content.partition(b"\0")
-    if keyword not in (_RAW_EXIF, _XMP):
-        return {}
+def _text(kind: bytes, value: bytes) -> bytes:
+    """What stands behind a text's keyword; empty if it cannot be inflated."""
     packed = kind == b"zTXt"
     if kind == b"iTXt":
         packed, value = value[:1] != b"\0", value[2:].split(b"\0", 2)[-1]
     elif packed:
         value = value[1:]
     try:
-        return {keyword: zlib.decompressobj().decompress(value, _MAX_TEXT) if packed else value}
+        return zlib.decompressobj().decompress(value, _MAX_TEXT) if packed else value
     except zlib.error:
-        return {}
+        return b""
 
 
 def _unhex(profile: bytes) -> bytes:

@@ -52,7 +52,7 @@ _TOGETHER = {
     (CMYK, 16): [()],
     (YCBCR, 8): [()],
 }
-MAX_PARTS = 65_536  # strips or tiles; each costs some time of its own
+MAX_PARTS = 32_768  # strips or tiles; each costs some time of its own
 MAX_JPEGS = 8_192
 
 
@@ -154,12 +154,9 @@ class Tiff:
 def read(data: bytes) -> Tiff:
     """The first picture's layout.
 
-    Raises UnsupportedMediaType, naming it, if it is none that is read, and InvalidImage if the file is broken.
+    Raises UnsupportedMediaType, naming it, if it is none that is read, and ValueError if the file is broken.
     """
-    try:
-        return _read(ifd.read(data))
-    except ValueError as error:
-        raise InvalidImage(f"the TIFF is broken: {error}") from None
+    return _read(ifd.read(data))
 
 
 def _read(directory: ifd.Directory) -> Tiff:
