@@ -7,26 +7,28 @@ takes images and gives logits.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from archive import timm_folders
+from archive.checkpoint_files import load_tensors
 from archive.class_labels import labels_of
-from archive.preprocess_configs import read_preprocess, read_timm_preprocess
-from archive.sources import CheckpointError, listed, read_json
-from handlers import LOCAL
+from archive.preprocess_configs import folder_preprocess, read_timm_preprocess
+from archive.resnet_layouts import FLOATS
+from archive.sources import CheckpointError, listed, weight_file
+from handlers import LOCAL, networks
 from handlers.images import Preprocess
 
 if TYPE_CHECKING:
     from archive.image_checkpoints import ImageCheckpoint
 
-# What a classifier can do without: a pooler that its head does not read, and the mask token of its pretraining.
-_UNUSED = re.compile(r"(.*\.)?(pooler\..*|mask_token|position_ids)")
+# Buffers may be numbered or masks; what is multiplied may not.
+_WHOLE = (torch.int64, torch.int32, torch.bool)
 
 
 class OtherClassifier(NamedTuple):
@@ -37,17 +39,18 @@ class OtherClassifier(NamedTuple):
     state: dict[str, torch.Tensor]
     preprocess: Preprocess
     labels: tuple[str, ...] | None
+    notes: tuple[str, ...]
 
 
 def holds_one(beside: Mapping[str, object]) -> bool:
     """Whether a folder's config.json is of a classifier that transformers loads and that is no ResNet.
 
-    Raises CheckpointError for one of timm's that is no plain ResNet, where timm is not installed.
+    Raises CheckpointError for one of timm's that is no plain ResNet, where timm cannot be imported.
     """
-    if "architecture" in beside:
+    if timm_folders.is_timm(beside):
         objection = timm_folders.objection(beside)
-        if objection and not timm_folders.installed():
-            raise CheckpointError(f"{objection}; {timm_folders.WRAPPED}")
+        if objection and (problem := networks.timm_problem()):
+            raise CheckpointError(f"{objection}; {timm_folders.WRAPPED}, and {problem}")
         return objection is not None
     kind = beside.get("model_type")
     return kind != "resnet" and kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -58,37 +61,44 @@ def read(folder: Path, beside: Mapping[str, object]) -> OtherClassifier:
     channels = beside.get("num_channels", 3)
     if channels != 3:
         raise CheckpointError(f"config.json says num_channels {channels!r}, wanted 3 (RGB)")
-    timm = "architecture" in beside
+    timm = timm_folders.is_timm(beside)
     preprocess = read_timm_preprocess(timm_folders.pretrained_of(beside)) if timm else _preprocess(folder, beside)
-    model = _load(folder)
+    served = timm_folders.served_config(beside) if timm else beside
+    model, notes = _load(folder, served)
     labels = labels_of(model.config.id2label)
-    return OtherClassifier("timm" if timm else "huggingface", model.config, model.state_dict(), preprocess, labels)
+    if timm and labels and "label_names" not in served:
+        notes = (*notes, f"the checkpoint does not name its {len(labels)} classes: timm's names for ImageNet are assumed")
+    layout = "timm" if timm else "huggingface"
+    return OtherClassifier(layout, model.config, model.state_dict(), preprocess, labels, notes)
 
 
 def _preprocess(folder: Path, beside: Mapping[str, object]) -> Preprocess:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
+    found = folder_preprocess(folder)
+    if found is None:
         raise CheckpointError(
-            f"the folder has no preprocessor_config.json, and networks of type {beside.get('model_type')} were "
-            "trained with one preprocessing or another. Wanted: that file, of the checkpoint that this one was made "
-            "from, or written by AutoImageProcessor.save_pretrained"
+            "the folder has no preprocessor_config.json and no processor_config.json with an image_processor, and "
+            f"networks of type {beside.get('model_type')} were trained with one preprocessing or another. Wanted: that "
+            "file, of the checkpoint that this one was made from, or written by AutoImageProcessor.save_pretrained"
         )
-    return read_preprocess(read_json(path))
+    return found
 
 
-def _load(folder: Path) -> Any:
-    options = {**LOCAL, "output_loading_info": True}
+def _load(folder: Path, served: Mapping[str, object]) -> tuple[Any, tuple[str, ...]]:
+    """The network with the folder's weights, and notes. Nothing but `served` and the weight file is read."""
+    tensors, _ = load_tensors(weight_file(folder))
+    _refuse_dtypes(tensors)
     try:
-        model, report = AutoModelForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, **options, ignore_mismatched_sizes=True
-        )
-    except Exception as error:  # transformers', safetensors' and strict dataclasses' own; ImportError of timm
+        config = CONFIG_MAPPING[served["model_type"]].from_dict(dict(served))
+        model, report = networks.class_of(config).from_pretrained(
+            None, config=config, state_dict=tensors, dtype=torch.float32, ignore_mismatched_sizes=True,
+            output_loading_info=True, **LOCAL,
+        )  # fmt: skip
+    except Exception as error:  # transformers' and strict dataclasses' own; whatever a network's builder trips over
         raise CheckpointError(f"transformers cannot load it as an image classifier ({error})") from error
-    missing = [name for name in sorted(report["missing_keys"]) if not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in sorted(report["unexpected_keys"]) if not _UNUSED.fullmatch(name)]
+    unexpected = sorted(report["unexpected_keys"])
     problems = {
-        "missing": missing,
-        "unexpected": unexpected,
+        "missing": [name for name in sorted(report["missing_keys"]) if not name.endswith("num_batches_tracked")],
+        "of more layers than config.json has": _beyond(unexpected, model.state_dict()),
         "misshapen": [f"{name} is {tuple(a)}, wanted {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])],
         "not finite": [name for name, value in model.state_dict().items() if not value.isfinite().all()],
     }
@@ -98,7 +108,42 @@ def _load(folder: Path) -> Any:
             f"the weights are not those of a {type(model).__name__}. {'; '.join(found)}. "
             "A part that is missing would be random. Wanted: the whole classifier, as save_pretrained writes it"
         )
-    return model.eval()
+    return model.eval(), _left_out(unexpected, type(model).__name__)
+
+
+def _refuse_dtypes(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises CheckpointError for quantized or sparse weights, which transformers would take for plain numbers."""
+    wrong = [
+        f"{name} ({value.dtype})"
+        for name, value in tensors.items()
+        if value.layout != torch.strided
+        or (value.dtype not in FLOATS and (value.dtype not in _WHOLE or name.endswith((".weight", ".bias"))))
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"not dense floating-point weights: {listed(wrong)}. Wanted: {listed(map(str, FLOATS))}; "
+            "of a quantised model, save the float weights that it was made from"
+        )
+
+
+def _beyond(unexpected: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Weights that are left out although the network has their like, in a layer of another number.
+
+    Names are compared with and without their first part, which transformers adds where a file lacks it.
+    """
+    forms = {_form(name) for name in wanted}
+    forms |= {form.partition(".")[2] for form in forms}
+    return [name for name in unexpected if "#" in _form(name) and _form(name) in forms]
+
+
+def _form(name: str) -> str:
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
+
+
+def _left_out(unexpected: list[str], kind: str) -> tuple[str, ...]:
+    if not unexpected:
+        return ()
+    return (f"{len(unexpected)} weights that {kind} does not use were left out: {listed(unexpected, 5)}",)
 
 
 @torch.inference_mode()

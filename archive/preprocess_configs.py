@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
-from archive.sources import CheckpointError, listed
+from archive.sources import CheckpointError, listed, read_json, refuse_custom_code
 from handlers.images import Preprocess
 
 Triple = tuple[float, float, float]
@@ -54,6 +55,24 @@ _FAMILIES = {
     "Bit": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
     "CLIP": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
 }
+
+
+def folder_preprocess(folder: Path) -> Preprocess | None:
+    """What a Hugging Face folder says of its preprocessing; None if it says nothing.
+
+    As in transformers' get_image_processor_dict, "image_processor" in processor_config.json (as newer releases save
+    a processor) comes before preprocessor_config.json. Raises CheckpointError as `read_preprocess` does.
+    """
+    whole, own = folder / "processor_config.json", folder / "preprocessor_config.json"
+    content: object = read_json(whole).get("image_processor") if whole.is_file() else None
+    if content is None and not own.is_file():
+        return None
+    name = own.name if content is None else f"image_processor in {whole.name}"
+    content = read_json(own) if content is None else content
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{name} is a {type(content).__name__}, wanted an object")
+    refuse_custom_code(content, name)
+    return read_preprocess(content)
 
 
 def read_preprocess(config: Mapping[str, object]) -> Preprocess:
