@@ -38,7 +38,7 @@ def _numbered(content: Mapping[str, object], where: str) -> list[str]:
     absent = next((index for index in range(len(names)) if index not in names), None)
     if absent is not None:
         raise CheckpointError(
-            f"{where} numbers its {len(names)} classes up to {max(names)}, and {absent} is missing; wanted: each from 0"
+            f"{where} has {len(names)} classes up to number {max(names)}, {absent} is missing; wanted: all from 0"
         )
     return [_name(names[index], index, where, listed=True) for index in range(len(names))]
 

@@ -1,7 +1,7 @@
 """What a checkpoint's config.json asks of transformers beyond its network: left out where harmless, else refused.
 
-transformers obeys such settings when it loads: a kernel is fetched from the Hub and imported, a quantizer is imported,
-another weight file is read. So a network is built from what `plain` gives, and the archive holds only that.
+transformers obeys such settings when it loads: it fetches a kernel from the Hub and imports it, imports a quantizer,
+or reads another weight file. So a network is built from what `plain` gives, and the archive holds only that.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ import transformers
 from transformers import ResNetConfig
 
 from archive import other_classifiers, timm_folders
-from archive.checkpoint_files import load_tensors, sha256
+from archive.checkpoint_files import left_out, load_tensors, sha256
 from archive.class_labels import labels_of, with_labels
 from archive.foreign_settings import plain
 from archive.preprocess_configs import folder_preprocess, read_preprocess, read_timm_preprocess
-from archive.resnet_layouts import infer_config, layout_of, refuse_variants, served_state
+from archive.resnet_layouts import infer_config, layout_of, refuse_variants, served_state, unused
 from archive.sources import CheckpointError, locate, read_json, refuse_custom_code, weight_file
 from handlers import networks
 from handlers.images import Preprocess
@@ -117,8 +117,13 @@ def _read_resnet(path: Path, weights: Path, beside: Mapping[str, object]) -> dic
     tensors, prefix = load_tensors(weights)
     try:
         described = _describe(tensors, beside, path)
-        layout = "huggingface" if described.layout == "huggingface" else "torchvision"
-        return {**described._asdict(), "state": served_state(tensors, layout, described.config)}
+        if described.layout != "huggingface":
+            return {**described._asdict(), "state": served_state(tensors, "torchvision", described.config)}
+        # As transformers does; of a file without config.json the weights alone say what it is.
+        extra = unused(tensors, described.config) if beside else []
+        used = {name: value for name, value in tensors.items() if name not in set(extra)}
+        notes = left_out(extra, "ResNetForImageClassification")
+        return {**described._asdict(), "state": served_state(used, "huggingface", described.config), "notes": notes}
     except CheckpointError as error:
         stripped = f"(names without their prefix {prefix!r}) " if prefix else ""
         raise CheckpointError(f"{stripped}{error}") from error

@@ -6,8 +6,7 @@ takes images and gives logits.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +15,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from archive import timm_folders
-from archive.checkpoint_files import load_tensors
+from archive.checkpoint_files import beyond, left_out, load_tensors
 from archive.class_labels import labels_of
 from archive.preprocess_configs import folder_preprocess, read_timm_preprocess
 from archive.resnet_layouts import FLOATS
@@ -65,11 +64,36 @@ def read(folder: Path, beside: Mapping[str, object]) -> OtherClassifier:
     preprocess = read_timm_preprocess(timm_folders.pretrained_of(beside)) if timm else _preprocess(folder, beside)
     served = timm_folders.served_config(beside) if timm else beside
     model, notes = _load(folder, served)
+    if timm:
+        _refuse_timm(model, beside)
     labels = labels_of(model.config.id2label)
     if timm and labels and "label_names" not in served:
-        notes = (*notes, f"the checkpoint does not name its {len(labels)} classes: timm's names for ImageNet are assumed")
+        notes += (f"the checkpoint does not name its {len(labels)} classes: timm's names of ImageNet's are assumed",)
     layout = "timm" if timm else "huggingface"
     return OtherClassifier(layout, model.config, model.state_dict(), preprocess, labels, notes)
+
+
+def _refuse_timm(model: Any, beside: Mapping[str, object]) -> None:
+    """Raises CheckpointError for another pooling than config.json's, and for what safetensors cannot hold."""
+    said, built = beside.get("global_pool"), _pooling(model.timm_model)
+    if isinstance(said, str) and built is not None and said != built:
+        raise CheckpointError(
+            f"config.json says global_pool {said!r}, and timm builds {built!r} from its model_args. Wanted: "
+            "global_pool among model_args, as timm 1.0.31 and newer save it"
+        )
+    places = [value.data_ptr() for value in model.state_dict().values() if value.numel()]
+    if len(set(places)) < len(places):
+        raise CheckpointError(
+            f"{beside['architecture']} shares weights between layers, and transformers cannot save that of timm's"
+        )
+
+
+def _pooling(network: Any) -> str | None:
+    """What timm says of a network's pooling, in its head or outside it; None if it says nothing in words."""
+    places = [(getattr(network, "head", None), "global_pool"), (network, "global_pool")]
+    held = [getattr(holder, name, None) for holder, name in places]
+    words = [getattr(pooling, "pool_type", pooling) for pooling in held]
+    return next((word for word in words if isinstance(word, str)), None)
 
 
 def _preprocess(folder: Path, beside: Mapping[str, object]) -> Preprocess:
@@ -77,8 +101,8 @@ def _preprocess(folder: Path, beside: Mapping[str, object]) -> Preprocess:
     if found is None:
         raise CheckpointError(
             "the folder has no preprocessor_config.json and no processor_config.json with an image_processor, and "
-            f"networks of type {beside.get('model_type')} were trained with one preprocessing or another. Wanted: that "
-            "file, of the checkpoint that this one was made from, or written by AutoImageProcessor.save_pretrained"
+            f"networks of type {beside.get('model_type')} were trained with one preprocessing or another. "
+            "Wanted: that file, from the checkpoint that this one was made from, or as AutoImageProcessor saves it"
         )
     return found
 
@@ -98,7 +122,7 @@ def _load(folder: Path, served: Mapping[str, object]) -> tuple[Any, tuple[str, .
     unexpected = sorted(report["unexpected_keys"])
     problems = {
         "missing": [name for name in sorted(report["missing_keys"]) if not name.endswith("num_batches_tracked")],
-        "of more layers than config.json has": _beyond(unexpected, model.state_dict()),
+        "of more layers than config.json has": beyond(unexpected, model.state_dict()),
         "misshapen": [f"{name} is {tuple(a)}, wanted {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])],
         "not finite": [name for name, value in model.state_dict().items() if not value.isfinite().all()],
     }
@@ -108,7 +132,7 @@ def _load(folder: Path, served: Mapping[str, object]) -> tuple[Any, tuple[str, .
             f"the weights are not those of a {type(model).__name__}. {'; '.join(found)}. "
             "A part that is missing would be random. Wanted: the whole classifier, as save_pretrained writes it"
         )
-    return model.eval(), _left_out(unexpected, type(model).__name__)
+    return model.eval(), left_out(unexpected, type(model).__name__)
 
 
 def _refuse_dtypes(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -126,26 +150,6 @@ def _refuse_dtypes(tensors: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _beyond(unexpected: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """Weights that are left out although the network has their like, in a layer of another number.
-
-    Names are compared with and without their first part, which transformers adds where a file lacks it.
-    """
-    forms = {_form(name) for name in wanted}
-    forms |= {form.partition(".")[2] for form in forms}
-    return [name for name in unexpected if "#" in _form(name) and _form(name) in forms]
-
-
-def _form(name: str) -> str:
-    return ".".join("#" if part.isdigit() else part for part in name.split("."))
-
-
-def _left_out(unexpected: list[str], kind: str) -> tuple[str, ...]:
-    if not unexpected:
-        return ()
-    return (f"{len(unexpected)} weights that {kind} does not use were left out: {listed(unexpected, 5)}",)
-
-
 @torch.inference_mode()
 def refuse_size(checkpoint: ImageCheckpoint, size: int) -> None:
     """Run the network once on a blank image of this many pixels a side.
@@ -155,12 +159,15 @@ def refuse_size(checkpoint: ImageCheckpoint, size: int) -> None:
     network = checkpoint.network()
     name, wanted = type(network).__name__, getattr(checkpoint.config, "image_size", None)
     try:
-        logits = network(torch.zeros(1, 3, size, size)).logits
+        output = network(torch.zeros(1, 3, size, size))
     except Exception as error:  # each network has its own words for it
         raise CheckpointError(
             f"{name} does not take images of {size} x {size} pixels, which --size or the checkpoint's preprocessing "
             f"asks for; its config.json says image_size {wanted} ({error})"
         ) from error
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        raise CheckpointError(f"{name} gives {type(output).__name__} for one image, wanted logits")
     if tuple(logits.shape) != (1, checkpoint.config.num_labels):
         raise CheckpointError(
             f"{name} gives {tuple(logits.shape)} for one image, wanted logits (1, {checkpoint.config.num_labels})"

@@ -48,6 +48,7 @@ _FAMILIES = {
     "Beit": _Family({"height": 224, "width": 224}),
     "Siglip": _Family({"height": 224, "width": 224}, square=False),
     "Pvt": _Family({"height": 224, "width": 224}, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "Segformer": _Family({"height": 512, "width": 512}, resample=2, mean=IMAGENET_MEAN, std=IMAGENET_STD),
     "MobileNetV1": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
     "MobileNetV2": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
     "EfficientNet": _Family({"height": 346, "width": 346}, top=True),
@@ -116,7 +117,7 @@ def read_timm_preprocess(pretrained_cfg: Mapping[str, object]) -> Preprocess:
     timm.data.transforms_factory.transforms_imagenet_eval. test_input_size and test_crop_pct are not read.
     Raises CheckpointError, with the setting's name, for what Preprocess cannot express.
     """
-    size = _timm_size(_set(pretrained_cfg, "input_size", (3, 224, 224)))
+    size = timm_size(_set(pretrained_cfg, "input_size", (3, 224, 224)))
     crop_mode = _set(pretrained_cfg, "crop_mode", "center")
     if crop_mode != "center":
         raise CheckpointError(f'crop_mode {crop_mode!r} cannot be expressed, wanted "center". {BY_HAND}')
@@ -214,7 +215,8 @@ def _square(key: str, value: object) -> int:
     return _pixels(key, sides[0])
 
 
-def _timm_size(value: object) -> int:
+def timm_size(value: object) -> int:
+    """The side of timm's input_size. Raises CheckpointError for what is not (3, S, S)."""
     if not isinstance(value, (list, tuple)) or len(value) != 3 or value[0] != 3 or value[1] != value[2]:
         raise CheckpointError(f"input_size {value!r} cannot be expressed, wanted (3, S, S). {BY_HAND}")
     return _pixels("input_size", value[1])

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from archive.class_labels import labels_of, names_in, placeholders
-from archive.preprocess_configs import read_timm_preprocess
+from archive.preprocess_configs import read_timm_preprocess, timm_size
 from archive.sources import CheckpointError
 from handlers.images import Preprocess
 
@@ -72,7 +72,7 @@ WRAPPED = "where timm and torchvision are installed, its folder is served throug
 def objection(beside: Mapping[str, object]) -> str | None:
     """Why the network in timm's config.json is no ResNet, ResNeXt or Wide ResNet of torchvision's, or None."""
     # A name may carry the tag of its weights: resnet101.a1h_in1k.
-    name = str(beside["architecture"]).split(".")[0]
+    name = str(beside.get("architecture")).split(".")[0]
     if not _PLAIN.fullmatch(name):
         reason = next((reason for pattern, reason in _REASONS if re.search(pattern, name)), None)
         return f"timm architecture {name!r} {f'has {reason}' if reason else 'is no plain ResNet, such as resnet101'}"
@@ -109,12 +109,12 @@ def served_config(beside: Mapping[str, object]) -> dict[str, Any]:
     if not isinstance(architecture, str) or not _REGISTERED.fullmatch(architecture):
         raise CheckpointError(
             f"config.json says architecture {architecture!r}, wanted a name that timm itself has, such as "
-            "vit_base_patch16_224: other sources (hf-hub:, local-dir:, paths) would be fetched or read from elsewhere"
+            "vit_base_patch16_224; others (hf-hub:, local-dir:, a path) would be fetched or read from elsewhere"
         )
     arguments = _arguments(beside)
     classes = _classes(beside, pretrained, arguments.pop("num_classes", None))
-    if "fixed_input_size" in pretrained and "input_size" in pretrained:  # timm derives img_size from these
-        arguments["pretrained_cfg"] = {key: pretrained[key] for key in ("fixed_input_size", "input_size")}
+    if pretrained.get("fixed_input_size") and "input_size" in pretrained:  # as timm's _update_default_model_kwargs
+        arguments.setdefault("img_size", [timm_size(pretrained["input_size"])] * 2)
     labels = _labels(beside, pretrained, classes)
     named = {"label_names": list(labels) if labels else placeholders(classes)}
     return {
@@ -134,8 +134,8 @@ def _arguments(beside: Mapping[str, object]) -> dict[str, Any]:
     refused = [f"{key}={value!r}" for key, value in arguments.items() if key in REFUSED_ARGUMENTS and value]
     if refused:
         raise CheckpointError(
-            f"model_args in config.json asks timm for {', '.join(refused)}. Packaging and workers fetch nothing, read "
-            "no other files and serve classifiers alone; wanted: arguments of the network itself"
+            f"model_args in config.json asks timm for {', '.join(refused)}. Packaging and workers fetch nothing, "
+            "read no other files, and serve whole classifiers; wanted: arguments of the network itself"
         )
     if arguments.get("in_chans", 3) != 3:
         raise CheckpointError(f"config.json says in_chans {arguments['in_chans']!r}, wanted 3 (RGB)")
@@ -143,10 +143,10 @@ def _arguments(beside: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _classes(beside: Mapping[str, object], pretrained: Mapping[str, object], argument: object) -> int:
-    said = [value for value in (argument, beside.get("num_classes"), pretrained.get("num_classes")) if value is not None]
-    classes = said[0] if said else 1000  # timm.models.PretrainedCfg's
+    said = (argument, beside.get("num_classes"), pretrained.get("num_classes"))
+    classes = next((value for value in said if value is not None), 1000)  # as timm.models.PretrainedCfg has it
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
-        raise CheckpointError(f"config.json says num_classes {classes!r}, wanted 1 or more: a network with its classifier")
+        raise CheckpointError(f"config.json says num_classes {classes!r}, wanted a number of 1 or more")
     if beside.get("num_classes", classes) != classes:
         raise CheckpointError(f"config.json says num_classes {beside['num_classes']!r}, and {classes} in model_args")
     return classes
