@@ -183,7 +183,8 @@ def _convnext_geometry(config: Mapping[str, object]) -> tuple[int, int, str]:
 
 
 def _geometry(config: Mapping[str, object], family: _Family) -> tuple[int, int, str]:
-    resize, mode = _edge("size", _or(config, "size", family.size), family.square)
+    square = _or(config, "default_to_square", family.square) is True
+    resize, mode = _edge("size", _or(config, "size", family.size), square)
     if _or(config, "do_center_crop", family.crop is not None) is True:
         return _square("crop_size", _or(config, "crop_size", family.crop)), resize, mode
     if mode == "shortest_edge":

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ConvNextConfig, RegNetConfig, ViTConfig, ViTModel
+from transformers import ConvNextConfig, ImageGPTConfig, PPLCNetConfig, RegNetConfig, ViTConfig, ViTModel
 
 from archive import options, other_classifiers, package, recipes
 from archive.image_checkpoints import CheckpointError, read
@@ -283,6 +283,27 @@ def test_refuses_the_engine_of_resnets(vit: Path) -> None:
     ):
         package._refuse_unfit(job(vit, "--engine", "cudnn"), vit)
     package._refuse_unfit(job(vit, "--engine", "tensorrt"), vit)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (
+            PPLCNetConfig(scale=0.25, id2label=NAMES),
+            "gives BaseModelOutputWithNoAttention for one image, wanted logits",
+        ),
+        (
+            ImageGPTConfig(n_embd=16, n_layer=1, n_head=2, n_positions=16, id2label=NAMES),
+            "does not take images of 32 x",
+        ),
+    ],
+)
+def test_refuses_networks_that_take_or_give_something_else(tmp_path: Path, config: Any, named: str) -> None:
+    networks.build(config).save_pretrained(tmp_path)
+    write = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(write), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=named):
+        job(tmp_path)
 
 
 def test_refuses_a_network_that_gives_something_else(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:

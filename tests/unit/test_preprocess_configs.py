@@ -76,6 +76,18 @@ def test_convnext_crops_below_384_and_squashes_from_there(
             {"image_processor_type": "DeiTImageProcessor"},
             Preprocess(224, 256, "square", "bicubic", HALF, HALF),
         ),
+        (
+            {**VIT, "size": 256, "default_to_square": False, "do_center_crop": True, "crop_size": 224},
+            Preprocess(224, 256, "shortest_edge", "bilinear", HALF, HALF),
+        ),
+        (
+            {**BIT, "size": 224, "default_to_square": True},
+            Preprocess(224, 224, "square", "bicubic", CLIP_MEAN, CLIP_STD),
+        ),
+        (
+            {"image_processor_type": "SegformerImageProcessor", "size": {"height": 64, "width": 64}},
+            Preprocess(64, 64, "square", "bilinear", MEAN, STD),
+        ),
         (BIT, Preprocess(224, 224, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD)),
         ({**BIT, "size": 256}, Preprocess(224, 256, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD)),
         (
