@@ -112,27 +112,33 @@ def _load(folder: Path, served: Mapping[str, object]) -> tuple[Any, tuple[str, .
     tensors, _ = load_tensors(weight_file(folder))
     _refuse_dtypes(tensors)
     try:
-        config = CONFIG_MAPPING[served["model_type"]].from_dict(dict(served))
+        config = CONFIG_MAPPING[str(served["model_type"])].from_dict(dict(served))
         model, report = networks.class_of(config).from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32, ignore_mismatched_sizes=True,
             output_loading_info=True, **LOCAL,
         )  # fmt: skip
     except Exception as error:  # transformers' and strict dataclasses' own; whatever a network's builder trips over
         raise CheckpointError(f"transformers cannot load it as an image classifier ({error})") from error
-    unexpected = sorted(report["unexpected_keys"])
+    _refuse_misfits(model, report)
+    return model.eval(), left_out(sorted(report["unexpected_keys"]), type(model).__name__)
+
+
+def _refuse_misfits(model: Any, report: Mapping[str, Any]) -> None:
+    """Raises CheckpointError, with their names, for weights that do not make the whole network."""
+    state, unexpected = model.state_dict(), sorted(report["unexpected_keys"])
     problems = {
         "missing": [name for name in sorted(report["missing_keys"]) if not name.endswith("num_batches_tracked")],
-        "of more layers than config.json has": beyond(unexpected, model.state_dict()),
+        "of more layers than config.json has": beyond(unexpected, state),
         "misshapen": [f"{name} is {tuple(a)}, wanted {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])],
-        "not finite": [name for name, value in model.state_dict().items() if not value.isfinite().all()],
+        "not finite": [name for name, value in state.items() if not value.isfinite().all()],
     }
-    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
-    if found:
+    if any(problems.values()):
+        problems["unexpected"] = unexpected  # may be what is missing, under a wrong name
+        found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
         raise CheckpointError(
             f"the weights are not those of a {type(model).__name__}. {'; '.join(found)}. "
             "A part that is missing would be random. Wanted: the whole classifier, as save_pretrained writes it"
         )
-    return model.eval(), left_out(unexpected, type(model).__name__)
 
 
 def _refuse_dtypes(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -210,8 +210,13 @@ def served_state(tensors: Tensors, layout: str, config: ResNetConfig) -> dict[st
 
 
 def unused(tensors: Tensors, config: ResNetConfig) -> list[str]:
-    """Names in a Hugging Face file that its network does not use, another task's head say; never a layer too many."""
+    """Names in a Hugging Face file that its network does not use, another task's head say; never a layer too many.
+
+    None of a file in which something is missing: the two may be one weight under a wrong name.
+    """
     wanted = _shapes(config)
+    if not wanted.keys() <= tensors.keys():
+        return []
     names = [name for name in tensors if name not in wanted and not name.endswith("num_batches_tracked")]
     more = set(beyond(names, wanted))
     return [name for name in names if name not in more]

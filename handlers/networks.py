@@ -82,7 +82,7 @@ def class_of(config: Any) -> Any:
     """transformers' class for a configuration; of several (DeiT, LeViT) the one that it names, else the first."""
     if is_resnet(config):
         return _resnet(config)
-    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
     every: Mapping[str, Any] = {kind.__name__: kind for kind in (found if isinstance(found, tuple) else (found,))}
     named = [name for name in getattr(config, "architectures", None) or () if name in every]
     return every[named[0]] if named else next(iter(every.values()))

@@ -201,6 +201,10 @@ def test_other_foreign_settings_are_left_out(vit: Path, tmp_path: Path, offline:
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
+        (
+            lambda s: s.update({"head.bias": s.pop("classifier.bias")}),
+            r"missing: classifier\.bias; unexpected: head\.bias",
+        ),
         (lambda s: s.pop("classifier.bias"), r"not those of a ViTForImageClassification\. missing: classifier\.bias"),
         (
             lambda s: s.update({name.replace(".0.", ".7."): value.clone() for name, value in s.items()}),
@@ -216,7 +220,7 @@ def test_other_foreign_settings_are_left_out(vit: Path, tmp_path: Path, offline:
             r"misshapen: classifier\.bias is \(7,\), wanted \(5,\)",
         ),
     ],
-    ids=["missing", "more layers", "quantized", "not finite", "misshapen"],
+    ids=["renamed", "missing", "more layers", "quantized", "not finite", "misshapen"],
 )
 def test_refuses_weights_by_name(vit: Path, edit: Callable[[dict[str, torch.Tensor]], object], named: str) -> None:
     edit_weights(vit, edit)
