@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -36,6 +36,27 @@ def load_tensors(weights: Path) -> tuple[dict[str, torch.Tensor], str]:
     if weights.suffix == ".json":
         return _strip_prefixes(_load_shards(weights))
     return _strip_prefixes(_as_tensors(_load(weights)))
+
+
+def beyond(unexpected: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Names of a file's weights that a network leaves out although it has their like, in a layer of another number.
+
+    Names are compared with and without their first part, which transformers adds where a file lacks it.
+    """
+    forms = {_form(name) for name in wanted}
+    forms |= {form.partition(".")[2] for form in forms}
+    return [name for name in unexpected if "#" in _form(name) and _form(name) in forms]
+
+
+def _form(name: str) -> str:
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))
+
+
+def left_out(unexpected: Sequence[str], network: str) -> tuple[str, ...]:
+    """A note that names the weights of a file that the network does not use; none where it uses all."""
+    if not unexpected:
+        return ()
+    return (f"weights that {network} does not use were left out: {listed(unexpected, 5)}",)
 
 
 def _load(path: Path) -> object:

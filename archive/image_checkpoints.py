@@ -15,10 +15,11 @@ import transformers
 from transformers import ResNetConfig
 
 from archive import other_classifiers, timm_folders
-from archive.checkpoint_files import load_tensors, sha256
+from archive.checkpoint_files import left_out, load_tensors, sha256
 from archive.class_labels import labels_of, with_labels
-from archive.preprocess_configs import read_preprocess, read_timm_preprocess
-from archive.resnet_layouts import infer_config, layout_of, refuse_variants, served_state
+from archive.foreign_settings import plain
+from archive.preprocess_configs import folder_preprocess, read_preprocess, read_timm_preprocess
+from archive.resnet_layouts import infer_config, layout_of, refuse_variants, served_state, unused
 from archive.sources import CheckpointError, locate, read_json, refuse_custom_code, weight_file
 from handlers import networks
 from handlers.images import Preprocess
@@ -53,6 +54,7 @@ class ImageCheckpoint:
     source: what was asked for, as given.
     weights: the file that the weights came from; of a sharded checkpoint, its index.
     sha256: of that file, in hex; of a sharded checkpoint, of the index and then its shards in name order.
+    notes: what was left out or assumed, for people.
     """
 
     config: Any
@@ -63,6 +65,7 @@ class ImageCheckpoint:
     source: str
     weights: Path
     sha256: str
+    notes: tuple[str, ...] = ()
 
     def network(self) -> Any:
         """The network with these weights, in eval mode, fp32 on the CPU."""
@@ -100,6 +103,7 @@ def read(source: str | Path, revision: str | None = None) -> ImageCheckpoint:
         weights = weight_file(path) if path.is_dir() else path
         beside = _config_beside(path)
         refuse_custom_code(beside, "config.json")
+        beside = plain(beside)
         if path.is_dir() and other_classifiers.holds_one(beside):
             parts: dict[str, Any] = other_classifiers.read(path, beside)._asdict()
         else:
@@ -113,8 +117,13 @@ def _read_resnet(path: Path, weights: Path, beside: Mapping[str, object]) -> dic
     tensors, prefix = load_tensors(weights)
     try:
         described = _describe(tensors, beside, path)
-        layout = "huggingface" if described.layout == "huggingface" else "torchvision"
-        return {**described._asdict(), "state": served_state(tensors, layout, described.config)}
+        if described.layout != "huggingface":
+            return {**described._asdict(), "state": served_state(tensors, "torchvision", described.config)}
+        # As transformers does; of a file without config.json the weights alone say what it is.
+        extra = unused(tensors, described.config) if beside else []
+        used = {name: value for name, value in tensors.items() if name not in set(extra)}
+        notes = left_out(extra, "ResNetForImageClassification")
+        return {**described._asdict(), "state": served_state(used, "huggingface", described.config), "notes": notes}
     except CheckpointError as error:
         stripped = f"(names without their prefix {prefix!r}) " if prefix else ""
         raise CheckpointError(f"{stripped}{error}") from error
@@ -136,7 +145,7 @@ def _config_beside(path: Path) -> dict[str, object]:
 def _describe(tensors: Mapping[str, torch.Tensor], beside: Mapping[str, object], path: Path) -> _Description:
     """What the weights are, told by their names and by config.json."""
     # timm's older files have no pretrained_cfg; beside a single file, "architecture" alone may mean anything.
-    is_timm = "architecture" in beside and (path.is_dir() or "pretrained_cfg" in beside)
+    is_timm = timm_folders.is_timm(beside) and (path.is_dir() or "pretrained_cfg" in beside)
     if path.is_dir() and not is_timm:
         _refuse_model_type(beside)
     objection = timm_folders.objection(beside) if is_timm else None
@@ -165,9 +174,7 @@ def _describe_huggingface(
         return _Description("huggingface", infer_config(tensors, "huggingface"), None, None)
     _refuse_model_type(beside)
     config, labels = _served_config(beside)
-    folder = path if path.is_dir() else path.parent
-    processor = folder / "preprocessor_config.json"
-    preprocess = read_preprocess(read_json(processor)) if processor.is_file() else None
+    preprocess = folder_preprocess(path if path.is_dir() else path.parent)
     return _Description("huggingface", config, preprocess, labels)
 
 

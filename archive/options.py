@@ -160,7 +160,12 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None, image: bool) ->
 
 def _add_image(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("image classifier")
-    group.add_argument("--labels", type=Path, metavar="FILE", help="one a line in class order, or a JSON list")
+    group.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="one a line in class order, or JSON: a list, or TorchServe's index_to_name",
+    )
     group.add_argument("--top-k", type=_positive, metavar="K", help="classes in an answer (default: 5)")
     group.add_argument("--size", type=_positive, metavar="PX", help="side of the centre crop that the network sees")
     group.add_argument("--resize", type=_positive, metavar="PX", help="shorter side before the crop: 232, 256, ...")

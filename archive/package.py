@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 ENTRIES = ("image_classifier.py", "text_encoder.py")
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "torch-model-archiver")
-OPTIONAL = ("triton", "onnx", "tensorrt", "torch2trt")  # that decide what an archive holds where they are installed
+OPTIONAL = (
+    "triton",
+    "onnx",
+    "tensorrt",
+    "torch2trt",
+    "timm",
+    "torchvision",
+)  # that decide what an archive holds where they are installed
 GPUS = Path("/proc/driver/nvidia/gpus")  # the driver's, a folder each
 CONFIG_HEADER = """\
 # Written at packaging; may be edited, here or in the archive's copy, which `scripts/package verify` will tell.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
-from archive.sources import CheckpointError, listed
+from archive.sources import CheckpointError, listed, read_json, refuse_custom_code
 from handlers.images import Preprocess
 
 Triple = tuple[float, float, float]
@@ -47,6 +48,7 @@ _FAMILIES = {
     "Beit": _Family({"height": 224, "width": 224}),
     "Siglip": _Family({"height": 224, "width": 224}, square=False),
     "Pvt": _Family({"height": 224, "width": 224}, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "Segformer": _Family({"height": 512, "width": 512}, resample=2, mean=IMAGENET_MEAN, std=IMAGENET_STD),
     "MobileNetV1": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
     "MobileNetV2": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
     "EfficientNet": _Family({"height": 346, "width": 346}, top=True),
@@ -54,6 +56,24 @@ _FAMILIES = {
     "Bit": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
     "CLIP": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
 }
+
+
+def folder_preprocess(folder: Path) -> Preprocess | None:
+    """What a Hugging Face folder says of its preprocessing; None if it says nothing.
+
+    As in transformers' get_image_processor_dict, "image_processor" in processor_config.json (as newer releases save
+    a processor) comes before preprocessor_config.json. Raises CheckpointError as `read_preprocess` does.
+    """
+    whole, own = folder / "processor_config.json", folder / "preprocessor_config.json"
+    content: object = read_json(whole).get("image_processor") if whole.is_file() else None
+    if content is None and not own.is_file():
+        return None
+    name = own.name if content is None else f"image_processor in {whole.name}"
+    content = read_json(own) if content is None else content
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{name} is a {type(content).__name__}, wanted an object")
+    refuse_custom_code(content, name)
+    return read_preprocess(content)
 
 
 def read_preprocess(config: Mapping[str, object]) -> Preprocess:
@@ -97,7 +117,7 @@ def read_timm_preprocess(pretrained_cfg: Mapping[str, object]) -> Preprocess:
     timm.data.transforms_factory.transforms_imagenet_eval. test_input_size and test_crop_pct are not read.
     Raises CheckpointError, with the setting's name, for what Preprocess cannot express.
     """
-    size = _timm_size(_set(pretrained_cfg, "input_size", (3, 224, 224)))
+    size = timm_size(_set(pretrained_cfg, "input_size", (3, 224, 224)))
     crop_mode = _set(pretrained_cfg, "crop_mode", "center")
     if crop_mode != "center":
         raise CheckpointError(f'crop_mode {crop_mode!r} cannot be expressed, wanted "center". {BY_HAND}')
@@ -164,7 +184,8 @@ def _convnext_geometry(config: Mapping[str, object]) -> tuple[int, int, str]:
 
 
 def _geometry(config: Mapping[str, object], family: _Family) -> tuple[int, int, str]:
-    resize, mode = _edge("size", _or(config, "size", family.size), family.square)
+    square = _or(config, "default_to_square", family.square) is True
+    resize, mode = _edge("size", _or(config, "size", family.size), square)
     if _or(config, "do_center_crop", family.crop is not None) is True:
         return _square("crop_size", _or(config, "crop_size", family.crop)), resize, mode
     if mode == "shortest_edge":
@@ -196,7 +217,8 @@ def _square(key: str, value: object) -> int:
     return _pixels(key, sides[0])
 
 
-def _timm_size(value: object) -> int:
+def timm_size(value: object) -> int:
+    """The side of timm's input_size. Raises CheckpointError for what is not (3, S, S)."""
     if not isinstance(value, (list, tuple)) or len(value) != 3 or value[0] != 3 or value[1] != value[2]:
         raise CheckpointError(f"input_size {value!r} cannot be expressed, wanted (3, S, S). {BY_HAND}")
     return _pixels("input_size", value[1])

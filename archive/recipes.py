@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from archive import convert, image_checkpoints, other_classifiers, text_checkpoints
+from archive.class_labels import names_in
 from archive.image_checkpoints import ImageCheckpoint
 from archive.jobs import ImageJob, TextJob
 from archive.sources import CheckpointError
@@ -53,7 +54,7 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
         settings=dataclasses.replace(settings, top_k=min(settings.top_k, len(labels))),
         weights=_weights(checkpoint.source, checkpoint.layout, checkpoint.sha256, chosen.revision),
         parity_data=chosen.parity_data,
-        notes=tuple(filter(None, [note, labels_note, left_out])),
+        notes=tuple(filter(None, [*checkpoint.notes, note, labels_note, left_out])),
         checkpoint=checkpoint,
         labels=labels,
         converter=chosen.converter,
@@ -204,17 +205,20 @@ def _labels(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> tuple[Se
 
 
 def _read_labels(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-    if path.suffix != ".json":
-        lines = text.rstrip().splitlines()
-        blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
-        if blank:
-            raise CheckpointError(f"{path}: line {blank[0]} is blank; wanted: a name on each, class by class")
-        return lines
-    labels = json.loads(text)
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise CheckpointError(f"{path} is no JSON list of names")
-    return labels
+    """The class names of a file: one a line, or JSON. Raises CheckpointError with the file's name."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+        if path.suffix == ".json":
+            return names_in(json.loads(text), str(path))
+    except CheckpointError:
+        raise
+    except ValueError as error:  # not UTF-8, not JSON
+        raise CheckpointError(f"{path} cannot be read ({error}); wanted: a name a line, or JSON, in UTF-8") from None
+    lines = text.rstrip().splitlines()
+    blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    if blank:
+        raise CheckpointError(f"{path}: line {blank[0]} is blank; wanted: a name on each, class by class")
+    return lines
 
 
 def _pooling(chosen: argparse.Namespace, checkpoint: TextCheckpoint) -> Pooling | None:

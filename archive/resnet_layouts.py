@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from transformers import ResNetConfig
 
+from archive.checkpoint_files import beyond
 from archive.sources import CheckpointError, listed
 from archive.timm_folders import WRAPPED
 from handlers import networks
@@ -206,6 +207,19 @@ def served_state(tensors: Tensors, layout: str, config: ResNetConfig) -> dict[st
     state = {name: _float32(own_tensors[own]) for own, name in served.items()}
     _refuse_values({own: state[name] for own, name in served.items()})
     return state
+
+
+def unused(tensors: Tensors, config: ResNetConfig) -> list[str]:
+    """Names in a Hugging Face file that its network does not use, another task's head say; never a layer too many.
+
+    None of a file in which something is missing: the two may be one weight under a wrong name.
+    """
+    wanted = _shapes(config)
+    if not wanted.keys() <= tensors.keys():
+        return []
+    names = [name for name in tensors if name not in wanted and not name.endswith("num_batches_tracked")]
+    more = set(beyond(names, wanted))
+    return [name for name in names if name not in more]
 
 
 def _shapes(config: ResNetConfig) -> Shapes:

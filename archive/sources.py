@@ -18,7 +18,7 @@ WEIGHT_FILES = (
 )
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-HUB_CONFIGS = ("config.json", "preprocessor_config.json")
+HUB_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 HUB_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 HUB_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 

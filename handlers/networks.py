@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, ResNetForImageClassification
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForImageClassification,
+    ResNetForImageClassification,
+)
 from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer
 
 from handlers import LOCAL
@@ -73,11 +78,42 @@ def build(config: Any) -> Any:
     return AutoModelForImageClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
+def class_of(config: Any) -> Any:
+    """transformers' class for a configuration; of several (DeiT, LeViT) the one that it names, else the first."""
+    if is_resnet(config):
+        return _resnet(config)
+    found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    every: Mapping[str, Any] = {kind.__name__: kind for kind in (found if isinstance(found, tuple) else (found,))}
+    named = [name for name in getattr(config, "architectures", None) or () if name in every]
+    return every[named[0]] if named else next(iter(every.values()))
+
+
 def load(folder: Path, dtype: torch.dtype) -> Any:
-    """The network of a folder with config.json and model.safetensors, in eval mode, on the CPU."""
+    """The network of a folder with config.json and model.safetensors, in eval mode, on the CPU.
+
+    Raises ValueError for a network of timm's where timm cannot be imported.
+    """
+    _refuse_without_timm(folder)
     config = AutoConfig.from_pretrained(folder, **LOCAL)
-    kind: Any = _resnet(config) if is_resnet(config) else AutoModelForImageClassification
-    return kind.from_pretrained(folder, config=config, dtype=dtype, **LOCAL).eval()
+    return class_of(config).from_pretrained(folder, config=config, dtype=dtype, **LOCAL).eval()
+
+
+def _refuse_without_timm(folder: Path) -> None:
+    config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == "timm_wrapper" and (problem := timm_problem()):
+        raise ValueError(f"the network is timm's ({config.get('architecture')}), and {problem}")
+
+
+def timm_problem() -> str | None:
+    """Why networks of timm's cannot run here, with the way out; None where they can."""
+    try:
+        import timm  # noqa: F401  # imports torchvision, whose release has to fit torch's
+    except Exception as error:  # ImportError, and RuntimeError of a torchvision for another torch
+        return (
+            f"timm cannot be imported here ({type(error).__name__}: {error}). Wanted: the packages timm and "
+            f"torchvision, in the release and build that fit torch {torch.__version__}"
+        )
+    return None
 
 
 def _resnet(config: Any) -> Any:

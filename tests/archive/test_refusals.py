@@ -93,8 +93,10 @@ def test_labels_of_another_number(digits: Path, tmp_path: Path, refuse: Callable
 
 def test_labels_that_are_no_list(digits: Path, tmp_path: Path, refuse: Callable[..., str]) -> None:
     labels = tmp_path / "labels.json"
-    labels.write_text('{"0": "nought"}', encoding="utf-8")
-    assert "is no JSON list of names" in refuse("image-classifier", "--weights", digits, "--labels", labels)
+    labels.write_text('"nought"', encoding="utf-8")
+    assert "labels.json is a str; wanted: a list of names" in refuse(
+        "image-classifier", "--weights", digits, "--labels", labels
+    )
 
 
 @pytest.mark.parametrize("option", ["--labels", "--weights"])

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from archive import timm_folders
 from archive.image_checkpoints import CheckpointError, ImageCheckpoint, read
+from handlers import networks
 from handlers.images import Preprocess
 
 Tensors = dict[str, torch.Tensor]
@@ -366,6 +366,31 @@ def test_served_folder_is_read_back(tmp_path: Path) -> None:
     assert_serves(read(tmp_path / "again"), model)
 
 
+def test_weights_that_a_huggingface_resnet_does_not_use_are_a_note(tmp_path: Path) -> None:
+    model = tiny_huggingface()
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    saved({**state, "resnet.projection.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    found = read(tmp_path)
+    assert_serves(found, model)
+    note = "weights that ResNetForImageClassification does not use were left out: resnet.projection.weight"
+    assert found.notes == (note,)
+    more = {name.replace("stages.1.", "stages.2."): value.clone() for name, value in state.items()}
+    saved({**state, **more}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"unexpected: resnet\.encoder\.stages\.2\."):
+        read(tmp_path)
+
+
+def test_a_huggingface_resnet_of_quantized_weights_or_hub_kernels_is_refused(tmp_path: Path) -> None:
+    tiny_huggingface().save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", quantization_config={"quant_method": "hqq"})
+    with pytest.raises(CheckpointError, match=r"quantization_config \(quant_method: hqq\)"):
+        read(tmp_path)
+    edit_json(tmp_path / "config.json", quantization_config=None, attn_implementation="an/kernel")
+    with pytest.raises(CheckpointError, match="attn_implementation 'an/kernel'"):
+        read(tmp_path)
+
+
 def widened(state: Tensors) -> None:
     for name in ("conv1.weight", "conv2.weight"):
         tensor = state[f"layer1.0.{name}"]
@@ -638,8 +663,8 @@ def test_refuses_a_folder_whose_config_and_weights_disagree(tmp_path: Path) -> N
         ({"model_args": {"act_layer": "silu", "block_args": {}}}, "act_layer='silu', block_args={}"),
         ({"global_pool": "max"}, "global_pool='max'"),
         ({"num_classes": 7}, "fc.weight has 5 rows, config.json says num_classes 7"),
-        ({"label_names": ["a"]}, "label_names in config.json: 1 of them, wanted a list of 5"),
-        ({"label_names": "abcde"}, "label_names in config.json: a str"),
+        ({"label_names": ["a"]}, "label_names in config.json: 1 of them, wanted 5"),
+        ({"label_names": "abcde"}, "label_names in config.json is a str; wanted: a list of names"),
         ({"pretrained_cfg": "x"}, "pretrained_cfg in config.json is a str"),
         ({"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode 'border'"),
     ],
@@ -647,7 +672,7 @@ def test_refuses_a_folder_whose_config_and_weights_disagree(tmp_path: Path) -> N
 def test_refuses_timm_configs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], named: str
 ) -> None:
-    monkeypatch.setattr(timm_folders, "installed", lambda: False)
+    monkeypatch.setattr(networks, "timm_problem", lambda: "timm is not here")
     folder = timm_folder(tmp_path, dict(reference().state_dict()), **changes)
     with pytest.raises(CheckpointError, match=named):
         read(folder)
@@ -715,18 +740,15 @@ def test_imagenet_labels() -> None:
     assert (labels[0], labels[207], labels[999]) == ("tench", "golden retriever", "toilet tissue")
 
 
-@pytest.mark.filterwarnings("ignore")  # whatever these packages warn of when imported is theirs
-@pytest.mark.parametrize("package", ["torchvision", "timm"])
+@pytest.mark.filterwarnings("ignore")  # whatever torchvision warns of when imported is its own
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"]
 )
-def test_real_packages_models(tmp_path: Path, package: str, name: str) -> None:
+def test_torchvisions_own_models(tmp_path: Path, name: str) -> None:
+    """timm's are in test_timm_folders.py."""
     try:
-        if package == "timm":
-            from timm import create_model as build
-        else:
-            from torchvision.models import get_model as build
+        from torchvision.models import get_model as build
     except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"{package} cannot be imported: {error}")
+        pytest.skip(f"torchvision cannot be imported: {error}")
     model = randomised(build(name, num_classes=CLASSES))
     assert_serves(read(saved(model.state_dict(), tmp_path / "r.pth")), model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ConvNextConfig, RegNetConfig, ViTConfig, ViTModel
+from transformers import ConvNextConfig, ImageGPTConfig, PPLCNetConfig, RegNetConfig, ViTConfig, ViTModel
 
-from archive import options, other_classifiers, package, recipes, timm_folders
+from archive import options, other_classifiers, package, recipes
 from archive.image_checkpoints import CheckpointError, read
 from handlers import networks
 from handlers.images import Preprocess
@@ -89,18 +90,137 @@ def test_half_precision_and_what_a_head_does_not_need_are_taken(vit: Path) -> No
     assert next(found.network().parameters()).dtype == torch.float32
 
 
+def test_weights_that_the_network_does_not_use_are_a_note(vit: Path) -> None:
+    wanted = read(vit)
+    assert wanted.notes == ()
+    more = {
+        "vit.pooler.dense.weight": torch.ones(16, 16),
+        "decoder.mask_token": torch.ones(1),
+        "table": torch.ones(1),
+    }
+    edit_weights(vit, lambda s: s.update(more))
+    found = read(vit)
+    assert found.notes == (
+        "weights that ViTForImageClassification does not use were left out: decoder.mask_token, table, "
+        "vit.pooler.dense.weight",
+    )
+    assert found.state.keys() == wanted.state.keys()
+    assert job(vit).notes == found.notes
+
+
+def test_wrappers_prefixes_are_stripped(vit: Path) -> None:
+    wanted = read(vit).state
+    edit_weights(vit, lambda s: [s.update({f"module._orig_mod.{n}": s.pop(n)}) for n in list(s)])
+    found = read(vit).state
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}", "is not a readable safetensors file"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "../other.safetensors"}}', "outside its folder"),
+    ],
+)
+def test_refuses_damaged_weight_files(vit: Path, name: str, content: bytes, named: str) -> None:
+    (vit / "model.safetensors").unlink()
+    (vit / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=named):
+        read(vit)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Sockets and imports of kernels that were tried."""
+    tried: list[object] = []
+
+    def refuse(*arguments: Any, **_: Any) -> Any:
+        tried.append(arguments)
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", refuse)
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"attn_implementation": "an/kernel"}, "attn_implementation 'an/kernel'"),
+        ({"_attn_implementation": "an/kernel"}, "_attn_implementation 'an/kernel'"),
+        (
+            {"attn_implementation": {"": "eager", "vision_config": "an/kernel:fn"}},
+            "attn_implementation 'an/kernel:fn'",
+        ),
+        ({"attn_implementation": 3}, "attn_implementation 3"),
+        ({"vision_config": {"attn_implementation": "an/kernel"}}, "attn_implementation 'an/kernel'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantization_config \(quant_method: gptq\)"),
+        ({"quantization_config": "x"}, r"quantization_config \(quant_method: str\)"),
+        ({"compression_config": {"a": 1}}, r"compression_config \(quant_method: unnamed\)"),
+        ({"vision_config": {"quantization_config": {"quant_method": "awq"}}}, r"quantization_config .*awq"),
+    ],
+)
+def test_refuses_settings_that_fetch_or_import(
+    vit: Path, offline: list[object], changes: dict[str, Any], named: str
+) -> None:
+    edit_json(vit / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=named):
+        read(vit)
+    assert not offline
+
+
+@torch.inference_mode()
+def test_other_foreign_settings_are_left_out(vit: Path, tmp_path: Path, offline: list[object]) -> None:
+    images = torch.randn(1, 3, 32, 32)
+    wanted = read(vit).network()(images).logits
+    other = tmp_path / "other.safetensors"
+    save_file({"classifier.bias": torch.ones(CLASSES)}, other)
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "an/other"}
+    (vit / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    edit_json(
+        vit / "config.json",
+        attn_implementation="flash_attention_2",
+        transformers_weights="../other.safetensors",
+        return_dict=False,
+        output_hidden_states=True,
+        output_attentions=True,
+        _commit_hash="0" * 40,
+    )
+    found = read(vit)
+    found.network().save_pretrained(tmp_path / "served")
+    config = (tmp_path / "served" / "config.json").read_text(encoding="utf-8")
+    assert not [word for word in ("flash", "other.safetensors", "000") if word in config]
+    assert not json.loads(config).get("output_hidden_states")
+    for network in (found.network(), networks.load(tmp_path / "served", torch.float32)):
+        torch.testing.assert_close(network(images).logits, wanted, rtol=0, atol=1e-6)
+    assert not offline
+
+
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
+        (
+            lambda s: s.update({"head.bias": s.pop("classifier.bias")}),
+            r"missing: classifier\.bias; unexpected: head\.bias",
+        ),
         (lambda s: s.pop("classifier.bias"), r"not those of a ViTForImageClassification\. missing: classifier\.bias"),
-        (lambda s: s.update({"extra.weight": torch.ones(2)}), r"unexpected: extra\.weight"),
+        (
+            lambda s: s.update({name.replace(".0.", ".7."): value.clone() for name, value in s.items()}),
+            r"of more layers than config\.json has: vit\..*\.7\.attention",
+        ),
+        (
+            lambda s: s.update({"classifier.weight": s["classifier.weight"].to(torch.int8)}),
+            r"not dense floating-point weights: classifier\.weight \(torch\.int8\)",
+        ),
         (lambda s: s["classifier.bias"].fill_(torch.nan), r"not finite: classifier\.bias"),
         (
             lambda s: s.update({"classifier.bias": torch.ones(7)}),
             r"misshapen: classifier\.bias is \(7,\), wanted \(5,\)",
         ),
     ],
-    ids=["missing", "unexpected", "not finite", "misshapen"],
+    ids=["renamed", "missing", "more layers", "quantized", "not finite", "misshapen"],
 )
 def test_refuses_weights_by_name(vit: Path, edit: Callable[[dict[str, torch.Tensor]], object], named: str) -> None:
     edit_weights(vit, edit)
@@ -132,7 +252,9 @@ def test_refuses_configs(vit: Path, changes: dict[str, Any], named: str) -> None
 
 def test_refuses_a_folder_that_does_not_say_how_images_are_prepared(vit: Path) -> None:
     (vit / "preprocessor_config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no preprocessor_config\.json, and networks of type vit .*Wanted"):
+    with pytest.raises(
+        CheckpointError, match=r"no preprocessor_config\.json and no processor_config\.json .*type vit .*Wanted"
+    ):
         read(vit)
 
 
@@ -167,6 +289,27 @@ def test_refuses_the_engine_of_resnets(vit: Path) -> None:
     package._refuse_unfit(job(vit, "--engine", "tensorrt"), vit)
 
 
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (
+            PPLCNetConfig(scale=0.25, id2label=NAMES),
+            "gives BaseModelOutputWithNoAttention for one image, wanted logits",
+        ),
+        (
+            ImageGPTConfig(n_embd=16, n_layer=1, n_head=2, n_positions=16, id2label=NAMES),
+            "does not take images of 32 x",
+        ),
+    ],
+)
+def test_refuses_networks_that_take_or_give_something_else(tmp_path: Path, config: Any, named: str) -> None:
+    networks.build(config).save_pretrained(tmp_path)
+    write = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(write), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=named):
+        job(tmp_path)
+
+
 def test_refuses_a_network_that_gives_something_else(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read(vit)
     found.config.id2label = {0: "a"}
@@ -181,38 +324,16 @@ def test_timms_other_networks_go_to_transformers_wrapper(tmp_path: Path, monkeyp
     save_file({"head.weight": torch.ones(1)}, tmp_path / "model.safetensors")
     asked: list[Path] = []
 
-    def load(folder: Path) -> Any:
+    def load(folder: Path, served: dict[str, Any]) -> Any:
+        assert (served["model_type"], served["architecture"]) == ("timm_wrapper", "vit_tiny_patch16_224")
         asked.append(folder)
         raise CheckpointError("asked")
 
     monkeypatch.setattr(other_classifiers, "_load", load)
-    monkeypatch.setattr(timm_folders, "installed", lambda: True)
+    monkeypatch.setattr(networks, "timm_problem", lambda: None)
     with pytest.raises(CheckpointError, match="asked"):
         read(tmp_path)
     assert asked == [tmp_path]
-    monkeypatch.setattr(timm_folders, "installed", lambda: False)
-    with pytest.raises(CheckpointError, match=r"'vit_tiny_patch16_224' is no plain ResNet.*timm and torchvision"):
+    monkeypatch.setattr(networks, "timm_problem", lambda: "timm cannot be imported here")
+    with pytest.raises(CheckpointError, match=r"'vit_tiny_patch16_224' is no plain ResNet.*timm cannot be imported"):
         read(tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore")  # whatever timm warns of when imported is its own
-@torch.inference_mode()
-def test_a_real_network_of_timms(tmp_path: Path) -> None:
-    try:
-        import timm
-    except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"timm cannot be imported: {error}")
-    torch.manual_seed(0)
-    network = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, img_size=32).eval()
-    timm.models.save_for_hf(
-        network, tmp_path, model_config={"num_classes": CLASSES, "label_names": [*NAMES.values()]},
-        model_args={"img_size": 32},
-    )  # fmt: skip
-    found = read(tmp_path)
-    assert (found.layout, found.labels) == ("timm", tuple(NAMES.values()))
-    assert found.preprocess is not None
-    found.network().save_pretrained(tmp_path / "served")
-    assert networks.title(tmp_path / "served") == "TimmWrapperForImageClassification (vit_tiny_patch16_224)"
-    images = torch.randn(2, 3, 32, 32)
-    served = networks.load(tmp_path / "served", torch.float32)
-    torch.testing.assert_close(served(images).logits, network(images), rtol=1e-5, atol=1e-5)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from archive.preprocess_configs import read_preprocess, read_timm_preprocess
+from archive.preprocess_configs import folder_preprocess, read_preprocess, read_timm_preprocess
 from archive.sources import CheckpointError
 from handlers.images import Preprocess
 
@@ -72,6 +75,18 @@ def test_convnext_crops_below_384_and_squashes_from_there(
         (
             {"image_processor_type": "DeiTImageProcessor"},
             Preprocess(224, 256, "square", "bicubic", HALF, HALF),
+        ),
+        (
+            {**VIT, "size": 256, "default_to_square": False, "do_center_crop": True, "crop_size": 224},
+            Preprocess(224, 256, "shortest_edge", "bilinear", HALF, HALF),
+        ),
+        (
+            {**BIT, "size": 224, "default_to_square": True},
+            Preprocess(224, 224, "square", "bicubic", CLIP_MEAN, CLIP_STD),
+        ),
+        (
+            {"image_processor_type": "SegformerImageProcessor", "size": {"height": 64, "width": 64}},
+            Preprocess(64, 64, "square", "bilinear", MEAN, STD),
         ),
         (BIT, Preprocess(224, 224, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD)),
         ({**BIT, "size": 256}, Preprocess(224, 256, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD)),
@@ -174,3 +189,45 @@ def test_timms_defaults() -> None:
 def test_refuses_by_name_what_cannot_be_expressed_of_timms(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
         read_timm_preprocess({**TIMM, **changes})
+
+
+def write(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_processor_config_is_read_as_transformers_saves_it(tmp_path: Path) -> None:
+    """CLIP's processor of today: no preprocessor_config.json, its content inside processor_config.json."""
+    CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=48).save_pretrained(tmp_path)
+    own = tmp_path / "preprocessor_config.json"
+    content = json.loads(own.read_text(encoding="utf-8"))
+    wanted = Preprocess(48, 64, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD)
+    assert folder_preprocess(tmp_path) == wanted
+    write(own, VIT)
+    write(tmp_path / "processor_config.json", {"image_processor": content, "processor_class": "CLIPProcessor"})
+    assert folder_preprocess(tmp_path) == wanted  # it comes before the other file
+    own.unlink()
+    assert folder_preprocess(tmp_path) == wanted
+
+
+def test_a_processor_config_without_an_image_processor_says_nothing(tmp_path: Path) -> None:
+    assert folder_preprocess(tmp_path) is None
+    write(tmp_path / "processor_config.json", {"processor_class": "CLIPProcessor"})
+    assert folder_preprocess(tmp_path) is None
+    write(tmp_path / "preprocessor_config.json", VIT)
+    assert folder_preprocess(tmp_path) == read_preprocess(VIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("processor_config.json", {"image_processor": 3}, "image_processor in processor_config.json is a int"),
+        ("processor_config.json", {"image_processor": {**VIT, "do_pad": True}}, "do_pad"),
+        ("processor_config.json", {"image_processor": {**VIT, "auto_map": {"a": "b.C"}}}, r"in processor.*b\.C"),
+        ("processor_config.json", [], "processor_config.json holds a list"),
+        ("preprocessor_config.json", {**VIT, "auto_map": {"a": "b.C"}}, r"preprocessor_config.json .*b\.C"),
+    ],
+)
+def test_refuses_processor_files(tmp_path: Path, name: str, content: object, named: str) -> None:
+    write(tmp_path / name, content)
+    with pytest.raises(CheckpointError, match=named):
+        folder_preprocess(tmp_path)
