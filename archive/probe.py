@@ -62,14 +62,19 @@ class ProbeContext:
         self.model_yaml_config = config
         self.metrics = None
         self.statuses: dict[int, int] = {}
+        self.request_ids: dict[int, str] = {0: "probe"}
+        self.content_type = ""
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]:
-        return {}
+        return {"content-type": self.content_type} if self.content_type else {}
 
     def set_response_status(self, code: int, phrase: str, idx: int) -> None:
         self.statuses[idx] = code
 
     def set_response_content_type(self, idx: int, value: str) -> None:
+        pass
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
         pass
 
 
@@ -89,6 +94,8 @@ def main(folder: Path, job: dict[str, Any], output: Path) -> None:
         if problem:
             report["stood_in"][precision] = problem
         if not report["measured"]:
+            # A sample text may look like JSON, and is the text itself.
+            context.content_type = "text/plain" if job["kind"] == "text-encoder" else ""
             answer = handler.handle([{"body": samples[0]}], context)[0]
             report |= {"status": context.statuses[0], "answer": json.loads(answer)}
         report["measured"][precision] = handler.model.description

@@ -26,7 +26,7 @@ class EmptyRequest(RequestError):
 
 
 class InvalidJson(RequestError):
-    """The body says it is JSON and is not."""
+    """The body says that it is JSON, or begins as only JSON does, and is not valid."""
 
 
 class InvalidInput(RequestError):
@@ -34,7 +34,7 @@ class InvalidInput(RequestError):
 
 
 class InvalidOption(RequestError):
-    """A query parameter or JSON parameter is unknown or out of range."""
+    """An option is unknown or out of range: a header, a field of a form, a query parameter, a JSON parameter."""
 
 
 class InvalidImage(RequestError):
@@ -51,6 +51,12 @@ class InputTooLong(RequestError):
     """More tokens than the model takes, and truncation was not asked for."""
 
 
+class UnknownPath(RequestError):
+    """A path that TorchServe hands over and nothing here answers."""
+
+    status = 404
+
+
 class PayloadTooLarge(RequestError):
     """More pixels, characters or inputs than one request may bring."""
 
@@ -58,7 +64,7 @@ class PayloadTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """A content type, or an image format, that the model does not read."""
+    """A content type, a charset, a compression or an image format that the model does not read."""
 
     status = 415
 

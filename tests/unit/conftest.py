@@ -53,6 +53,7 @@ class FakeContext(ProbeContext):
         self.headers = headers
         self.phrases: dict[int, str] = {}
         self.content_types: dict[int, str] = {}
+        self.ends: dict[int, str] = {}  # of streams
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]:
         return dict(self.headers[idx]) if idx < len(self.headers) else {}
@@ -62,6 +63,10 @@ class FakeContext(ProbeContext):
 
     def set_response_content_type(self, idx: int, value: str) -> None:
         self.content_types[idx] = value
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        assert key == "ts_stream_next"
+        self.ends[idx] = value
 
 
 def strict_json(body: bytes) -> Any:
