@@ -13,7 +13,7 @@ from typing import Any
 from archive import convert, image_checkpoints, other_classifiers, text_checkpoints
 from archive.image_checkpoints import ImageCheckpoint
 from archive.jobs import ImageJob, TextJob
-from archive.sources import CheckpointError
+from archive.sources import CheckpointError, listed
 from archive.text_checkpoints import TextCheckpoint
 from archive.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
 from handlers import engines, networks
@@ -87,7 +87,7 @@ def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
         lower_case=checkpoint.lower_case,
         **_given(top_k=chosen.top_k, pooling=_pooling(chosen, checkpoint)),
     )
-    unused = f"{len(checkpoint.unused)} weights that {checkpoint.task} does not use were left out"
+    unused = f"{len(checkpoint.unused)} weights that {checkpoint.task} does not use were left out: {listed(checkpoint.unused)}"
     return TextJob(
         name=chosen.name,
         version=chosen.model_version,
@@ -95,7 +95,7 @@ def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
         settings=settings,
         weights=_weights(checkpoint.source, "huggingface", checkpoint.sha256, chosen.revision),
         parity_data=chosen.parity_data,
-        notes=(unused,) if checkpoint.unused else (),
+        notes=((unused,) if checkpoint.unused else ()) + checkpoint.notes,
         checkpoint=checkpoint,
     )
 
