@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from archive import contents, options, package
-from archive.guards import described
+from archive.guards import described, is_failure
 from archive.sources import HUB_CONFIGS, HUB_TEXT, locate
 
 # Options that name files: where those lie on this machine is nobody's business.
@@ -33,9 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{chosen.mar}: unchanged since it was packaged, {contents.verify(chosen.mar)}")
         else:
             _package(chosen)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the tokenizers library is no Exception
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         print(f"error: {_told(error, chosen)}", file=sys.stderr)
@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _told(error: BaseException, chosen: argparse.Namespace) -> str:
     """The message for a person, whatever was raised."""
-    if isinstance(error, (ValueError, OSError)):  # CheckpointError, PackagingError, ArchiveError, SettingsError; files
+    if isinstance(
+        error, (ValueError, OSError)
+    ):  # CheckpointError, PackagingError, ArchiveError, SettingsError; files
         return str(error) or type(error).__name__
     source = vars(chosen).get("weights") or vars(chosen).get("mar") or chosen.command
     return (

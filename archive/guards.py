@@ -15,14 +15,21 @@ def reading(what: str, way_out: str) -> Iterator[None]:
     """Raise CheckpointError for whatever goes wrong inside.
 
     what: the file, or what was made of it. way_out: what a person can do, as a sentence without its full stop.
-    A panic of the tokenizers library is no Exception, so BaseException is caught.
+    What a person or the interpreter stops with passes.
     """
     try:
         yield
-    except (CheckpointError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except CheckpointError:
         raise
     except BaseException as error:
+        if not is_failure(error):
+            raise
         raise CheckpointError(f"{what}: {described(error)}. {way_out}") from error
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether it is an error of what was run: an Exception, or a panic of the tokenizers library, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def described(error: BaseException) -> str:

@@ -94,9 +94,9 @@ def up_to_date(mar: Path, inputs: str) -> str | None:
     """The content digest of the archive that these inputs gave, where it is there; else None."""
     try:
         provenance = contents.read_provenance(mar)
-        return str(provenance["digest"]) if provenance.get("inputs") == inputs else None
-    except Exception:  # damaged archives fail in many ways; packaging replaces them
+    except contents.ArchiveError:  # of none, and of one that is damaged: packaging replaces it
         return None
+    return str(provenance["digest"]) if provenance.get("inputs") == inputs else None
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,8 @@ the installed packages can be imported. Uses only what the archive carries.
 
 The job names the entry, the kind, the precisions and the sample files; OUTPUT_FOLDER gets `answer.json` and one
 `PRECISION.npy` each, fp32: logits or embeddings of the samples, in order. A precision in which the network raises has
-its reason in `answer.json` instead; fp32 has to run. What is printed behind TOLD is for whoever waits at the terminal.
+its reason in `answer.json` instead; fp32 has to run. What is printed behind TOLD is for whoever waits at the
+terminal.
 """
 
 from __future__ import annotations

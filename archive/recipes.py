@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from archive import convert, image_checkpoints, other_classifiers, text_checkpoints
+from archive.guards import reading
 from archive.image_checkpoints import ImageCheckpoint
 from archive.jobs import ImageJob, TextJob
 from archive.sources import CheckpointError, listed
@@ -87,7 +88,8 @@ def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
         lower_case=checkpoint.lower_case,
         **_given(top_k=chosen.top_k, pooling=_pooling(chosen, checkpoint)),
     )
-    unused = f"{len(checkpoint.unused)} weights that {checkpoint.task} does not use were left out: {listed(checkpoint.unused)}"
+    names, count = listed(checkpoint.unused), len(checkpoint.unused)
+    unused = f"{count} weights that {checkpoint.task} does not use were left out: {names}"
     return TextJob(
         name=chosen.name,
         version=chosen.model_version,
@@ -101,7 +103,8 @@ def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
 
 
 def _read_image(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageCheckpoint:
-    checkpoint = image_checkpoints.read(chosen.weights, chosen.revision)
+    with reading(f"{chosen.weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
+        checkpoint = image_checkpoints.read(chosen.weights, chosen.revision)
     wanted = {key: preset[key] for key in ("depths",) if key in preset}
     if wanted:
         _refuse_other(chosen, wanted, {key: getattr(checkpoint.config, key, None) for key in wanted})

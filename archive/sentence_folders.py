@@ -1,4 +1,4 @@
-"""What sentence-transformers' files beside a transformers model say: pooling, lengths, tokenizer calls, activation."""
+"""What sentence-transformers' files beside a transformers model say: pooling, lengths, calls, activation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CROSS_ENCODER = ["Transformer"]
 class SentenceFolder:
     """What is used of those files; of a plain transformers folder, the defaults.
 
-    task: that its modules are for, None where there are none. max_tokens: as its files say it, None where they do not.
+    task: that its modules are for, None if there are none. max_tokens: as its files say it, None if they do not.
     lower_case: lower texts before they are tokenized. special_tokens: whether the tokenizer adds its own.
     tokenizer: options for AutoTokenizer. activation: class of a CrossEncoder's scores, by its full name.
     """
@@ -66,8 +66,8 @@ def read(folder: Path, asked: str | None) -> SentenceFolder:
         return SentenceFolder()
     if not cross and kinds not in EMBEDDERS:
         raise CheckpointError(
-            f"{MODULES} lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize, and the "
-            "Transformer alone of a CrossEncoder"
+            f"{MODULES} lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize, and "
+            "the Transformer alone of a CrossEncoder"
         )
     sentence_keys.refuse_unknown(whole, sentence_keys.WHOLE, SENTENCE_PROMPTS)
     _refuse_prompt(whole)

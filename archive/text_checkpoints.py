@@ -110,8 +110,8 @@ def _set_labels(config: Any, content: Mapping[str, Any], task: str, sentence: Se
     if not isinstance(labels, dict) or sorted(labels) != list(range(len(labels))):
         numbers = listed(map(str, labels)) if isinstance(labels, dict) else repr(labels)
         raise CheckpointError(
-            f"id2label in config.json must number its {len(labels or ())} labels from 0, one by one; it has {numbers}. "
-            "Mend it there: a label for each row of the classifier"
+            f"id2label in config.json must number its {len(labels or ())} labels from 0, one by one; it has "
+            f"{numbers}. Mend it there: a label for each row of the classifier"
         )
     config.id2label = {place: str(labels[place]) for place in range(len(labels))}
     config.label2id = {label: place for place, label in config.id2label.items()}
@@ -135,7 +135,7 @@ def _problem(activation: str, labels: int) -> str:
 
 
 def _activation(content: Mapping[str, Any]) -> str | None:
-    """What older CrossEncoders keep in config.json: since version 4 under sentence_transformers, before under a name."""
+    """The activation that older CrossEncoders keep in config.json; the first key is of versions 4 and 5."""
     newer = content.get("sentence_transformers")
     named = newer.get("activation_fn") if isinstance(newer, dict) else None
     named = named or content.get("sbert_ce_default_activation_function")

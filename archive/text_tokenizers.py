@@ -29,8 +29,8 @@ DROPPED = (
     *("init_inputs", "tokenizer_config_file", "special_tokens_map_file", "added_tokens_file", "auto_map"),
 )
 RESAVED = (
-    "Wanted: the files as AutoTokenizer's save_pretrained writes them; if tokenizer.json is of a newer release, upgrade "
-    "the packages tokenizers and transformers"
+    "Wanted: the files as AutoTokenizer's save_pretrained writes them; if tokenizer.json is of a newer release, "
+    "upgrade the packages tokenizers and transformers"
 )
 
 
@@ -60,7 +60,7 @@ def load(folder: Path, config: Any, options: Mapping[str, Any]) -> Any:
 
 
 def without_special_tokens(tokenizer: Any) -> None:
-    """Have the tokenizer add none, as its call with add_special_tokens=False: the archive's tokenizer.json says so."""
+    """Have the tokenizer add none, as its call with add_special_tokens=False; its tokenizer.json then says so."""
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")
 
 

@@ -36,9 +36,9 @@ class Loaded(NamedTuple):
 def class_for(config: Any, task: str) -> Any:
     """transformers' own class for the task. Raises CheckpointError where this architecture has none."""
     auto = getattr(transformers, AUTO_MODELS[task])
-    with reading(f"transformers has no {config.model_type} model for {task}", "Choose another --task"):
-        with torch.device("meta"):
-            return type(auto.from_config(config, trust_remote_code=False, **without_pooling(config, task)))
+    failure = f"transformers builds no {config.model_type} model for {task} from config.json"
+    with reading(failure, "Choose another --task, or mend the file"), torch.device("meta"):
+        return type(auto.from_config(config, trust_remote_code=False, **without_pooling(config, task)))
 
 
 def load(folder: Path, config: Any, task: str) -> Loaded:
@@ -100,9 +100,9 @@ def _refuse_misfits(model: Any, task: str, report: Mapping[str, Any], file: str)
     problems = [*missing, *misshapen, *inside]
     if problems:
         raise CheckpointError(
-            f"the weights of {file} do not fit {type(model).__name__} as config.json describes it: {listed(problems)}. "
+            f"the weights of {file} do not fit {type(model).__name__} as config.json has it: {listed(problems)}. "
             "A head that is missing would be random: choose the --task that the checkpoint was trained for. "
-            "Unexpected weights within the encoder belong to more layers, or to another network, than config.json says"
+            "Unexpected weights within the encoder are of more layers, or of another network, than config.json says"
         )
 
 
