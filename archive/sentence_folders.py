@@ -148,8 +148,9 @@ def _nested(content: Mapping[str, Any], key: str, file: str) -> dict[str, Any]:
         value = value.get(part) or {}
         if not isinstance(value, dict):
             raise CheckpointError(f"{file} says {key}: {value!r}; wanted: an object")
-    sentence_keys.refuse_unknown(value, sentence_keys.NESTED[key], file, f"{key}.")
-    return value
+    found: dict[str, Any] = value
+    sentence_keys.refuse_unknown(found, sentence_keys.NESTED[key], file, f"{key}.")
+    return found
 
 
 def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling:

@@ -67,8 +67,8 @@ def without_special_tokens(tokenizer: Any) -> None:
 def lower_cased(tokenizer: Any) -> None:
     """Lower every text first, as sentence-transformers does for do_lower_case, unless the tokenizer does already."""
     backend = tokenizer.backend_tokenizer
-    held = backend.normalizer
-    every = list(held) if isinstance(held, normalizers.Sequence) else [held] if held is not None else []
+    held: Any = backend.normalizer
+    every: list[Any] = list(held) if isinstance(held, normalizers.Sequence) else [held] if held is not None else []
     if not any(isinstance(item, normalizers.Lowercase) for item in every):
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *every])
 
