@@ -37,7 +37,6 @@ REFUSED = {
     "configuration_files": "it points to another file. Wanted: the configuration itself",
     "transformers_weights": "it points to another file of weights. Wanted: the weights as model.safetensors",
     "fusion_config": "it has transformers change the network. Take the key out",
-    "per_layer_config": "its layers differ from each other, which is not served",
     "add_cross_attention": "cross-attention is not served",
 }
 # Keys by which a folder's own code chose another network; transformers' own class builds the plain one in silence.

@@ -68,7 +68,8 @@ def lower_cased(tokenizer: Any) -> None:
     """Lower every text first, as sentence-transformers does for do_lower_case, unless the tokenizer does already."""
     backend = tokenizer.backend_tokenizer
     held: Any = backend.normalizer
-    every: list[Any] = list(held) if isinstance(held, normalizers.Sequence) else [held] if held is not None else []
+    nested = type(held) is normalizers.Sequence
+    every: list[Any] = list(held) if nested else [] if held is None else [held]
     if not any(isinstance(item, normalizers.Lowercase) for item in every):
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *every])
 
