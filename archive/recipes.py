@@ -12,9 +12,10 @@ from typing import Any
 
 from archive import convert, image_checkpoints, other_classifiers, text_checkpoints
 from archive.class_labels import names_in
+from archive.guards import reading
 from archive.image_checkpoints import ImageCheckpoint
 from archive.jobs import ImageJob, TextJob
-from archive.sources import CheckpointError
+from archive.sources import CheckpointError, listed
 from archive.text_checkpoints import TextCheckpoint
 from archive.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
 from handlers import engines, networks
@@ -88,7 +89,8 @@ def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
         lower_case=checkpoint.lower_case,
         **_given(top_k=chosen.top_k, pooling=_pooling(chosen, checkpoint)),
     )
-    unused = f"{len(checkpoint.unused)} weights that {checkpoint.task} does not use were left out"
+    names, count = listed(checkpoint.unused), len(checkpoint.unused)
+    unused = f"{count} weights that {checkpoint.task} does not use were left out: {names}"
     return TextJob(
         name=chosen.name,
         version=chosen.model_version,
@@ -96,13 +98,14 @@ def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
         settings=settings,
         weights=_weights(checkpoint.source, "huggingface", checkpoint.sha256, chosen.revision),
         parity_data=chosen.parity_data,
-        notes=(unused,) if checkpoint.unused else (),
+        notes=((unused,) if checkpoint.unused else ()) + checkpoint.notes,
         checkpoint=checkpoint,
     )
 
 
 def _read_image(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageCheckpoint:
-    checkpoint = image_checkpoints.read(chosen.weights, chosen.revision)
+    with reading(f"{chosen.weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
+        checkpoint = image_checkpoints.read(chosen.weights, chosen.revision)
     wanted = {key: preset[key] for key in ("depths",) if key in preset}
     if wanted:
         _refuse_other(chosen, wanted, {key: getattr(checkpoint.config, key, None) for key in wanted})

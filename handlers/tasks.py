@@ -271,7 +271,7 @@ def _entity(
     encoded: Encoded, group: Sequence[int], scores: Sequence[float], labels: Sequence[str]
 ) -> dict[str, object]:
     offsets = encoded.encoding.offsets
-    start, end = offsets[group[0]][0], offsets[group[-1]][1]
+    start, end = _without_blanks(encoded.text, offsets[group[0]][0], offsets[group[-1]][1])
     return {
         "label": labels[group[0]].split("-", 1)[-1],
         "score": sum(scores[place] for place in group) / len(group),
@@ -279,6 +279,16 @@ def _entity(
         "start": start,
         "end": end,
     }
+
+
+def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
+    """The same part of the text, less the blanks around it: some tokenizers count the one before a word to the word.
+
+    A part of blanks alone is empty, at its end.
+    """
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    return start, max(start, end - (len(part) - len(part.rstrip())))
 
 
 def _split_tag(label: str) -> tuple[str, str]:

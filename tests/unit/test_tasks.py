@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -252,6 +253,25 @@ class TestTokenClassification:
         for entity in answer:
             assert text[entity["start"] : entity["end"]] == entity["text"]
             assert entity["score"] == pytest.approx(1, abs=1e-5)
+
+    @pytest.mark.parametrize("scheme", ["always", "first"])
+    @pytest.mark.parametrize("text", ["in Paris and", "  in  Paris and ", "Paris"])
+    def test_the_blank_that_a_tokenizer_counts_to_a_word_is_no_part_of_the_entity(
+        self, text: str, scheme: str
+    ) -> None:
+        """As the tokenizers of DeBERTa v2 and v3, whose offsets begin at the blank."""
+        words = {"<unk>": 0, "▁": 1, "▁in": 2, "▁Paris": 3, "▁and": 4, "in": 5, "Paris": 6, "and": 7}
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        encoding = backend.encode(text)
+        item = Encoded(text, encoding.ids, encoding.type_ids, encoding)
+        labels = ("O", "B-LOC")
+        places = [int(token.endswith("Paris")) for token in encoding.tokens]
+        logits = F.one_hot(torch.tensor(places), len(labels)).float() * 20
+        (answer,) = tasks.TokenClassification(config_of(labels)).answer(logits, pack([item]), [(item, {})])
+        assert isinstance(answer, list)
+        at = text.index("Paris")
+        assert [(entity["text"], entity["start"], entity["end"]) for entity in answer] == [("Paris", at, at + 5)]
 
     def test_labels_without_b_and_i(self, tokenizer: Tokenizer) -> None:
         answer = self.answer(
