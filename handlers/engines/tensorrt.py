@@ -388,7 +388,9 @@ def _bind(context: Any, pixels: torch.Tensor, logits: torch.Tensor) -> None:
 
 def _memory_bytes(engine: Any) -> int:
     """What a context needs for what passes between its layers, in the largest profile. Its name is new from 10.1."""
-    return int(engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size)
+    return int(
+        engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
+    )
 
 
 def _context_without_memory(trt: Any, engine: Any) -> Any:
