@@ -19,6 +19,16 @@ def bucket_of(count: int, buckets: tuple[int, ...] = BUCKETS) -> int:
     raise ValueError(f"{count} rows came; the largest bucket is {buckets[-1]}")
 
 
+def sizes_up_to(most: int) -> list[int]:
+    """The least and the largest batch of every bucket up to `most` rows, ascending: 1, 2, 3, 4, 5, 8, 9, 16, 17, ...
+
+    Between those two an engine takes as long as for the larger (it pads), or in proportion.
+    """
+    most = min(most, BUCKETS[-1])
+    edges = {1, most, *BUCKETS, *(bucket + 1 for bucket in BUCKETS)}
+    return sorted(size for size in edges if size <= most)
+
+
 @contextlib.contextmanager
 def beside(stream: torch.cuda.Stream) -> Iterator[None]:
     """Launch on `stream`, behind the work of the current stream and ahead of what that one gets afterwards."""
