@@ -140,7 +140,6 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
             _stage(job, work / "stage")
         with progress.step("archiving with torch-model-archiver"):
             mar = _archive(job, work)
-            files = contents.file_digests(mar)
         samples = _write_samples(job, work / "samples")
         with progress.step(f"loading it in a fresh process, {len(samples)} samples in {', '.join(job.precisions)}"):
             _unpack(mar, work / "unpacked")
@@ -153,6 +152,8 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
         notes = [*job.notes, *_stood_in(job, figures, report["stood_in"])]
         engines = {precision: report["measured"][precision]["engine"] for precision in job.precisions}
         with progress.step("putting it in place"):
+            _add_reference(job, mar, work)
+            files = contents.file_digests(mar)
             _add_provenance(mar, {**_provenance(job, files, figures, notes, inputs, options), "engines": engines})
             contents.verify(mar)
             target = export_path / mar.name
@@ -164,12 +165,9 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
 
 def _stage(job: Job, stage: Path) -> None:
     """What the archive's root will hold, entry and model-config.yaml aside."""
-    from archive import references  # imports torch
-
     stage.mkdir()
     job.stage(stage)
     _refuse_unfit(job, stage)
-    references.write(job, stage)
     _drop_local_paths(stage)
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *ENTRIES)
     shutil.copytree(ROOT / "handlers", stage / "handlers", ignore=ignored)
@@ -322,6 +320,15 @@ def _provenance(
         "inputs": inputs,
         "files": dict(files),
     }
+
+
+def _add_reference(job: Job, mar: Path, work: Path) -> None:
+    """What the worker compares its engine with: of samples that have passed the gate."""
+    from archive import references  # imports torch
+
+    references.write(job, work)
+    with zipfile.ZipFile(mar, "a") as archive:
+        archive.write(work / contents.REFERENCE, contents.REFERENCE)
 
 
 def _add_provenance(mar: Path, provenance: Mapping[str, object]) -> None:

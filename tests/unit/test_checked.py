@@ -24,7 +24,7 @@ from handlers.settings import TEXT_TASKS, ImageSettings, Pooling, TextSettings
 from handlers.text_encoder import TextEncoder
 
 CPU = torch.device("cpu")
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 HEADS = {
     "embeddings": transformers.BertModel,
     "sequence-classification": transformers.BertForSequenceClassification,
@@ -144,7 +144,12 @@ def test_later_loads_compare_nothing_until_something_changes(
     spec = spec_of(archive_of("embeddings"))
     compared: list[int] = []
     compare = checked.compare
-    monkeypatch.setattr(checked, "compare", lambda *given: compared.append(1) or compare(*given))
+
+    def counted(spec: EngineSpec, candidates: list[str]) -> Any:
+        compared.append(1)
+        return compare(spec, candidates)
+
+    monkeypatch.setattr(checked, "compare", counted)
     for changes in ({}, {}, {"precision": "bf16"}, {"pooling": Pooling(("cls",))}, {}):
         engines.load_chosen("auto", dataclasses.replace(spec, **changes))
     assert len(compared) == 3
