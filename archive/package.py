@@ -147,7 +147,6 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
             _stage(job, work / "stage")
         with progress.step("archiving with torch-model-archiver"):
             mar = _archive(job, work)
-            files = contents.file_digests(mar)
         samples = _write_samples(job, work / "samples")
         with progress.step(f"loading it in a fresh process, {len(samples)} samples in {', '.join(job.precisions)}"):
             _unpack(mar, work / "unpacked")
@@ -160,6 +159,8 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
         notes = [*job.notes, *_stood_in(job, figures, report["stood_in"])]
         engines = {precision: described["engine"] for precision, described in report["measured"].items()}
         with progress.step("putting it in place"):
+            _add_reference(job, mar, work)
+            files = contents.file_digests(mar)
             _add_provenance(mar, {**_provenance(job, files, figures, notes, inputs, options), "engines": engines})
             contents.verify(mar)
             target = export_path / mar.name
@@ -329,6 +330,15 @@ def _provenance(
         "inputs": inputs,
         "files": dict(files),
     }
+
+
+def _add_reference(job: Job, mar: Path, work: Path) -> None:
+    """What the worker compares its engine with: of samples that have passed the gate."""
+    from archive import references  # imports torch
+
+    references.write(job, work)
+    with zipfile.ZipFile(mar, "a") as archive:
+        archive.write(work / contents.REFERENCE, contents.REFERENCE)
 
 
 def _add_provenance(mar: Path, provenance: Mapping[str, object]) -> None:
