@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handlers.errors import NotAcceptable
+from handlers.errors import InvalidOption, NotAcceptable
 
 JSON, RAW, NPY = "application/json", "application/octet-stream", "application/x-npy"
 MEDIA_TYPES = (JSON, RAW, NPY)
@@ -39,24 +39,26 @@ def significant(values: torch.Tensor, digits: int) -> torch.Tensor:
     return torch.where((wide.abs() >= 1e-30) & wide.isfinite(), rounded, wide).float()
 
 
-def media_type(accept: str) -> str:
-    """The first media type that the client prefers among those that can be had, by RFC 9110, section 12.5.1.
+def media_type(accept: str, offered: Sequence[str] = MEDIA_TYPES) -> str:
+    """Return the one of `offered` that the client prefers, by RFC 9110, section 12.5.1.
 
-    accept: the request's header; "" is no wish. Raises NotAcceptable.
+    accept: the request's header; "" is no wish. offered: the default first. Raises NotAcceptable.
     """
+    if not accept or accept == "*/*":
+        return offered[0]
     wishes: list[tuple[float, str]] = []
     for part in accept.lower().split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))
         if kind:
             wishes.append((_quality(parameters), kind))
     if not wishes:
-        return JSON
+        return offered[0]
     unwanted = {kind for quality, kind in wishes if quality == 0}
     for quality, kind in sorted(wishes, key=lambda wish: -wish[0]):
-        fitting = [known for known in MEDIA_TYPES if quality > 0 and _matches(kind, known) and known not in unwanted]
+        fitting = [known for known in offered if quality > 0 and _matches(kind, known) and known not in unwanted]
         if fitting:
             return fitting[0]
-    raise NotAcceptable(f"the header Accept asks for none of {', '.join(MEDIA_TYPES)}, which the answer can come as")
+    raise NotAcceptable(f"the header Accept asks for none of {', '.join(offered)}, which the answer can come as")
 
 
 def _quality(parameters: Sequence[str]) -> float:
@@ -82,6 +84,15 @@ def one_of(known: Sequence[str]) -> Any:
         return value
 
     return read
+
+
+def check(options: Mapping[str, Any], form: str) -> None:
+    """Raises InvalidOption for options that contradict each other or the answer's form."""
+    encoding = options.get("encoding_format")
+    if encoding and form != JSON:
+        raise InvalidOption(f"encoding_format is of numbers in JSON, and the answer was asked for as {form}")
+    if "dtype" in options and form == JSON and encoding != "base64":
+        raise InvalidOption("dtype is of base64 and of bytes; ask for encoding_format base64, or by Accept for bytes")
 
 
 OPTIONS = {"encoding_format": one_of(ENCODINGS), "dtype": one_of(tuple(DTYPES))}

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 
-from handlers import decoding, guard
+from handlers import answers, decoding, guard
 from handlers.errors import (
     EmptyRequest,
     InferenceFailed,
@@ -41,7 +41,7 @@ INPUT_NAMES = re.compile(
 # What the value of an option may look like, and no image does.
 OPTION_LIKE = re.compile(rb"[ -~]{0,100}")
 # Of all models: a header with the name of another model's option is not passed over.
-EVERY_OPTION = ("top_k", "truncate")
+EVERY_OPTION = ("top_k", "truncate", "encoding_format", "dtype")
 ENVELOPES = {
     "inputs": "KServe v2 and Hugging Face's servers",
     "input": "OpenAI's API",
@@ -92,6 +92,7 @@ class Request:
         `{"predictions": [...]}` for `{"instances": [...]}`.
     options: query or JSON parameters by name, validated.
     inputs: the decoded inputs, results: their answers; same length and order as payloads.
+    form: the media type of the answer, one of answers.MEDIA_TYPES.
     grpc, unanswerable: as `rows.Front` has them.
     """
 
@@ -102,6 +103,7 @@ class Request:
     results: list[Any] = field(default_factory=list)
     error: RequestError | None = None
     description: dict[str, Any] | None = None
+    form: str = answers.JSON
     grpc: bool = False
     unanswerable: bool = False
 
@@ -141,12 +143,14 @@ class Reader:
     accepts: whether a body of this content type (lower case, "" for none) can be an input. A model that accepts
         text/plain gets texts as str, decoded.
     max_inputs: inputs that one request may bring.
+    forms: media types that an answer can come as; the header Accept chooses. The first is the default.
     """
 
     options: Mapping[str, OptionReader]
     media: str
     accepts: Callable[[str], bool]
     max_inputs: int
+    forms: Sequence[str] = (answers.JSON,)
 
     @property
     def takes_text(self) -> bool:
@@ -172,6 +176,7 @@ class Reader:
             request.description = {}
             return
         front.refuse()
+        request.form = answers.media_type(front.headers.get("accept", ""), self.forms)
         self._read_options(row, front.headers, request)
         values = {name: value for name, value in row.items() if name not in (*self.options, *ROUTING)}
         media_type, charset = decoding.content_type(front.headers.get("content-type", ""))
@@ -192,6 +197,9 @@ class Reader:
             raise EmptyRequest(f"the request holds no input; wanted: {self.media}")
         if front.kserve and request.shape != "instances":
             raise InvalidInput(f'this path takes a JSON object that holds "instances". {KSERVE}')
+        answers.check(request.options, request.form)
+        if request.form != answers.JSON:
+            request.options["encoding_format"] = "bytes"
         self.refuse_many(len(request.payloads))
 
     def refuse_many(self, count: int) -> None:
@@ -415,32 +423,36 @@ def fail(requests: Iterable[Request], error: RequestError) -> None:
 
 
 def write(requests: Sequence[Request], context: Context) -> list[bytes]:
-    """One JSON answer a row, in order, with its status, content type and end of stream set on the context."""
-    answers = []
+    """Return one answer per row, in order, with its status, content type and end of stream set on the context."""
+    written = []
     for index, request in enumerate(requests):
-        body = _written(request)
+        body, headers = _written(request)
         status = request.error.status if request.error else 200
         context.set_response_status(status, HTTPStatus(status).phrase, index)
-        context.set_response_content_type(index, decoding.JSON)
+        context.set_response_content_type(index, decoding.JSON if request.error else request.form)
+        for name, value in headers.items():
+            context.set_response_header(index, name, value)
         if request.grpc:
             # Without it TorchServe's worker dies at a StreamPredictions call; with it a REST client waits for ever.
             context.set_response_header(index, STREAM_NEXT, "false")
         if request.unanswerable:
             # TorchServe's worker writes an answer for each id that is left here, and for no other row.
             context.request_ids.pop(index, None)
-        answers.append(body)
-    return answers
+        written.append(body)
+    return written
 
 
-def _written(request: Request) -> bytes:
-    """The answer as JSON; an answer that cannot be written becomes the request's error."""
+def _written(request: Request) -> tuple[bytes, dict[str, str]]:
+    """The answer in its form, and its headers; an answer that cannot be written becomes the request's error."""
     try:
-        return orjson.dumps(request.answer(), option=orjson.OPT_SERIALIZE_NUMPY)
+        if request.open and request.form != answers.JSON:
+            return answers.as_bytes(request.results, request.options, request.form)
+        return orjson.dumps(request.answer(), option=orjson.OPT_SERIALIZE_NUMPY), {}
     except orjson.JSONEncodeError:
         request.error = InferenceFailed("the model's answer could not be written as JSON")
     except BaseException as error:
         request.error = guard.failed(error, "writing the answer")
-    return orjson.dumps(request.error.body())
+    return orjson.dumps(request.error.body()), {}
 
 
 def header_of(option: str) -> str:
