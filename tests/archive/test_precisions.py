@@ -15,6 +15,9 @@ from archive import contents
 from archive import package as packaging
 from handlers import placement
 
+# transformers 5.20 scripts a part of DeBERTa with TorchScript.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 Run = Callable[..., tuple[int, str]]
 Package = Callable[..., str]
 ROOT = Path(__file__).parents[2]

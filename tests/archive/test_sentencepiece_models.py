@@ -16,6 +16,9 @@ from archive.sources import CheckpointError
 from handlers.settings import TextSettings
 from handlers.texts import Text, Tokenizer
 
+# transformers 5.20 scripts a part of DeBERTa with TorchScript.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 SAMPLES = Path(__file__).parents[2] / "archive" / "samples" / "texts.txt"
 # Pieces with which each family's models begin, and where transformers puts the model's pieces in its vocabulary.
 SPECIAL: dict[str, dict[str, Any]] = {

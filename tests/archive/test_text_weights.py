@@ -17,6 +17,9 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification
 from archive import text_checkpoints
 from archive.sources import CheckpointError
 
+# transformers 5.20 scripts a part of DeBERTa with TorchScript.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 Edit = Callable[[dict[str, torch.Tensor]], object]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}

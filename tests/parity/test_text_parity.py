@@ -19,6 +19,9 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 from archive import text_checkpoints
 from handlers.text_encoder import TextEncoder
 
+# transformers 5.20 scripts a part of DeBERTa with TorchScript.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
 Serve = Callable[..., TextEncoder]
 Ask = Callable[..., list[Any]]
 Checkpoint = Callable[..., Path]
