@@ -10,7 +10,7 @@ import binascii
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ def _of_json(found: Any, wanted: Any) -> str | None:
     if isinstance(wanted, list) and isinstance(found, list):
         return _of_lists(found, wanted)
     if isinstance(wanted, dict) and isinstance(found, dict):
+        if len(wanted) > 1 and all(map(_is_number, wanted.values())) and all(map(_is_number, found.values())):
+            return _of_lists(_ranked(found), _ranked(wanted))  # {label: probability}, as TorchServe's own handlers
         if found.keys() != wanted.keys():
             return f"has keys {sorted(found)}, not {sorted(wanted)}"
         return next((said for key in wanted if (said := _of_json(found[key], wanted[key]))), None)
@@ -78,6 +80,11 @@ def _is_ranking(value: Sequence[Any]) -> bool:
     )
 
 
+def _ranked(scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    found = [{"label": label, "score": score} for label, score in scores.items()]
+    return sorted(found, key=lambda item: -float(item["score"]))
+
+
 def _score(item: Any) -> Any:
     return item.get("probability", item.get("score"))
 
@@ -91,13 +98,11 @@ def _of_bytes(found: bytes, wanted: bytes) -> str | None:
     if wanted.startswith(b"\x93NUMPY"):
         arrays = [np.load(io.BytesIO(data), allow_pickle=False) for data in (found, wanted)]
         return _of_vectors(*(array.astype(np.float64).ravel() for array in arrays))
-    said = None
-    for kind in ("<f4", "<f2"):
-        if len(wanted) % np.dtype(kind).itemsize == 0:
-            said = _of_vectors(*(np.frombuffer(data, kind).astype(np.float64) for data in (found, wanted)))
-            if said is None:
-                return None
-    return said or "differs"
+    kinds = [kind for kind in ("<f4", "<f2") if len(wanted) % np.dtype(kind).itemsize == 0]
+    differences = [
+        _of_vectors(*(np.frombuffer(data, kind).astype(np.float64) for data in (found, wanted))) for kind in kinds
+    ]
+    return differences[0] if differences and None not in differences else None if differences else "differs"
 
 
 def _of_base64(found: str, wanted: str) -> str | None:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tokens
 from benchmarks.commands import checked, parts, positive
 from benchmarks.conditions import slug
 
-from serving_bench import archives, engine_speed, loads, page, report, sweep, wrk
+from serving_bench import archives, engine_speed, loads, page, report, running, sweep, wrk
 from serving_bench.archives import IMAGES, TEXTS, Archive
 from serving_bench.deployment import Deployment
 from serving_bench.environment import environment
@@ -54,8 +55,9 @@ which takes about twice the CPU. The open loop always comes from the latter.
 
 Exit status: 0; 1 if an answer was wrong, or with --quick if a request failed or batches did not fill; 130 if stopped.
 """
-QUICK: dict[str, Any] = {"workers": [1], "clients": [16], "seconds": 2.0, "warm_up": 1.0, "rate": ["50%"]}
-QUICK_BATCH = 2.0  # requests in the mean batch of 16 clients, or batching does not work
+QUICK: dict[str, Any] = {"workers": [1], "clients": [16], "seconds": 4.0, "warm_up": 1.0, "rate": ["50%"]}
+WORKERS = [1, 2, 4]
+QUICK_BATCH = 1.5  # requests in the mean batch of 16 clients, or batching does not work
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,11 +69,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("archives", nargs="*", type=_archive, metavar="[NAME=]FILE.mar", help="to serve, one by one")
+    _add_address(found.add_argument_group("a server that runs already"))
     _add_load(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
     _add_sweep(found.add_argument_group("what is varied (LIST: numbers, separated by commas)"))
     _add_generator(found.add_argument_group("load generator"))
     _add_report(found.add_argument_group("report"))
     return found
+
+
+def _add_address(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--address",
+        metavar="URL",
+        help="instead of archives: http://127.0.0.1:8080/predictions/NAME of a TorchServe, or what any other server "
+        "answers POST at. --folder and --ts-config find a TorchServe's token, workers and metrics; for other tokens "
+        "there is --header",
+    )
+    tokens.add_server(group)
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
@@ -110,7 +124,7 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_sweep(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--workers", type=_counts, default=[1, 2, 4], metavar="LIST", help="(default: 1,2,4)")
+    group.add_argument("--workers", type=_counts, metavar="LIST", help="(default: 1,2,4; of --address: as they are)")
     group.add_argument(
         "--clients", type=_counts, default=[1, 16, 64, 256], metavar="LIST", help="(default: 1,16,64,256)"
     )
@@ -174,27 +188,53 @@ def run(chosen: argparse.Namespace) -> int:
         return redraw(chosen.redraw)
     if chosen.quick:
         vars(chosen).update(QUICK)
+    if chosen.archives and chosen.address:
+        raise ValueError("name archives, or an --address, not both")
+    if chosen.address:
+        return run_address(chosen)
     if not chosen.archives:
         if not chosen.quick:
-            raise ValueError("name an archive to measure, such as model_store/digits.mar; scripts/package makes them")
+            raise ValueError(
+                "name an archive, such as model_store/digits.mar (scripts/package makes them), or --address"
+            )
         chosen.archives = demo_archives()
     pairs = [(archive, load_for(archive, chosen)) for archive in chosen.archives]
     names = [archive.name for archive in chosen.archives]
     if len(set(names)) < len(names):
-        raise ValueError(f"two archives are called {names[0]}; wanted: NAME=FILE.mar with a name each")
+        raise ValueError(f"archives are called {', '.join(names)}; wanted: NAME=FILE.mar with a name each")
+
+    def measure(bench: Bench, about: dict[str, Any]) -> None:
+        with Deployment(dict(chosen.setting)) as deployment:
+            about["archives"] = sweep.run(bench, deployment, plan_of(chosen), pairs)
+
+    return _run(chosen, "-".join(names), measure)
+
+
+def run_address(chosen: argparse.Namespace) -> int:
+    """Measure a server that runs already."""
+    server = running.find(chosen.address, tokens.client(chosen))
+    load = load_for(None, chosen)
+
+    def measure(bench: Bench, about: dict[str, Any]) -> None:
+        sweep.run_address(bench, server, plan_of(chosen), chosen.workers, load)
+
+    return _run(chosen, server.model or "address", measure)
+
+
+def _run(chosen: argparse.Namespace, name: str, measure: Callable[[Bench, dict[str, Any]], None]) -> int:
     generator, open_loop = generators(chosen)
     about = conditions(chosen, generator, open_loop)
-    out = chosen.out or OUT / f"{'-'.join(names)}-{slug(about['conditions']['gpu'])}"
+    out = chosen.out or OUT / f"{name}-{slug(about['conditions']['gpu'])}"
     out.parent.mkdir(parents=True, exist_ok=True)
     _tell(about, generator, open_loop)
 
     def save(found: Bench) -> None:
         report.write(out, report.document(found, about))
 
-    with Gpus() as gpus, Deployment(dict(chosen.setting)) as deployment:
+    with Gpus() as gpus:
         bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, _say, save)
         bench.engine_items_per_s = engine_speed.items_per_s(chosen.engine_items_per_second)
-        about["archives"] = sweep.run(bench, deployment, plan_of(chosen), pairs)
+        measure(bench, about)
     return finish(bench, out, about, chosen.quick)
 
 
@@ -233,7 +273,7 @@ def quick_failures(bench: Bench) -> list[str]:
     return found
 
 
-def load_for(archive: Archive, chosen: argparse.Namespace) -> Load:
+def load_for(archive: Archive | None, chosen: argparse.Namespace) -> Load:
     """What the options ask for, or what fits the archive. Raises ValueError."""
     load = _load(archive, chosen)
     extra = dict(chosen.header) | ({"Accept": chosen.accept} if chosen.accept else {})
@@ -241,7 +281,7 @@ def load_for(archive: Archive, chosen: argparse.Namespace) -> Load:
     return Load(name, load.bodies, {**load.headers, **extra}, load.unit, load.items)
 
 
-def _load(archive: Archive, chosen: argparse.Namespace) -> Load:
+def _load(archive: Archive | None, chosen: argparse.Namespace) -> Load:
     if chosen.body:
         if not chosen.content_type:
             raise ValueError("--body wants --content-type, such as image/jpeg or application/json")
@@ -252,15 +292,15 @@ def _load(archive: Archive, chosen: argparse.Namespace) -> Load:
             raise ValueError(
                 f"--tensors {kind} {count}; wanted: {', '.join(loads.TENSOR_KINDS)}, and a number from 1"
             )
-        return loads.tensors(kind, int(count), archive.handler.get("preprocess", {}))
+        return loads.tensors(kind, int(count), archive.handler.get("preprocess", {}) if archive else {})
+    kind = archive.kind if archive else None
     of_texts = chosen.texts is not None or chosen.texts_per_request > 1
-    if of_texts or (archive.kind == TEXTS and chosen.image is None and chosen.size is None):
+    if of_texts or (kind == TEXTS and chosen.image is None and chosen.size is None):
         return loads.texts(chosen.texts, chosen.texts_per_request)
-    if chosen.image is not None or chosen.size is not None or archive.kind == IMAGES:
+    if chosen.image is not None or chosen.size is not None or kind == IMAGES:
         return loads.images(chosen.image, chosen.size or (None if chosen.image else loads.SIZE))
-    raise ValueError(
-        f"{archive.file.name} was not packaged by this project; say its load: --image, --tensors, --texts or --body"
-    )
+    what = archive.file.name if archive else chosen.address
+    raise ValueError(f"what is {what} to be sent? Say --image, --tensors, --texts or --body")
 
 
 def generators(chosen: argparse.Namespace) -> tuple[Generator, Streams]:
@@ -289,7 +329,12 @@ def conditions(chosen: argparse.Namespace, generator: Generator, open_loop: Stre
 
 def plan_of(chosen: argparse.Namespace) -> sweep.Plan:
     return sweep.Plan(
-        chosen.workers, chosen.clients, chosen.batch_size, chosen.batch_delay_ms, chosen.rate, not chosen.no_noop
+        chosen.workers or WORKERS,
+        chosen.clients,
+        chosen.batch_size,
+        chosen.batch_delay_ms,
+        chosen.rate,
+        not chosen.no_noop,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from serving_bench.watch import Gpus, Groups, Watch
 
 Row = dict[str, Any]
 
+QUEUE_FULL = "503"
+MOST_ELSEWHERE = 0.1  # of the cores: what other programs may take before it is said
 HEADROOM = 1.25  # a no-op that is not that much faster proves nothing
 OPEN_CONNECTIONS = 1024  # of an open loop
 OF_TORCHSERVE = ("BatchSize", "BatchInputs", "BatchTime")
@@ -198,10 +201,12 @@ def _of_spans(spans: Spans, watch: Watch, clients: int | None, counted: Counted)
 
 def _of_use(watch: Watch, counted: Counted, gpus: Gpus) -> Row:
     cores = watch.cores()
+    cores["generator"] = counted.cpu_seconds / (watch.end - watch.start)
+    machine = cores.pop("machine")
+    cores["elsewhere"] = max(0.0, machine - sum(cores.values()))
     of_gpus = gpus.between(watch.start, watch.end)
     return {
-        "cores": {group: _rounded(value) for group, value in cores.items()}
-        | {"generator": _rounded(counted.cpu_seconds / (watch.end - watch.start))},
+        "cores": {group: _rounded(value) for group, value in cores.items()},
         "rss_mib": {group: _rounded(value) for group, value in watch.rss_mib.items()},
         "gpu_busy": [_rounded(busy) for busy, _ in of_gpus.values()],
         "gpu_memory_mib": [_rounded(memory) for _, memory in of_gpus.values()],
@@ -216,6 +221,12 @@ def _of_answers(checked: Checker | None) -> Row:
         "answers_wrong": len(checked.wrong),
         "wrong": checked.wrong[0] if checked.wrong else None,
     }
+
+
+def disturbed(row: Mapping[str, Any]) -> bool:
+    """Whether other programs of the machine took more of its CPU than a quiet machine's do."""
+    known = "java" in row["cores"] or "server" in row["cores"]
+    return known and (row["cores"].get("elsewhere") or 0) > MOST_ELSEWHERE * (os.cpu_count() or 1)
 
 
 def line_of(row: Mapping[str, Any]) -> str:
@@ -240,6 +251,8 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
     if row["errors"]:
         kinds = {**{k: n for k, n in row["statuses"].items() if not k.startswith("2")}, **row["failures"]}
         found.append(f"{row['errors']:,} ERRORS ({', '.join(f'{kind}: {count:,}' for kind, count in kinds.items())})")
+        if QUEUE_FULL in kinds:
+            found[-1] += ", its queue was full: fewer clients, or --setting job_queue_size=N"
     if row.get("answers_wrong"):
         found.append(
             f"{row['answers_wrong']} WRONG ANSWERS beside {row['answers_right']} right ones: it {row['wrong']}"

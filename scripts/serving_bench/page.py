@@ -46,8 +46,8 @@ COLUMNS = {
     "share_of_engine": "of the engine's speed",
 }
 MEANING = {
-    "clients": "Each sends a request, waits for its answer, and sends the next: a closed loop. More clients have more "
-    "requests open, so throughput grows until something is busy all the time; then only the waiting grows.",
+    "clients": "Each sends a request, waits for its answer, and sends the next: a closed loop. More clients have "
+    "more requests open, so throughput grows until something is busy all the time; then only the waiting grows.",
     "requests/s asked": "An open loop: requests come at random moments, so many per second, whether or not earlier "
     "ones are answered, as from many people who do not know of each other. Latencies count from the moment at which "
     "a request was due.",
@@ -100,8 +100,8 @@ def _conditions_line(conditions: Mapping[str, Any]) -> str:
     return (
         f"{conditions['date']}; {gpus}, {conditions['cores']} cores of {conditions['cpu']}; TorchServe "
         f"{conditions['packages']['torchserve']}, Java {conditions['java']}, torch {conditions['torch']}; commit "
-        f"{conditions['commit']}. Load by {conditions['generator']}, open loop by {conditions['open_loop']}, all on one "
-        "machine unless an address was given."
+        f"{conditions['commit']}. Load by {conditions['generator']}, open loop by {conditions['open_loop']}, on "
+        "the same machine unless an address was given."
     )
 
 

@@ -21,6 +21,7 @@ GROUPS = {
     "server": "server",
     "other": "other",
     "generator": "load generator",
+    "elsewhere": "other programs",
 }
 MOST_BARS = 16
 GREY = "0.6"

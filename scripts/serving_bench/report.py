@@ -10,14 +10,22 @@ from typing import Any
 
 from benchmarks.report import write_json
 
-from serving_bench.measure import Bench, Row, troubles
+from serving_bench.measure import Bench, Row, disturbed, troubles
 
 COLUMNS = (
     *("target", "kind", "load", "loop", "workers", "batch_size", "max_batch_delay_ms", "clients", "rate"),
     *("requests_per_s", "items_per_s", "unit", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "mean_ms"),
     *("errors", "answers_right", "answers_wrong", "mean_batch", "mean_batch_items"),
     *("outside_ms", "queue_ms", "exchange_ms", "handler_ms"),
-    *("cores_java", "cores_workers", "cores_other", "cores_generator", "rss_mib_java", "rss_mib_workers"),
+    *(
+        "cores_java",
+        "cores_workers",
+        "cores_other",
+        "cores_generator",
+        "cores_elsewhere",
+        "rss_mib_java",
+        "rss_mib_workers",
+    ),
     *("gpu_busy", "gpu_memory_mib", "gpu_mib_per_worker"),
     *("noop_requests_per_s", "headroom", "share_of_engine", "answer_bytes", "generator", "late_p99_ms", "seconds"),
     *("gpu", "commit"),
@@ -85,6 +93,10 @@ def remarks(content: Document) -> list[str]:
         where = f"{row['workers']} workers, " if row["workers"] else ""
         where += f"{row['clients']} clients" if row["clients"] else f"{row['rate']:,.0f} requests/s"
         found += [f"{row['target']} ({where}): {said}" for said in troubles(row)]
+    if disturbed_rows := [row for row in content["rows"] if disturbed(row)]:
+        most = max(row["cores"]["elsewhere"] for row in disturbed_rows)
+        points = f"{len(disturbed_rows)} of {len(content['rows'])} points"
+        found.append(f"other programs kept up to {most:.1f} cores busy meanwhile ({points}): figures may be too low")
     return [*found, *(f"not run: {item['name']}: {item['reason']}" for item in content["skipped"])]
 
 

@@ -17,9 +17,11 @@ from serving_bench.checking import Lone
 from serving_bench.deployment import Deployment
 from serving_bench.load import Endpoint, Load
 from serving_bench.measure import Bench, Setting, Subject
+from serving_bench.running import Running
 from serving_bench.watch import Groups
 
 NOOP = "noop"
+NOOP_BATCH = 64  # for servers whose own is unknown
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,20 @@ def _archive(
     description = described(deployment, archive.name)
     deployment.unregister(archive.name)
     return description
+
+
+def run_address(bench: Bench, running: Running, plan: Plan, workers: Sequence[int] | None, load: Load) -> None:
+    """Measure a server that runs already; the no-op is served beside it, by a TorchServe of its own.
+
+    workers: None leaves them as they are.
+    """
+    lone = checking.ask(running.endpoint(), load)
+    if plan.noop:
+        with Deployment({}) as deployment:
+            noop(bench, deployment, plan, load, lone, Setting(None, NOOP_BATCH, 1))
+    for count in workers or [None]:
+        setting = running.scale(count)
+        points(bench, plan, running, load, lone, setting, {"answer_bytes": lone.mean_bytes})
 
 
 def points(

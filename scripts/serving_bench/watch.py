@@ -103,6 +103,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._before = {group: _cpu_seconds(processes) for group, processes in self.groups.items()}
+        self._machine = _machine_seconds()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self.start = time.monotonic()
@@ -114,13 +115,14 @@ class Watch:
     ) -> None:
         self.end = time.monotonic()
         self._done.set()
+        self.cpu_seconds["machine"] = _machine_seconds() - self._machine
         for group, processes in self.groups.items():
             self.cpu_seconds[group] = _cpu_seconds(processes) - self._before[group]
             self.rss_mib[group] = _rss_mib(processes)
         self._thread.join()
 
     def cores(self) -> dict[str, float]:
-        """Cores kept busy, by group."""
+        """Cores kept busy, by group; under "machine" by all that ran on it."""
         return {group: seconds / (self.end - self.start) for group, seconds in self.cpu_seconds.items()}
 
     def _poll(self) -> None:
@@ -137,6 +139,12 @@ def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
             times = process.cpu_times()
             total += times.user + times.system
     return total
+
+
+def _machine_seconds() -> float:
+    """CPU seconds of everything since the machine started."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def _rss_mib(processes: Sequence[psutil.Process]) -> float:
