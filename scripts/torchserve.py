@@ -243,7 +243,8 @@ class Server:
             *("--ts-config", str(self.config_file), "--model-store", str(self.model_store)),
             *(("--models", *self.models) if self.models else ()),
         ]
-        with self.log.open("wb") as log:
+        self.log.write_bytes(b"")
+        with self.log.open("ab") as log:  # appending, so that whoever empties it while it grows leaves no hole
             self.process = subprocess.Popen(
                 command,
                 cwd=self.folder,

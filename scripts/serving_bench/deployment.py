@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from serving_bench.archives import Archive
 from serving_bench.load import Endpoint
 
 START_TIMEOUT_S = 120
+MOST_LOG_BYTES = 256 << 20
 LOAD_TIMEOUT_S = 900  # engines may be built at load
 
 
@@ -65,6 +67,11 @@ class Deployment:
     def endpoint(self, model: str) -> Endpoint:
         """Where a model answers, with a token that is valid for minutes."""
         return endpoint(self.client, model)
+
+    def trim_log(self) -> None:
+        """Empty the server's output if it has grown large: TorchServe writes several lines a request."""
+        if self.server.log.stat().st_size > MOST_LOG_BYTES:
+            os.truncate(self.server.log, 0)
 
     def register(self, archive: Archive, batch_size: int | None, delay_ms: int | None) -> None:
         """Register without workers. None leaves what the archive says. Raises ServerError."""

@@ -48,6 +48,7 @@ class Served:
     kind: str
 
     def endpoint(self) -> Endpoint:
+        self.deployment.trim_log()
         return self.deployment.endpoint(self.name)
 
     def groups(self) -> Groups:
