@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
 import pytest
 import tokenizers
 import torch
@@ -137,9 +140,21 @@ class TestPooling:
         batch = TokenBatch.pack([[1], [1, 2, 3], [1]], [[0], [0, 0, 0], [0]], torch.device("cpu"))
         vectors = torch.ones(5, 2)
         vectors[token, 1] = broken
-        answers = tasks.Embeddings(Pooling(("mean",))).answer(vectors, batch, [])
+        inputs: list[Any] = [(None, {})] * 3
+        answers = tasks.Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
         failed = {0: 0, 1: 1, 4: 2}[token]
         assert [isinstance(answer, InferenceFailed) for answer in answers] == [row == failed for row in range(3)]
+
+    def test_numbers_are_rounded_and_other_forms_are_exact(self) -> None:
+        batch = TokenBatch.pack([[1], [2], [3]], [[0], [0], [0]], torch.device("cpu"))
+        vectors = torch.tensor([[1 / 3, 2 / 3]] * 3)
+        forms = [{}, {"encoding_format": "base64", "dtype": "float16"}, {"encoding_format": "bytes"}]
+        inputs: list[Any] = [(None, options) for options in forms]
+        numbers, text, exact = tasks.Embeddings(Pooling(("mean",)), digits=4).answer(vectors, batch, inputs)
+        assert orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY) == b"[0.3333,0.6667]"
+        assert isinstance(text, str)
+        assert np.array_equal(np.frombuffer(base64.b64decode(text), "<f2"), vectors[1].numpy().astype("<f2"))
+        assert np.array_equal(np.asarray(exact), vectors[2].numpy())
 
 
 def config_of(labels: Sequence[str], **rest: object) -> dict[str, object]:
