@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from archive import convert, image_checkpoints, other_classifiers, text_checkpoints
+from archive import answer_sizes, convert, image_checkpoints, other_classifiers, text_checkpoints
 from archive.class_labels import names_in
 from archive.guards import reading
 from archive.image_checkpoints import ImageCheckpoint
@@ -89,16 +89,17 @@ def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
         lower_case=checkpoint.lower_case,
         **_given(top_k=chosen.top_k, pooling=_pooling(chosen, checkpoint)),
     )
+    torchserve, bound = _bounded(chosen, _torchserve(chosen, preset), settings, checkpoint.model.config.hidden_size)
     names, count = listed(checkpoint.unused), len(checkpoint.unused)
     unused = f"{count} weights that {checkpoint.task} does not use were left out: {names}"
     return TextJob(
         name=chosen.name,
         version=chosen.model_version,
-        torchserve=_torchserve(chosen, preset),
+        torchserve=torchserve,
         settings=settings,
         weights=_weights(checkpoint.source, "huggingface", checkpoint.sha256, chosen.revision),
         parity_data=chosen.parity_data,
-        notes=((unused,) if checkpoint.unused else ()) + checkpoint.notes,
+        notes=((unused,) if checkpoint.unused else ()) + checkpoint.notes + bound,
         checkpoint=checkpoint,
     )
 
@@ -267,6 +268,16 @@ def _torchserve(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> dict[s
         **preset.get("torchserve", {}),
         **_given(batchSize=chosen.batch_size, maxBatchDelay=chosen.max_batch_delay_ms),
     }
+
+
+def _bounded(
+    chosen: argparse.Namespace, torchserve: dict[str, int], settings: TextSettings, hidden: int
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """TorchServe's keys with a batch size whose answers are not too many bytes, and a note if that is another one."""
+    if chosen.batch_size is not None:
+        return torchserve, ()
+    size, note = answer_sizes.batch_size(torchserve["batchSize"], settings, hidden)
+    return {**torchserve, "batchSize": size}, () if note is None else (note,)
 
 
 def _weights(source: str, layout: str, sha256: str, revision: str | None) -> dict[str, object]:

@@ -55,7 +55,7 @@ def test_each_client_of_a_batch_gets_the_form_that_it_asks_for(minilm: TextEncod
     np.testing.assert_allclose(numbers, raw, rtol=1e-6)
     assert file.dtype == half.dtype == np.float16
     assert np.array_equal(file, half)
-    np.testing.assert_allclose(file, raw, rtol=1e-3)
+    np.testing.assert_allclose(file, raw, rtol=1e-3, atol=1e-7)
     assert [context.content_types[row] for row in range(5)] == [
         "application/json", "application/octet-stream", "application/json", "application/x-npy", "application/json",
     ]  # fmt: skip
