@@ -79,7 +79,8 @@ class ImageSettings(Settings):
     top_k: classes in an answer unless the request asks for another number.
     max_pixels: of one image, width x height, asked before it is decoded; a request's images may have four times as
         many together.
-    micro_batch: images that go through the network at once; larger batches are cut.
+    micro_batch: images that go through the network at once; larger batches are cut. On a GPU no more than 256 do,
+        nor more than memory sufficed for at load, where all sizes that can come are run once.
     decode_threads: that decode images beside each other; 0 is one a core, at most 8.
     plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.
     on_mismatch: "rebuild" a plan that was built for another GPU or TensorRT (minutes, once), or "refuse" to load.

@@ -214,7 +214,7 @@ def test_the_reference_itself_is_compared_with_nothing(archive_of: Callable[[str
 @pytest.mark.parametrize("task", TEXT_TASKS)
 def test_texts_come_back_as_they_were_saved(archive_of: Callable[[str], Path], task: str) -> None:
     spec = spec_of(archive_of(task), task)
-    made = references.compute(spec)
+    made = references.compute(dataclasses.replace(spec, device=torch.device("cuda", 0)))  # on the CPU, for a GPU
     made.save(spec.model_dir)
     found = references.of(spec)
     assert isinstance(made, Texts)
@@ -223,6 +223,22 @@ def test_texts_come_back_as_they_were_saved(archive_of: Callable[[str], Path], t
     assert all(torch.equal(a, b) for a, b in zip(found.outputs, made.outputs, strict=True))
     assert max(map(len, found.ids)) == 64
     assert len(found.ids) == 1 + len(references.SENTENCES)
+
+
+def test_a_cpu_is_spared_long_texts(archive_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(archive_of("embeddings"))
+    assert isinstance(short := references.compute(spec), Texts)
+    assert len(short.ids) == len(references.SENTENCES)
+    seen: list[tuple[int, ...]] = []
+    texts = references.compute(dataclasses.replace(spec, device=torch.device("cuda", 0)))
+    engine = engines.load("torch_eager", spec)
+    watched = dataclasses.replace(engine, run=lambda batch: seen.append(batch.lengths) or engine.run(batch))
+    monkeypatch.setattr(references, "CPU_TOKENS", 40)
+    assert texts.compare(watched, spec).passed
+    monkeypatch.setattr(references, "CPU_TOKENS", 1)
+    assert texts.compare(watched, spec).passed
+    assert [len(lengths) for lengths in seen] == [7, 1]
+    assert min(seen[0]) == seen[1][0]
 
 
 def test_a_gpu_is_asked_for_each_text_alone_for_all_and_for_as_many_as_run_at_once() -> None:
@@ -280,7 +296,7 @@ def test_a_named_engine_of_images_is_compared_on_a_cpu_too(
 def test_images_come_back_as_they_were_saved(digits_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(digits_folder, tmp_path / "archive"))
     spec = image_spec(folder, tmp_path)
-    made = references.compute(spec)
+    made = references.compute(dataclasses.replace(spec, device=torch.device("cuda", 0)))  # on the CPU, for a GPU
     made.save(folder)
     found = references.of(spec)
     assert isinstance(made, Images)
