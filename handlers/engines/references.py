@@ -180,7 +180,7 @@ def is_reference(name: str, spec: EngineSpec) -> bool:
 
 def worst_that_fit(compare: Callable[[T], Figure], batches: Sequence[T]) -> Figure:
     """Over the batches for which memory suffices. Raises torch.OutOfMemoryError if that is none."""
-    kept = []
+    kept: list[Figure] = []
     for place, batch in enumerate(batches):
         try:
             kept.append(compare(batch))
@@ -189,7 +189,7 @@ def worst_that_fit(compare: Callable[[T], Figure], batches: Sequence[T]) -> Figu
             if not kept and place == len(batches) - 1:
                 raise
             logger.warning("one of %d batches was not compared with fp32: memory is short", len(batches))
-    return figures.worst(kept)
+    return dataclasses.replace(figures.worst(kept), complete=len(kept) == len(batches))
 
 
 def _compute_texts(spec: EngineSpec, exact: Engine) -> Texts:
