@@ -157,7 +157,7 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None, image: bool) ->
         "--parity-data",
         type=Path,
         metavar="PATH",
-        help="samples for the parity gate: a folder of images, or a file of texts",
+        help="samples for the parity gate: a folder of images, or a file of texts; the archive carries a few of them",
     )
 
 

@@ -82,7 +82,8 @@ class ImageSettings(Settings):
     top_k: classes in an answer unless the request asks for another number.
     max_pixels: of one image, width x height, asked before it is decoded; a request's images may have four times as
         many together.
-    micro_batch: images that go through the network at once; larger batches are cut.
+    micro_batch: images that go through the network at once; larger batches are cut. On a GPU no more than 256 do,
+        nor more than memory sufficed for at load, where all sizes that can come are run once.
     decoder: "gpu" decodes JPEGs by the GPU's JPEG engines, "cpu" by Pillow. "auto" is the GPU if it has such engines,
         nvImageCodec is installed, and both give the same pixels.
     decode_threads: that decode images beside each other; 0 is one per CPU of the worker's share, at most 8.
