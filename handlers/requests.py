@@ -171,6 +171,8 @@ class Reader:
         if front.wants_description(row):
             request.description = {}
             return
+        if front.unanswerable:  # nobody will read this; the model need not run
+            raise InvalidInput("this protocol is not offered; wanted: gRPC's Predictions or StreamPredictions")
         front.refuse()
         self._read_options(row, front.headers, request)
         values = {name: value for name, value in row.items() if name not in (*self.options, *ROUTING)}

@@ -673,8 +673,10 @@ class TestDoors:
         context = context_for([self.PREDICTIONS, stream2, {}, open_inference])
         context.request_ids = {place: f"id{place}" for place in range(4)}
         rows = [{"body": b"\x89"}, {"data": b"\x89"}, {"data": b"\x89"}, {"body": b'{"inputs": []}'}]
-        answers = requests.write(READER.read(rows, context), context)
+        batch = READER.read(rows, context)
+        answers = requests.write(batch, context)
         assert (len(answers), context.request_ids) == (4, {0: "id0", 2: "id2"})
+        assert [request.open for request in batch] == [True, False, True, False]
 
 
 class TestOurOwnFaults:
