@@ -175,6 +175,8 @@ class Reader:
         if front.wants_description(row):
             request.description = {}
             return
+        if front.unanswerable:  # nobody will read this; the model need not run
+            raise InvalidInput("this protocol is not offered; wanted: gRPC's Predictions or StreamPredictions")
         front.refuse()
         request.form = answers.media_type(front.headers.get("accept", ""), self.forms)
         self._read_options(row, front.headers, request)
@@ -283,6 +285,8 @@ class Reader:
 
         One alone is read as a body is, with lists and "instances".
         """
+        for name, value in values.items():
+            self._refuse_field(name, value, front.types.get(name, ""))
         parts = {name: self._read_part(name, value, front.types.get(name, "")) for name, value in values.items()}
         if "text_pair" in parts:
             parts = _with_pair(parts)
@@ -295,16 +299,17 @@ class Reader:
             request.shape = "list"
         _refuse_lost_parts(values, front.headers)
 
-    def _read_part(self, name: str, value: object, content_type: str) -> Request:
-        what = f"part {names_of([name])}"
+    def _refuse_field(self, name: str, value: object, content_type: str) -> None:
         if not content_type and not self._names_input(name, value):
             raise InvalidOption(
                 f"unknown field {names_of([name])}; inputs are called data, text, file, text1, text2, ... or come as "
                 f"files, with a name and a content type of their own; known options: {self._known()}"
             )
+
+    def _read_part(self, name: str, value: object, content_type: str) -> Request:
         media_type, charset = decoding.content_type(content_type)
         request = Request()
-        self._read_value(value, Part(what, media_type, charset), request)
+        self._read_value(value, Part(f"part {names_of([name])}", media_type, charset), request)
         return request
 
     def _names_input(self, name: str, value: object) -> bool:

@@ -76,7 +76,7 @@ class Front:
         service of the open inference protocol, off by default, gives its one parameter a content type, and reads
         every answer as that protocol's.
         """
-        return self.grpc and (SEQUENCE in self.headers or (not self.headers and any(self.types.values())))
+        return self.grpc and (SEQUENCE in self.headers or (not self.headers and self.types.get("body", "") != ""))
 
     @property
     def kserve(self) -> bool:

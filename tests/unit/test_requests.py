@@ -663,7 +663,8 @@ class TestDoors:
     def test_the_end_of_a_stream_is_told_to_grpc_alone(self, context_for: Callable[..., FakeContext]) -> None:
         headers = [{}, self.PREDICTIONS, {"data": {"content-type": ""}}, {"content-length": "0"}]
         context = context_for(headers)
-        requests.write(READER.read([{"data": b"x"}, {"body": b""}, {"data": b""}, {"body": b"x"}], context), context)
+        batch = READER.read([{"data": b""}, {"body": b""}, {"data": b""}, {"body": b""}], context)
+        requests.write(batch, context)
         assert context.ends == {0: "false", 2: "false"}
 
     def test_a_row_that_must_not_be_answered_is_left_out(self, context_for: Callable[..., FakeContext]) -> None:
@@ -673,7 +674,10 @@ class TestDoors:
         context = context_for([self.PREDICTIONS, stream2, {}, open_inference])
         context.request_ids = {place: f"id{place}" for place in range(4)}
         rows = [{"body": b"\x89"}, {"data": b"\x89"}, {"data": b"\x89"}, {"body": b'{"inputs": []}'}]
-        answers = requests.write(READER.read(rows, context), context)
+        batch = READER.read(rows, context)
+        assert [request.open for request in batch] == [True, False, True, False]
+        batch[0].results = batch[2].results = ["answer"]
+        answers = requests.write(batch, context)
         assert (len(answers), context.request_ids) == (4, {0: "id0", 2: "id2"})
 
 
