@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 # Bytes of one value, by kind.
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}  # kinds of whole numbers without a sign, for struct
 MAX_ENTRIES, MAX_NUMBERS = 65_535, 131_072  # that are looked at: of a directory, and of one tag
 # Some writers put the two bytes of the version the wrong way round; Pillow takes those files as well.
@@ -94,5 +94,6 @@ def _read(data: bytes, order: str, entry: str, head: str, places: range) -> Dire
             (start,) = struct.unpack_from(order + head, data, start)
         if tag in found:
             repeated.add(tag)
-        found[tag] = Entry(kind, count, start, size)
+        if tag not in found or 0 < size <= len(data) - start:  # of several, the last that can be read, as in Pillow
+            found[tag] = Entry(kind, count, start, size)
     return Directory(data, order, found, frozenset(repeated))
