@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     """One tag: what kind of value, how many, and where in the data they lie, in bytes."""
 
     kind: int
-    count: int
+    length: int
     start: int
     size: int
 
@@ -46,9 +46,9 @@ class Directory:
         if entry is None:
             return default
         content, kind = self.content(tag), WHOLE.get(entry.kind)
-        if kind is None or not content or entry.count > MAX_NUMBERS:
+        if kind is None or not content or entry.length > MAX_NUMBERS:
             raise ValueError(f"tag {tag} is broken")
-        return struct.unpack(f"{self.order}{entry.count}{kind}", content)
+        return struct.unpack(f"{self.order}{entry.length}{kind}", content)
 
     def number(self, tag: int, default: int | None = None) -> int:
         """The tag's only value. Raises ValueError if it has several or none, and no default is given."""
