@@ -1,7 +1,7 @@
 """How many requests may be answered together, by the bytes of their answers.
 
-TorchServe's front end reads a worker's answers in pieces of at most 64 KB. With each piece it begins at the first byte
-again. So its work grows with the square of a batch's answers: 64 answers of 350 KB took 1.5 s, 8 took 21 ms.
+TorchServe's front end reads a worker's answers in pieces of at most 64 KB. With each piece it begins at the first
+byte again. So its work grows with the square of a batch's answers: 64 answers of 350 KB took 1.5 s, 8 took 21 ms.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from PIL import Image
 
 from handlers import pictures
 from handlers.errors import EmptyRequest, InvalidImage, InvalidInput, PayloadTooLarge, RequestError
-from handlers.pictures import decode
+from handlers.pictures import decode as decode
 from handlers.requests import kind_of, names_of
 
 MEDIA = (
@@ -147,19 +147,20 @@ def _crop_of_strip(
     A value may be one off that of the whole: Pillow takes the box in 32-bit floats, which is also why the image is
     cut around it first.
     """
-    scales = [side / whole for side, whole in zip(image.size, resized, strict=True)]
-    starts = [scale * place for scale, place in zip(scales, start, strict=True)]
-    ends = [scale * (place + preprocess.size) for scale, place in zip(scales, start, strict=True)]
-    margins = [math.ceil(WIDEST_FILTER * max(scale, 1)) + 1 for scale in scales]
-    first = [max(math.floor(place) - margin, 0) for place, margin in zip(starts, margins, strict=True)]
-    last = [
-        min(math.ceil(place) + margin, side) for place, margin, side in zip(ends, margins, image.size, strict=True)
-    ]
-    box = (starts[0] - first[0], starts[1] - first[1], ends[0] - first[0], ends[1] - first[1])
-    part = image.crop((*first, *last))
-    box = (box[0], box[1], min(box[2], part.width), min(box[3], part.height))
     size, interpolation = preprocess.size, INTERPOLATIONS[preprocess.interpolation]
-    return np.asarray(part.resize((size, size), interpolation, box=box))
+    left, right, x0, x1 = _span(image.width, resized[0], start[0], size)
+    top, bottom, y0, y1 = _span(image.height, resized[1], start[1], size)
+    part = image.crop((left, top, right, bottom))
+    return np.asarray(part.resize((size, size), interpolation, box=(x0, y0, x1, y1)))
+
+
+def _span(side: int, resized: int, start: int, size: int) -> tuple[int, int, float, float]:
+    """(first and last pixel that the crop is made of, where it begins and ends between them), along one side."""
+    scale = side / resized
+    begin, end = scale * start, scale * (start + size)
+    margin = math.ceil(WIDEST_FILTER * max(scale, 1)) + 1
+    first, last = max(math.floor(begin) - margin, 0), min(math.ceil(end) + margin, side)
+    return first, last, begin - first, min(end - first, last - first)
 
 
 def crop_start(side: int, preprocess: Preprocess) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 # Bytes of one value, by kind.
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}  # kinds of whole numbers without a sign, for struct
 MAX_ENTRIES, MAX_NUMBERS = 65_535, 131_072  # that are looked at: of a directory, and of one tag
 # Some writers put the two bytes of the version the wrong way round; Pillow takes those files as well.
@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     """One tag: what kind of value, how many, and where in the data they lie, in bytes."""
 
     kind: int
-    count: int
+    length: int
     start: int
     size: int
 
@@ -46,9 +46,9 @@ class Directory:
         if entry is None:
             return default
         content, kind = self.content(tag), WHOLE.get(entry.kind)
-        if kind is None or not content or entry.count > MAX_NUMBERS:
+        if kind is None or not content or entry.length > MAX_NUMBERS:
             raise ValueError(f"tag {tag} is broken")
-        return struct.unpack(f"{self.order}{entry.count}{kind}", content)
+        return struct.unpack(f"{self.order}{entry.length}{kind}", content)
 
     def number(self, tag: int, default: int | None = None) -> int:
         """The tag's only value. Raises ValueError if it has several or none, and no default is given."""
@@ -94,5 +94,6 @@ def _read(data: bytes, order: str, entry: str, head: str, places: range) -> Dire
             (start,) = struct.unpack_from(order + head, data, start)
         if tag in found:
             repeated.add(tag)
-        found[tag] = Entry(kind, count, start, size)
+        if tag not in found or 0 < size <= len(data) - start:  # of several, the last that can be read, as in Pillow
+            found[tag] = Entry(kind, count, start, size)
     return Directory(data, order, found, frozenset(repeated))

@@ -56,9 +56,10 @@ def _of_exif(exif: bytes) -> int | None:
 
 
 def _number(entry: ifd.Entry, order: str, content: bytes) -> int:
-    if entry.count != 1 or entry.kind not in _NUMBERS:
+    """The tag's number, the first if there are several; 0 if it is none of 1 to 8."""
+    if entry.kind not in _NUMBERS:
         return 0
-    values = struct.unpack(order + _NUMBERS[entry.kind], content)
+    values = struct.unpack_from(order + _NUMBERS[entry.kind], content)
     if len(values) == 2:
         values = (values[0] / values[1],) if values[1] else (0,)
     return int(values[0]) if values[0] in TURNS else 0

@@ -39,7 +39,7 @@ _COMPRESSIONS = {
 }
 _READ = (1, *_FAX, 5, _JPEG, 8, 32773, 32946)
 # Samples of one pixel that lie together: for each colour space and bits a sample, the ExtraSamples that Pillow reads.
-_TOGETHER = {
+_TOGETHER: dict[tuple[int, int], list[tuple[int, ...]]] = {
     **{(grey, bits): [()] for grey in GREYS for bits in (1, 2, 4, 16)},
     **{(PALETTE, bits): [()] for bits in (1, 2, 4)},
     (0, 8): [()],

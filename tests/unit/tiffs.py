@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def tiff(
     tile: tuple[int, int] | None = None,
     big: bool = False,
     colours: Sequence[int] = (),
-    tags: dict[int, Sequence[int]] | None = None,
+    tags: Mapping[int, Sequence[int]] | None = None,
 ) -> bytes:
     """A TIFF of one picture. tile: (height, width). rows: of a strip. tags: in place of the layout's own ones."""
     height, width, samples = values.shape
@@ -62,10 +62,10 @@ def tiff(
     found |= {323: [tile[0]], 322: [tile[1]]} if tile else {278: [rows or height]}
     found |= {338: extra} if extra else {}
     found |= {320: colours} if colours else {}
-    return assemble(b"".join(parts), found | (tags or {}), order, big)
+    return assemble(b"".join(parts), {**found, **(tags or {})}, order, big)
 
 
-def assemble(body: bytes, tags: dict[int, Sequence[int]], order: str = "<", big: bool = False) -> bytes:
+def assemble(body: bytes, tags: Mapping[int, Sequence[int]], order: str = "<", big: bool = False) -> bytes:
     """Header, body and directory. Tags without values are left out."""
     width, word = (8, "Q") if big else (4, "I")
     head = (b"II" if order == "<" else b"MM") + struct.pack(
