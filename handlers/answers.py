@@ -20,7 +20,7 @@ from handlers.errors import InvalidOption, NotAcceptable
 JSON, RAW, NPY = "application/json", "application/octet-stream", "application/x-npy"
 MEDIA_TYPES = (JSON, RAW, NPY)
 ENCODINGS = ("float", "base64")
-DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+DTYPES: dict[object, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 # Significant decimal digits: what tells two neighbouring values of the type apart.
 DIGITS = {"fp32": 9, "fp16": 5, "bf16": 4, "fp8": 5}
 
@@ -95,7 +95,7 @@ def check(options: Mapping[str, Any], form: str) -> None:
         raise InvalidOption("dtype is of base64 and of bytes; ask for encoding_format base64, or by Accept for bytes")
 
 
-OPTIONS = {"encoding_format": one_of(ENCODINGS), "dtype": one_of(tuple(DTYPES))}
+OPTIONS = {"encoding_format": one_of(ENCODINGS), "dtype": one_of(("float32", "float16"))}
 
 
 def as_base64(row: NDArray[Any], options: Mapping[str, Any]) -> str:
@@ -118,4 +118,5 @@ def as_bytes(rows: Sequence[NDArray[Any]], options: Mapping[str, Any], kind: str
 
 
 def _typed(values: NDArray[Any], options: Mapping[str, Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(values, DTYPES[options.get("dtype", "float32")])
+    typed: NDArray[Any] = np.ascontiguousarray(values, DTYPES[options.get("dtype", "float32")])
+    return typed

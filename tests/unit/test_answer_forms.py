@@ -6,12 +6,13 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FakeContext
 
+from archive.probe import ProbeContext
 from handlers.image_classifier import ImageClassifier
 from handlers.text_encoder import TextEncoder
 
@@ -20,12 +21,20 @@ BODY = json.dumps(TEXTS).encode()
 HEADERS = {"content-type": "application/json", "content-length": "30"}
 
 
-class Context(FakeContext):
-    """Keeps response headers too."""
+class Context(ProbeContext):
+    """Keeps what the handler sets."""
 
     def __init__(self, headers: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__(headers)
+        super().__init__(Path(), "answers", {})
+        self.headers = headers
+        self.content_types: dict[int, str] = {}
         self.response_headers: dict[tuple[int, str], str] = {}
+
+    def get_all_request_header(self, idx: int) -> dict[str, Any]:
+        return dict(self.headers[idx])
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        self.content_types[idx] = value
 
     def set_response_header(self, idx: int, key: str, value: str) -> None:
         self.response_headers[idx, key] = value

@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving_bench import answers, archives, checking, command, engine_speed, loads, page, prometheus, report, wrk
+from serving_bench.environment import environment
 from serving_bench.load import Endpoint, Generator, GeneratorError, Load
 from serving_bench.measure import Bench, Setting, line_of, troubles
 from serving_bench.running import find
@@ -413,7 +414,7 @@ def test_report_and_page(server: tuple[Endpoint, Seen], bench: Bench, tmp_path: 
         bench.closed(odd, TWO, lone, Setting(1, 8, 5), clients)
     bench.open(odd, TWO, lone, Setting(1, 8, 5), 20.0)
     bench.skip("another", "it is not installed")
-    about = {"conditions": command.environment("abc") | {"generator": "g", "open_loop": "o"}, "archives": {"a": {}}}
+    about = {"conditions": environment("abc") | {"generator": "g", "open_loop": "o"}, "archives": {"a": {}}}
     out = tmp_path / "found-1.5"
     content = report.document(bench, about)
     report.write(out, content)

@@ -56,7 +56,7 @@ class FakeKernels:
 def decoder(monkeypatch: pytest.MonkeyPatch) -> GpuDecoder:
     made = GpuDecoder.__new__(GpuDecoder)
     made.codec = made.decoder = FakeCodec()
-    made.kernels, made.parameters = FakeKernels(), None
+    vars(made).update(kernels=FakeKernels(), parameters=None)
     made.preprocess, made.device, made.dtype = PREPROCESS, CPU, torch.float32
     made.scale, made.shift = images.folded(PREPROCESS, CPU)
     stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
