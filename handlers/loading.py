@@ -60,13 +60,13 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     # Packaging asks for every precision, and compares them itself: one that misses shall not keep it from the others.
     at_gate = bool(context.system_properties.get(PARITY_GATE))
     name, engine = engines.load_chosen(chosen.engine, spec, check=not at_gate)
-    device_name = placement.device_name(device)
+    device_name, sharing = placement.device_name(device), placement.sharing(device)
     description = {
         "kind": kind,
         **({"task": spec.task} if spec.task else {}),
         "engine": {"name": name, **engine.details},
         "precision": {"name": precision, "why": why_precision},
-        "device": {"name": device_name, "why": why_device},
+        "device": {"name": device_name, "why": why_device, **({"sharing": sharing} if sharing else {})},
         "batching": {"batchSize": context.system_properties.get("batch_size")},
         "archive": {"digest": provenance.get("digest"), "weights": provenance.get("weights")},
     }

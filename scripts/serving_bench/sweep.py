@@ -109,7 +109,7 @@ def run_address(bench: Bench, running: Running, plan: Plan, workers: Sequence[in
     if plan.noop:
         with Deployment({}) as deployment:
             noop(bench, deployment, plan, load, lone, Setting(None, NOOP_BATCH, 1))
-    counts: list[int | None] = [*workers] or [None]
+    counts: list[int | None] = [*(workers or [])] or [None]
     for count in counts:
         setting = running.scale(count)
         points(bench, plan, running, load, lone, setting, {"answer_bytes": lone.mean_bytes})
