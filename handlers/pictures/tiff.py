@@ -191,7 +191,6 @@ def _read(directory: ifd.Directory) -> Tiff:
         height,
         photometric,
         bits[0],
-        signed,
         extra,
         compression,
         predictor,
