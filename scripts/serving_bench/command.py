@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     _add_address(found.add_argument_group("a server that runs already"))
     _add_load(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
     _add_sweep(found.add_argument_group("what is varied (LIST: numbers, separated by commas)"))
+    _add_peers(found.add_argument_group("peers"))
     _add_generator(found.add_argument_group("load generator"))
     _add_report(found.add_argument_group("report"))
     return found
@@ -147,6 +148,17 @@ def _add_sweep(group: argparse._ArgumentGroup) -> None:
         type=_setting,
         metavar="KEY=VALUE",
         help="of config.properties, in place of the project's; repeatable",
+    )
+
+
+def _add_peers(group: argparse._ArgumentGroup) -> None:
+    said = "; ".join(f"{name}: {module.WHAT}" for name, module in sweep.PEERS.items())
+    group.add_argument(
+        "--peer",
+        type=_peers,
+        default=[],
+        metavar="LIST",
+        help=f"the same network and load through others too. {said}. One that can't run here is said and skipped",
     )
 
 
@@ -335,6 +347,7 @@ def plan_of(chosen: argparse.Namespace) -> sweep.Plan:
         chosen.batch_delay_ms,
         chosen.rate,
         not chosen.no_noop,
+        chosen.peer,
     )
 
 
@@ -381,6 +394,15 @@ def _rates(text: str) -> list[str]:
             if 0 < float(part.removesuffix("%")) < float("inf"):
                 continue
         raise ValueError(f"{part!r}; wanted: requests/s (500), a share of the most (70%), or none")
+    return found
+
+
+@checked
+def _peers(text: str) -> list[str]:
+    found = parts(text)
+    for part in found:
+        if part not in sweep.PEERS:
+            raise ValueError(f"{part!r}; wanted: {', '.join(sweep.PEERS)}")
     return found
 
 
