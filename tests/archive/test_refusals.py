@@ -451,7 +451,7 @@ def test_options_override_the_preprocessing(bare: Path, digits: Path) -> None:
     assert job.notes == ()
     every = ("--resize-mode", "square", "--interpolation", "lanczos", "--mean", 0, 0, 0, "--std", 1, 1, 1)
     changed = image_job("--weights", digits, "--size", 40, "--resize", 48, *every).settings.preprocess
-    assert changed == Preprocess(40, 48, "square", "lanczos", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "even")
+    assert changed == Preprocess(40, 48, "square", "lanczos", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def test_the_size_alone_keeps_the_share_that_is_cropped(bare: Path, digits: Path) -> None:
