@@ -6,6 +6,7 @@ sequence i is `tokens[cu_seqlens[i]:cu_seqlens[i + 1]]`.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -46,8 +47,10 @@ class TokenBatch:
         if not lengths or min(lengths) == 0 or lengths != tuple(map(len, token_type_ids)):
             raise ValueError(f"sequence lengths {lengths[:8]}; wanted: one or more, none empty, token types alike")
         chosen = list(selected or ())
-        flat = [*_flat(input_ids), *_flat(token_type_ids), *accumulate(lengths, initial=0), *chosen]
-        host = torch.tensor(flat, dtype=torch.int64)
+        flat = array("q")  # int64; torch.tensor takes four times as long to read a list
+        for numbers in (*input_ids, *token_type_ids, list(accumulate(lengths, initial=0)), chosen):
+            flat.extend(numbers)
+        host = torch.frombuffer(flat, dtype=torch.int64)
         if device.type == "cuda":
             host = host.pin_memory()
         tokens = sum(lengths)
@@ -87,7 +90,3 @@ def pad(values: torch.Tensor, batch: TokenBatch, fill: int) -> torch.Tensor:
 def unpad(values: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
     """(N, S, ...) padded -> (T, ...) packed."""
     return values.flatten(0, 1)[batch.padded_positions()]
-
-
-def _flat(lists: Sequence[Sequence[int]]) -> list[int]:
-    return [item for inner in lists for item in inner]
