@@ -19,11 +19,11 @@ from serving_bench.checking import Lone
 from serving_bench.deployment import Deployment
 from serving_bench.load import Endpoint, GeneratorError, Load
 from serving_bench.measure import Bench, Setting, Subject
-from serving_bench.peers import lit, stock, unpack
+from serving_bench.peers import lit, nv_triton, stock, unpack
 from serving_bench.running import Running
 from serving_bench.watch import Groups
 
-PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit)}
+PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit, nv_triton)}
 NOOP = "noop"
 NOOP_BATCH = 64  # for servers whose own is unknown
 
@@ -151,6 +151,8 @@ def _registered(
         setting = setting_of(deployment, served.name, workers)
         if lone is None:
             lone = checking.ask(served.endpoint(), load)
+            if served.kind == "archive":
+                bench.lone[load.name] = lone
             if plan.noop:
                 noop(bench, deployment, plan, load, lone, setting)
         more = {"answer_bytes": lone.mean_bytes, "gpu_mib_per_worker": _per_worker(bench, free, workers)}

@@ -21,6 +21,7 @@ from serving_bench.load import Endpoint, Load
 from serving_bench.watch import Groups
 
 START_TIMEOUT_S = 300
+REFUSALS = (400, 413, 415, 422)  # not 404: a server may answer before its model is there
 END_TIMEOUT_S = 20
 
 
@@ -81,7 +82,7 @@ def _wait(found: Program, log: Path, load: Load) -> None:
             if answer.status == 200:
                 return
             said = f"{answer.status} {answer.body[:200].decode(errors='replace')}"
-            if answer.status < 500:  # it has started, and refuses
+            if answer.status in REFUSALS:  # it has started
                 break
         time.sleep(0.5)
     lines = log.read_text(errors="replace").strip().splitlines()[-5:]
