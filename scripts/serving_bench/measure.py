@@ -69,6 +69,10 @@ class Bench:
     lone: dict[str, Lone] = field(default_factory=dict)  # of the last archive, by load
     engine_items_per_s: float | None = None
 
+    def heat(self, subject: Subject, load: Load, clients: int) -> None:
+        """Many requests before the first point: Java compiles what runs often, and is slow until then."""
+        self.generator.closed(subject.endpoint(), load, clients, self.warm_up)
+
     def closed(
         self, subject: Subject, load: Load, lone: Lone | None, setting: Setting, clients: int, **more: Any
     ) -> Row:

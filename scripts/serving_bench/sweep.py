@@ -169,7 +169,8 @@ def run_address(bench: Bench, running: Running, plan: Plan, workers: Sequence[in
     if plan.noop:
         with Deployment({}) as deployment:
             noop(bench, deployment, plan, load, lone, Setting(None, NOOP_BATCH, 1))
-    for count in workers or [None]:
+    counts: Sequence[int | None] = workers or [None]
+    for count in counts:
         setting = running.scale(count)
         points(bench, plan, running, load, lone, setting, {"answer_bytes": lone.mean_bytes})
 
@@ -184,6 +185,7 @@ def points(
     more: Mapping[str, Any],
 ) -> None:
     """The closed loop with each number of clients, then the open loop at each rate."""
+    bench.heat(subject, load, max(plan.clients))
     rows = [bench.closed(subject, load, lone, setting, clients, **more) for clients in plan.clients]
     most = max((row["requests_per_s"] for row in rows), default=0.0)
     for rate in plan.rates:
@@ -209,8 +211,9 @@ def noop(bench: Bench, deployment: Deployment, plan: Plan, load: Load, lone: Lon
     try:
         deployment.scale(NOOP, workers)
         its_own = Setting(workers, setting.batch_size, setting.delay_ms)
+        subject = Served(deployment, NOOP, "no-op")
+        bench.heat(subject, load, max(plan.clients))
         for clients in plan.clients:
-            subject = Served(deployment, NOOP, "no-op")
             bench.closed(subject, load, None, its_own, clients, answer_bytes=lone.mean_bytes)
     finally:
         deployment.unregister(NOOP)

@@ -27,7 +27,8 @@ def inferred(network: Any) -> Callable[..., Any]:
         answers = network.run([network.decode(base64.b64decode(one)) for one in body.ravel()])
         return [np.array([[json.dumps(answer).encode()] for answer in answers], dtype=object)]
 
-    return infer
+    found: Callable[..., Any] = infer
+    return found
 
 
 def main() -> None:
