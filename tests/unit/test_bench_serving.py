@@ -574,7 +574,11 @@ def test_the_usual_hugging_face_handler_answers_as_the_archive_does(tmp_path: Pa
     context.system_properties = {"model_dir": str(folder), "gpu_id": None}
     context.model_yaml_config = {"maxTokens": 256, "normalize": True}
     handler.initialize(context)
-    rows = [{"body": b"one text"}, {"body": bytearray(b'["another", "and a longer one"]')}, {"data": "one text"}]
+    rows: list[dict[str, Any]] = [
+        {"body": b"one text"},
+        {"body": bytearray(b'["another", "and a longer one"]')},
+        {"data": "one text"},
+    ]
     found = handler.handle(rows, context)
     wanted = SentenceTransformer(str(folder), device="cpu").encode(["one text", "another", "and a longer one"])
     np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)
