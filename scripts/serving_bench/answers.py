@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
 import json
 import math
@@ -49,7 +50,7 @@ def _of_json(found: Any, wanted: Any) -> str | None:
             else f"has {found:.4g}, not {wanted:.4g}"
         )
     if isinstance(wanted, str) and isinstance(found, str) and len(wanted) >= ENCODED:
-        return None if found == wanted else _of_base64(found, wanted)
+        return None if found == wanted else _of_strings(found, wanted)
     return None if found == wanted else "differs"
 
 
@@ -80,6 +81,42 @@ def _is_ranking(value: Sequence[Any]) -> bool:
     )
 
 
+def agree(one: bytes, other: bytes) -> bool | None:
+    """Whether two servers' answers to the same request mean the same; None if their forms cannot be compared.
+
+    Only the likeliest label counts, or a vector's direction: preprocessing may differ a little from server to server.
+    """
+    meanings = [_meaning(_parsed(answer)) for answer in (one, other)]
+    if None in meanings or type(meanings[0]) is not type(meanings[1]):
+        return None
+    if isinstance(meanings[0], str):
+        return bool(meanings[0] == meanings[1])
+    return len(meanings[0]) == len(meanings[1]) and _of_vectors(*map(np.asarray, meanings)) is None
+
+
+def _parsed(answer: bytes) -> Any:
+    try:
+        return json.loads(answer)
+    except ValueError:
+        return None
+
+
+def _meaning(value: Any) -> Any:
+    """The first label, or the first vector, however deep it lies."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return _meaning(json.loads(value))
+        return None
+    if isinstance(value, dict) and len(value) > 1 and all(map(_is_number, value.values())):
+        return str(_ranked(value)[0]["label"])
+    if isinstance(value, dict):
+        inside = value.get("predictions") or value.get("output") or value.get("outputs") or value.get("data")
+        return str(value["label"]) if "label" in value else _meaning(inside)
+    if isinstance(value, list) and value:
+        return value if len(value) >= VECTOR and all(map(_is_number, value)) else _meaning(value[0])
+    return None
+
+
 def _ranked(scores: Mapping[str, float]) -> list[dict[str, Any]]:
     found = [{"label": label, "score": score} for label, score in scores.items()]
     return sorted(found, key=lambda item: -float(item["score"]))
@@ -105,7 +142,10 @@ def _of_bytes(found: bytes, wanted: bytes) -> str | None:
     return differences[0] if differences and None not in differences else None if differences else "differs"
 
 
-def _of_base64(found: str, wanted: str) -> str | None:
+def _of_strings(found: str, wanted: str) -> str | None:
+    """Which may hold JSON, or numbers in base64."""
+    with contextlib.suppress(ValueError):
+        return _of_json(json.loads(found), json.loads(wanted))
     try:
         return _of_bytes(base64.b64decode(found, validate=True), base64.b64decode(wanted, validate=True))
     except binascii.Error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serving_bench.answers import agree
 from serving_bench.checking import Checker, Lone
 from serving_bench.load import Counted, Endpoint, Generator, Load
 from serving_bench.prometheus import Spans
@@ -65,7 +66,12 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
     skipped: list[Row] = field(default_factory=list)
     noop: dict[tuple[str, int], float] = field(default_factory=dict)
+    lone: dict[str, Lone] = field(default_factory=dict)  # of the last archive, by load
     engine_items_per_s: float | None = None
+
+    def heat(self, subject: Subject, load: Load, clients: int) -> None:
+        """Many requests before the first point: Java compiles what runs often, and is slow until then."""
+        self.generator.closed(subject.endpoint(), load, clients, self.warm_up)
 
     def closed(
         self, subject: Subject, load: Load, lone: Lone | None, setting: Setting, clients: int, **more: Any
@@ -124,6 +130,7 @@ class Bench:
             **_of_use(watch, counted, self.gpus),
             **self._compared(load, counted, row["clients"], subject.kind),
             **_of_answers(checked),
+            "agrees": self._agreement(load, lone) if subject.kind == "peer" else None,
         }
         self.rows.append(row)
         self.say(line_of(row))
@@ -154,6 +161,14 @@ class Bench:
             "headroom": _rounded(headroom),
             "share_of_engine": _rounded(items / self.engine_items_per_s) if self.engine_items_per_s else None,
         }
+
+    def _agreement(self, load: Load, lone: Lone | None) -> str | None:
+        """How many of a peer's lone answers mean the same as the archive's: "2 of 2"."""
+        if lone is None or load.name not in self.lone:
+            return None
+        pairs = zip(lone.answers, self.lone[load.name].answers, strict=True)
+        found = [said for pair in pairs if (said := agree(*pair)) is not None]
+        return f"{sum(found)} of {len(found)}" if found else None
 
 
 def _of_counted(counted: Counted, load: Load) -> Row:

@@ -36,7 +36,7 @@ def draw(rows: Sequence[Row], cores: int) -> dict[str, str]:
     plt: Any = import_module("matplotlib.pyplot")
     closed = [row for row in rows if row["loop"] == "closed"]
     pictures: dict[str, Callable[[], Any]] = {
-        "Throughput: more clients, more requests a second, up to a limit": lambda: _throughput(plt, closed),
+        "Throughput": lambda: _throughput(plt, closed),
         "Latency: half of all answers came within the solid line, 99 of 100 within the dashed one": lambda: _latency(
             plt, closed
         ),
@@ -90,7 +90,7 @@ def _over_clients(axes: Any, rows: Sequence[Row]) -> None:
 
 def _throughput(plt: Any, rows: Sequence[Row]) -> Any:
     if len({row["clients"] for row in rows}) < 2:
-        return None
+        return _bare(plt, [row for row in rows if row["kind"] != "no-op"])
     figure, axes = _axes(plt)
     top = 1.15 * max((row["items_per_s"] for row in rows if row["kind"] != "no-op"), default=0)
     for (name, _), line in series(rows).items():
@@ -104,6 +104,14 @@ def _throughput(plt: Any, rows: Sequence[Row]) -> Any:
     axes.set_ylim(0, top or None)  # the no-op may lie far above
     _legend(figure)
     return figure
+
+
+def _bare(plt: Any, rows: Sequence[Row]) -> Any:
+    """Bars instead of lines, for one number of clients; nothing to compare with one row."""
+    if len(rows) < 2:
+        return None
+    rows = rows[:MOST_BARS]
+    return _stacked(plt, rows, {"items_per_s": "at as many clients"}, lambda row: row, f"{rows[0]['unit']} a second")
 
 
 def _latency(plt: Any, rows: Sequence[Row]) -> Any:
@@ -155,10 +163,10 @@ def _stacked(
     figure, axes = _axes(plt, 1.4 + 0.42 * len(rows))
     names = [_bar_name(row, rows) for row in rows]
     left = [0.0] * len(rows)
-    for key, label in parts.items():
+    for place, (key, label) in enumerate(parts.items()):
         values = [float(read(row).get(key) or 0) for row in rows]
         if any(values):
-            axes.barh(range(len(rows)), values, left=left, label=label)
+            axes.barh(range(len(rows)), values, left=left, label=label, color=f"C{place}")
         left = [before + value for before, value in zip(left, values, strict=True)]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()

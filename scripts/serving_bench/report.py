@@ -15,7 +15,7 @@ from serving_bench.measure import Bench, Row, disturbed, troubles
 COLUMNS = (
     *("target", "kind", "load", "loop", "workers", "batch_size", "max_batch_delay_ms", "clients", "rate"),
     *("requests_per_s", "items_per_s", "unit", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "mean_ms"),
-    *("errors", "answers_right", "answers_wrong", "mean_batch", "mean_batch_items"),
+    *("errors", "answers_right", "answers_wrong", "agrees", "mean_batch", "mean_batch_items"),
     *("outside_ms", "queue_ms", "exchange_ms", "handler_ms"),
     *(
         "cores_java",

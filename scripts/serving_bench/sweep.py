@@ -19,11 +19,11 @@ from serving_bench.checking import Lone
 from serving_bench.deployment import Deployment
 from serving_bench.load import Endpoint, GeneratorError, Load
 from serving_bench.measure import Bench, Setting, Subject
-from serving_bench.peers import lit, stock, unpack
+from serving_bench.peers import lit, nv_triton, stock, unpack
 from serving_bench.running import Running
 from serving_bench.watch import Groups
 
-PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit)}
+PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit, nv_triton)}
 NOOP = "noop"
 NOOP_BATCH = 64  # for servers whose own is unknown
 
@@ -151,6 +151,8 @@ def _registered(
         setting = setting_of(deployment, served.name, workers)
         if lone is None:
             lone = checking.ask(served.endpoint(), load)
+            if served.kind == "archive":
+                bench.lone[load.name] = lone
             if plan.noop:
                 noop(bench, deployment, plan, load, lone, setting)
         more = {"answer_bytes": lone.mean_bytes, "gpu_mib_per_worker": _per_worker(bench, free, workers)}
@@ -167,7 +169,7 @@ def run_address(bench: Bench, running: Running, plan: Plan, workers: Sequence[in
     if plan.noop:
         with Deployment({}) as deployment:
             noop(bench, deployment, plan, load, lone, Setting(None, NOOP_BATCH, 1))
-    counts: list[int | None] = [*(workers or [])] or [None]
+    counts: Sequence[int | None] = workers or [None]
     for count in counts:
         setting = running.scale(count)
         points(bench, plan, running, load, lone, setting, {"answer_bytes": lone.mean_bytes})
@@ -183,6 +185,7 @@ def points(
     more: Mapping[str, Any],
 ) -> None:
     """The closed loop with each number of clients, then the open loop at each rate."""
+    bench.heat(subject, load, max(plan.clients))
     rows = [bench.closed(subject, load, lone, setting, clients, **more) for clients in plan.clients]
     most = max((row["requests_per_s"] for row in rows), default=0.0)
     for rate in plan.rates:
@@ -208,8 +211,9 @@ def noop(bench: Bench, deployment: Deployment, plan: Plan, load: Load, lone: Lon
     try:
         deployment.scale(NOOP, workers)
         its_own = Setting(workers, setting.batch_size, setting.delay_ms)
+        subject = Served(deployment, NOOP, "no-op")
+        bench.heat(subject, load, max(plan.clients))
         for clients in plan.clients:
-            subject = Served(deployment, NOOP, "no-op")
             bench.closed(subject, load, None, its_own, clients, answer_bytes=lone.mean_bytes)
     finally:
         deployment.unregister(NOOP)

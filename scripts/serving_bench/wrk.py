@@ -150,5 +150,6 @@ def _counted(out: Path, name: str, cpu_seconds: float) -> Counted:
         raise GeneratorError("wrk wrote no figures: its Lua script failed")
     said = json.loads(out.read_text())
     failures = {key: said[key] for key in ("connect", "read", "write", "timeout") if said[key]}
-    latency_ms = {key: said[key] / 1e3 for key in ("p50", "p90", "p99", "p999", "max")}
+    quantiles = ("p50", "p90", "p99", "p999", "max") if said["statuses"] else ()
+    latency_ms = {key: said[key] / 1e3 for key in quantiles}
     return Counted(name, said["seconds"], said["statuses"], failures, latency_ms, cpu_seconds)

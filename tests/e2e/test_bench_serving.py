@@ -16,6 +16,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from serving_bench import applying, archives
+from serving_bench.deployment import Deployment
+from serving_bench.tuning import Choice
 from torchserve import ROOT, Server
 
 pytestmark = pytest.mark.e2e
@@ -116,3 +119,16 @@ def test_tune_writes_what_it_has_measured(model_store: Path, tmp_path: Path) -> 
     with zipfile.ZipFile(mar) as archive:
         config = yaml.safe_load(archive.read("model-config.yaml"))
     assert f"batch size {config['batchSize']}, delay {config['maxBatchDelay']} ms: " in done.stdout
+
+
+def test_a_choice_is_applied_to_a_running_server(model_store: Path) -> None:
+    archive = archives.read(str(model_store / "digits.mar"))
+    with Deployment({}) as deployment:
+        deployment.register(archive, None, None)
+        deployment.scale("digits", 1)
+        applying.apply(deployment.client, "digits", Choice(2, 3, 4))
+        described = deployment.client.describe("digits")
+        assert (described["batchSize"], described["maxBatchDelay"], len(described["workers"])) == (3, 4, 2)
+        image = (ROOT / "archive" / "digits" / "samples" / "seven.png").read_bytes()
+        assert deployment.client.predict("digits", image).json()[0]["label"] == "7"
+    assert not deployment.folder.exists()

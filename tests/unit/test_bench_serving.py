@@ -26,14 +26,28 @@ import psutil
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from serving_bench import answers, archives, checking, command, engine_speed, loads, page, prometheus, report, wrk
-from serving_bench.environment import environment
+from serving_bench import (
+    answers,
+    archives,
+    checking,
+    command,
+    engine_speed,
+    environment,
+    loads,
+    page,
+    peers,
+    prometheus,
+    report,
+    sweep,
+    wrk,
+)
 from serving_bench.load import Endpoint, Generator, GeneratorError, Load
 from serving_bench.measure import Bench, Setting, line_of, troubles
+from serving_bench.peers import processes
 from serving_bench.running import find
 from serving_bench.streams import Streams
 from serving_bench.watch import Gpus, Watch, read_sample
-from torchserve import Client, config_on_free_ports, read_properties
+from torchserve import Client, ServerError, config_on_free_ports, read_properties
 
 TWO = Load("two bodies", [b"one", b"three"], {"Content-Type": "text/plain", "X-Top-K": "1"}, "texts", 3)
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
@@ -414,7 +428,10 @@ def test_report_and_page(server: tuple[Endpoint, Seen], bench: Bench, tmp_path: 
         bench.closed(odd, TWO, lone, Setting(1, 8, 5), clients)
     bench.open(odd, TWO, lone, Setting(1, 8, 5), 20.0)
     bench.skip("another", "it is not installed")
-    about = {"conditions": environment("abc") | {"generator": "g", "open_loop": "o"}, "archives": {"a": {}}}
+    about = {
+        "conditions": environment.environment("abc") | {"generator": "g", "open_loop": "o"},
+        "archives": {"a": {}},
+    }
     out = tmp_path / "found-1.5"
     content = report.document(bench, about)
     report.write(out, content)
@@ -524,3 +541,79 @@ def wait_for(holds: Callable[[], Any], timeout_s: float = 20) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agrees"),
+    [
+        (RANKING, {"cat": 0.7, "dog": 0.3}, True),
+        (RANKING, {"dog": 0.7, "cat": 0.3}, False),
+        (VECTOR, [VECTOR], True),
+        ([VECTOR], {"output": [VECTOR]}, True),
+        (VECTOR, VECTOR[::-1], False),
+        (VECTOR, VECTOR[1:], False),
+        (RANKING, {"outputs": [{"name": "answer", "data": [json.dumps(RANKING)]}]}, True),
+        (RANKING, VECTOR, None),
+        (RANKING, "words", None),
+    ],
+)
+def test_peers_agree_whatever_the_form(one: object, other: object, agrees: bool | None) -> None:
+    assert answers.agree(json.dumps(one).encode(), json.dumps(other).encode()) is agrees
+    assert answers.agree(b"\x00", json.dumps(other).encode()) is None
+
+
+def test_the_usual_hugging_face_handler_answers_as_the_archive_does(tmp_path: Path) -> None:
+    """Row by row as TorchServe hands them over, against sentence-transformers' own pooling."""
+    from sentence_transformers import SentenceTransformer
+    from serve import demo_text_encoder
+    from serving_bench.peers.hf_text_handler import HuggingFaceText
+
+    folder = demo_text_encoder()
+    handler = HuggingFaceText()
+    context = type("Context", (), {})()
+    context.system_properties = {"model_dir": str(folder), "gpu_id": None}
+    context.model_yaml_config = {"maxTokens": 256, "normalize": True}
+    handler.initialize(context)
+    rows: list[dict[str, Any]] = [
+        {"body": b"one text"},
+        {"body": bytearray(b'["another", "and a longer one"]')},
+        {"data": "one text"},
+    ]
+    found = handler.handle(rows, context)
+    wanted = SentenceTransformer(str(folder), device="cpu").encode(["one text", "another", "and a longer one"])
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], wanted[1:], atol=1e-5)
+    assert found[2] == pytest.approx(found[0], abs=1e-6)
+
+
+def test_a_peer_that_cannot_run_says_why(tmp_path: Path) -> None:
+    archive = archives.make_noop(tmp_path, "noop", 1)
+    for peer in sweep.PEERS.values():
+        assert "not packaged by this project" in str(peer.objection(archive))
+    assert peers.missing("json", "no_such_module") == "not installed: no_such_module"
+    assert "No module named 'no_such_module'" in str(peers.import_error("no_such_module"))
+    assert peers.import_error("json") is None
+
+
+def test_a_peer_that_does_not_start_says_its_last_words(tmp_path: Path) -> None:
+    server = tmp_path / "server.py"
+    server.write_text("raise SystemExit('no such GPU')")
+    with pytest.raises(ServerError, match="no such GPU"), processes.program("peer", server, {}, "/", tmp_path, TWO):
+        pass
+
+
+def test_a_peer_is_started_asked_and_ended(tmp_path: Path) -> None:
+    server = tmp_path / "server.py"
+    server.write_text(
+        "import json, sys, http.server\n"
+        "class Handler(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        "        self.send_response(200); self.send_header('Content-Length', '2'); self.end_headers()\n"
+        "        self.wfile.write(b'ok')\n"
+        "job = json.load(open(sys.argv[1]))\n"
+        "http.server.HTTPServer(('127.0.0.1', job['port']), Handler).serve_forever()\n"
+    )
+    with processes.program("peer", server, {}, "/", tmp_path, TWO) as program:
+        assert checking.ask(program.endpoint(), TWO).answers == [b"ok", b"ok"]
+        assert [process.pid for process in program.groups()["server"]] == [program.process.pid]
+    assert program.process.poll() is not None

@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from serving_bench.load import Endpoint, Load
 from serving_bench.watch import Groups
 
 START_TIMEOUT_S = 300
+REFUSALS = (400, 413, 415, 422)  # not 404: a server may answer before its model is there
 END_TIMEOUT_S = 20
 
 
@@ -53,8 +55,12 @@ def program(name: str, file: Path, job: dict[str, Any], path: str, folder: Path,
     (port,) = free_ports(1)
     settings, log = folder / f"{name}.json", folder / f"{name}.log"
     settings.write_text(json.dumps({**job, "port": port}), encoding="utf-8")
-    paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    # Triton's Python stub loads the first libpython that it finds, and must find the one of this interpreter.
+    paths = {
+        "PYTHONPATH": [str(ROOT), str(ROOT / "scripts")],
+        "LD_LIBRARY_PATH": [sysconfig.get_config_var("LIBDIR")],
+    }
+    environment = {**os.environ, **{key: _prepended(key, found) for key, found in paths.items()}}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, str(file), str(settings)],
@@ -72,6 +78,11 @@ def program(name: str, file: Path, job: dict[str, Any], path: str, folder: Path,
         _end(process)
 
 
+def _prepended(key: str, paths: Sequence[str | None]) -> str:
+    """An environment variable's paths, these before its own."""
+    return os.pathsep.join(filter(None, [*paths, os.environ.get(key)]))
+
+
 def _wait(found: Program, log: Path, load: Load) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     said = ""
@@ -81,7 +92,7 @@ def _wait(found: Program, log: Path, load: Load) -> None:
             if answer.status == 200:
                 return
             said = f"{answer.status} {answer.body[:200].decode(errors='replace')}"
-            if answer.status < 500:  # it has started, and refuses
+            if answer.status in REFUSALS:  # it has started
                 break
         time.sleep(0.5)
     lines = log.read_text(errors="replace").strip().splitlines()[-5:]

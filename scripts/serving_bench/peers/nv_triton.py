@@ -1,0 +1,48 @@
+"""NVIDIA Triton through nvidia-pytriton, with the network in plain PyTorch."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from serving_bench.archives import Archive
+from serving_bench.load import Load
+from serving_bench.peers import common_objection, missing
+from serving_bench.peers.processes import Program, program
+
+NAME = "triton"
+WHAT = "NVIDIA Triton with transformers' network, fp16 on a GPU (pip install nvidia-pytriton)"
+CONTENT_TYPE = "application/json"
+SERVER = Path(__file__).with_name("nv_triton_server.py")
+
+
+def objection(archive: Archive) -> str | None:
+    """Why it cannot run here, or None."""
+    return common_objection(archive) or missing("pytriton")
+
+
+def request(body: bytes, load: Load) -> bytes:
+    """The Open Inference Protocol in JSON; a body is a string in base64, as bytes may be anything."""
+    data = [base64.b64encode(body).decode()]
+    return json.dumps({"inputs": [{"name": "body", "shape": [1, 1], "datatype": "BYTES", "data": data}]}).encode()
+
+
+@contextlib.contextmanager
+def served(
+    archive: Archive, unpacked: Path, load: Load, workers: int, batch_size: int, delay_ms: int
+) -> Iterator[Program]:
+    """Triton with so many instances of the model. load: as `request` makes it."""
+    job = {
+        "folder": str(unpacked),
+        "kind": archive.kind,
+        "handler": archive.handler,
+        "workers": workers,
+        "batch_size": batch_size,
+        "delay_us": delay_ms * 1000,
+    }
+    name = f"{NAME}-{archive.name}"
+    with program(name, SERVER, job, "/v2/models/model/infer", unpacked.parent, load) as found:
+        yield found
