@@ -14,6 +14,7 @@ from archive import digests
 MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
 CONFIG = "model-config.yaml"
+REFERENCE = "parity.safetensors"  # handlers/engines/references.py
 
 
 class ArchiveError(ValueError):
@@ -38,8 +39,12 @@ def file_digests(mar: Path) -> dict[str, str]:
 
 
 def content_digest(name: str, version: str, files: Mapping[str, str]) -> str:
-    """One digest of the model's name, version and files: the same for the same inputs, whenever packaged."""
-    canonical = json.dumps({"name": name, "version": version, "files": files}, sort_keys=True)
+    """One digest of the model's name, version and files: the same for the same inputs, wherever packaged.
+
+    Without the fp32 reference, whose last digits depend on the CPU; it has a digest of its own among the files.
+    """
+    lasting = {file: digest for file, digest in files.items() if file != REFERENCE}
+    canonical = json.dumps({"name": name, "version": version, "files": lasting}, sort_keys=True)
     return f"sha256:{digests.of_text(canonical)}"
 
 

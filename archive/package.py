@@ -171,9 +171,12 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
 
 def _stage(job: Job, stage: Path) -> None:
     """What the archive's root will hold, entry and model-config.yaml aside."""
+    from archive import references  # imports torch
+
     stage.mkdir()
     job.stage(stage)
     _refuse_unfit(job, stage)
+    references.write(job, stage)
     _drop_local_paths(stage)
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *ENTRIES)
     shutil.copytree(ROOT / "handlers", stage / "handlers", ignore=ignored)

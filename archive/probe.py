@@ -58,7 +58,7 @@ class ProbeContext:
         gpu = 0 if torch.cuda.is_available() else None
         self.model_name = name
         self.manifest: dict[str, Any] | None = None
-        self.system_properties = {"model_dir": str(folder), "gpu_id": gpu, "batch_size": 1}
+        self.system_properties: dict[str, Any] = {"model_dir": str(folder), "gpu_id": gpu, "batch_size": 1}
         self.model_yaml_config = config
         self.metrics = None
         self.statuses: dict[int, int] = {}
@@ -123,6 +123,7 @@ def _initialise(
 ) -> tuple[ProbeContext, Any]:
     config["handler"] |= {"precision": precision, "engine": engine}
     context = ProbeContext(folder, job["name"], config)
+    context.system_properties["parity_gate"] = True  # handlers.loading: the comparison with fp32 is left to packaging
     handler = getattr(entry, job["class"])()
     handler.initialize(context)
     return context, handler

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from handlers import cpus, images, loading, requests, tasks
+from handlers.engines.graphs import sizes_up_to
 from handlers.isolation import run_isolated
 from handlers.metrics import BatchMetrics
 from handlers.serving import Handler
 from handlers.settings import ImageSettings
+
+logger = logging.getLogger(__name__)
 
 Input = images.Crop | images.Ready
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
@@ -39,15 +44,27 @@ class ImageClassifier(Handler[ImageSettings]):
         share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
-        self._warm_up(int(context.system_properties.get("batch_size") or 1))
+        self._warm_up()
 
-    def _warm_up(self, batch_size: int) -> None:
-        """The first requests shall not pay for first runs: on a GPU, for choosing kernels and capturing graphs."""
-        sizes = [1]
-        while self.model.device.type == "cuda" and sizes[-1] < batch_size:
-            sizes.append(sizes[-1] * 2)
-        for size in sizes:
-            self.inference([images.blank(self.model.settings.preprocess)] * size)
+    def _warm_up(self) -> None:
+        """Run what can come, so that no request pays for a first run: on a GPU kernels are chosen, graphs captured.
+
+        The largest batch comes first, into whose memory the others then fit. One that memory does not suffice for is
+        never run: at_once is the largest that was.
+        """
+        self.at_once = self.model.spec.batch_size
+        sizes = sizes_up_to(self.at_once) if self.model.device.type == "cuda" else [1]
+        if self.model.device.type == "cuda":
+            self.at_once = sizes[-1]
+        for smaller, size in reversed(list(pairwise([0, *sizes]))):
+            try:
+                self.inference([images.blank(self.model.settings.preprocess)] * size)
+            except torch.OutOfMemoryError:
+                if not smaller:
+                    raise
+                torch.cuda.empty_cache()
+                self.at_once = smaller
+                logger.warning("memory is short: batches of more than %d images are cut", smaller)
 
     def preprocess(self, batch: Sequence[requests.Request]) -> None:
         """Payloads -> crops and ready tensors, decoded beside each other."""
@@ -65,7 +82,7 @@ class ImageClassifier(Handler[ImageSettings]):
 
     def inference(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Crops and ready tensors -> logits (N, classes) on the device."""
-        size = self.model.settings.micro_batch
+        size = self.at_once
         parts = [self.model.engine.run(self.batcher(inputs[i : i + size])) for i in range(0, len(inputs), size)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 

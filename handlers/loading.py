@@ -19,6 +19,8 @@ from handlers.requests import Context
 
 logger = logging.getLogger(__name__)
 
+PARITY_GATE = "parity_gate"  # a system property that archive/probe.py sets, and TorchServe does not know
+
 S = TypeVar("S", bound=settings.Settings)
 
 
@@ -55,7 +57,9 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
         caches.keep_triton_cache()
     precision, why_precision = placement.choose_precision(chosen.precision, device, provenance.get("parity", {}))
     spec = engine_spec(kind, folder, device, precision, chosen, _batch_size(context, config))
-    name, engine = engines.load_chosen(chosen.engine, spec)
+    # Packaging asks for every precision, and compares them itself: one that misses shall not keep it from the others.
+    at_gate = bool(context.system_properties.get(PARITY_GATE))
+    name, engine = engines.load_chosen(chosen.engine, spec, check=not at_gate)
     device_name = placement.device_name(device)
     description = {
         "kind": kind,
@@ -82,17 +86,26 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
 def engine_spec(
     kind: str, folder: Path, device: torch.device, precision: str, chosen: settings.Settings, batch_size: int
 ) -> EngineSpec:
-    """What an engine is told, out of the settings."""
-    spec = EngineSpec(kind, folder, device, precision, batch_size=batch_size)
+    """What an engine is told, out of the settings. batch_size: requests that TorchServe puts together."""
+    spec = EngineSpec(kind, folder, device, precision)
     if isinstance(chosen, settings.ImageSettings):
         return dataclasses.replace(
             spec,
             image_size=chosen.preprocess.size,
+            batch_size=min(chosen.micro_batch, batch_size * chosen.max_inputs),
             buckets=chosen.plan_buckets,
             on_mismatch=chosen.on_mismatch,
             plan_cache=caches.named(chosen.plan_cache) if chosen.plan_cache else spec.plan_cache,
         )
-    return dataclasses.replace(spec, task=getattr(chosen, "task", ""))
+    if isinstance(chosen, settings.TextSettings):
+        return dataclasses.replace(
+            spec,
+            task=chosen.task,
+            max_tokens=chosen.max_tokens,
+            token_budget=chosen.token_budget,
+            pooling=chosen.pooling,
+        )
+    return spec
 
 
 def _batch_size(context: Context, config: dict[str, Any]) -> int:

@@ -41,10 +41,9 @@ def choose_precision(asked: str, device: torch.device, parity: Mapping[str, Any]
         return "fp32", f"the archive holds no parity figures for {wanted}"
     if not figures.get("passed"):
         return "fp32", f"{wanted} did not pass the parity gate when the archive was packaged"
-    return (
-        wanted,
-        f"passed the parity gate against fp32, measured on {figures.get('device', 'an unnamed device')}",
-    )
+    by = f" with engine {figures['engine']}" if figures.get("engine") else ""
+    where = figures.get("device", "an unnamed device")
+    return wanted, f"passed the parity gate against fp32, measured on {where}{by}"
 
 
 def cpu_has_bf16() -> bool:
@@ -58,7 +57,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
-    return f"cpu ({_cpu_name()}, {threads} thread{'s' if threads > 1 else ''})"
+    return f"cpu ({cpu_name()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def set_threads(asked: int, workers: int, device: torch.device) -> None:
@@ -82,7 +81,8 @@ def cpu_threads(asked: int, workers: int, device: torch.device) -> int:
     return 1 if device.type == "cuda" else cpus.share(workers)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The CPU's model, as Linux says it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from handlers.engines.plans import default_cache
+from handlers.settings import Pooling
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,10 @@ class EngineSpec:
 
     kind: "image-classifier" or "text-encoder". task: of a text encoder, one of settings.TEXT_TASKS.
     model_dir: holds config.json and model.safetensors. precision: a key of DTYPES.
-    image_size: side of the square images, in pixels. batch_size: requests that TorchServe puts together.
+    image_size: side of the square images, in pixels. batch_size: images that run at once, at most.
     buckets: batch sizes that a plan is built for, ascending. on_mismatch: "rebuild" or "refuse" a plan that was built
     for another machine. plan_cache: folder of the plans built here, and of what was measured.
+    max_tokens, token_budget, pooling: of a text encoder, as in settings.TextSettings.
     """
 
     kind: str
@@ -56,6 +58,9 @@ class EngineSpec:
     buckets: tuple[int, ...] = (1, 8, 64)
     on_mismatch: str = "rebuild"
     plan_cache: Path = field(default_factory=default_cache)
+    max_tokens: int = 512
+    token_budget: int = 0
+    pooling: Pooling = field(default_factory=Pooling)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,23 +99,36 @@ def choose(asked: str, spec: EngineSpec) -> list[str]:
 
     Raises ValueError where the asked engine does not exist or cannot run the spec here.
     """
+    candidates = able(asked, spec)
+    return candidates if _by_measurement(spec) else candidates[:1]
+
+
+def able(asked: str, spec: EngineSpec) -> list[str]:
+    """The asked engine, or for "auto" all that can run the spec here, best first. Raises as `choose`."""
     known = names(spec.kind)
     if asked == "auto":
-        runnable = [name for name in known if objection(name, spec) is None]
-        for name in runnable:
-            if hasattr(_module(name), "refusal") and (why := _module(name).refusal(spec)):
-                raise ValueError(f"engine {name} refuses: {why}")
-        able = [name for name in runnable if _ready(name, spec)]
-        if not able:
-            why = "; ".join(f"{name}: {objection(name, spec) or 'not ready'}" for name in known)
-            raise ValueError(f"no engine can run this here. {why}")
-        by_measurement = spec.kind == "image-classifier" and spec.device.type == "cuda" and spec.precision != "fp32"
-        return able if by_measurement else able[:1]
+        return _able(known, spec)
     if asked not in known:
         raise ValueError(f"engine {asked!r} does not run a {spec.kind}; known: auto, {', '.join(known)}")
     if why := objection(asked, spec):
         raise ValueError(f"engine {asked} cannot run here: {why}; engine: auto takes the best one that can")
     return [asked]
+
+
+def _able(known: list[str], spec: EngineSpec) -> list[str]:
+    runnable = [name for name in known if objection(name, spec) is None]
+    for name in runnable:
+        if hasattr(_module(name), "refusal") and (why := _module(name).refusal(spec)):
+            raise ValueError(f"engine {name} refuses: {why}")
+    ready = [name for name in runnable if _ready(name, spec)]
+    if not ready:
+        why = "; ".join(f"{name}: {objection(name, spec) or 'not ready'}" for name in known)
+        raise ValueError(f"no engine can run this here. {why}")
+    return ready
+
+
+def _by_measurement(spec: EngineSpec) -> bool:
+    return spec.kind == "image-classifier" and spec.device.type == "cuda" and spec.precision != "fp32"
 
 
 def objection(name: str, spec: EngineSpec) -> str | None:
@@ -126,12 +144,22 @@ def unfit(name: str, spec: EngineSpec) -> str | None:
     return why
 
 
-def load_chosen(asked: str, spec: EngineSpec) -> tuple[str, Engine]:
-    """Choose and load; the name says what serves ("cudnn+tensorrt" where buckets differ). Raises ValueError."""
+def load_chosen(asked: str, spec: EngineSpec, check: bool = True) -> tuple[str, Engine]:
+    """Choose, load and compare with fp32; the name says what serves ("cudnn+tensorrt" where batch sizes differ).
+
+    check: False leaves the comparison of an engine that is not chosen by measurement to the caller.
+    Raises ValueError.
+    """
+    from handlers.engines.checked import load_checked
     from handlers.engines.measured import load_fastest
 
-    chosen = choose(asked, spec)
-    name, engine = (chosen[0], load(chosen[0], spec)) if len(chosen) == 1 else load_fastest(spec, chosen)
+    candidates = able(asked, spec)
+    if len(candidates) > 1 and _by_measurement(spec):
+        name, engine = load_fastest(spec, candidates)
+    elif check:
+        name, engine = load_checked(spec, candidates)
+    else:
+        name, engine = candidates[0], load(candidates[0], spec)
     left_out = _left_out(spec) if asked == "auto" else {}
     if left_out:
         engine = dataclasses.replace(engine, details={**engine.details, "leftOut": left_out})

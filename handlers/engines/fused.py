@@ -28,7 +28,7 @@ GRAPH_TOKENS = (
 )  # fmt: skip
 TOKENS_A_SEQUENCE = (32, 4)  # a graph has room for one sequence in so many tokens: texts as usual, or very short ones
 LEAST_SEQUENCES = 8  # that a graph has room for
-SHORT_TEXTS = 1024  # tokens up to which graphs of very short ones are captured at load as well
+SHORT_TEXTS = 4096  # tokens up to which there are graphs for very short ones as well
 TOKEN_BUDGET = 49_152  # on a GPU; BERT-Large then needs 1 GB for what passes between its layers
 
 
@@ -87,6 +87,7 @@ def load(spec: EngineSpec) -> Engine:
     model.encoder.operations = _triton(spec)
     graphed = Graphed(model, spec.device)
     graphed.capture_all()
+    graphed.launch_beyond()
     details |= {
         "kernels": f"cuBLAS, and Triton {importlib.metadata.version('triton')}",
         "graphs": f"up to {GRAPH_TOKENS[-1]} tokens",
@@ -132,23 +133,31 @@ class Graphed(Packed):
         self.pool: Any = None
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
-        from handlers.kernels.encoder import stage
-
-        key = graph_of(batch.tokens, len(batch))
+        key = self.graph_for(batch.tokens, len(batch))
         if key is None:
             return super().hidden(batch)
-        if key not in self.graphs:
-            self.capture(*key)
+        from handlers.kernels.encoder import stage
+
         graph, (ids, types, offsets), hidden = self.graphs[key]
         stage(batch.input_ids, batch.token_type_ids, batch.cu_seqlens, (ids, types, offsets))
         graph.replay()
         # The pool is shared: the next replay may overwrite these.
         return hidden[: batch.tokens].clone()
 
-    def capture_all(self) -> None:
-        """Every graph for texts as usual, the largest first, whose memory the others then share; some for short ones.
+    def graph_for(self, tokens: int, sequences: int) -> tuple[int, int] | None:
+        """The graph that a batch replays, of those that were captured at load: no request waits for a capture.
 
-        Large batches of very short texts have theirs captured when first used.
+        The one made for such texts; of few tokens in very many sequences, a larger one that has room for them.
+        """
+        key = graph_of(tokens, sequences)
+        if key in self.graphs or tokens > SHORT_TEXTS:
+            return key if key in self.graphs else None
+        return min((key for key in self.graphs if key[0] >= tokens and key[1] >= sequences), default=None)
+
+    def capture_all(self) -> None:
+        """Capture all graphs, the largest first, whose memory the others then share.
+
+        Large batches of very short texts have none: a GPU computes them for longer than their launch takes.
         """
         for tokens in reversed(GRAPH_TOKENS):
             few, many = rooms(tokens)
@@ -157,16 +166,28 @@ class Graphed(Packed):
                 self.capture(tokens, many)
 
     @torch.inference_mode()
+    def launch_beyond(self) -> None:
+        """Run what no graph holds, so that no request waits for its kernels to be compiled.
+
+        Triton compiles anew for counts that are no multiple of 16.
+        """
+        for tokens in (GRAPH_TOKENS[-1] + 64, GRAPH_TOKENS[-1] + 1):
+            ids, offsets = self._blank(tokens, rooms(tokens)[0])
+            self.model.hidden(ids, torch.zeros_like(ids), Segments(offsets))
+
+    @torch.inference_mode()
     def capture(self, tokens: int, sequences: int) -> None:
         """Capture the graph of one bucket."""
-        ids = torch.zeros(tokens, dtype=torch.int64, device=self.device)
-        types = torch.zeros_like(ids)
-        # As many sequences as there is room for, so that none has more tokens than there are position embeddings.
-        offsets = (torch.arange(sequences + 1, device=self.device) * tokens // sequences).int()
-        segments = Segments(offsets)
+        ids, offsets = self._blank(tokens, sequences)
+        types, segments = torch.zeros_like(ids), Segments(offsets)
         graph, hidden = captured(lambda: self.model.hidden(ids, types, segments), self.device, self.pool)
         self.pool = self.pool or graph.pool()
         self.graphs[tokens, sequences] = (graph, (ids, types, offsets), hidden)
+
+    def _blank(self, tokens: int, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and offsets of so many sequences: none has more tokens than there are position embeddings."""
+        ids = torch.zeros(tokens, dtype=torch.int64, device=self.device)
+        return ids, (torch.arange(sequences + 1, device=self.device) * tokens // sequences).int()
 
 
 def rooms(tokens: int) -> tuple[int, ...]:

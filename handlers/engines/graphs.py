@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,28 @@ def bucket_of(count: int, buckets: tuple[int, ...] = BUCKETS) -> int:
     raise ValueError(f"{count} rows came; the largest bucket is {buckets[-1]}")
 
 
+def sizes_up_to(most: int) -> list[int]:
+    """The least and the largest batch of every bucket up to `most` rows, ascending: 1, 2, 3, 4, 5, 8, 9, 16, 17, ...
+
+    Between those two an engine takes as long as for the larger (it pads), or in proportion.
+    """
+    most = min(most, BUCKETS[-1])
+    edges = {1, most, *BUCKETS, *(bucket + 1 for bucket in BUCKETS)}
+    return sorted(size for size in edges if size <= most)
+
+
+@contextlib.contextmanager
+def beside(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Launch on `stream`, behind the work of the current stream and ahead of what that one gets afterwards."""
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        current.wait_stream(stream)
+
+
 def captured(
     work: Callable[[], torch.Tensor], device: torch.device, pool: Any
 ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
@@ -26,11 +49,8 @@ def captured(
     `work` runs once before, on a stream of its own: kernels are compiled and chosen there, outside the capture.
     """
     with torch.cuda.device(device):  # a capture takes place on the current one
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        with beside(torch.cuda.Stream(device)):
             work()
-        torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             output = work()
@@ -41,21 +61,30 @@ class GraphedByBucket:
     """Replays `work` on batches padded to a bucket, one CUDA graph a bucket over one memory pool.
 
     work: (B, ...) on the device -> (B, K), row by row: no row may depend on another. A graph is captured when its
-    bucket is first used. Rows of padding are zeros, and are cut off the output.
+    bucket is first used; if the largest comes first, all others fit into its memory. Rows of padding are zeros, and
+    are cut off the output.
     channels: of (B, C, H, W) inputs as `work` gets them; those beyond the batch's own are zeros.
+    buckets: ascending batch sizes. memory_format: of the inputs as `work` gets them.
     """
 
-    def __init__(self, work: Callable[[torch.Tensor], torch.Tensor], channels: int) -> None:
-        self.work, self.channels = work, channels
+    def __init__(
+        self,
+        work: Callable[[torch.Tensor], torch.Tensor],
+        channels: int,
+        buckets: tuple[int, ...] = BUCKETS,
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self.work, self.channels, self.buckets, self.memory_format = work, channels, buckets, memory_format
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         self.pool: Any = None
+        self.room: torch.Tensor | None = None  # that all buckets read from: a replay follows each copy into it
 
     @torch.inference_mode()
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """(N, ...) -> (N, K); more rows than the largest bucket are run in several parts."""
-        if len(batch) > BUCKETS[-1]:
-            return torch.cat([self(part) for part in batch.split(BUCKETS[-1])])
-        bucket = bucket_of(len(batch))
+        if len(batch) > self.buckets[-1]:
+            return torch.cat([self(part) for part in batch.split(self.buckets[-1])])
+        bucket = bucket_of(len(batch), self.buckets)
         if bucket not in self.graphs:
             self.capture(bucket, batch)
         graph, inputs, outputs = self.graphs[bucket]
@@ -67,12 +96,17 @@ class GraphedByBucket:
 
     @torch.inference_mode()
     def capture(self, bucket: int, like: torch.Tensor) -> None:
-        """Capture the graph of one bucket, for images of the size, type and device of `like`, channels_last."""
-        shape = (bucket, self.channels, *like.shape[2:])
-        inputs = torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(
-            memory_format=torch.channels_last
-        )
+        """Capture the graph of one bucket, for images of the size, type and device of `like`."""
+        inputs = self._inputs(bucket, like)
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
             graph, outputs = captured(lambda: self.work(inputs), like.device, self.pool)
         self.pool = self.pool or graph.pool()
         self.graphs[bucket] = (graph, inputs, outputs)
+
+    def _inputs(self, bucket: int, like: torch.Tensor) -> torch.Tensor:
+        """(bucket, C, H, W): the first rows of the room, which grows where it is too small."""
+        if self.room is None or len(self.room) < bucket:
+            shape = (bucket, self.channels, *like.shape[2:])
+            zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            self.room = zeros.contiguous(memory_format=self.memory_format)
+        return self.room[:bucket]

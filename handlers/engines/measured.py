@@ -1,33 +1,34 @@
 """Choosing engines by measurement: on this GPU, at the batch sizes to be served, after a check against fp32.
 
-Candidates that do not load or miss parity are dropped and named; of the others, each batch bucket gets the fastest.
-What was measured is kept in the folder of plans, so that a model's other workers and later loads need not measure
-again, unless something that the times depend on has changed.
+Candidates that do not load or miss parity are dropped and named; of the others, each batch size gets the fastest. The
+smallest and the largest batch of every bucket are timed: an engine that pads takes as long for both, another one does
+not, and 33 images may run elsewhere than 64.
+
+What was measured is kept in the folder of plans. A model's other workers and later loads need not measure again,
+unless something that the times depend on has changed.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import logging
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from handlers.engines import Engine, EngineSpec, load, plans
-from handlers.engines.graphs import BUCKETS, bucket_of
-from handlers.tolerances import MAX_RELATIVE_ERROR
+from handlers.engines import Engine, EngineSpec, figures, kept, load, plans, references
+from handlers.engines.figures import Figure
+from handlers.engines.graphs import sizes_up_to
 
 WARM_UPS, RUNS = 5, 15
-REFERENCE_BATCH = 32  # in fp32, which may go on while nothing else needs memory
-HANDLERS = Path(__file__).parents[1]
 
 logger = logging.getLogger(__name__)
 
@@ -36,58 +37,91 @@ logger = logging.getLogger(__name__)
 class Table:
     """What was measured.
 
-    milliseconds: by bucket, then engine: median of RUNS, by CUDA events. dropped: reasons. failed: whether one of
-    them is no lasting one: an engine did not load, which it may do the next time.
+    milliseconds: by batch size, then engine: median of RUNS, by CUDA events. relative_error: NaN for outputs that are
+    not finite. against: where the fp32 reference came from. dropped: reasons. failed: whether one of them is no
+    lasting one: an engine did not load, which it may do the next time, or memory was short.
     """
 
     milliseconds: dict[int, dict[str, float]] = field(default_factory=dict)
     relative_error: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    against: str = ""
     failed: bool = False
 
     @property
-    def fastest(self) -> dict[int, str]:
-        """The engine of each bucket."""
-        return {bucket: min(times, key=lambda name: times[name]) for bucket, times in self.milliseconds.items()}
+    def fastest(self) -> list[str]:
+        """The engine of each batch size: of one image first, of the largest batch that was timed last."""
+        return [self._fastest_of(count) for count in range(1, max(self.milliseconds, default=0) + 1)]
+
+    def _fastest_of(self, count: int) -> str:
+        """Of the fastest engines of the timed sizes on both sides, the one with less time in between."""
+        sizes = sorted(self.milliseconds)
+        high = sizes[bisect.bisect_left(sizes, count)]
+        low = count if count == high else sizes[bisect.bisect_left(sizes, count) - 1]
+        share = 0.0 if low == high else (count - low) / (high - low)
+
+        def time(name: str) -> float:
+            least, most = self._time(low, name), self._time(high, name)
+            return least + (most - least) * share if math.isfinite(most) else math.inf
+
+        best = {min(self.milliseconds[size], key=lambda name: self._time(size, name)) for size in (low, high)}
+        return min(sorted(best), key=time)
+
+    def _time(self, size: int, name: str) -> float:
+        return self.milliseconds[size].get(name, math.inf)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Table:
         """Of `as_dict`. Raises KeyError, TypeError, AttributeError or ValueError where it is something else."""
         times = {
-            int(bucket): {str(name): float(value) for name, value in of_bucket.items()}
-            for bucket, of_bucket in content["milliseconds"].items()
+            int(size): {str(name): float(value) for name, value in of_size.items()}
+            for size, of_size in content["milliseconds"].items()
         }
-        errors = {str(name): float(value) for name, value in content["relativeError"].items()}
-        return cls(times, errors, {str(name): str(why) for name, why in content["dropped"].items()})
+        errors = {
+            str(name): math.nan if value == figures.NOT_FINITE else float(value)
+            for name, value in content["relativeError"].items()
+        }
+        dropped = {str(name): str(why) for name, why in content["dropped"].items()}
+        return cls(times, errors, dropped, str(content["against"]))
 
     def as_dict(self) -> dict[str, object]:
+        """For JSON, which has no NaN."""
         return {
-            "servedBy": {str(bucket): name for bucket, name in self.fastest.items()},
+            "servedBy": _ranges(self.fastest),
             "milliseconds": {
-                str(bucket): {name: round(value, 4) for name, value in times.items()}
-                for bucket, times in self.milliseconds.items()
+                str(size): {name: round(value, 4) for name, value in times.items()}
+                for size, times in sorted(self.milliseconds.items())
             },
-            "relativeError": {name: float(f"{value:.2g}") for name, value in self.relative_error.items()},
+            "against": self.against,
+            "relativeError": {name: figures.json_number(value, 2) for name, value in self.relative_error.items()},
             "dropped": dict(self.dropped),
         }
 
 
-def load_fastest(spec: EngineSpec, candidates: list[str]) -> tuple[str, Engine]:
-    """Load the candidates, measure them or know them measured, and keep the fastest for each bucket.
+def _ranges(names: list[str]) -> dict[str, str]:
+    """Engines by batch sizes: {"1": "cudnn", "2-33": "tensorrt", ...}."""
+    found = {}
+    for name, places in groupby(range(len(names)), key=lambda place: names[place]):
+        sizes = [place + 1 for place in places]
+        found[f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"] = name
+    return found
 
-    Buckets go up to the one that holds the spec's batch size. Returns the names joined by "+", and one engine that
-    runs each batch where it is fastest. Raises ValueError where none passes parity.
+
+def load_fastest(spec: EngineSpec, candidates: list[str]) -> tuple[str, Engine]:
+    """Load the candidates, measure them or know them measured, and keep the fastest for each batch size.
+
+    Sizes go up to the spec's. Returns the names joined by "+", and one engine that runs each batch where it is
+    fastest. Raises ValueError where none passes parity.
     """
-    conditions = _conditions(spec, candidates)
-    key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:32]
-    path = spec.plan_cache / f"measured-{key}.json"
+    conditions = kept.conditions(spec, candidates)
+    path = kept.path("measured", spec, conditions)
     with contextlib.ExitStack() as held:
         _lock(spec, held)
         if found := _load_known(path, spec, candidates):
             return found
         table, engines = measure(spec, candidates)
         if not table.failed:
-            _keep(path, {"conditions": conditions, **table.as_dict()})
+            kept.keep(path, {"conditions": conditions, **table.as_dict()})
     return combine(engines, table, "here")
 
 
@@ -105,67 +139,42 @@ def _load_known(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[st
         if not path.is_file():
             return None
         table = Table.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        if set(table.milliseconds) != set(buckets_of(spec)) or not set(table.fastest.values()) <= set(candidates):
+        if sorted(table.milliseconds) != sizes_up_to(spec.batch_size) or not set(table.fastest) <= set(candidates):
             raise ValueError("it is of other batch sizes or engines")
-        engines = {name: load(name, spec) for name in set(table.fastest.values())}
+        engines = {name: load(name, spec) for name in sorted(set(table.fastest))}
     except Exception as error:  # see load_passing
         logger.warning("measuring again, for %s does not serve: %r", path, error)
         return None
     return combine(engines, table, "earlier")
 
 
-def _keep(path: Path, content: dict[str, object]) -> None:
-    try:
-        plans.replace(path, (json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        logger.warning("what was measured here cannot be kept: %s", error)
-
-
 def measure(spec: EngineSpec, candidates: list[str]) -> tuple[Table, dict[str, Engine]]:
     """The table, and the candidates that loaded and passed parity. Raises ValueError where there is none."""
-    images = example(spec)
-    exact = load("torch_eager", dataclasses.replace(spec, precision="fp32"))
-    reference = torch.cat([exact.run(part) for part in images.split(REFERENCE_BATCH)])
-    table = Table()
-    engines = load_passing(spec, candidates, images, reference, table)
-    half = images.to(spec.dtype)
-    for bucket in buckets_of(spec):
-        table.milliseconds[bucket] = {
-            name: milliseconds(engine.run, half[:bucket]) for name, engine in engines.items()
-        }
-    logger.info("engines measured on %s: %s", gpu_name(spec.device), table.as_dict())
+    reference = references.of(spec)
+    if not isinstance(reference, references.Images):
+        raise TypeError(f"engines of a {spec.kind} are not chosen by measurement")
+    table = Table(against=reference.source)
+    engines = load_passing(spec, candidates, reference, table)
+    for size in reversed(sizes_up_to(spec.batch_size)):
+        _time(size, reference.batch(spec, size), engines, table)
+    if not table.milliseconds:
+        raise ValueError(f"there is too little memory for one image: {table.dropped}")
+    logger.info("engines measured on %s: %s", kept.device_name(spec.device), table.as_dict())
     return table, engines
 
 
-def buckets_of(spec: EngineSpec) -> list[int]:
-    """The batch sizes that are measured: up to the one that holds the spec's."""
-    return [bucket for bucket in BUCKETS if bucket <= bucket_of(min(spec.batch_size, BUCKETS[-1]))]
-
-
-def example(spec: EngineSpec) -> torch.Tensor:
-    """(the largest bucket, 3, S, S) standard normal, fp32, channels_last, on the device."""
-    shape = (buckets_of(spec)[-1], 3, spec.image_size, spec.image_size)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return images.to(spec.device).contiguous(memory_format=torch.channels_last)
-
-
-def _conditions(spec: EngineSpec, candidates: list[str]) -> dict[str, object]:
-    """What the times depend on, the driver aside."""
-    files = [spec.model_dir / name for name in ("config.json", "model.safetensors", "model.onnx", "plan/model.json")]
-    return {
-        "files": {path.name: plans.file_digest(path) for path in files if path.is_file()},
-        "candidates": sorted(candidates),
-        "plan_buckets": list(spec.buckets),
-        "precision": spec.precision,
-        "image_size": spec.image_size,
-        "batch_buckets": buckets_of(spec),
-        "gpu": gpu_name(spec.device),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "libraries": {name: _version(name) for name in ("triton", "tensorrt", "transformers")},
-        "handlers": _source_digest(),
-    }
+def _time(size: int, images: torch.Tensor, engines: Mapping[str, Engine], table: Table) -> None:
+    """Fill the table's row of one batch size, with the engines for which memory suffices."""
+    times = {}
+    for name, engine in engines.items():
+        try:
+            times[name] = milliseconds(engine.run, images)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            logger.warning("engine %s has too little memory for batches of %d", name, size)
+            table.failed = True
+    if times:
+        table.milliseconds[size] = times
 
 
 def _gpu_id(device: torch.device) -> str:
@@ -175,49 +184,28 @@ def _gpu_id(device: torch.device) -> str:
     return str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))
 
 
-def gpu_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _sources(name: str) -> list[Path]:
-    return sorted((HANDLERS / name).glob("*.py"))
-
-
-def _source_digest() -> str:
-    """Of the code that runs, which an archive carries: newer code is measured anew."""
-    files = [HANDLERS / "networks.py", *(path for name in ("engines", "kernels") for path in _sources(name))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
 def load_passing(
-    spec: EngineSpec, candidates: list[str], images: torch.Tensor, reference: torch.Tensor, table: Table
+    spec: EngineSpec, candidates: list[str], reference: references.Images, table: Table
 ) -> dict[str, Engine]:
-    """The candidates that load and give the images' reference logits in batches of every bucket's size.
+    """The candidates that load and give the reference's logits in batches of every size that is timed.
 
     The others go into table.dropped. Raises ValueError where none is left.
     """
-    engines, limit = {}, MAX_RELATIVE_ERROR[spec.precision]
+    engines = {}
     for name in candidates:
         try:
             engine = load(name, spec)
-            error = _largest_error(engine, images.to(spec.dtype), reference, buckets_of(spec))
+            figure = _compare(engine, spec, reference)
         # A torn plan, a call that this GPU's libraries lack, a kernel that does not compile (Triton's own classes), a
         # folder that cannot be written to, a broken package: whatever it is, the others can serve.
         except Exception as failure:
             table.dropped[name], table.failed = f"{type(failure).__name__}: {failure}", True
         else:
-            table.relative_error[name] = error
-            if error <= limit:  # False for NaN as well
+            table.relative_error[name] = figure.value
+            if figure.passed:
                 engines[name] = engine
             else:
-                table.dropped[name] = f"relative error {error:.2g} against fp32; at most {limit}"
+                table.dropped[name] = str(figure)
         if name in table.dropped:
             logger.warning("engine %s dropped: %s", name, table.dropped[name])
     if not engines:
@@ -225,17 +213,25 @@ def load_passing(
     return engines
 
 
+def _compare(engine: Engine, spec: EngineSpec, reference: references.Images) -> Figure:
+    """Batches of every size: each may run other kernels."""
+    return references.worst_that_fit(
+        lambda size: reference.figure(engine, spec, size), sizes_up_to(spec.batch_size)[::-1]
+    )
+
+
 def combine(engines: Mapping[str, Engine], table: Table, when: str) -> tuple[str, Engine]:
     """One engine out of those that are fastest somewhere; the others are let go. when: "here" or "earlier"."""
-    serving = {bucket: engines[name].run for bucket, name in table.fastest.items()}
-    kept = {name: engines[name].details for name in sorted(set(table.fastest.values()))}
-    buckets = tuple(serving)
+    serving = [engines[name].run for name in table.fastest]
+    details = {name: engines[name].details for name in sorted(set(table.fastest))}
 
     def run(images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, S, S) -> (N, classes); more than the largest bucket runs where that does."""
-        return serving[bucket_of(min(len(images), buckets[-1]), buckets)](images)
+        """(N, 3, S, S) -> (N, classes); more than the largest batch that was timed is cut into such."""
+        if len(images) > len(serving):
+            return torch.cat([run(part) for part in images.split(len(serving))])
+        return serving[len(images) - 1](images)
 
-    return "+".join(kept), Engine(run, {"measured": {"when": when, **table.as_dict()}, "engines": kept})
+    return "+".join(details), Engine(run, {"measured": {"when": when, **table.as_dict()}, "engines": details})
 
 
 def milliseconds(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> float:
@@ -249,15 +245,3 @@ def milliseconds(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tens
         end.record()
     torch.cuda.synchronize(images.device)
     return float(statistics.median(start.elapsed_time(end) for start, end in pairs))
-
-
-def _largest_error(engine: Engine, images: torch.Tensor, reference: torch.Tensor, buckets: list[int]) -> float:
-    """Of all buckets: each runs other kernels. NaN where one is."""
-    errors = [_relative_error(engine.run(images[:size]), reference[:size]) for size in buckets]
-    return float(torch.tensor(errors).max())
-
-
-def _relative_error(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest over the rows, by 2-norm."""
-    errors = (logits.float() - reference.float()).norm(dim=1) / reference.float().norm(dim=1)
-    return float(errors.max())

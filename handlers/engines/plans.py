@@ -89,7 +89,11 @@ def file_digest(path: Path) -> str:
 
 @functools.cache
 def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def check(folder: Path, wanted: Fingerprint) -> str:

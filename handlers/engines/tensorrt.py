@@ -1,12 +1,14 @@
 """CNNs through NVIDIA TensorRT: one plan with an optimization profile for each batch bucket.
 
 The network is the archive's `model.onnx` in half precision, a ResNet's with BatchNorm folded; the plan travels in the
-archive or is built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it, at its
-own size: nothing is padded. It runs on the current stream and on tensors' own memory: a plan from ONNX reads images
-as they lie in channels_last, (N, S, S, 3). One that torch2trt made reads (N, 3, S, S), and costs a copy of the batch.
+archive or is built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it. Small
+batches, and those that fill a bucket of handlers.engines.graphs, replay a CUDA graph; others run at their own size on
+a stream of their own, without a copy: a plan from ONNX reads images as they lie in channels_last, (N, S, S, 3). One
+that torch2trt made reads (N, 3, S, S).
 
-Source: the TensorRT developer guide, "Working with Dynamic Shapes" and "Strongly Typed Networks". TensorRT 8.6
-takes the precision from a builder flag; from 10 on it comes from the network's own types. Tried on 8.6 only.
+Source: the TensorRT developer guide, "Working with Dynamic Shapes", "Strongly Typed Networks" and "CUDA Graphs": one
+execution context a graph, with device memory that they share. TensorRT 8.6 takes the precision from a builder flag;
+from 10 on it comes from the network's own types. Tried on 8.6 only.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 
 from handlers.engines import Engine, EngineSpec, plans
-from handlers.engines.graphs import bucket_of
+from handlers.engines.graphs import BUCKETS, GraphedByBucket, beside, bucket_of
 
 KINDS = ("image-classifier",)
 RANK = 20
@@ -34,6 +36,8 @@ ONNX, PLAN_FOLDER = "model.onnx", "plan"
 INPUT, OUTPUT = "images", "logits"
 CHANNELS = 3
 WORKSPACE_BYTES = 4 << 30
+# Up to so many images a launch takes about as long as the computing, and a graph that pads is faster than none.
+PADDED = 32
 SECONDS_A_PROFILE = 95  # ResNet-101 with TensorRT 8.6 on an H200, without a timing cache
 
 logger = logging.getLogger(__name__)
@@ -117,6 +121,7 @@ def load(spec: EngineSpec) -> Engine:
         "network": networks.title(spec.model_dir),
         "plan": plan.source,
         "profiles": list(spec.buckets),
+        "graphs": list(runner.graphed.buckets) if runner.graphed else "none: the plan's profiles cannot be shared",
         "onnx": f"sha256:{wanted.onnx}",
     }
     return Engine(runner, details)
@@ -180,9 +185,17 @@ def _network_flags(trt: Any) -> int:
 def _config(trt: Any, builder: Any) -> Any:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__ and hasattr(trt.BuilderFlag, "FP16"):
-        config.set_flag(trt.BuilderFlag.FP16)
+    if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__:
+        _configure_old(trt, config)
     return config
+
+
+def _configure_old(trt: Any, config: Any) -> None:
+    """What 8.6 has to be told, and 10 does without: the precision, and that contexts share a profile."""
+    if hasattr(trt.BuilderFlag, "FP16"):
+        config.set_flag(trt.BuilderFlag.FP16)
+    if hasattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806"):
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
 
 
 def _add_profiles(builder: Any, config: Any, spec: EngineSpec) -> None:
@@ -255,7 +268,7 @@ def _progress(profiles: int) -> Iterator[None]:
 
 
 class _Said:
-    """TensorRT's own log lines, errors to ours; the last one explains a failed build."""
+    """TensorRT's own log lines, errors and warnings to ours; the last error explains a failed build."""
 
     def __init__(self, trt: Any) -> None:
         said = self
@@ -266,14 +279,20 @@ class _Said:
                 if int(severity) <= int(trt.ILogger.ERROR):
                     said.last = message
                     logger.error("TensorRT: %s", message)
+                elif int(severity) == int(trt.ILogger.WARNING):
+                    logger.warning("TensorRT: %s", message)
 
         self.logger = Logger()
 
 
 class PlanRunner:
-    """A deserialised plan: (N, 3, S, S) fp16 -> logits (N, classes) fp16, on the current stream, in N's own size.
+    """A deserialised plan: (N, 3, S, S) fp16 -> logits (N, classes) fp16, in the order of the current stream.
 
-    Images that lie as the plan reads them are not copied: in channels_last, if it is one from ONNX.
+    A batch of up to PADDED images, or of just a bucket's size, replays that bucket's CUDA graph. Another one runs at
+    its own size on a stream of this runner's; images that lie as the plan reads them are not copied there.
+
+    graphed: None for a plan whose profiles take one execution context each, as TensorRT 8.6 builds them unless told
+    otherwise: each graph needs a context of its own.
     """
 
     def __init__(self, content: bytes, buckets: tuple[int, ...], device: torch.device) -> None:
@@ -287,29 +306,106 @@ class PlanRunner:
                 raise plans.PlanError(f"TensorRT cannot deserialise the plan: {self.said.last}")
             self.classes = int(self.engine.get_tensor_shape(OUTPUT)[-1])
             self.channels_last = int(self.engine.get_tensor_shape(INPUT)[-1]) == CHANNELS
+            self.stream = torch.cuda.Stream(device)
+            self.memory = torch.empty(max(1, _memory_bytes(self.engine)), dtype=torch.uint8, device=device)
             self.contexts = {bucket: self._context(place) for place, bucket in enumerate(buckets)}
-
-    def _context(self, profile: int) -> Any:
-        context = self.engine.create_execution_context()
-        stream = torch.cuda.current_stream(self.device)
-        if not context.set_optimization_profile_async(profile, stream.cuda_stream):
-            raise plans.PlanError(f"TensorRT cannot use profile {profile}: {self.said.last}")
-        stream.synchronize()
-        return context
+            self.graphed = self._graphed()
+        self.in_graphs: dict[int, tuple[Any, torch.Tensor, torch.Tensor]] = {}
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if len(images) > self.buckets[-1]:
             return torch.cat([self(part) for part in images.split(self.buckets[-1])])
+        if self.graphed and (len(images) <= PADDED or len(images) in self.graphed.buckets):
+            return self.graphed(images)
+        return self._at_own_size(images)
+
+    def _at_own_size(self, images: torch.Tensor) -> torch.Tensor:
         context = self.contexts[bucket_of(len(images), self.buckets)]
-        pixels = (images.permute(0, 2, 3, 1) if self.channels_last else images).contiguous()
-        logits = torch.empty((len(images), self.classes), dtype=torch.float16, device=images.device)
-        context.set_input_shape(INPUT, tuple(pixels.shape))
-        context.set_tensor_address(INPUT, pixels.data_ptr())
-        context.set_tensor_address(OUTPUT, logits.data_ptr())
-        if not context.execute_async_v3(torch.cuda.current_stream(images.device).cuda_stream):
-            raise RuntimeError(f"TensorRT did not run the batch: {self.said.last}")
+        pixels = self._as_read(images).contiguous()
+        logits = self._empty_logits(len(images))
+        with beside(self.stream):
+            _bind(context, pixels, logits)
+            self._execute(context)
         return logits
+
+    def _in_graph(self, images: torch.Tensor) -> torch.Tensor:
+        """What a graph is captured of: (B, 3, S, S) at an address that stays -> logits at one that stays.
+
+        It runs twice a bucket. All that is set or allocated takes place in the first run, outside the capture.
+        """
+        count, pixels = len(images), self._as_read(images)
+        context, bound, logits = self.in_graphs.get(count, (None, None, None))
+        if bound is None or logits is None or bound.data_ptr() != pixels.data_ptr():
+            context = context or self._context(self.buckets.index(bucket_of(count, self.buckets)))
+            logits = self._empty_logits(count)
+            _bind(context, pixels, logits)
+            self.in_graphs[count] = (context, pixels, logits)
+        self._execute(context)
+        return logits
+
+    def _graphed(self) -> GraphedByBucket | None:
+        """Graphs for every bucket that a profile holds; None where a profile takes no second context."""
+        if self._try_context(0) is None:
+            logger.warning("the plan runs without CUDA graphs, which one that is built anew has: %s", self.said.last)
+            return None
+        sizes = tuple(sorted({*(bucket for bucket in BUCKETS if bucket < self.buckets[-1]), self.buckets[-1]}))
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return GraphedByBucket(self._in_graph, CHANNELS, sizes, layout)
+
+    def _context(self, profile: int) -> Any:
+        context = self._try_context(profile)
+        if context is None:
+            raise plans.PlanError(f"TensorRT cannot use profile {profile}: {self.said.last}")
+        return context
+
+    def _try_context(self, profile: int) -> Any:
+        """One that runs in the shared memory, or None where TensorRT gives none for this profile."""
+        context = _context_without_memory(_tensorrt(), self.engine)
+        _give_memory(context, self.memory)
+        with beside(self.stream):
+            taken = context.set_optimization_profile_async(profile, self.stream.cuda_stream)
+        self.stream.synchronize()
+        return context if taken else None
+
+    def _as_read(self, images: torch.Tensor) -> torch.Tensor:
+        return images.permute(0, 2, 3, 1) if self.channels_last else images
+
+    def _empty_logits(self, count: int) -> torch.Tensor:
+        return torch.empty((count, self.classes), dtype=torch.float16, device=self.device)
+
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+            raise RuntimeError(f"TensorRT did not run the batch: {self.said.last}")
+
+
+def _bind(context: Any, pixels: torch.Tensor, logits: torch.Tensor) -> None:
+    """Set shape and addresses of the next run."""
+    context.set_input_shape(INPUT, tuple(pixels.shape))
+    context.set_tensor_address(INPUT, pixels.data_ptr())
+    context.set_tensor_address(OUTPUT, logits.data_ptr())
+
+
+def _memory_bytes(engine: Any) -> int:
+    """What a context needs for what passes between its layers, in the largest profile. Its name is new from 10.1."""
+    return int(
+        engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
+    )
+
+
+def _context_without_memory(trt: Any, engine: Any) -> Any:
+    """An execution context that has to be given memory; by 10's name, or by 8.6's."""
+    strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
+    if strategies is not None:
+        return engine.create_execution_context(strategies.USER_MANAGED)
+    return engine.create_execution_context_without_device_memory()
+
+
+def _give_memory(context: Any, memory: torch.Tensor) -> None:
+    if hasattr(context, "set_device_memory"):  # from 10.1 on
+        context.set_device_memory(memory.data_ptr(), memory.numel())
+    else:
+        context.device_memory = memory.data_ptr()
 
 
 def _tensorrt() -> Any:

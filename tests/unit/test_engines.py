@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, load_chosen, measured, torch_eager
+from handlers.engines import Engine, EngineSpec, load_chosen, measured, references, torch_eager
 from handlers.engines.plans import PlanError
 
 PLUGIN = """
@@ -122,13 +122,13 @@ def test_what_auto_adds_leaves_the_rest_of_the_engine_alone(
 ) -> None:
     packed = Engine(lambda images: images, {"library": "x"}, pads=False, token_budget=5)
     monkeypatch.setattr(engines, "load", lambda name, spec: packed)
-    _, engine = engines.load_chosen("auto", spec_of(folder=digits_folder))
+    _, engine = engines.load_chosen("auto", spec_of(folder=digits_folder), check=False)
     found = (engine.run, engine.pads, engine.token_budget, engine.details["library"])
     assert found == (packed.run, False, 5, "x")
 
 
 def test_what_was_asked_for_or_objects_is_not_left_out(waiting: Any, digits_folder: Path) -> None:
-    assert engines.load_chosen("plugged", spec_of(folder=digits_folder))[0] == "plugged"
+    assert engines.load_chosen("plugged", spec_of(folder=digits_folder), check=False)[0] == "plugged"
     assert "leftOut" not in engines.load_chosen("torch_eager", spec_of(folder=digits_folder))[1].details
     waiting.OBJECTION = "no such hardware"
     assert "leftOut" not in engines.load_chosen("auto", spec_of(folder=digits_folder))[1].details
@@ -138,28 +138,29 @@ def test_engines_that_fail_or_miss_parity_are_dropped_and_named(
     plugin: Any, digits_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = torch.zeros(2, 3, 32, 32)
-    reference = engines.load("torch_eager", spec_of(folder=digits_folder)).run(images)
+    logits = engines.load("torch_eager", spec_of(folder=digits_folder)).run(images)
+    reference = references.Images(images, logits)
     plugin.load = lambda _: (_ for _ in ()).throw(PlanError("model.plan is torn"))
     table = measured.Table()
-    found = measured.load_passing(spec_of(folder=digits_folder), ["plugged", "torch_eager"], images, reference, table)
+    found = measured.load_passing(spec_of(folder=digits_folder), ["plugged", "torch_eager"], reference, table)
     assert list(found) == ["torch_eager"]
     assert table.as_dict()["dropped"] == {"plugged": "PlanError: model.plan is torn"}
     assert "engine plugged dropped: PlanError: model.plan is torn" in caplog.text
-    for logits, named in ((reference * 1.001, "relative error 0.001 against fp32"), (reference * torch.nan, "nan")):
-        plugin.load = lambda _, logits=logits: Engine(lambda _: logits, {})
+    for wrong, named in ((1.001, "relative error 0.001 against fp32"), (torch.nan, "not finite")):
+        plugin.load = lambda _, wrong=wrong: Engine(lambda images: logits[: len(images)] * wrong, {})
         with pytest.raises(ValueError, match=f"no engine loads and passes parity in fp32: .*{named}"):
-            measured.load_passing(spec_of(folder=digits_folder), ["plugged"], images, reference, measured.Table())
+            measured.load_passing(spec_of(folder=digits_folder), ["plugged"], reference, measured.Table())
 
 
-def test_every_bucket_is_checked(plugin: Any, digits_folder: Path) -> None:
+def test_every_batch_size_is_checked(plugin: Any, digits_folder: Path) -> None:
     """One that is right for a few images and wrong for more, as kernels of its own for these may be."""
     spec = dataclasses.replace(spec_of(folder=digits_folder), batch_size=4)
     images = torch.randn(4, 3, 32, 32)
     exact = engines.load("torch_eager", spec)
     plugin.load = lambda _: Engine(lambda batch: exact.run(batch) * (2 if len(batch) > 2 else 1), {})
     table = measured.Table()
-    names = ["plugged", "torch_eager"]
-    assert list(measured.load_passing(spec, names, images, exact.run(images), table)) == ["torch_eager"]
+    names, reference = ["plugged", "torch_eager"], references.Images(images, exact.run(images))
+    assert list(measured.load_passing(spec, names, reference, table)) == ["torch_eager"]
     assert table.dropped["plugged"].startswith("relative error 1 against fp32")
 
 
@@ -190,12 +191,17 @@ def test_torch_eager_answers_logits_in_the_specs_dtype(
 
 
 def test_the_handler_says_which_engine_it_took(
-    plugin: ModuleType, load_handler: Callable[..., Any], digits_folder: Path
+    plugin: Any, load_handler: Callable[..., Any], digits_folder: Path, tmp_path: Path
 ) -> None:
     from handlers.image_classifier import ImageClassifier
 
-    handler = load_handler(ImageClassifier, digits_folder, preprocess={"size": 32, "resize": 32})
-    assert handler.model.description["engine"] == {"name": "plugged", "from": str(digits_folder)}
+    exact = engines.load("torch_eager", spec_of(folder=digits_folder))
+    plugin.load = lambda spec: Engine(exact.run, {"from": str(spec.model_dir)})
+    section = {"preprocess": {"size": 32, "resize": 32}, "planCache": str(tmp_path)}
+    handler = load_handler(ImageClassifier, digits_folder, **section)
+    engine = handler.model.description["engine"]
+    assert (engine["name"], engine["from"]) == ("plugged", str(digits_folder))
+    assert engine["checked"]["relativeError"] < 1e-4
 
 
 def test_auto_with_no_engine_says_why_of_each(tmp_path: Path) -> None:

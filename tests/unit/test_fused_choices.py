@@ -172,6 +172,25 @@ def test_what_no_graph_holds_is_run_as_it_comes() -> None:
     assert graphed.captured == []
 
 
+def test_no_request_waits_for_a_capture() -> None:
+    """Whatever comes replays a graph that was captured at load, or is launched as it is."""
+    graphed = Recorded()
+    graphed.capture_all()
+    graphed.graphs = dict.fromkeys(graphed.captured)  # type: ignore[arg-type]
+    before = set(graphed.graphs)
+    for tokens in (*range(1, 700), *range(700, 20_000, 97)):
+        for sequences in (1, -(-tokens // 40), -(-tokens // 20), -(-tokens // 5), -(-tokens // 3), tokens):
+            key = graphed.graph_for(tokens, sequences)
+            if key is None:
+                assert tokens > fused.SHORT_TEXTS or sequences > fused.SHORT_TEXTS // 4
+            else:
+                assert key in before
+                assert key[0] >= tokens
+                assert key[1] >= sequences
+    assert graphed.graph_for(1280, 64) == (1280, 320)
+    assert graphed.graph_for(192, 64) == (256, 64), "one word a text: the graph of 192 tokens has room for 48"
+
+
 # A depth of 1344 is 21 blocks: four parts would end inside one.
 SIZES = [(1024, 1024), (1024, 4096), (384, 384), (384, 1344), (768, 3072), (64, 64), (320, 192), (4096, 1024)]
 

@@ -12,19 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, measured
+from handlers.engines import Engine, EngineSpec, kept, measured, references
 
 CANDIDATES = ["torch_eager", "other"]
 
 
 @pytest.fixture
 def spec(digits_folder: Path, tmp_path: Path) -> EngineSpec:
-    """Of an archive of its own, for batches of up to 3: buckets 1, 2 and 4."""
+    """Of an archive of its own, for batches of up to 3: sizes 1, 2 and 3."""
     folder = Path(shutil.copytree(digits_folder, tmp_path / "archive"))
     return EngineSpec(
         "image-classifier",
@@ -77,13 +78,13 @@ def when(spec: EngineSpec, candidates: list[str] = CANDIDATES) -> object:
     return found["when"]
 
 
-def test_each_bucket_gets_the_fastest_and_later_loads_measure_nothing(spec: EngineSpec, timed: list[int]) -> None:
+def test_each_batch_size_gets_the_fastest_and_later_loads_measure_nothing(spec: EngineSpec, timed: list[int]) -> None:
     name, engine = measured.load_fastest(spec, CANDIDATES)
     assert name == "other+torch_eager"
-    assert timed == [1, 1, 2, 2, 4, 4]
+    assert timed == [3, 3, 2, 2, 1, 1]
     first: Any = engine.details["measured"]
     assert first["when"] == "here"
-    assert first["servedBy"] == {"1": "torch_eager", "2": "other", "4": "other"}
+    assert first["servedBy"] == {"1": "torch_eager", "2-3": "other"}
     again_name, again = measured.load_fastest(spec, CANDIDATES)
     assert len(timed) == 6
     assert again_name == name
@@ -107,25 +108,30 @@ def test_another_spec_is_measured_anew(spec: EngineSpec, timed: list[int], chang
     assert when(spec) == "earlier"
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.onnx", "plan/model.json"])
+FILES = ["config.json", "model.safetensors", "model.onnx", "plan/model.json", "parity.safetensors"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_another_file_is_measured_anew(spec: EngineSpec, timed: list[int], name: str) -> None:
     (spec.model_dir / "plan").mkdir()
     (spec.model_dir / "plan" / "model.json").write_text("{}", encoding="utf-8")
     measured.load_fastest(spec, CANDIDATES)
     path = spec.model_dir / name
-    if name == "model.safetensors":
+    if name == "parity.safetensors":
+        references.compute(spec).save(spec.model_dir)
+    elif name == "model.safetensors":
         save_file({key: value * 1.0001 for key, value in load_file(path).items()}, path, {"format": "pt"})
     else:
         path.write_text((path.read_text(encoding="utf-8") if path.exists() else "") + "\n", encoding="utf-8")
     assert when(spec) == "here"
 
 
-@pytest.mark.parametrize("name", ["gpu_name", "_version", "_source_digest"])
+@pytest.mark.parametrize("name", ["device_name", "version", "source_digest"])
 def test_another_machine_or_code_is_measured_anew(
     spec: EngineSpec, timed: list[int], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     measured.load_fastest(spec, CANDIDATES)
-    monkeypatch.setattr(measured, name, lambda *_: "another")
+    monkeypatch.setattr(kept, name, lambda *_: "another")
     assert when(spec) == "here"
     monkeypatch.undo()
 
@@ -146,6 +152,93 @@ def test_a_broken_table_is_measured_anew(
     assert len(timed) == 12
     assert f"measuring again, for {path} does not serve" in caplog.text
     assert json.loads(path.read_text(encoding="utf-8"))["servedBy"]["1"] == "torch_eager"
+
+
+def table_with(times: dict[int, tuple[float, float]]) -> measured.Table:
+    """times: by batch size, of the engines `pads` and `exact`."""
+    return measured.Table({size: {"pads": pads, "exact": exact} for size, (pads, exact) in times.items()})
+
+
+def test_times_are_of_the_least_and_the_largest_batch_of_each_bucket() -> None:
+    assert measured.sizes_up_to(1) == [1]
+    assert measured.sizes_up_to(40) == [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 40]
+    assert measured.sizes_up_to(1000) == [*measured.sizes_up_to(40)[:-1], 64, 65, 128, 129, 256]
+
+
+def test_an_engine_that_pads_serves_where_its_padding_is_worth_it() -> None:
+    """At 64 images it is the faster one; 33 cost it as much as 64, and the other engine half."""
+    table = table_with({1: (1, 2), 32: (8, 9), 33: (16, 10), 64: (16, 18)})
+    fastest = table.fastest
+    assert [fastest[count - 1] for count in (1, 32, 33, 40, 56, 57, 64)] == [
+        "pads", "pads", "exact", "exact", "exact", "pads", "pads",
+    ]  # fmt: skip
+    assert table.as_dict()["servedBy"] == {"1-32": "pads", "33-56": "exact", "57-64": "pads"}
+
+
+def test_what_is_warmed_up_at_both_ends_of_a_bucket_is_all_that_serves_in_between() -> None:
+    """A third engine may be the fastest in the middle alone: it would have its first run there while one waits."""
+    table = measured.Table({5: {"a": 1.0, "b": 9.0, "c": 2.0}, 8: {"a": 9.0, "b": 1.0, "c": 2.0}})
+    assert set(table.fastest) == {"a", "b"}
+
+
+def test_batches_beyond_the_largest_that_was_timed_are_cut(spec: EngineSpec, timed: list[int]) -> None:
+    sizes = []
+    engine = Engine(lambda images: sizes.append(len(images)) or images.flatten(1), {})  # type: ignore[func-returns-value]
+    table = measured.Table({1: {"one": 1.0}, 2: {"one": 1.0}})
+    _, combined = measured.combine({"one": engine}, table, "here")
+    images = torch.randn(5, 3, 2, 2)
+    assert torch.equal(combined.run(images), images.flatten(1))
+    assert sizes == [2, 2, 1]
+
+
+def test_batches_that_memory_does_not_suffice_for_are_cut_and_nothing_is_kept(
+    spec: EngineSpec, timed: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load: Any = vars(measured)["load"]
+
+    def small(name: str, spec: EngineSpec) -> Engine:
+        engine: Engine = load(name, spec)
+
+        def run(images: torch.Tensor) -> torch.Tensor:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("no memory is left")
+            return engine.run(images)
+
+        return dataclasses.replace(engine, run=run)
+
+    def milliseconds(run: Any, images: torch.Tensor) -> float:
+        run(images)
+        return 1.0
+
+    monkeypatch.setattr(measured, "load", small)
+    monkeypatch.setattr(measured, "milliseconds", milliseconds)
+    _, engine = measured.load_fastest(spec, CANDIDATES)
+    found: Any = engine.details["measured"]
+    assert set(found["milliseconds"]) == {"1", "2"}
+    assert engine.run(torch.randn(3, 3, 32, 32)).shape == (3, 10)
+    assert "too little memory for batches of 3" in caplog.text
+    assert list(spec.plan_cache.glob("measured-*.json")) == []
+
+
+def test_outputs_that_are_not_finite_are_named_so_in_valid_json(
+    spec: EngineSpec, timed: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load: Any = vars(measured)["load"]
+
+    def broken(name: str, spec: EngineSpec) -> Engine:
+        engine: Engine = load(name, spec)
+        if name != "other":
+            return engine
+        return dataclasses.replace(engine, run=lambda images: engine.run(images) * torch.nan)
+
+    monkeypatch.setattr(measured, "load", broken)
+    for when_measured in ("here", "earlier"):
+        name, engine = measured.load_fastest(spec, CANDIDATES)
+        found: Any = json.loads(orjson.dumps(engine.details))["measured"]
+        assert (name, found["when"]) == ("torch_eager", when_measured)
+        assert found["relativeError"]["other"] == "not finite"
+        assert found["dropped"] == {"other": "its outputs are not finite"}
+    assert len(timed) == 3
 
 
 class CompilationError(Exception):
