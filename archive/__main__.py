@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from archive import contents, options, package
+from archive.guards import described, is_failure
 from archive.sources import HUB_CONFIGS, HUB_TEXT, locate
 
 # Options that name files: where those lie on this machine is nobody's business.
 PATHS = ("weights", "labels", "parity_data", "tokenizer")
+TRACEBACK = "PACKAGING_TRACEBACK"
 PRESET_FOLDERS = {"resnet101": "resnet101", "bert-large": "bert_large"}
 
 
@@ -29,10 +33,27 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{chosen.mar}: unchanged since it was packaged, {contents.verify(chosen.mar)}")
         else:
             _package(chosen)
-    except (ValueError, OSError) as error:  # CheckpointError, PackagingError, ArchiveError, SettingsError; files
-        print(f"error: {error}", file=sys.stderr)
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        print(f"error: {_told(error, chosen)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _told(error: BaseException, chosen: argparse.Namespace) -> str:
+    """The message for a person, whatever was raised."""
+    if isinstance(
+        error, (ValueError, OSError)
+    ):  # CheckpointError, PackagingError, ArchiveError, SettingsError; files
+        return str(error) or type(error).__name__
+    source = vars(chosen).get("weights") or vars(chosen).get("mar") or chosen.command
+    return (
+        f"{source} cannot be served: {described(error)}. Nothing was put in place. Wanted: a checkpoint as "
+        f"save_pretrained writes it; the environment variable {TRACEBACK}=1 shows where this happened"
+    )
 
 
 def _package(chosen: argparse.Namespace) -> None:

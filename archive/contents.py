@@ -55,12 +55,17 @@ def seal(provenance: Mapping[str, Any]) -> str:
 
 
 def read_provenance(mar: Path) -> dict[str, Any]:
-    """The archive's provenance. Raises ArchiveError where it has none."""
+    """The archive's provenance. Raises ArchiveError where it has none, or where that is damaged."""
     with _open(mar) as archive:
         if PROVENANCE not in archive.namelist():
             raise ArchiveError(f"{mar} holds no {PROVENANCE}: it was not made by this packaging script")
-        content: dict[str, Any] = json.loads(archive.read(PROVENANCE))
-        return content
+        try:
+            content: object = json.loads(archive.read(PROVENANCE))
+        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ArchiveError(f"{mar} is damaged: {error} ({PROVENANCE})") from None
+    if not isinstance(content, dict) or not {"name", "version", "digest", "files"} <= content.keys():
+        raise ArchiveError(f"{mar} is damaged: {PROVENANCE} is not what packaging writes")
+    return content
 
 
 def verify(mar: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 
-from archive import convert
+from archive import convert, reference_pixels
 from archive.image_checkpoints import ImageCheckpoint
 from archive.parity import PRECISIONS, Array
 from archive.text_checkpoints import TextCheckpoint
@@ -130,10 +130,8 @@ class ImageJob(Job):
     @torch.inference_mode()
     def reference(self, samples: Sequence[bytes]) -> Array:
         model, chosen = self.checkpoint.network(), self.settings
-        batcher = images.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
-        logits = [
-            model(batcher(images.prepare(sample, chosen.preprocess, chosen.max_pixels))).logits for sample in samples
-        ]
+        pixels = reference_pixels.pixels_of(self.checkpoint, chosen.preprocess, chosen.max_pixels)
+        logits = [model(pixels(sample)).logits for sample in samples]
         outputs: Array = torch.cat(logits).numpy()
         return outputs
 

@@ -115,7 +115,10 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None, image: bool) ->
     group.add_argument("--force", action="store_true", help="package even if nothing has changed")
     serving = sub.add_argument_group("serving (kept in the archive's model-config.yaml, where it may be edited)")
     serving.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="requests answered together (default: 8; presets 64)"
+        "--batch-size",
+        type=_positive,
+        metavar="N",
+        help="requests answered together (default: 8; presets 64, or fewer if their answers are large)",
     )
     serving.add_argument(
         "--max-batch-delay-ms",
@@ -154,7 +157,7 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None, image: bool) ->
         "--parity-data",
         type=Path,
         metavar="PATH",
-        help="samples for the parity gate: a folder of images, or a file of texts",
+        help="samples for the parity gate: a folder of images, or a file of texts; the archive carries a few of them",
     )
 
 

@@ -101,7 +101,7 @@ def up_to_date(mar: Path, inputs: str) -> str | None:
     """The content digest of the archive that these inputs gave, where it is there; else None."""
     try:
         provenance = contents.read_provenance(mar)
-    except contents.ArchiveError:
+    except contents.ArchiveError:  # of none, and of one that is damaged: packaging replaces it
         return None
     return str(provenance["digest"]) if provenance.get("inputs") == inputs else None
 
@@ -147,19 +147,20 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
             _stage(job, work / "stage")
         with progress.step("archiving with torch-model-archiver"):
             mar = _archive(job, work)
-            files = contents.file_digests(mar)
         samples = _write_samples(job, work / "samples")
         with progress.step(f"loading it in a fresh process, {len(samples)} samples in {', '.join(job.precisions)}"):
             _unpack(mar, work / "unpacked")
             report = _probe(job, work, samples, progress.tell)
         with progress.step("comparing with the fp32 reference"):
-            figures = _gate(job, work, report["measured"])
+            figures = _gate(job, work, report)
         for precision, verdict in figures.items():
-            progress.say(f"{precision} {verdict} ({verdict.engine})")
+            progress.say(f"{precision} {verdict}" + (f" ({verdict.engine})" if verdict.engine else ""))
         _refuse_failures(job, figures)
         notes = [*job.notes, *_stood_in(job, figures, report["stood_in"])]
-        engines = {precision: report["measured"][precision]["engine"] for precision in job.precisions}
+        engines = {precision: described["engine"] for precision, described in report["measured"].items()}
         with progress.step("putting it in place"):
+            _add_reference(job, mar, work)
+            files = contents.file_digests(mar)
             _add_provenance(mar, {**_provenance(job, files, figures, notes, inputs, options), "engines": engines})
             contents.verify(mar)
             target = export_path / mar.name
@@ -171,12 +172,9 @@ def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object
 
 def _stage(job: Job, stage: Path) -> None:
     """What the archive's root will hold, entry and model-config.yaml aside."""
-    from archive import references  # imports torch
-
     stage.mkdir()
     job.stage(stage)
     _refuse_unfit(job, stage)
-    references.write(job, stage)
     _drop_local_paths(stage)
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *ENTRIES)
     shutil.copytree(ROOT / "handlers", stage / "handlers", ignore=ignored)
@@ -268,12 +266,15 @@ def _probe(job: Job, work: Path, samples: Sequence[Path], tell: Callable[[str], 
     return report
 
 
-def _gate(job: Job, work: Path, measured: Mapping[str, Any]) -> dict[str, parity.Figures]:
+def _gate(job: Job, work: Path, report: Mapping[str, Any]) -> dict[str, parity.Figures]:
     import numpy as np
 
     reference = job.reference([path.read_bytes() for path in sorted((work / "samples").iterdir())])
-    figures = {}
+    measured, figures = report["measured"], {}
     for precision in job.precisions:
+        if precision in report["failed"]:
+            figures[precision] = parity.raised(report["failed"][precision], len(reference))
+            continue
         outputs = np.load(work / "outputs" / f"{precision}.npy")
         device, engine = measured[precision]["device"]["name"], measured[precision]["engine"]["name"]
         verdict = parity.compare(outputs, reference, precision, job.embeddings, device)
@@ -297,7 +298,7 @@ def _stood_in(job: Job, figures: Mapping[str, parity.Figures], reasons: Mapping[
     asked = job.settings
     precision = "fp16" if asked.precision == "auto" else asked.precision
     seen, said = figures[precision], []
-    if precision in reasons:
+    if precision in reasons and seen.engine:
         said.append(f"{reasons[precision]} Here {seen.engine} stood in for it at the parity gate")
     if precision == "fp8" and seen.device.startswith("cpu"):
         said.append("fp8 was emulated at the parity gate; a GPU sums its products, and rounds GELU, less exactly")
@@ -329,6 +330,15 @@ def _provenance(
         "inputs": inputs,
         "files": dict(files),
     }
+
+
+def _add_reference(job: Job, mar: Path, work: Path) -> None:
+    """What the worker compares its engine with: of samples that have passed the gate."""
+    from archive import references  # imports torch
+
+    references.write(job, work)
+    with zipfile.ZipFile(mar, "a") as archive:
+        archive.write(work / contents.REFERENCE, contents.REFERENCE)
 
 
 def _add_provenance(mar: Path, provenance: Mapping[str, object]) -> None:

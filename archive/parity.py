@@ -47,6 +47,11 @@ class Figures:
         return f"{'passed' if self.passed else 'FAILED'}: {figures}"
 
 
+def raised(reason: str, samples: int) -> Figures:
+    """The verdict on a precision in which the network does not run at all. reason: what it raised."""
+    return Figures(False, samples, "none", problem=f"it does not run: {reason}")
+
+
 def compare(outputs: Array, reference: Array, precision: str, embeddings: bool, device: str) -> Figures:
     """The gate's verdict on (N, K) outputs against the (N, K) fp32 reference: logits, or embeddings."""
     count = len(reference)

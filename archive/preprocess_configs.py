@@ -133,6 +133,7 @@ def read_timm_preprocess(pretrained_cfg: Mapping[str, object]) -> Preprocess:
         interpolation=str(interpolation),
         mean=_triple("mean", _set(pretrained_cfg, "mean", IMAGENET_MEAN)),
         std=_std("std", _set(pretrained_cfg, "std", IMAGENET_STD)),
+        crop_rounding="even",
     )
 
 

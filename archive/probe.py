@@ -6,8 +6,9 @@ the installed packages can be imported. Uses only what the archive carries.
     python -I probe.py ARCHIVE_FOLDER JOB.json OUTPUT_FOLDER
 
 The job names the entry, the kind, the precisions and the sample files; OUTPUT_FOLDER gets `answer.json` and one
-`PRECISION.npy` each, fp32: logits or embeddings of the samples, in order. What is printed behind TOLD is for whoever
-waits at the terminal.
+`PRECISION.npy` each, fp32: logits or embeddings of the samples, in order. A precision in which the network raises has
+its reason in `answer.json` instead; fp32 has to run. What is printed behind TOLD is for whoever waits at the
+terminal.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 
 TOLD = "told: "
 PLANS = "handlers.engines.tensorrt"  # the logger of plans' builds
+REFERENCE = "fp32"  # the precision without which nothing is served
+LONGEST_REASON = 300
 
 
 class Teller(logging.Handler):
@@ -62,14 +65,19 @@ class ProbeContext:
         self.model_yaml_config = config
         self.metrics = None
         self.statuses: dict[int, int] = {}
+        self.request_ids: dict[int, str] = {0: "probe"}
+        self.content_type = ""
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]:
-        return {}
+        return {"content-type": self.content_type} if self.content_type else {}
 
     def set_response_status(self, code: int, phrase: str, idx: int) -> None:
         self.statuses[idx] = code
 
     def set_response_content_type(self, idx: int, value: str) -> None:
+        pass
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
         pass
 
 
@@ -83,18 +91,45 @@ def main(folder: Path, job: dict[str, Any], output: Path) -> None:
     entry = importlib.import_module(Path(job["entry"]).stem)
     _check_origin(folder)
     samples = [Path(name).read_bytes() for name in job["samples"]]
-    report: dict[str, Any] = {"measured": {}, "stood_in": {}}
+    report: dict[str, Any] = {"measured": {}, "stood_in": {}, "failed": {}}
     for precision in job["precisions"]:
-        context, handler, problem = _load(entry, folder, job, config, precision)
-        if problem:
-            report["stood_in"][precision] = problem
-        if not report["measured"]:
-            answer = handler.handle([{"body": samples[0]}], context)[0]
-            report |= {"status": context.statuses[0], "answer": json.loads(answer)}
-        report["measured"][precision] = handler.model.description
-        outputs = _image_logits(handler, samples) if job["kind"] == "image-classifier" else _texts(handler, samples)
-        np.save(output / f"{precision}.npy", outputs.float().cpu().numpy())
+        try:
+            outputs = _measure(entry, folder, job, config, precision, samples, report)
+        except Exception as error:
+            if precision == REFERENCE:
+                raise
+            report["failed"][precision] = _reason(error)
+        else:
+            np.save(output / f"{precision}.npy", outputs.float().cpu().numpy())
     (output / "answer.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def _measure(
+    entry: Any,
+    folder: Path,
+    job: dict[str, Any],
+    config: dict[str, Any],
+    precision: str,
+    samples: list[bytes],
+    report: dict[str, Any],
+) -> Any:
+    """The samples' outputs in one precision; the report gets what was loaded, and the answer to the first request."""
+    context, handler, problem = _load(entry, folder, job, config, precision)
+    if problem:
+        report["stood_in"][precision] = problem
+    if "answer" not in report:
+        # A sample text may look like JSON, and is the text itself.
+        context.content_type = "text/plain" if job["kind"] == "text-encoder" else ""
+        answer = handler.handle([{"body": samples[0]}], context)[0]
+        report |= {"status": context.statuses[0], "answer": json.loads(answer)}
+    outputs = _image_logits(handler, samples) if job["kind"] == "image-classifier" else _texts(handler, samples)
+    report["measured"][precision] = handler.model.description
+    return outputs
+
+
+def _reason(error: Exception) -> str:
+    """Why a network does not run, in one line: its samples are packaging's own, so nothing of a client is in it."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
 
 
 def _load(

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from archive import convert, image_checkpoints, other_classifiers, text_checkpoints
+from archive import answer_sizes, convert, image_checkpoints, other_classifiers, text_checkpoints
 from archive.class_labels import names_in
+from archive.guards import reading
 from archive.image_checkpoints import ImageCheckpoint
 from archive.jobs import ImageJob, TextJob
-from archive.sources import CheckpointError
+from archive.sources import CheckpointError, listed
 from archive.text_checkpoints import TextCheckpoint
 from archive.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
 from handlers import engines, networks
@@ -88,21 +89,24 @@ def text_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> TextJob:
         lower_case=checkpoint.lower_case,
         **_given(top_k=chosen.top_k, pooling=_pooling(chosen, checkpoint)),
     )
-    unused = f"{len(checkpoint.unused)} weights that {checkpoint.task} does not use were left out"
+    torchserve, bound = _bounded(chosen, _torchserve(chosen, preset), settings, checkpoint.model.config.hidden_size)
+    names, count = listed(checkpoint.unused), len(checkpoint.unused)
+    unused = f"{count} weights that {checkpoint.task} does not use were left out: {names}"
     return TextJob(
         name=chosen.name,
         version=chosen.model_version,
-        torchserve=_torchserve(chosen, preset),
+        torchserve=torchserve,
         settings=settings,
         weights=_weights(checkpoint.source, "huggingface", checkpoint.sha256, chosen.revision),
         parity_data=chosen.parity_data,
-        notes=(unused,) if checkpoint.unused else (),
+        notes=((unused,) if checkpoint.unused else ()) + checkpoint.notes + bound,
         checkpoint=checkpoint,
     )
 
 
 def _read_image(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageCheckpoint:
-    checkpoint = image_checkpoints.read(chosen.weights, chosen.revision)
+    with reading(f"{chosen.weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
+        checkpoint = image_checkpoints.read(chosen.weights, chosen.revision)
     wanted = {key: preset[key] for key in ("depths",) if key in preset}
     if wanted:
         _refuse_other(chosen, wanted, {key: getattr(checkpoint.config, key, None) for key in wanted})
@@ -264,6 +268,16 @@ def _torchserve(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> dict[s
         **preset.get("torchserve", {}),
         **_given(batchSize=chosen.batch_size, maxBatchDelay=chosen.max_batch_delay_ms),
     }
+
+
+def _bounded(
+    chosen: argparse.Namespace, torchserve: dict[str, int], settings: TextSettings, hidden: int
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """TorchServe's keys with a batch size whose answers are not too many bytes, and a note if that is another one."""
+    if chosen.batch_size is not None:
+        return torchserve, ()
+    size, note = answer_sizes.batch_size(torchserve["batchSize"], settings, hidden)
+    return {**torchserve, "batchSize": size}, () if note is None else (note,)
 
 
 def _weights(source: str, layout: str, sha256: str, revision: str | None) -> dict[str, object]:

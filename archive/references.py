@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @torch.inference_mode()
 def write(job: Job, folder: Path) -> None:
-    """Put `parity.safetensors` beside the weights."""
+    """Put `parity.safetensors` into the folder."""
     if isinstance(job, ImageJob):
         _of_images(job).save(folder)
     elif isinstance(job, TextJob):
@@ -65,7 +65,7 @@ def _of_texts(job: TextJob) -> Texts:
 def _long(lines: Sequence[str], job: TextJob) -> str:
     """One text of all lines that is longer than the model takes; only its first line has a masked word."""
     mask, size = job.checkpoint.tokenizer.mask_token, 0
-    parts = []
+    parts: list[str] = []
     for line in cycle(lines):
         parts.append(line.replace(mask, "") if mask and parts else line)
         size += len(line) + 1

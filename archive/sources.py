@@ -17,6 +17,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+LFS = "version https://git-lfs"  # how such a pointer begins
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 HUB_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -29,6 +30,8 @@ SENTENCE_CONFIGS = tuple(
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 SENTENCE_PROMPTS = "config_sentence_transformers.json"
+# Names under which models of the sentencepiece library are kept.
+SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "sentencepiece.model", "tokenizer.model")
 # What a text encoder's folder may hold beside config.json and its weights.
 HUB_TEXT = (
     "tokenizer.json",
@@ -38,11 +41,13 @@ HUB_TEXT = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
-    "sentencepiece.bpe.model",
+    *SENTENCEPIECE,
     "modules.json",
     *SENTENCE_CONFIGS,
     SENTENCE_PROMPTS,
     "*_Pooling/config.json",
+    "*_Normalize/config.json",
+    "adapter_config.json",  # to refuse it
 )
 
 
@@ -53,10 +58,28 @@ class CheckpointError(ValueError):
 def refuse_custom_code(content: Mapping[str, object], file: str) -> None:
     """Raises CheckpointError where a config names classes of the checkpoint's own."""
     if content.get("auto_map"):
-        raise CheckpointError(
-            f"{file} names code of its own to run (auto_map: {content['auto_map']}), which packaging and workers "
-            "never do (trust_remote_code). Wanted: an architecture of transformers itself"
-        )
+        raise CheckpointError(custom_code(content["auto_map"], file))
+
+
+def custom_code(named: object, file: str) -> str:
+    """The message for a config that names classes of the checkpoint's own."""
+    return (
+        f"{file} names code of its own to run (auto_map: {named}), which packaging and workers "
+        "never do (trust_remote_code). Wanted: an architecture of transformers itself"
+    )
+
+
+def inside(folder: Path, named: object, file: str) -> Path:
+    """The path that `file` names within `folder`. Raises CheckpointError where it leads out of it.
+
+    Files may be links, as in the Hub's snapshots; the folders on the way may not lead elsewhere.
+    """
+    if not isinstance(named, str):
+        raise CheckpointError(f"{file} gives {named!r} for a path; wanted: a folder's name")
+    path = folder / named
+    if Path(named).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{file} names {named!r}, which is outside the folder; nothing is read there")
+    return path
 
 
 def listed(items: Iterable[str], limit: int = 20) -> str:
@@ -124,10 +147,25 @@ def weight_file(folder: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, object]:
     """The JSON object in `path`. Raises CheckpointError where it is no JSON, or not an object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path.name} is not JSON ({error})") from error
+    content = read_any_json(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path.name} holds a {type(content).__name__}, wanted a JSON object")
+    return content
+
+
+def read_any_json(path: Path) -> object:
+    """What the JSON file holds. Raises CheckpointError, with the file's name, where it is none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if text.startswith(LFS):
+            raise CheckpointError(f"{path.name} is a Git LFS pointer, not the file: run `git lfs pull`")
+        content: object = json.loads(text)
+    except RecursionError:
+        raise CheckpointError(f"{path.name} is nested too deeply to be read") from None
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path.name} is not JSON ({error})") from error
     return content

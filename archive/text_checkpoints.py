@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import MODEL_FOR_MASKED_LM_MAPPING
-
+from archive import sentence_folders, text_configs, text_tokenizers, text_weights
 from archive.checkpoint_files import sha256
-from archive.sources import (
-    HUB_TEXT,
-    SENTENCE_CONFIGS,
-    SENTENCE_PROMPTS,
-    CheckpointError,
-    listed,
-    locate,
-    read_json,
-    refuse_custom_code,
-    weight_file,
-)
-from handlers import LOCAL
-from handlers.engines.torch_eager import load_transformer
+from archive.guards import reading
+from archive.sentence_folders import SentenceFolder
+from archive.sources import HUB_TEXT, CheckpointError, listed, locate, weight_file
+from handlers.engines.torch_eager import AUTO_MODELS
 from handlers.settings import Pooling
 from handlers.texts import positions_of
 
@@ -36,23 +23,12 @@ TASKS = {
     "ForPreTraining": "fill-mask",
     "Model": "embeddings",
 }
-# Weights that a task can do without: other tasks' heads, the pooling layer, and buffers that old files stored.
-UNUSED = {
-    "embeddings": re.compile(
-        r"(.*\.)?(pooler|position_ids)\b.*|cls\..*|lm_head\..*|vocab_\w+\..*|generator_\w+\..*|discriminator_\w+\..*"
-    ),
-    "fill-mask": re.compile(r"(.*\.)?(pooler|position_ids)\b.*|cls\.seq_relationship\..*|discriminator_\w+\..*"),
-    "token-classification": re.compile(r"(.*\.)?(pooler|position_ids)\b.*"),
-    "sequence-classification": re.compile(r"(.*\.)?position_ids\b.*"),
-}
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
-POOLING_KEYS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
+LABELLED = ("sequence-classification", "token-classification")
+# A CrossEncoder's activation -> the problem_type with which transformers' pipelines compute the same scores.
+ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": "regression",
+    "torch.nn.modules.activation.Sigmoid": "multi_label_classification",
+    "torch.nn.modules.activation.Softmax": "single_label_classification",
 }
 
 
@@ -62,6 +38,7 @@ class TextCheckpoint:
 
     model: transformers model with the task's head, fp32, on the CPU, in eval mode. tokenizer: a fast one.
     max_tokens: the longest input, special tokens counted. unused: weights of the file that the task leaves out.
+    notes: what of its files was read otherwise than a plain checkpoint's.
     """
 
     model: Any
@@ -73,6 +50,7 @@ class TextCheckpoint:
     unused: tuple[str, ...]
     source: str
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def read(source: str, task: str | None = None, revision: str | None = None) -> TextCheckpoint:
@@ -83,41 +61,38 @@ def read(source: str, task: str | None = None, revision: str | None = None) -> T
     folder = locate(source, revision, HUB_TEXT)
     if not folder.is_dir():
         raise CheckpointError(f"{source} is a file; a text encoder needs its folder: config.json, weights, tokenizer")
-    config = read_json(folder / "config.json")
-    refuse_custom_code(config, "config.json")
-    modules = _sentence_modules(folder)
-    task = task or _task(config, modules)
-    if config.get("is_decoder") or config.get("is_encoder_decoder"):
-        raise CheckpointError(f"the {config.get('model_type')} model is a decoder; this serves encoders")
-    model, unused = _load_model(folder, task)
-    if type(model.config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise CheckpointError(
-            f"the {config.get('model_type')} model has no masked-language-model form: a decoder, or no text encoder "
-            "of the BERT family"
-        )
-    tokenizer = _load_tokenizer(folder)
-    rows = model.get_input_embeddings().num_embeddings
-    if max(tokenizer.get_vocab().values()) >= rows:
-        raise CheckpointError(f"its tokenizer knows {len(tokenizer)} tokens, and the model has embeddings for {rows}")
-    named = [folder / name for name in SENTENCE_CONFIGS if modules and (folder / name).is_file()]
-    sentence = read_json(named[0]) if named else {}
+    with reading(f"{source} cannot be read", "Wanted: the folder as save_pretrained wrote it"):
+        return _read(folder, source, task)
+
+
+def _read(folder: Path, source: str, asked: str | None) -> TextCheckpoint:
+    content = text_configs.read(folder)
+    sentence = sentence_folders.read(folder, asked)
+    task = asked or sentence.task or _task(content)
+    config = text_configs.build(content)
+    if content.get("auto_map"):
+        own = text_weights.class_for(config, task).__name__
+        text_configs.refuse_foreign_code(content, config, AUTO_MODELS[task], own)
+    notes = _set_labels(config, content, task, sentence)
+    model, unused = text_weights.load(folder, config, task)
+    tokenizer = _tokenizer(folder, model, sentence)
     return TextCheckpoint(
         model=model,
         tokenizer=tokenizer,
         task=task,
         max_tokens=_max_tokens(model.config, tokenizer, sentence),
-        pooling=_pooling(folder, modules) if task == "embeddings" else None,
-        lower_case=bool(sentence.get("do_lower_case", False)),
+        pooling=sentence.pooling,
+        lower_case=False,  # the tokenizer does it, where the checkpoint asks for it
         unused=unused,
         source=source,
         sha256=sha256(weight_file(folder)),
+        notes=notes,
     )
 
 
-def _task(config: Mapping[str, Any], modules: list[dict[str, Any]]) -> str:
-    if modules:
-        return "embeddings"
-    architecture = str((config.get("architectures") or ["an unnamed architecture"])[0])
+def _task(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures") or ["an unnamed architecture"]
+    architecture = str(named[0]) if isinstance(named, list) else str(named)
     for suffix, task in TASKS.items():
         if architecture.endswith(suffix):
             return task
@@ -127,102 +102,64 @@ def _task(config: Mapping[str, Any], modules: list[dict[str, Any]]) -> str:
     )
 
 
-def _sentence_modules(folder: Path) -> list[dict[str, Any]]:
-    """The modules of a sentence-transformers folder, checked; empty for a plain transformers folder."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return []
-    modules: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    types = [str(module.get("type", "")) for module in modules]
-    strange = [kind for kind in types if kind.partition(".")[0] != "sentence_transformers"]
-    if strange:
+def _set_labels(config: Any, content: Mapping[str, Any], task: str, sentence: SentenceFolder) -> tuple[str, ...]:
+    """Have the config name the labels, and the function that makes scores; returns what to tell of it."""
+    if task not in LABELLED:
+        return ()
+    labels = config.id2label
+    if not isinstance(labels, dict) or sorted(labels) != list(range(len(labels))):
+        numbers = listed(map(str, labels)) if isinstance(labels, dict) else repr(labels)
         raise CheckpointError(
-            f"modules.json names code of its own to run ({listed(strange)}), which packaging and workers never do; "
-            "wanted: modules of sentence_transformers"
+            f"id2label in config.json must number its {len(labels or ())} labels from 0, one by one; it has "
+            f"{numbers}. Mend it there: a label for each row of the classifier"
         )
-    kinds = [kind.rpartition(".")[2] for kind in types]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    config.id2label = {place: str(labels[place]) for place in range(len(labels))}
+    config.label2id = {label: place for place, label in config.id2label.items()}
+    activation = sentence.activation or _activation(content)
+    if task != "sequence-classification" or activation is None:
+        return ()
+    if activation not in ACTIVATIONS:
         raise CheckpointError(
-            f"modules.json lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize"
+            f"its scores are made by {activation} (activation_fn of a CrossEncoder), which is not served; "
+            f"wanted: {', '.join(ACTIVATIONS)}"
         )
-    if modules[0].get("path"):
-        raise CheckpointError(f"modules.json keeps the transformer in {modules[0]['path']!r}; wanted: in the folder")
-    _refuse_prompt(folder)
-    return modules
+    config.problem_type = _problem(activation, len(labels))
+    return (f"scores are made as the CrossEncoder's activation says: {activation.rpartition('.')[2]}",)
 
 
-def _refuse_prompt(folder: Path) -> None:
-    """Raises CheckpointError where sentence-transformers would put a prompt before every text."""
-    path = folder / SENTENCE_PROMPTS
-    content: dict[str, Any] = read_json(path) if path.is_file() else {}
-    name = content.get("default_prompt_name")
-    if name is not None and (content.get("prompts") or {}).get(name):
-        raise CheckpointError(
-            f"its {SENTENCE_PROMPTS} puts the prompt {name!r} before every text (default_prompt_name), which is not "
-            "served; take default_prompt_name out, and let clients send texts with the prompt before them"
-        )
+def _problem(activation: str, labels: int) -> str:
+    problem = ACTIVATIONS[activation]
+    if problem == "single_label_classification" and labels == 1:
+        raise CheckpointError(f"its scores are made by {activation} of one label, which are 1 for every text")
+    return problem
 
 
-def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling | None:
-    if not modules:
-        return None
-    config = read_json(folder / str(modules[1]["path"]) / "config.json")
-    modes = [mode for key, mode in POOLING_KEYS.items() if config.get(key)]
-    if "pooling_mode" in config:  # newer files name the modes
-        named = config["pooling_mode"]
-        modes = [str(mode) for mode in named] if isinstance(named, list) else str(named).split("+")
-    if config.get("include_prompt") is False:
-        raise CheckpointError("its pooling leaves a prompt out (include_prompt: false), which is not served")
-    try:
-        return Pooling(tuple(modes), normalize=len(modules) == 3)
-    except ValueError as error:
-        raise CheckpointError(f"the pooling config is not served: {error}") from None
+def _activation(content: Mapping[str, Any]) -> str | None:
+    """The activation that older CrossEncoders keep in config.json; the first key is of versions 4 and 5."""
+    newer = content.get("sentence_transformers")
+    named = newer.get("activation_fn") if isinstance(newer, dict) else None
+    named = named or content.get("sbert_ce_default_activation_function")
+    return None if named is None else str(named)
 
 
-def _load_model(folder: Path, task: str) -> tuple[Any, tuple[str, ...]]:
-    try:
-        model, report = load_transformer(
-            folder, task, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"transformers cannot load it for {task}: {error}") from error
-    unexpected = sorted(report["unexpected_keys"])
-    strange = [name for name in unexpected if not UNUSED[task].fullmatch(name)]
-    missing = [f"missing {name}" for name in sorted(report["missing_keys"])]
-    misshapen = [
-        f"misshapen {name} {tuple(came)}, wanted {tuple(wanted)}"
-        for name, came, wanted in sorted(report["mismatched_keys"])
-    ]
-    problems = [*missing, *misshapen, *(f"unexpected {name}" for name in strange)]
-    if problems:
-        raise CheckpointError(
-            f"the weights do not fit {type(model).__name__}: {listed(problems)}. "
-            "A head that is missing would be random: choose the --task that the checkpoint was trained for"
-        )
-    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"these weights are not finite (NaN or infinity): {listed(broken)}")
-    return model.eval(), tuple(unexpected)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make an empty one up
-        raise CheckpointError(f"the folder has no tokenizer; wanted: one of {', '.join(VOCABULARIES)}")
-    path = folder / "tokenizer_config.json"
-    refuse_custom_code(read_json(path) if path.is_file() else {}, path.name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"transformers cannot load its tokenizer: {error}") from error
-    if not tokenizer.is_fast:
-        raise CheckpointError(f"{type(tokenizer).__name__} has no fast form (tokenizer.json), which serving needs")
+def _tokenizer(folder: Path, model: Any, sentence: SentenceFolder) -> Any:
+    tokenizer = text_tokenizers.load(folder, model.config, sentence.tokenizer)
+    rows = model.get_input_embeddings().num_embeddings
+    if max(tokenizer.get_vocab().values()) >= rows:
+        raise CheckpointError(f"its tokenizer knows {len(tokenizer)} tokens, and the model has embeddings for {rows}")
+    if sentence.lower_case:
+        text_tokenizers.lower_cased(tokenizer)
+    if not sentence.special_tokens:
+        text_tokenizers.without_special_tokens(tokenizer)
     return tokenizer
 
 
-def _max_tokens(config: Any, tokenizer: Any, sentence: Mapping[str, Any]) -> int:
-    """The least of what the network, its tokenizer and sentence-transformers allow."""
-    asked = sentence.get("max_seq_length")
-    limits = [positions_of(config.to_dict()), int(tokenizer.model_max_length), int(asked) if asked else None]
-    return min(limit for limit in limits if limit is not None)
+def _max_tokens(config: Any, tokenizer: Any, sentence: SentenceFolder) -> int:
+    """What sentence-transformers' files say, else the tokenizer's maximum; never more than there are positions."""
+    with reading("the longest text that tokenizer_config.json and config.json allow", "Wanted: whole numbers there"):
+        own = int(sentence.max_tokens or tokenizer.model_max_length)
+        positions = positions_of(config.to_dict())
+    most = own if positions is None else min(own, positions)
+    if most < 3:
+        raise CheckpointError(f"it takes texts of at most {most} tokens (model_max_length, max_position_embeddings)")
+    return most

@@ -5,8 +5,8 @@ Every setting in pixels. Source: https://github.com/pytorch/vision, torchvision/
 
 from handlers.images import Preprocess
 
-TORCHVISION_V1 = Preprocess(size=224, resize=256)
-TORCHVISION_V2 = Preprocess(size=224, resize=232)
+TORCHVISION_V1 = Preprocess(size=224, resize=256, crop_rounding="even")
+TORCHVISION_V2 = Preprocess(size=224, resize=232, crop_rounding="even")
 TORCHVISION_RELEASES = {
     "f37072fd": TORCHVISION_V1,  # resnet18
     "b627a593": TORCHVISION_V1,  # resnet34

@@ -26,7 +26,7 @@ class EmptyRequest(RequestError):
 
 
 class InvalidJson(RequestError):
-    """The body says it is JSON and is not."""
+    """The body says that it is JSON, or begins as only JSON does, and is not valid."""
 
 
 class InvalidInput(RequestError):
@@ -34,15 +34,27 @@ class InvalidInput(RequestError):
 
 
 class InvalidOption(RequestError):
-    """A query parameter or JSON parameter is unknown or out of range."""
+    """An option is unknown or out of range: a header, a field of a form, a query parameter, a JSON parameter."""
 
 
 class InvalidImage(RequestError):
     """An image, or ready tensor, that cannot be read."""
 
 
+class NotAcceptable(RequestError):
+    """The header Accept asks for a form that the answer does not come as."""
+
+    status = 406
+
+
 class InputTooLong(RequestError):
     """More tokens than the model takes, and truncation was not asked for."""
+
+
+class UnknownPath(RequestError):
+    """A path that TorchServe hands over and nothing here answers."""
+
+    status = 404
 
 
 class PayloadTooLarge(RequestError):
@@ -52,7 +64,7 @@ class PayloadTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """A content type, or an image format, that the model does not read."""
+    """A content type, a charset, a compression or an image format that the model does not read."""
 
     status = 415
 

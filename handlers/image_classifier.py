@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from handlers import cpus, images, loading, requests, tasks
+from handlers import cpus, gpu_decoder, images, loading, requests, tasks
 from handlers.engines.graphs import sizes_up_to
+from handlers.errors import RequestError
 from handlers.isolation import run_isolated
 from handlers.metrics import BatchMetrics
 from handlers.serving import Handler
@@ -20,7 +21,7 @@ from handlers.settings import ImageSettings
 
 logger = logging.getLogger(__name__)
 
-Input = images.Crop | images.Ready
+Input = images.Crop | images.Ready | images.DeviceCrop
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
 
@@ -35,6 +36,10 @@ class ImageClassifier(Handler[ImageSettings]):
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
         self.function = tasks.score_function(config, len(self.labels))
         self.batcher = images.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
+        self.gpu, why = gpu_decoder.load(
+            settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype
+        )
+        self.model.description["decoder"] = self.gpu.details if self.gpu else {"name": "Pillow", "why": why}
         self.reader = requests.Reader(
             options={"top_k": requests.whole_number(1, len(self.labels))},
             media=images.MEDIA,
@@ -67,13 +72,13 @@ class ImageClassifier(Handler[ImageSettings]):
                 logger.warning("memory is short: batches of more than %d images are cut", smaller)
 
     def preprocess(self, batch: Sequence[requests.Request]) -> None:
-        """Payloads -> crops and ready tensors, decoded beside each other."""
+        """Payloads -> crops and ready tensors."""
         files = map(requests.caught(images.file_of), requests.gather(batch, "payloads"))
         requests.scatter(batch, files, "payloads", "inputs")
         for request in batch:
             if request.open:
                 request.check(images.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
-        prepared = self.decoders.map(requests.caught(self.prepare), requests.gather(batch, "inputs"))
+        prepared = self.prepare_all(requests.gather(batch, "inputs"))
         requests.scatter(batch, prepared, "inputs", "inputs")
         for request in batch:
             if request.open:
@@ -98,10 +103,27 @@ class ImageClassifier(Handler[ImageSettings]):
         counts = [options.get("top_k", default) for _, options in inputs]
         return tasks.top_k(logits, counts, self.labels, self.function)
 
+    def prepare_all(self, files: Sequence[bytes]) -> list[list[Input] | RequestError]:
+        """Crops or ready tensors of each file, in order; the CPU works on what the GPU does not decode."""
+        jpegs = [self.gpu.accept(data, self.model.settings.max_pixels) if self.gpu else None for data in files]
+        on_cpu = {index: self._submit(files[index]) for index, jpeg in enumerate(jpegs) if jpeg is None}
+        prepared: dict[int, list[Input] | RequestError] = {}
+        if self.gpu and len(on_cpu) < len(files):
+            indices = [index for index, jpeg in enumerate(jpegs) if jpeg is not None]
+            crops = self.gpu([jpeg for jpeg in jpegs if jpeg is not None])
+            prepared = {index: [crop] for index, crop in zip(indices, crops, strict=True) if crop is not None}
+            on_cpu |= {index: self._submit(files[index]) for index in indices if index not in prepared}
+        prepared |= {index: future.result() for index, future in on_cpu.items()}
+        return [prepared[index] for index in range(len(files))]
+
+    def _submit(self, data: bytes) -> Future[list[Input] | RequestError]:
+        return self.decoders.submit(requests.caught(self.prepare), data)
+
     def prepare(self, payload: object) -> list[Input]:
-        """One payload -> one crop, or the tensors of a .npy file. Raises RequestError."""
+        """One payload, on the CPU -> one crop, or the tensors of a .npy file. Raises RequestError."""
         settings = self.model.settings
-        return images.prepare(images.file_of(payload), settings.preprocess, settings.max_pixels)
+        prepared = images.prepare(images.file_of(payload), settings.preprocess, settings.max_pixels)
+        return list(prepared)
 
 
 def _flatten(request: requests.Request) -> None:

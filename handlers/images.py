@@ -12,40 +12,29 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from handlers.errors import (
-    EmptyRequest,
-    InvalidImage,
-    InvalidInput,
-    PayloadTooLarge,
-    RequestError,
-    UnsupportedMediaType,
-)
+from handlers import pictures
+from handlers.errors import EmptyRequest, InvalidImage, InvalidInput, PayloadTooLarge, RequestError
+from handlers.pictures import decode as decode
 from handlers.requests import kind_of, names_of
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MEDIA = (
     "an image (JPEG, PNG, WebP, GIF, BMP or TIFF) or a ready .npy tensor, as the raw body, as multipart parts, "
     'or in base64 as JSON: a string, {"b64": "..."}, a list of those, or {"instances": [...]}'
 )
 INTERPOLATIONS = {mode.name.lower(): mode for mode in Image.Resampling}
+# Images whose longer side is so many times the shorter one are resized whole, with the very pixels of the libraries.
+# Longer strips hold more pixels than anyone looks at.
+MAX_ELONGATION = 8
+WIDEST_FILTER = 3  # Lanczos's support, in pixels of the coarser image
 NPY_MAGIC = b"\x93NUMPY"
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-WEBP = (b"RIFF", b"WEBP")  # with four bytes between them
-# Decoding a progressive JPEG goes over the whole image once a scan. Encoders write 10 or so; a few kilobytes hold
-# thousands, whose decoding takes minutes.
-MAX_SCANS = 100
-SCAN = b"\xff\xda"
-
-# Pillow's own bomb check raises at twice its limit and only warns below; ours is one limit, asked before decoding.
-Image.MAX_IMAGE_PIXELS = None
-
+DTYPES = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.float32}
 Crop = NDArray[np.uint8]  # (size, size, 3)
 Ready = NDArray[np.floating]  # (3, size, size), normalised by the client
 
@@ -60,6 +49,8 @@ class Preprocess:
         "square" squashes the image to resize x resize.
     interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming", as in Pillow.
     mean, std: per channel, of values scaled to 0..1.
+    crop_rounding: where the crop begins if what is cut off is an odd number of pixels: half of it rounded "down", as
+        transformers' image processors do, or to the "even" number beside it, as torchvision's and timm's do.
 
     Raises ValueError for values that no image can be prepared with.
     """
@@ -70,6 +61,7 @@ class Preprocess:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    crop_rounding: str = "down"
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.resize:
@@ -78,6 +70,8 @@ class Preprocess:
             raise ValueError(f"resize_mode {self.resize_mode!r}; wanted: shortest_edge or square")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r}; wanted: {', '.join(INTERPOLATIONS)}")
+        if self.crop_rounding not in ("down", "even"):
+            raise ValueError(f"crop_rounding {self.crop_rounding!r}; wanted: down or even")
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
         if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std}; wanted: three numbers each, std above 0")
@@ -116,12 +110,12 @@ def refuse_together(files: Sequence[bytes], max_pixels: int) -> None:
 
 
 def _pixels_of(data: bytes) -> int:
-    """By the header; 0 for what has none, which is for `prepare` to refuse."""
+    """That decoding goes over, by the header; 0 for what has none, which is for `prepare` to refuse."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
-    except Exception:  # as in decode
+        picture = pictures.survey(data)
+    except RequestError:
         return 0
+    return picture.pixels * picture.scans if picture.scans > pictures.MAX_PASSES else picture.pixels
 
 
 def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Ready]:
@@ -130,79 +124,50 @@ def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop |
     Raises InvalidImage, PayloadTooLarge or UnsupportedMediaType.
     """
     if data[: len(NPY_MAGIC)] == NPY_MAGIC:
-        return read_tensor(data, preprocess.size, max_pixels)
-    image = decode(data, max_pixels)
-    # A strip 1 pixel wide passes the check before decoding and would grow past every limit here.
-    _check_pixels(*resized_size(image.width, image.height, preprocess), max_pixels, "once resized")
-    return [crop(image, preprocess)]
-
-
-def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """An upright 8-bit RGB image.
-
-    The first frame of an animation; EXIF orientation applied; alpha dropped and CMYK, grey and palettes
-    converted as `Image.convert("RGB")` does; 16-bit grey scaled by 1/257. Colour profiles are not applied.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image.width, image.height, max_pixels)
-            _refuse_slow(image, data)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        if data.startswith(MAGIC) or (data[:4], data[8:12]) == WEBP:
-            raise InvalidImage(f"the image is broken: its header cannot be read in its {len(data)} bytes") from None
-        raise UnsupportedMediaType(
-            f"{len(data)} bytes came that are none of {', '.join(FORMATS)} nor a .npy tensor"
-        ) from None
-    except RequestError:
-        raise
-    except MemoryError:
-        raise PayloadTooLarge("the image needs more memory than this server has to decode it") from None
-    except Exception as error:  # Pillow's decoders raise whatever their parsing trips over
-        raise InvalidImage(f"the image is broken: {type(error).__name__} in its {len(data)} bytes") from None
-
-
-def _check_pixels(width: int, height: int, max_pixels: int, when: str = "as sent") -> None:
-    if width * height > max_pixels:
-        raise PayloadTooLarge(f"the image is {width} x {height} pixels {when}; at most {max_pixels} are taken")
-
-
-def _refuse_slow(image: Image.Image, data: bytes) -> None:
-    """What takes far longer to decode than its pixels and its bytes let expect."""
-    compression = image.info.get("compression")
-    if image.format == "BMP" and compression in (1, 2):  # Pillow decodes these in Python, pixel run by pixel run
-        raise UnsupportedMediaType("the BMP is run-length encoded, which is not read; send it plain, or as a PNG")
-    holds_jpeg = image.format in ("JPEG", "MPO") or compression in ("jpeg", "tiff_jpeg")
-    if holds_jpeg and data.count(SCAN) > MAX_SCANS:
-        raise InvalidImage(f"the JPEG has {data.count(SCAN)} scans; at most {MAX_SCANS} are decoded")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = _from_16_bit(image)
-    elif image.mode == "F":
-        raise InvalidImage("the image holds 32-bit floats, whose range no file says; send 8 or 16 bits, or a .npy")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
-    return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits: 65535 becomes 255. (Pillow's own convert clips at 255 instead.)"""
-    values = np.asarray(image).astype(np.int64)
-    if values.size and not 0 <= int(values.min()) <= int(values.max()) <= 65535:
-        raise InvalidImage("the image holds integers beyond 16 bits; send 8 or 16 bits a channel, or a .npy tensor")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        return read_tensor(data, preprocess, max_pixels)
+    return [crop(decode(data, max_pixels), preprocess)]
 
 
 def crop(image: Image.Image, preprocess: Preprocess) -> Crop:
     """Resize and centre-crop an RGB image to (size, size, 3) uint8."""
     size = preprocess.size
-    resized = image.resize(
-        resized_size(image.width, image.height, preprocess), INTERPOLATIONS[preprocess.interpolation]
-    )
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    width, height = resized_size(image.width, image.height, preprocess)
+    left, top = crop_start(width, preprocess), crop_start(height, preprocess)
+    if width * height > MAX_ELONGATION * preprocess.resize**2:
+        return _crop_of_strip(image, preprocess, (width, height), (left, top))
+    resized = image.resize((width, height), INTERPOLATIONS[preprocess.interpolation])
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _crop_of_strip(
+    image: Image.Image, preprocess: Preprocess, resized: tuple[int, int], start: tuple[int, int]
+) -> Crop:
+    """Resize only what is cropped; resized as a whole, 762 pixels in a row would become 50 million.
+
+    A value may be one off that of the whole: Pillow takes the box in 32-bit floats, which is also why the image is
+    cut around it first.
+    """
+    size, interpolation = preprocess.size, INTERPOLATIONS[preprocess.interpolation]
+    left, right, x0, x1 = _span(image.width, resized[0], start[0], size)
+    top, bottom, y0, y1 = _span(image.height, resized[1], start[1], size)
+    part = image.crop((left, top, right, bottom))
+    return np.asarray(part.resize((size, size), interpolation, box=(x0, y0, x1, y1)))
+
+
+def _span(side: int, resized: int, start: int, size: int) -> tuple[int, int, float, float]:
+    """(first and last pixel that the crop is made of, where it begins and ends between them), along one side."""
+    scale = side / resized
+    begin, end = scale * start, scale * (start + size)
+    margin = math.ceil(WIDEST_FILTER * max(scale, 1)) + 1
+    first, last = max(math.floor(begin) - margin, 0), min(math.ceil(end) + margin, side)
+    return first, last, begin - first, min(end - first, last - first)
+
+
+def crop_start(side: int, preprocess: Preprocess) -> int:
+    """Where the crop begins, in pixels from the left or the top of a resized image with this side."""
+    margin = side - preprocess.size
+    # Python rounds halves to even, and torchvision.transforms.CenterCrop leaves it to Python.
+    return round(margin / 2) if preprocess.crop_rounding == "even" else margin // 2
 
 
 def blank(preprocess: Preprocess) -> Crop:
@@ -220,12 +185,48 @@ def resized_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, 
     return int(edge * width / height), edge
 
 
-def read_tensor(data: bytes, size: int, max_pixels: int) -> list[Crop | Ready]:
-    """A .npy file of one normalised image (3, size, size), or of several (N, 3, size, size), float16 or float32.
+def read_tensor(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Ready]:
+    """The images of a .npy file, one or several.
+
+    float16 or float32, (3, S, S) or (N, 3, S, S): normalised by the client, taken as they are.
+    uint8, (S, S, 3) or (N, S, S, 3): crops in RGB, which are normalised here.
+    uint8, (H, W, 3) or (N, H, W, 3) of another height or width: whole RGB images, resized and cropped as files are.
 
     The header is checked against the bytes that came before anything is allocated. Never unpickles.
+    Raises InvalidImage or PayloadTooLarge.
     """
-    wanted = f"float16 or float32, (3, {size}, {size}) or (N, 3, {size}, {size}), normalised, C order"
+    size = preprocess.size
+    wanted = (
+        f"float16 or float32, (3, {size}, {size}) or (N, 3, {size}, {size}), normalised; or uint8, (H, W, 3) or "
+        "(N, H, W, 3), RGB; in C order"
+    )
+    dtype, shape, start = _npy_header(data, wanted)
+    is_image = dtype == np.uint8 and len(shape) in (3, 4) and shape[-1] == 3
+    if not is_image and (
+        dtype not in (np.float16, np.float32) or len(shape) not in (3, 4) or shape[-3:] != (3, size, size)
+    ):
+        kind = "records" if dtype.names else dtype  # whose field names are the client's own
+        raise InvalidImage(f"a .npy tensor of {kind} {shape} came; wanted: {wanted}")
+    count = math.prod(shape)
+    body = len(data) - start
+    if body != count * dtype.itemsize or count == 0:
+        raise InvalidImage(f"a .npy tensor of {shape} has {count * dtype.itemsize} bytes, but {body} came")
+    if count // 3 > max_pixels:
+        raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")
+    tensor = np.frombuffer(data, dtype, count, start).reshape(-1, *shape[-3:])
+    if is_image:
+        return (
+            list(tensor)
+            if shape[-3:-1] == (size, size)
+            else [crop(Image.fromarray(one), preprocess) for one in tensor]
+        )
+    if not _fits_fp16(tensor):
+        raise InvalidImage("the .npy tensor holds NaN, infinity, or values beyond those of fp16; normalise it first")
+    return list(tensor)
+
+
+def _npy_header(data: bytes, wanted: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    """Type, shape and offset of the values. Raises InvalidImage."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -237,55 +238,94 @@ def read_tensor(data: bytes, size: int, max_pixels: int) -> list[Crop | Ready]:
             raise ValueError("a side beyond 63 bits")
     except Exception:  # NumPy parses the header as Python source, and raises whatever that trips over
         raise InvalidImage(f"a .npy file with a broken header came; wanted: {wanted}") from None
-    if dtype not in (np.float16, np.float32) or fortran or shape[-3:] != (3, size, size) or len(shape) not in (3, 4):
-        order = ", Fortran order" if fortran else ""
-        kind = "records" if dtype.names else dtype  # whose field names are the client's own
-        raise InvalidImage(f"a .npy tensor of {kind} {shape}{order} came; wanted: {wanted}")
-    count = math.prod(shape)
-    body = len(data) - stream.tell()
-    if body != count * dtype.itemsize or count == 0:
-        raise InvalidImage(f"a .npy tensor of {shape} has {count * dtype.itemsize} bytes, but {body} came")
-    if count // 3 > max_pixels:
-        raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")
-    tensor = np.frombuffer(data, dtype, count, stream.tell()).reshape(-1, 3, size, size)
-    if not (np.abs(tensor) <= np.finfo(np.float16).max).all():
-        raise InvalidImage("the .npy tensor holds NaN, infinity, or values beyond those of fp16; normalise it first")
-    return list(tensor)
+    if fortran:
+        kind = "records" if dtype.names else dtype
+        raise InvalidImage(f"a .npy tensor of {kind} {shape}, Fortran order came; wanted: {wanted}")
+    return dtype, shape, stream.tell()
+
+
+def _fits_fp16(tensor: NDArray[Any]) -> bool:
+    """Whether all values are finite in fp16."""
+    if tensor.dtype == np.float16:  # exponents of all ones, by the bits: five times faster than np.isfinite
+        return not ((tensor.view(np.uint16) & 0x7C00) == 0x7C00).any()
+    return bool((np.abs(tensor) <= np.finfo(np.float16).max).all())
+
+
+class DeviceCrop(NamedTuple):
+    """A crop that lies on the GPU, normalised: one row of `batch`, (N, S, S, 3) in the network's dtype."""
+
+    batch: torch.Tensor
+    row: int
+
+
+def folded(preprocess: Preprocess, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rescaling and normalising in one: a value v of 0..255 becomes v * scale - shift. Both are (3,) fp32."""
+    std = torch.tensor(preprocess.std, dtype=torch.float32, device=device)
+    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device)
+    return 1 / (255 * std), mean / std
 
 
 class Batcher:
-    """Crops and ready tensors -> (N, 3, size, size) on the device, channels_last, normalised, in its precision."""
+    """Turns crops and ready tensors into a normalised batch: (N, 3, S, S), channels_last, in the network's dtype."""
 
     def __init__(self, preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> None:
         self.size, self.device, self.dtype = preprocess.size, device, dtype
-        # Folded for values 0..255, so that one multiply and one subtract do rescale and normalise.
-        std = torch.tensor(preprocess.std, dtype=torch.float32, device=device)
-        mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=device)
-        self.scale = (1 / (255 * std)).view(1, 3, 1, 1)
-        self.shift = (mean / std).view(1, 3, 1, 1)
+        self.scale, self.shift = folded(preprocess, device)
 
-    def __call__(self, inputs: Sequence[Crop | Ready]) -> torch.Tensor:
-        crops = [place for place, item in enumerate(inputs) if item.dtype == np.uint8]
-        ready = [place for place, item in enumerate(inputs) if item.dtype != np.uint8]
-        if not ready:
-            return self._normalise(np.stack(inputs))
-        batch = torch.empty(
-            (len(inputs), 3, self.size, self.size),
-            dtype=self.dtype,
-            device=self.device,
-            memory_format=torch.channels_last,
-        )
-        batch[ready] = self._upload(np.stack([inputs[place].astype(np.float32) for place in ready])).to(self.dtype)
+    def __call__(self, inputs: Sequence[Any]) -> torch.Tensor:
+        """Upload and normalise what is not on the device yet. Crops that lie there in a row are not even copied.
+
+        inputs: each a Crop, a Ready or a DeviceCrop.
+        """
+        found = _neighbours(inputs)
+        if found is not None:
+            return found.permute(0, 3, 1, 2)
+        batch = torch.empty((len(inputs), self.size, self.size, 3), dtype=self.dtype, device=self.device)
+        on_device, crops, ready = _sorted_by_kind(inputs)
         if crops:
-            batch[crops] = self._normalise(np.stack([inputs[place] for place in crops]))
-        return batch
+            _put(batch, crops, self._normalise(self._upload([inputs[index] for index in crops])))
+        for dtype in (np.float16, np.float32):
+            if indices := [index for index in ready if inputs[index].dtype == dtype]:
+                _put(batch, indices, self._upload([inputs[index] for index in indices]).permute(0, 2, 3, 1))
+        if on_device:
+            _put(batch, on_device, torch.stack([inputs[index].batch[inputs[index].row] for index in on_device]))
+        return batch.permute(0, 3, 1, 2)
 
-    def _normalise(self, crops: NDArray[Any]) -> torch.Tensor:
-        pixels = self._upload(crops).permute(0, 3, 1, 2)  # (N, 3, H, W) uint8, channels_last in memory
-        return (pixels.float() * self.scale - self.shift).to(self.dtype)
+    def _normalise(self, crops: torch.Tensor) -> torch.Tensor:
+        """(N, S, S, 3) uint8 -> the same, normalised, in fp32."""
+        return crops.float().mul_(self.scale).sub_(self.shift)
 
-    def _upload(self, array: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+    def _upload(self, arrays: Sequence[Any]) -> torch.Tensor:
+        """Arrays of one shape and type as one tensor on the device: copied once on the host, into pinned memory."""
+        shape = (len(arrays), *arrays[0].shape)
+        pinned = self.device.type == "cuda"
+        staged = torch.empty(shape, dtype=DTYPES[arrays[0].dtype.type], pin_memory=pinned)
+        np.stack(arrays, out=staged.numpy())
+        return staged.to(self.device, non_blocking=True)
+
+
+def _neighbours(inputs: Sequence[Any]) -> torch.Tensor | None:
+    """Crops that lie on the device one behind the other, (N, S, S, 3); None for anything else."""
+    first = inputs[0]
+    if not isinstance(first, DeviceCrop):
+        return None
+    for offset, item in enumerate(inputs):
+        if not isinstance(item, DeviceCrop) or item.batch is not first.batch or item.row != first.row + offset:
+            return None
+    return first.batch[first.row : first.row + len(inputs)]
+
+
+def _sorted_by_kind(inputs: Sequence[Any]) -> tuple[list[int], list[int], list[int]]:
+    """Indices of crops on the device, of crops, and of ready tensors."""
+    kinds: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for index, item in enumerate(inputs):
+        kinds[0 if isinstance(item, DeviceCrop) else 1 if item.dtype == np.uint8 else 2].append(index)
+    return kinds
+
+
+def _put(batch: torch.Tensor, indices: Sequence[int], values: torch.Tensor) -> None:
+    """Write rows, converted to the batch's type."""
+    if len(indices) == len(batch):
+        batch.copy_(values)
+    else:
+        batch[torch.tensor(indices, device=batch.device)] = values.to(batch.dtype)

@@ -7,6 +7,7 @@ and on `decode_input_request`; both are read here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -14,24 +15,39 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 
+from handlers import answers, decoding, guard
 from handlers.errors import (
     EmptyRequest,
     InferenceFailed,
     InvalidInput,
-    InvalidJson,
     InvalidOption,
     PayloadTooLarge,
     RequestError,
     UnsupportedMediaType,
 )
+from handlers.rows import KSERVE, Front
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-JSON = "application/json"
+STREAM_NEXT = "ts_stream_next"
 FORM = "application/x-www-form-urlencoded"
 # Query parameters by which TorchServe's /invocations finds the model; they arrive with the rest.
 ROUTING = ("model_name", "model_version")
+# Fields that are inputs though they come without a file's name: text, text_2, data; 0, 1, 2. Others may be options.
+INPUT_NAMES = re.compile(
+    r"(?:body|data|file|input|part|sentence|text)?[_-]?\d+|body|data|file|input|sentence|text(?:_pair)?"
+)
+# What the value of an option may look like, and no image does.
+OPTION_LIKE = re.compile(rb"[ -~]{0,100}")
+# Of all models: a header with the name of another model's option is not passed over.
+EVERY_OPTION = ("top_k", "truncate", "encoding_format", "dtype")
+ENVELOPES = {
+    "inputs": "KServe v2 and Hugging Face's servers",
+    "input": "OpenAI's API",
+    "messages": "OpenAI's API",
+    "prompt": "OpenAI's API",
+}
 PART_HEADERS = 2048  # bytes that a part's headers may have: a file's name comes percent-encoded, maybe twice
 
 
@@ -43,10 +59,28 @@ class Context(Protocol):
     system_properties: dict[str, Any]
     model_yaml_config: dict[str, Any]
     metrics: Any
+    request_ids: dict[int, str]
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]: ...
     def set_response_status(self, code: int, phrase: str, idx: int) -> None: ...
     def set_response_content_type(self, idx: int, value: str) -> None: ...
+    def set_response_header(self, idx: int, key: str, value: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a value before it is read.
+
+    what: names it in messages: "the body", "part 'a'". media_type: in lower case, "" for none. charset: as declared.
+    """
+
+    what: str
+    media_type: str
+    charset: str | None
+
+    @property
+    def is_json(self) -> bool:
+        return self.media_type == decoding.JSON or self.media_type.endswith("+json")
 
 
 @dataclass
@@ -58,6 +92,8 @@ class Request:
         `{"predictions": [...]}` for `{"instances": [...]}`.
     options: query or JSON parameters by name, validated.
     inputs: the decoded inputs, results: their answers; same length and order as payloads.
+    form: the media type of the answer, one of answers.MEDIA_TYPES.
+    grpc, unanswerable: as `rows.Front` has them.
     """
 
     payloads: list[Any] = field(default_factory=list)
@@ -67,6 +103,9 @@ class Request:
     results: list[Any] = field(default_factory=list)
     error: RequestError | None = None
     description: dict[str, Any] | None = None
+    form: str = answers.JSON
+    grpc: bool = False
+    unanswerable: bool = False
 
     @property
     def open(self) -> bool:
@@ -101,48 +140,68 @@ class Reader:
         ValueError with what is wanted. They come as a header (X-Top-K for top_k), as a multipart field, as a query
         parameter (which TorchServe drops on /predictions and keeps on /invocations), or in JSON's "parameters".
     media: says in a message what the model takes.
-    accepts: whether a raw body of this content type (lower case, "" for none) can be an input.
+    accepts: whether a body of this content type (lower case, "" for none) can be an input. A model that accepts
+        text/plain gets texts as str, decoded.
     max_inputs: inputs that one request may bring.
+    forms: media types that an answer can come as; the header Accept chooses. The first is the default.
     """
 
     options: Mapping[str, OptionReader]
     media: str
     accepts: Callable[[str], bool]
     max_inputs: int
+    forms: Sequence[str] = (answers.JSON,)
+
+    @property
+    def takes_text(self) -> bool:
+        return self.accepts("text/plain")
 
     def read(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[Request]:
-        """All rows of a batch; never raises for what a client sent."""
+        """All rows of a batch; never raises for what a client sent, and an error of ours fails its row alone."""
         requests = []
         for index, row in enumerate(rows):
             request = Request()
             requests.append(request)
-            headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
-            if headers.get("describe") == "True":  # how TorchServe asks for customized=true
-                request.description = {}
-                continue
-            request.check(self._read_row, row, headers, request)
+            try:
+                self._read_row(row, Front.of(context.get_all_request_header(index)), request)
+            except RequestError as error:
+                request.error = error
+            except BaseException as error:
+                request.error = guard.failed(error, "reading the request")
         return requests
 
-    def _read_row(self, row: Mapping[str, Any], headers: Mapping[str, Any], request: Request) -> None:
-        media_type = _media_type(headers.get("content-type"))
-        for name in self.options:
-            sent = row.get(name, headers.get(header_of(name)))
-            if sent is not None:
-                request.options[name] = self._option(name, _text(sent))
+    def _read_row(self, row: Mapping[str, Any], front: Front, request: Request) -> None:
+        request.grpc, request.unanswerable = front.grpc, front.unanswerable
+        if front.wants_description(row):
+            request.description = {}
+            return
+        if front.unanswerable:  # nobody will read this; the model need not run
+            raise InvalidInput("this protocol is not offered; wanted: gRPC's Predictions or StreamPredictions")
+        front.refuse()
+        request.form = answers.media_type(front.headers.get("accept", ""), self.forms)
+        self._read_options(row, front.headers, request)
         values = {name: value for name, value in row.items() if name not in (*self.options, *ROUTING)}
-        if "body" in values and not media_type.startswith("multipart/"):
-            unknown = values.keys() - {"body"}
-            if unknown:
-                raise InvalidOption(f"unknown query parameter {names_of(unknown)}; known: {self._known()}")
-            self._read_body(values["body"], media_type, request)
-        elif media_type == FORM:
+        media_type, charset = decoding.content_type(front.headers.get("content-type", ""))
+        form = media_type.startswith("multipart/")
+        if media_type == FORM:
             raise UnsupportedMediaType(
                 f"the body came as {FORM}, which is what curl -d sends unless told otherwise; wanted: {self.media}"
             )
+        if form and front.types.get("body", "").lower().startswith("multipart/"):
+            raise UnsupportedMediaType(
+                "the body is no form that can be read; wanted: multipart/form-data; boundary=..."
+            )
+        if "body" in values and not form:
+            self._read_body(values, Part("the body", media_type, charset), request)
         else:
-            self._read_parts(values, headers, request)
+            self._read_parts(values, front, request)
         if not request.payloads:
             raise EmptyRequest(f"the request holds no input; wanted: {self.media}")
+        if front.kserve and request.shape != "instances":
+            raise InvalidInput(f'this path takes a JSON object that holds "instances". {KSERVE}')
+        answers.check(request.options, request.form)
+        if request.form != answers.JSON:
+            request.options["encoding_format"] = "bytes"
         self.refuse_many(len(request.payloads))
 
     def refuse_many(self, count: int) -> None:
@@ -150,28 +209,117 @@ class Reader:
         if count > self.max_inputs:
             raise PayloadTooLarge(f"the request holds {count} inputs; at most {self.max_inputs} go into one request")
 
-    def _read_body(self, value: object, media_type: str, request: Request) -> None:
-        if media_type == JSON or media_type.endswith("+json"):
-            self._read_json(_json(value), request)
-        elif not self.accepts(media_type):
-            raise UnsupportedMediaType(f"the body came as {media_type}; wanted: {self.media}")
-        elif _is_empty(value):
-            raise EmptyRequest(f"the body is empty; wanted: {self.media}")
-        else:
-            request.payloads = [value]
+    def _read_options(self, row: Mapping[str, Any], headers: Mapping[str, str], request: Request) -> None:
+        for name in headers:
+            self._refuse_misspelt(name)
+        for name in self.options:
+            sent = row.get(name, headers.get(header_of(name)))
+            if sent is not None:
+                request.options[name] = self._option(name, _text(sent))
 
-    def _read_parts(self, parts: Mapping[str, Any], headers: Mapping[str, Any], request: Request) -> None:
-        """Multipart, one input a part; gRPC, one input an entry of its map."""
-        for name, value in parts.items():
-            described = headers.get(name.lower())
-            media_type = _media_type(described.get("content-type")) if isinstance(described, dict) else ""
-            if media_type and not self.accepts(media_type):
-                raise UnsupportedMediaType(f"part {names_of([name])} came as {media_type}; wanted: {self.media}")
-            if _is_empty(value):
-                raise EmptyRequest(f"part {names_of([name])} is empty; wanted: {self.media}")
-            request.payloads.append(value)
-        request.shape = "one" if len(parts) == 1 else "list"
-        _refuse_lost_parts(parts, headers)
+    def _refuse_misspelt(self, header: str) -> None:
+        """Raises InvalidOption for a header that means an option and is none of this model: Top-K, top_k, X-TopK."""
+        for option in {*self.options, *EVERY_OPTION}:
+            meant = _letters(header).removeprefix("x") == _letters(option)
+            if meant and not (option in self.options and header == header_of(option)):
+                known = ", ".join(map(header_of, sorted(self.options))) or "none"
+                raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {known}")
+
+    def _read_body(self, values: Mapping[str, Any], body: Part, request: Request) -> None:
+        unknown = values.keys() - {"body"}
+        if unknown:
+            raise InvalidOption(f"unknown query parameter {names_of(unknown)}; known: {self._known()}")
+        self._read_value(values["body"], body, request)
+
+    def _read_value(self, value: object, part: Part, request: Request) -> None:
+        """A body, a part of a form, or an entry of gRPC's map -> payloads.
+
+        It is JSON if its content type says so, or if it parses as JSON and no content type says anything.
+        """
+        if part.is_json:
+            if not isinstance(value, (bytes, bytearray)):  # parsed by TorchServe, as UTF-8
+                decoding.refuse_other_charset(part.charset, part.what)
+            elif not value.strip():
+                raise EmptyRequest(f"{part.what} is empty; wanted: JSON, as its content type says")
+            else:
+                value = decoding.json(value, part.charset, part.what)
+            self._read_json(value, request)
+        elif not self.accepts(part.media_type):
+            raise UnsupportedMediaType(f"{part.what} came as {part.media_type[:80]}; wanted: {self.media}")
+        elif _is_empty(value):
+            raise EmptyRequest(f"{part.what} is empty; wanted: {self.media}")
+        else:
+            self._read_plain(value, part, request)
+
+    def _read_plain(self, value: object, part: Part, request: Request) -> None:
+        if self.takes_text:
+            value = _decoded(value, part)
+        elif isinstance(value, (bytes, bytearray)):
+            decoding.refuse_compressed(value, part.what)
+        found = self._untold(value, part)
+        if found is decoding.NOT_JSON:
+            request.payloads = [value]
+        else:
+            self._read_json(found, request)
+
+    def _untold(self, value: object, part: Part) -> object:
+        """Parsed JSON that no content type announces, or NOT_JSON.
+
+        A number, true, false and null are JSON and no input, so they are refused where they may be a text: a client
+        that sends them may mean either.
+        """
+        if part.media_type not in decoding.UNTELLING or not isinstance(value, (str, bytes, bytearray)):
+            return decoding.NOT_JSON
+        found = decoding.untold_json(value, part.what)
+        if found is decoding.NOT_JSON or isinstance(found, (str, list, dict)):
+            return found
+        if not self.takes_text:
+            return decoding.NOT_JSON
+        raise InvalidInput(
+            f"{part.what} is JSON and holds {kind_of(found)}, which is no input; if it is meant as a text, send it "
+            "as text/plain, or in quotes"
+        )
+
+    def _read_parts(self, values: Mapping[str, Any], front: Front, request: Request) -> None:
+        """Multipart, one input a part; gRPC, one input an entry of its map; `text` and `text_pair` are one input.
+
+        One alone is read as a body is, with lists and "instances".
+        """
+        for name, value in values.items():
+            self._refuse_field(name, value, front.types.get(name, ""))
+        parts = {name: self._read_part(name, value, front.types.get(name, "")) for name, value in values.items()}
+        if "text_pair" in parts:
+            parts = _with_pair(parts)
+        if len(parts) == 1:
+            (only,) = parts.values()
+            request.payloads, request.shape = only.payloads, only.shape
+            request.options |= only.options
+        else:
+            request.payloads = [_single(name, part) for name, part in parts.items()]
+            request.shape = "list"
+        _refuse_lost_parts(values, front.headers)
+
+    def _refuse_field(self, name: str, value: object, content_type: str) -> None:
+        if not content_type and not self._names_input(name, value):
+            raise InvalidOption(
+                f"unknown field {names_of([name])}; inputs are called data, text, file, text1, text2, ... or come as "
+                f"files, with a name and a content type of their own; known options: {self._known()}"
+            )
+
+    def _read_part(self, name: str, value: object, content_type: str) -> Request:
+        media_type, charset = decoding.content_type(content_type)
+        request = Request()
+        self._read_value(value, Part(f"part {names_of([name])}", media_type, charset), request)
+        return request
+
+    def _names_input(self, name: str, value: object) -> bool:
+        """Whether a field that is no file can be an input: it may be an option, misspelt.
+
+        A text may be anything, so its field needs a known name. An image is known by its bytes.
+        """
+        if INPUT_NAMES.fullmatch(name):
+            return True
+        return not self.takes_text and not (isinstance(value, (bytes, bytearray)) and OPTION_LIKE.fullmatch(value))
 
     def _read_json(self, value: object, request: Request) -> None:
         if isinstance(value, dict) and "instances" in value:
@@ -180,6 +328,8 @@ class Reader:
             value = value["instances"]
             if not isinstance(value, list):
                 raise InvalidInput(f'"instances" holds {kind_of(value)}; wanted: a list')
+        elif isinstance(value, dict):
+            self._refuse_envelope(value)
         elif isinstance(value, list):
             request.shape = "list"
         if isinstance(value, list):
@@ -188,6 +338,13 @@ class Reader:
             request.payloads = value
         else:
             request.payloads = [value]
+
+    def _refuse_envelope(self, value: Mapping[str, Any]) -> None:
+        for key, whose in ENVELOPES.items():
+            if key in value:
+                raise InvalidInput(
+                    f'an object with "{key}" came, as {whose} has it, which is not read; wanted: {self.media}'
+                )
 
     def _json_options(self, body: Mapping[str, Any]) -> dict[str, Any]:
         unknown = body.keys() - {"instances", "parameters"}
@@ -263,33 +420,44 @@ def caught(work: Callable[[T], R]) -> Callable[[T], R | RequestError]:
     return attempt
 
 
+def fail(requests: Iterable[Request], error: RequestError) -> None:
+    """Make `error` the answer of every request that has none yet."""
+    for request in requests:
+        if request.open and not request.results:
+            request.error = error
+
+
 def write(requests: Sequence[Request], context: Context) -> list[bytes]:
-    """One JSON answer a row, in order, with its status and content type set on the context."""
-    answers = []
+    """Return one answer per row, in order, with its status, content type and end of stream set on the context."""
+    written = []
     for index, request in enumerate(requests):
-        try:
-            body = orjson.dumps(request.answer(), option=orjson.OPT_SERIALIZE_NUMPY)
-        except orjson.JSONEncodeError:
-            request.error = InferenceFailed("the model's answer could not be written as JSON")
-            body = orjson.dumps(request.error.body())
+        body, headers = _written(request)
         status = request.error.status if request.error else 200
         context.set_response_status(status, HTTPStatus(status).phrase, index)
-        context.set_response_content_type(index, JSON)
-        answers.append(body)
-    return answers
+        context.set_response_content_type(index, decoding.JSON if request.error else request.form)
+        for name, value in headers.items():
+            context.set_response_header(index, name, value)
+        if request.grpc:
+            # Without it TorchServe's worker dies at a StreamPredictions call; with it a REST client waits for ever.
+            context.set_response_header(index, STREAM_NEXT, "false")
+        if request.unanswerable:
+            # TorchServe's worker writes an answer for each id that is left here, and for no other row.
+            context.request_ids.pop(index, None)
+        written.append(body)
+    return written
 
 
-def _json(value: object) -> object:
-    """A JSON body, parsed by TorchServe already or (invalid, or told not to) still bytes."""
-    if not isinstance(value, (bytes, bytearray)):
-        return value
-    if not value.strip():
-        raise EmptyRequest("the body is empty; wanted: JSON, as its content type says")
+def _written(request: Request) -> tuple[bytes, dict[str, str]]:
+    """The answer in its form, and its headers; an answer that cannot be written becomes the request's error."""
     try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise InvalidJson(f"the body is not valid JSON: {error.msg} at {where}") from None
+        if request.open and request.form != answers.JSON:
+            return answers.as_bytes(request.results, request.options, request.form)
+        return orjson.dumps(request.answer(), option=orjson.OPT_SERIALIZE_NUMPY), {}
+    except orjson.JSONEncodeError:
+        request.error = InferenceFailed("the model's answer could not be written as JSON")
+    except BaseException as error:
+        request.error = guard.failed(error, "writing the answer")
+    return orjson.dumps(request.error.body()), {}
 
 
 def header_of(option: str) -> str:
@@ -320,8 +488,34 @@ def _refuse_lost_parts(parts: Mapping[str, Any], headers: Mapping[str, Any]) -> 
         )
 
 
-def _media_type(value: object) -> str:
-    return str(value or "").split(";")[0].strip().lower()
+def _decoded(value: object, part: Part) -> object:
+    """A text: TorchServe may have decoded it, as UTF-8 whatever its charset."""
+    if isinstance(value, str):
+        try:
+            value = value.encode("utf-8")
+        except UnicodeEncodeError:  # half of a surrogate pair, which the model refuses with its place
+            return value
+    return decoding.text(value, part.charset, part.what) if isinstance(value, (bytes, bytearray)) else value
+
+
+def _with_pair(parts: Mapping[str, Request]) -> dict[str, Request]:
+    """`text` and `text_pair` as the one input that they are, in the place of the former."""
+    if "text" not in parts:
+        raise InvalidInput("a part 'text_pair' came without its 'text'")
+    pair = {name: _single(name, parts[name]) for name in ("text", "text_pair")}
+    joined = {name: Request(payloads=[pair]) if name == "text" else part for name, part in parts.items()}
+    del joined["text_pair"]
+    return joined
+
+
+def _single(name: str, part: Request) -> object:
+    if part.shape != "one":
+        raise InvalidInput(f"part {names_of([name])} holds a list; where several parts come, each is one input")
+    return part.payloads[0]
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def _is_empty(value: object) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from handlers.images import Preprocess
 
 ON_MISMATCH = ("rebuild", "refuse")
+DECODERS = ("auto", "gpu", "cpu")
 IMAGE_PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PRECISIONS = (*IMAGE_PRECISIONS, "fp8")
 DEVICES = ("auto", "cuda", "cpu")
@@ -81,7 +82,10 @@ class ImageSettings(Settings):
     top_k: classes in an answer unless the request asks for another number.
     max_pixels: of one image, width x height, asked before it is decoded; a request's images may have four times as
         many together.
-    micro_batch: images that go through the network at once; larger batches are cut.
+    micro_batch: images that go through the network at once; larger batches are cut. On a GPU no more than 256 do,
+        nor more than memory sufficed for at load, where all sizes that can come are run once.
+    decoder: "gpu" decodes JPEGs by the GPU's JPEG engines, "cpu" by Pillow. "auto" is the GPU if it has such engines,
+        nvImageCodec is installed, and both give the same pixels.
     decode_threads: that decode images beside each other; 0 is one per CPU of the worker's share, at most 8.
     plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.
     on_mismatch: "rebuild" a plan that was built for another GPU or TensorRT (minutes, once), or "refuse" to load.
@@ -93,6 +97,7 @@ class ImageSettings(Settings):
     top_k: int = 5
     max_pixels: int = 50_000_000
     micro_batch: int = 256
+    decoder: str = "auto"
     decode_threads: int = 0
     plan_buckets: tuple[int, ...] = (1, 8, 64)
     on_mismatch: str = "rebuild"
@@ -104,6 +109,7 @@ class ImageSettings(Settings):
         for name in ("top_k", "max_pixels", "micro_batch"):
             _at_least(_camel(name), getattr(self, name), 1)
         _at_least("decodeThreads", self.decode_threads, 0)
+        _one_of("decoder", self.decoder, DECODERS)
         _one_of("onMismatch", self.on_mismatch, ON_MISMATCH)
         ascending = all(a < b for a, b in pairwise((0, *self.plan_buckets)))
         if not self.plan_buckets or not ascending or self.plan_buckets[-1] > 256:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from handlers import answers
 from handlers.encoder.packing import TokenBatch
 from handlers.errors import InvalidInput, NotFinite, PayloadTooLarge
 from handlers.requests import OptionReader, whole_number
@@ -74,10 +75,14 @@ def _pool_one(vectors: torch.Tensor, offsets: torch.Tensor, mode: str) -> torch.
 
 
 class TextTask:
-    """What a task needs besides the encoder. `options` may come with a request."""
+    """What a task needs besides the encoder.
+
+    options: may come with a request. forms: media types that its answers can come as, the default first.
+    """
 
     takes_pairs = False
     options: Mapping[str, OptionReader] = {}
+    forms: Sequence[str] = (answers.JSON,)
 
     def check(self, encoded: Encoded) -> Encoded:
         """The input itself, or a RequestError where the task cannot answer it."""
@@ -100,19 +105,34 @@ class TextTask:
 
 
 class Embeddings(TextTask):
-    """Token vectors (T, hidden) -> one list of numbers a text."""
+    """Token vectors (T, hidden) -> one embedding per text: numbers, base64 or bytes, as handlers.answers has them.
 
-    def __init__(self, pooling: Pooling) -> None:
-        self.pooling = pooling
+    digits: significant decimal digits of a number in JSON.
+    """
+
+    options = answers.OPTIONS
+    forms = answers.MEDIA_TYPES
+
+    def __init__(self, pooling: Pooling, digits: int = answers.DIGITS["fp32"]) -> None:
+        self.pooling, self.digits = pooling, digits
 
     def figures(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         return pool(outputs, batch.cu_seqlens, self.pooling)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        embeddings = self.figures(outputs, batch).cpu()  # (N, hidden)
-        finite = embeddings.isfinite().all(dim=1).tolist()
-        rows = embeddings.numpy()
-        return [row if good else NotFinite() for row, good in zip(rows, finite, strict=True)]
+        embeddings = self.figures(outputs, batch)  # (N, hidden)
+        finite = embeddings.isfinite().all(dim=1)
+        encodings = [options.get("encoding_format", "float") for _, options in inputs]
+        if "float" in encodings:
+            as_numbers = torch.tensor([encoding == "float" for encoding in encodings], device=embeddings.device)
+            rounded = answers.significant(embeddings, self.digits)
+            embeddings = torch.where(as_numbers.unsqueeze(1), rounded, embeddings)
+        rows = zip(embeddings.cpu().numpy(), finite.tolist(), inputs, strict=True)
+        return [self._encoded(row, options) if good else NotFinite() for row, good, (_, options) in rows]
+
+    @staticmethod
+    def _encoded(row: Any, options: Mapping[str, Any]) -> object:
+        return answers.as_base64(row, options) if options.get("encoding_format") == "base64" else row
 
 
 class SequenceClassification(TextTask):
@@ -213,11 +233,11 @@ class FillMask(TextTask):
         return [place for place, token in enumerate(encoded.ids) if token == self.mask_id]
 
 
-def load(folder: Path, settings: TextSettings, tokenizer: Tokenizer) -> TextTask:
-    """The task an archive was packaged for."""
+def load(folder: Path, settings: TextSettings, tokenizer: Tokenizer, precision: str = "fp32") -> TextTask:
+    """Return the task that an archive was packaged for. precision: that serves; numbers get as many digits."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if settings.task == "embeddings":
-        return Embeddings(settings.pooling)
+        return Embeddings(settings.pooling, answers.DIGITS[precision])
     if settings.task == "sequence-classification":
         return SequenceClassification(config, settings.top_k)
     if settings.task == "token-classification":
@@ -271,7 +291,7 @@ def _entity(
     encoded: Encoded, group: Sequence[int], scores: Sequence[float], labels: Sequence[str]
 ) -> dict[str, object]:
     offsets = encoded.encoding.offsets
-    start, end = offsets[group[0]][0], offsets[group[-1]][1]
+    start, end = _without_blanks(encoded.text, offsets[group[0]][0], offsets[group[-1]][1])
     return {
         "label": labels[group[0]].split("-", 1)[-1],
         "score": sum(scores[place] for place in group) / len(group),
@@ -279,6 +299,16 @@ def _entity(
         "start": start,
         "end": end,
     }
+
+
+def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
+    """The same part of the text, less the blanks around it: some tokenizers count the one before a word to the word.
+
+    A part of blanks alone is empty, at its end.
+    """
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    return start, max(start, end - (len(part) - len(part.rstrip())))
 
 
 def _split_tag(label: str) -> tuple[str, str]:

@@ -29,12 +29,13 @@ class TextEncoder(Handler[TextSettings]):
         texts.refuse_positions(config, settings.max_tokens)
         self.tokenizer = texts.Tokenizer(self.model.folder, settings)
         self.token_types = texts.has_token_types(config, self.model.folder)
-        self.task = tasks.load(self.model.folder, settings, self.tokenizer)
+        self.task = tasks.load(self.model.folder, settings, self.tokenizer, self.model.spec.precision)
         self.reader = requests.Reader(
             options={"truncate": requests.yes_or_no, **self.task.options},
             media=texts.media(settings.task),
             accepts=texts.accepts,
             max_inputs=settings.max_inputs,
+            forms=self.task.forms,
         )
         self.metrics = BatchMetrics(context)
         self.inference([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost

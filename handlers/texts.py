@@ -92,18 +92,20 @@ def _tokenizer_config(folder: Path) -> Mapping[str, Any]:
 
 
 def accepts(media_type: str) -> bool:
-    """Whether a raw body of this content type is read as UTF-8 text."""
+    """Whether a body or part of this content type is read as text."""
     return media_type in PLAIN
 
 
 def media(task: str) -> str:
     """What the model takes, for error messages."""
     pair = ', {"text": "...", "text_pair": "..."}' if task == "sequence-classification" else ""
-    return f'text/plain in UTF-8, or JSON: a string{pair}, a list of those, or {{"instances": [...]}}'
+    return f'text/plain, or JSON: a string{pair}, a list of those, or {{"instances": [...]}}'
 
 
 def read(payload: object, settings: TextSettings, pairs: bool, truncate: bool) -> Text:
     """One payload as a text, or as a pair where the task has pairs.
+
+    Bytes are UTF-8; what a client sent has been decoded by requests.Reader, charset and byte order mark included.
 
     Raises EmptyRequest, InvalidInput or PayloadTooLarge.
     """

@@ -1,4 +1,4 @@
-"""How far a lower precision may be from fp32: of an archive at packaging, and of an engine chosen by measurement.
+"""How far a precision may be from fp32: of an archive at packaging, and of an engine before it serves.
 
 | | fp32 | fp16 | bf16 | fp8 |
 |---|---|---|---|---|

@@ -52,7 +52,7 @@ def main() -> int:
     server = Server(ROOT, chosen.ts_config.resolve(), MODEL_STORE, models)
     try:
         server.check()
-        _package()
+        package_demo()
         started = time.monotonic()
         print("starting TorchServe (its output: logs/console.log)", flush=True)
         server.start()
@@ -75,7 +75,8 @@ def main() -> int:
         server.stop()
 
 
-def _package() -> None:
+def package_demo() -> None:
+    """Package both demo archives into MODEL_STORE; quick if they are up to date."""
     image = ["--weights", "archive/digits", "--parity-data", "archive/digits/samples"]
     text = ["--weights", str(demo_text_encoder())]
     for command, name, arguments in (("image-classifier", DIGITS, image), ("text-encoder", SENTENCES, text)):

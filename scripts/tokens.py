@@ -29,7 +29,7 @@ def main() -> int:
     return 0
 
 
-def add_server(parser: argparse.ArgumentParser) -> None:
+def add_server(parser: argparse._ActionsContainer) -> None:
     """The options that say which server is meant."""
     parser.add_argument(
         "--folder", type=Path, default=ROOT, help="where torchserve was started (default: the checkout)"

@@ -31,6 +31,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_JAVA, NEWEST_JAVA = 17, 25
 STOP_TIMEOUT_S = 20.0
+ADDRESSES = ("inference_address", "management_address", "metrics_address")
+GRPC_PORTS = ("grpc_inference_port", "grpc_management_port")
 
 
 class ServerError(RuntimeError):
@@ -53,6 +55,33 @@ def read_properties(path: Path) -> dict[str, str]:
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on, each another one."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [int(item.getsockname()[1]) for item in sockets]
+
+
+def config_on_free_ports(path: Path, settings: Mapping[str, str] | None = None) -> Path:
+    """Write the project's config.properties to `path` with free ports, absolute paths, and `settings` of your own."""
+    ports = iter(free_ports(len(ADDRESSES) + len(GRPC_PORTS)))
+    changed = {
+        **{key: f"http://127.0.0.1:{next(ports)}" for key in ADDRESSES},
+        **{key: str(next(ports)) for key in GRPC_PORTS},
+        "metrics_config": str(ROOT / read_properties(ROOT / "config.properties")["metrics_config"]),
+        **(settings or {}),
+    }
+    lines = []
+    for line in (ROOT / "config.properties").read_text(encoding="utf-8").splitlines():
+        key = line.partition("=")[0]
+        lines.append(f"{key}={changed.pop(key)}" if key in changed else line)
+    lines += [f"{key}={value}" for key, value in changed.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 @dataclass
@@ -160,7 +189,8 @@ class Client:
 class Server:
     """A TorchServe process group of its own.
 
-    folder: to run in; gets key_file.json and logs/. models: name=archive.mar of the model store.
+    folder: to run in; gets key_file.json and logs/. models: name=archive.mar of the model store; none are registered
+    if it is empty.
     """
 
     folder: Path
@@ -185,7 +215,7 @@ class Server:
     def check(self) -> str:
         """The Java to start with. Raises ServerError where none is fit, or a port is taken."""
         java_home = find_java_home()
-        for key in ("inference_address", "management_address", "metrics_address"):
+        for key in ADDRESSES:
             _check_free(self.config[key], self.config_file)
         return java_home
 
@@ -211,9 +241,10 @@ class Server:
         command = [
             *(str(Path(sys.executable).parent / "torchserve"), "--start", "--foreground", "--ncs"),
             *("--ts-config", str(self.config_file), "--model-store", str(self.model_store)),
-            *("--models", *self.models),
+            *(("--models", *self.models) if self.models else ()),
         ]
-        with self.log.open("wb") as log:
+        self.log.write_bytes(b"")
+        with self.log.open("ab") as log:  # appending, so that whoever empties it while it grows leaves no hole
             self.process = subprocess.Popen(
                 command,
                 cwd=self.folder,

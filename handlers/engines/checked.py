@@ -29,7 +29,7 @@ class Verdict:
     """What a comparison said.
 
     engine: the name of the one that serves. figures: its own, by name. against: where the reference came from.
-    dropped: reasons. failed: whether one of those is no lasting one: an engine did not load, say.
+    dropped: reasons. failed: whether the next load may find otherwise: an engine did not load, or memory was short.
     """
 
     engine: str = ""
@@ -78,7 +78,9 @@ def compare(spec: EngineSpec, candidates: list[str]) -> tuple[Verdict, Engine]:
             verdict.dropped[name], verdict.failed = f"{type(failure).__name__}: {failure}", True
         else:
             if figure.passed:
-                return dataclasses.replace(verdict, engine=name, figures=figure.as_dict()), engine
+                verdict.engine, verdict.figures = name, figure.as_dict()
+                verdict.failed |= not figure.complete
+                return verdict, engine
             verdict.dropped[name] = str(figure)
             del engine
         logger.warning("engine %s dropped: %s", name, verdict.dropped[name])

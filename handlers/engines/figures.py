@@ -20,12 +20,14 @@ class Figure:
 
     value: of logits the largest relative error, of embeddings the least cosine; NaN for outputs that are not finite.
     agreement: of the likeliest class, where it counts: in fp8, whose errors may be large.
+    complete: whether memory sufficed for all that was to be compared.
     """
 
     value: float
     precision: str
     cosine: bool = False
     agreement: float = 1.0
+    complete: bool = True
 
     @property
     def passed(self) -> bool:

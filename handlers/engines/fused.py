@@ -16,7 +16,7 @@ from handlers.encoder import fp8
 from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec
-from handlers.engines.graphs import captured
+from handlers.engines.graphs import Room, captured
 from handlers.engines.torch_eager import empty_transformer, load_transformer
 
 KINDS = ("text-encoder",)
@@ -131,6 +131,7 @@ class Graphed(Packed):
         self.device = device
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...], torch.Tensor]] = {}
         self.pool: Any = None
+        self.outputs = Room()
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
         key = self.graph_for(batch.tokens, len(batch))
@@ -141,7 +142,7 @@ class Graphed(Packed):
         graph, (ids, types, offsets), hidden = self.graphs[key]
         stage(batch.input_ids, batch.token_type_ids, batch.cu_seqlens, (ids, types, offsets))
         graph.replay()
-        # The pool is shared: the next replay may overwrite these.
+        # The next replay overwrites these.
         return hidden[: batch.tokens].clone()
 
     def graph_for(self, tokens: int, sequences: int) -> tuple[int, int] | None:
@@ -180,7 +181,9 @@ class Graphed(Packed):
         """Capture the graph of one bucket."""
         ids, offsets = self._blank(tokens, sequences)
         types, segments = torch.zeros_like(ids), Segments(offsets)
-        graph, hidden = captured(lambda: self.model.hidden(ids, types, segments), self.device, self.pool)
+        graph, hidden = captured(
+            lambda: self.model.hidden(ids, types, segments), self.device, self.pool, self.outputs
+        )
         self.pool = self.pool or graph.pool()
         self.graphs[tokens, sequences] = (graph, (ids, types, offsets), hidden)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,20 +42,46 @@ def beside(stream: torch.cuda.Stream) -> Iterator[None]:
         current.wait_stream(stream)
 
 
+@functools.cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a device on which graphs are tried and captured.
+
+    cuBLAS keeps a workspace of 32 MB per stream, so a new stream per graph would take a gigabyte in the end.
+    """
+    return torch.cuda.Stream(device)
+
+
+class Room:
+    """A buffer that several graphs write their outputs into, each its first rows: one is read before the next runs.
+
+    It lies outside the graphs' memory pool, which could not give the memory of a graph's own output to other graphs.
+    """
+
+    def __init__(self) -> None:
+        self.held: torch.Tensor | None = None
+
+    def rows(self, like: torch.Tensor) -> torch.Tensor:
+        """Rows for an output of the shape, type and device of `like`."""
+        if self.held is None or len(self.held) < len(like):
+            self.held = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        return self.held[: len(like)]
+
+
 def captured(
-    work: Callable[[], torch.Tensor], device: torch.device, pool: Any
+    work: Callable[[], torch.Tensor], device: torch.device, pool: Any, room: Room
 ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
     """The graph of one call of `work`, in the memory pool of other graphs or (None) one of its own, and its output.
 
-    `work` runs once before, on a stream of its own: kernels are compiled and chosen there, outside the capture.
+    `work` runs once before: kernels are compiled and chosen there, outside the capture.
     """
+    stream = capture_stream(device)
     with torch.cuda.device(device):  # a capture takes place on the current one
-        with beside(torch.cuda.Stream(device)):
-            work()
+        with beside(stream):
+            outputs = room.rows(work())
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = work()
-    return graph, output
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            outputs.copy_(work())
+    return graph, outputs
 
 
 class GraphedByBucket:
@@ -77,7 +104,8 @@ class GraphedByBucket:
         self.work, self.channels, self.buckets, self.memory_format = work, channels, buckets, memory_format
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         self.pool: Any = None
-        self.room: torch.Tensor | None = None  # that all buckets read from: a replay follows each copy into it
+        self.inputs: torch.Tensor | None = None  # that all buckets read from: a replay follows each copy into it
+        self.outputs = Room()
 
     @torch.inference_mode()
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
@@ -91,7 +119,7 @@ class GraphedByBucket:
         inputs[: len(batch), : batch.shape[1]].copy_(batch)
         inputs[len(batch) :].zero_()
         graph.replay()
-        # The pool is shared: the next replay may overwrite these outputs.
+        # The next replay overwrites these outputs.
         return outputs[: len(batch)].clone()
 
     @torch.inference_mode()
@@ -99,14 +127,14 @@ class GraphedByBucket:
         """Capture the graph of one bucket, for images of the size, type and device of `like`."""
         inputs = self._inputs(bucket, like)
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            graph, outputs = captured(lambda: self.work(inputs), like.device, self.pool)
+            graph, outputs = captured(lambda: self.work(inputs), like.device, self.pool, self.outputs)
         self.pool = self.pool or graph.pool()
         self.graphs[bucket] = (graph, inputs, outputs)
 
     def _inputs(self, bucket: int, like: torch.Tensor) -> torch.Tensor:
-        """(bucket, C, H, W): the first rows of the room, which grows where it is too small."""
-        if self.room is None or len(self.room) < bucket:
+        """(bucket, C, H, W): the first rows of a buffer, which grows where it is too small."""
+        if self.inputs is None or len(self.inputs) < bucket:
             shape = (bucket, self.channels, *like.shape[2:])
             zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)
-            self.room = zeros.contiguous(memory_format=self.memory_format)
-        return self.room[:bucket]
+            self.inputs = zeros.contiguous(memory_format=self.memory_format)
+        return self.inputs[:bucket]

@@ -202,6 +202,7 @@ def load_passing(
             table.dropped[name], table.failed = f"{type(failure).__name__}: {failure}", True
         else:
             table.relative_error[name] = figure.value
+            table.failed |= not figure.complete
             if figure.passed:
                 engines[name] = engine
             else:

@@ -27,8 +27,10 @@ from handlers.engines.graphs import sizes_up_to
 
 FILE = "parity.safetensors"
 COUNT = 7  # images, or short texts. Odd, so that in a batch of repeated samples no two blocks of rows are alike
-ON_CPU = 2  # images that are compared there: a large network takes a second and more for each
 LONGEST = 1024  # tokens of the longest text; more would take a CPU too long
+# What is compared on a CPU: a large network takes a second for an image, ten for 512 tokens, and runs the same few
+# kernels at any size. On a GPU sizes decide which kernels run.
+CPU_IMAGES, CPU_TOKENS = 2, 128
 OF_ARCHIVE = "the archive's fp32 reference"
 OF_THIS_MACHINE = "transformers in fp32 on this CPU"
 
@@ -72,7 +74,7 @@ class Images:
     def compare(self, engine: Engine, spec: EngineSpec) -> Figure:
         """Run batches of every size that is served, the largest first, whose memory the others then share."""
         on_gpu = spec.device.type == "cuda"
-        sizes = sizes_up_to(spec.batch_size) if on_gpu else [min(ON_CPU, len(self.images))]
+        sizes = sizes_up_to(spec.batch_size) if on_gpu else [min(CPU_IMAGES, len(self.images))]
         return worst_that_fit(lambda size: self.figure(engine, spec, size), sizes[::-1])
 
     def figure(self, engine: Engine, spec: EngineSpec, size: int) -> Figure:
@@ -109,14 +111,12 @@ class Texts:
         save_file({**flat, **counts, **outputs}, folder / FILE, {"kind": "text-encoder", "task": self.task})
 
     def compare(self, engine: Engine, spec: EngineSpec) -> Figure:
-        """Run all texts in one batch. On a GPU, before and after, each alone, and as many as run at once.
-
-        Kernels differ by the count of tokens there.
-        """
+        """Run each text alone, all in one batch, and as many as run at once; on a CPU a batch of the short ones."""
         everything = list(range(len(self.ids)))
-        batches = [everything]
-        if spec.device.type == "cuda":
-            batches = [*([place] for place in everything), everything, everything * self._repeats(engine, spec)]
+        batches = [*([place] for place in everything), everything, everything * self._repeats(engine, spec)]
+        if spec.device.type != "cuda":
+            short = [place for place in everything if len(self.ids[place]) <= CPU_TOKENS]
+            batches = [short or [min(everything, key=lambda place: len(self.ids[place]))]]
         return worst_that_fit(lambda places: self._figure(engine, spec, places), batches)
 
     def _repeats(self, engine: Engine, spec: EngineSpec) -> int:
@@ -165,7 +165,8 @@ def compute(spec: EngineSpec) -> Reference:
     """Samples of this file's own, and their outputs through transformers in fp32 on the CPU."""
     exact = load("torch_eager", dataclasses.replace(spec, precision="fp32", device=torch.device("cpu")))
     if spec.kind == "image-classifier":
-        shape = (COUNT, 3, spec.image_size, spec.image_size)
+        count = COUNT if spec.device.type == "cuda" else CPU_IMAGES
+        shape = (count, 3, spec.image_size, spec.image_size)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half().float()
         return Images(images, exact.run(images), OF_THIS_MACHINE)
     return _compute_texts(spec, exact)
@@ -179,7 +180,7 @@ def is_reference(name: str, spec: EngineSpec) -> bool:
 
 def worst_that_fit(compare: Callable[[T], Figure], batches: Sequence[T]) -> Figure:
     """Over the batches for which memory suffices. Raises torch.OutOfMemoryError if that is none."""
-    kept = []
+    kept: list[Figure] = []
     for place, batch in enumerate(batches):
         try:
             kept.append(compare(batch))
@@ -188,7 +189,7 @@ def worst_that_fit(compare: Callable[[T], Figure], batches: Sequence[T]) -> Figu
             if not kept and place == len(batches) - 1:
                 raise
             logger.warning("one of %d batches was not compared with fp32: memory is short", len(batches))
-    return figures.worst(kept)
+    return dataclasses.replace(figures.worst(kept), complete=len(kept) == len(batches))
 
 
 def _compute_texts(spec: EngineSpec, exact: Engine) -> Texts:
@@ -201,7 +202,7 @@ def _compute_texts(spec: EngineSpec, exact: Engine) -> Texts:
 
 
 def _token_ids(spec: EngineSpec) -> list[list[int]]:
-    """SENTENCES, and a text of all of them that is as long as the model takes."""
+    """SENTENCES, and for a GPU a text of all of them that is as long as the model takes."""
     import tokenizers
 
     from handlers.texts import positions_of
@@ -211,8 +212,8 @@ def _token_ids(spec: EngineSpec) -> list[list[int]]:
     tokenizer.no_truncation()
     config = json.loads((spec.model_dir / "config.json").read_text(encoding="utf-8"))
     most = min(spec.max_tokens, positions_of(config) or LONGEST, LONGEST)
-    long = " ".join(SENTENCES * (1 + LONGEST // 100))
-    ids = (tokenizer.encode(text).ids[:most] for text in (*SENTENCES, long))
+    long = [" ".join(SENTENCES * (1 + LONGEST // 100))] if spec.device.type == "cuda" else []
+    ids = (tokenizer.encode(text).ids[:most] for text in (*SENTENCES, *long))
     return [row for row in ids if row]
 
 

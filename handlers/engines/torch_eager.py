@@ -76,7 +76,7 @@ def load_transformer(folder: Any, task: str, **options: Any) -> Any:
     import transformers
 
     config = _config(folder)
-    options |= _without_pooling(config, task)
+    options |= without_pooling(config, task)
     return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, config=config, **LOCAL, **options)
 
 
@@ -85,25 +85,31 @@ def empty_transformer(folder: Any, task: str) -> Any:
     import transformers
 
     config = _config(folder)
-    options = {"trust_remote_code": False, **_without_pooling(config, task)}
+    options = {"trust_remote_code": False, **without_pooling(config, task)}
     return getattr(transformers, AUTO_MODELS[task]).from_config(config, **options).eval()
 
 
 def _config(folder: Any) -> Any:
-    """The folder's config, less what it wants returned for training: hidden states, attentions, tuples."""
+    """The folder's config, less what it wants returned for training: hidden states, attentions, tuples.
+
+    Attention is transformers' choice for the network: one that a file names may be a kernel to be fetched and run.
+    """
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
+    config._attn_implementation, config._experts_implementation = None, None
     config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
     return config
 
 
-def _without_pooling(config: Any, task: str) -> dict[str, bool]:
+def without_pooling(config: Any, task: str) -> dict[str, bool]:
+    """How to build the task's model without the pooling layer, where its class can be."""
     import transformers
 
     if task != "embeddings":
         return {}
     model_class: Any = transformers.MODEL_MAPPING[type(config)]
+    model_class = model_class[0] if isinstance(model_class, tuple) else model_class  # Funnel has two, both without
     takes = "add_pooling_layer" in inspect.signature(model_class).parameters
     return {"add_pooling_layer": False} if takes else {}
 

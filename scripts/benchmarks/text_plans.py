@@ -213,7 +213,7 @@ class _PlanRunner:
         self.inputs = [one.clone(memory_format=torch.contiguous_format) for one in inputs]
         for name, tensor in zip((*INPUTS[: len(inputs)], OUTPUT), (*self.inputs, self.hidden), strict=True):
             self.context.set_tensor_address(name, tensor.data_ptr())
-        return graphs.captured(self._execute, self.device, None)[0]
+        return graphs.captured(self._execute, self.device, None, graphs.Room())[0]
 
     def _execute(self) -> torch.Tensor:
         if not self.context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,36 +9,9 @@ from pathlib import Path
 
 import pytest
 from serve import demo_text_encoder
-from torchserve import ROOT, Client, Server
+from torchserve import ROOT, Client, Server, config_on_free_ports
 
 DIGITS_ARGUMENTS = ("--weights", "archive/digits", "--parity-data", "archive/digits/samples", "--precision", "fp32")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for item in sockets:
-        item.bind(("127.0.0.1", 0))
-    ports = [int(item.getsockname()[1]) for item in sockets]
-    for item in sockets:
-        item.close()
-    return ports
-
-
-def config_on_free_ports(path: Path) -> Path:
-    """The project's config.properties with other ports, and with its relative paths made absolute."""
-    ports = iter(free_ports(5))
-    lines = []
-    for line in (ROOT / "config.properties").read_text(encoding="utf-8").splitlines():
-        key, separator, value = line.partition("=")
-        if key in ("inference_address", "management_address", "metrics_address"):
-            value = f"http://127.0.0.1:{next(ports)}"
-        elif key in ("grpc_inference_port", "grpc_management_port"):
-            value = str(next(ports))
-        elif key == "metrics_config":
-            value = str(ROOT / value)
-        lines.append(f"{key}{separator}{value}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def package(store: Path, command: str, *arguments: str) -> None:

@@ -26,7 +26,7 @@ pytestmark = [
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
 PREPROCESS = Preprocess(size=32, resize=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-BUCKETS = (1, 32)
+BUCKETS = (1, 64)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def images() -> torch.Tensor:
     return Batcher(PREPROCESS, torch.device("cpu"), torch.float32)(crops)
 
 
-@pytest.mark.parametrize("count", [1, 2, 8, 31, 32, 33, 360])
+# As graphs up to 32 and at 64, at their own size between; 65 and 360 in parts.
+@pytest.mark.parametrize("count", [1, 2, 8, 31, 32, 33, 63, 64, 65, 360])
 @torch.inference_mode()
 def test_logits_of_every_batch_size(spec: EngineSpec, images: torch.Tensor, count: int) -> None:
     engine = load("tensorrt", spec)
@@ -77,6 +78,58 @@ def test_logits_of_every_batch_size(spec: EngineSpec, images: torch.Tensor, coun
     errors = (logits - reference).norm(dim=1) / reference.norm(dim=1)
     assert errors.max() < 1e-2
     assert torch.equal(logits.argmax(dim=1), reference.argmax(dim=1))
+
+
+@pytest.fixture(scope="module")
+def runner(spec: EngineSpec) -> tensorrt.PlanRunner:
+    found = load("tensorrt", spec).run
+    assert isinstance(found, tensorrt.PlanRunner)
+    return found
+
+
+def test_a_graph_gives_what_a_launch_gives(runner: tensorrt.PlanRunner, images: torch.Tensor) -> None:
+    assert runner.graphed is not None
+    assert runner.graphed.buckets == (1, 2, 4, 8, 16, 32, 64)
+    for count in (64, 1, 3, 32, 64, 2):
+        batch = images[:count].to("cuda", torch.float16).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(runner.graphed(batch), runner._at_own_size(batch), rtol=1e-2, atol=2e-2)
+
+
+def test_answers_survive_later_batches(runner: tensorrt.PlanRunner, images: torch.Tensor) -> None:
+    """Graphs and launches share the memory between their layers, and all graphs one input."""
+    batches = [images[:count].to("cuda", torch.float16) for count in (40, 64, 1, 33, 8, 63)]
+    batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+    outputs = [runner(batch) for batch in batches]
+    for batch, output in zip(batches, outputs, strict=True):
+        torch.testing.assert_close(runner(batch), output, rtol=1e-2, atol=2e-2)
+        alone = runner(batch[:1])
+        torch.testing.assert_close(output[:1], alone, rtol=1e-2, atol=2e-2)
+
+
+def test_tensorrt_has_nothing_to_warn_of(
+    spec: EngineSpec, images: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the default stream, say, on which it waits for the whole device."""
+    engine = load("tensorrt", spec)
+    for count in (64, 40, 8, 1):
+        engine.run(images[:count].to("cuda", torch.float16).contiguous(memory_format=torch.channels_last))
+    torch.cuda.synchronize()
+    assert [record.getMessage() for record in caplog.records if "stream" in record.getMessage()] == []
+
+
+def test_a_plan_whose_profiles_are_not_shared_runs_without_graphs(
+    spec: EngineSpec, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trt = tensorrt._tensorrt()
+    if "STRONGLY_TYPED" in trt.NetworkDefinitionCreationFlag.__members__:
+        pytest.skip("this TensorRT shares every profile")
+    monkeypatch.setattr(tensorrt, "_configure_old", lambda trt, config: config.set_flag(trt.BuilderFlag.FP16))
+    found = tensorrt.PlanRunner(tensorrt.build(spec), spec.buckets, spec.device)
+    assert found.graphed is None
+    assert "runs without CUDA graphs" in caplog.text
+    for count in (1, 5, 64):
+        batch = images[:count].to("cuda", torch.float16).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found(batch), load("tensorrt", spec).run(batch), rtol=1e-2, atol=2e-2)
 
 
 def test_a_plan_of_another_machine(spec: EngineSpec, tmp_path: Path) -> None:

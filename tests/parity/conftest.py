@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +10,23 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AlbertConfig,
+    AlbertTokenizer,
     AutoConfig,
     AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2Tokenizer,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
     RobertaConfig,
     RobertaTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaTokenizer,
 )
 from transformers.utils import logging
 
@@ -127,9 +135,40 @@ def byte_level_tokenizer() -> Any:
     return RobertaTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=1_000_000)
 
 
+METASPACE: dict[str, tuple[Any, list[str]]] = {
+    "deberta-v2": (DebertaV2Tokenizer, ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]),
+    "xlm-roberta": (XLMRobertaTokenizer, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+    "albert": (AlbertTokenizer, ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]),
+}
+
+
+@pytest.fixture(scope="session")
+def metaspace_tokenizer() -> Callable[[str], Any]:
+    """metaspace_tokenizer(family) -> that family's kind of tokenizer (Unigram), learnt from the sample texts."""
+
+    def make(family: str) -> Any:
+        tokenizer_class, special = METASPACE[family]
+        learner = Tokenizer(models.Unigram())
+        learner.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=400,
+            special_tokens=special,
+            unk_token=special[1 if family == "albert" else 3],
+            show_progress=False,
+        )
+        learner.train_from_iterator(TEXTS.read_text(encoding="utf-8").splitlines(), trainer)
+        pieces = json.loads(learner.to_str())["model"]["vocab"]
+        return tokenizer_class(vocab=[tuple(piece) for piece in pieces], model_max_length=64)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, minilm: Path, byte_level_tokenizer: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    minilm: Path,
+    byte_level_tokenizer: Any,
+    metaspace_tokenizer: Callable[[str], Any],
 ) -> Callable[..., Path]:
     """checkpoint(family, auto class of transformers, **settings of its config) -> a folder, made once each.
 
@@ -142,6 +181,11 @@ def checkpoint(
         if key not in made:
             folder = tmp_path_factory.mktemp(family)
             tokenizer = AutoTokenizer.from_pretrained(minilm) if family in WORD_PIECE else byte_level_tokenizer
+            if family in METASPACE:
+                tokenizer = metaspace_tokenizer(family)
+            if family == UNTRIMMED:
+                tokenizer = copy.deepcopy(tokenizer)
+                tokenizer.backend_tokenizer.post_processor = untrimmed(tokenizer)
             model = _model(family, auto, minilm, tokenizer, settings)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -149,6 +193,15 @@ def checkpoint(
         return made[key]
 
     return make
+
+
+UNTRIMMED = "modernbert"
+
+
+def untrimmed(tokenizer: Any) -> Any:
+    """A byte-level tokenizer's post-processor as ModernBERT has it: offsets keep the blank before a word."""
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    return processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B:1 </s>:1", special)
 
 
 WORD_PIECE = ("bert", "distilbert", "electra")
@@ -181,6 +234,16 @@ def _small_config(family: str, vocabulary: int) -> PretrainedConfig:
     offset = {**bert, "max_position_embeddings": 66, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     if family == "roberta":
         return RobertaConfig(**offset, type_vocab_size=1)  # type: ignore[arg-type]
+    if family == "xlm-roberta":
+        return XLMRobertaConfig(**offset, type_vocab_size=1)  # type: ignore[arg-type]
+    if family == "deberta-v2":
+        positions = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+        return DebertaV2Config(**bert, **positions, max_position_embeddings=64, pad_token_id=0)  # type: ignore[arg-type]
+    if family == "albert":
+        return AlbertConfig(**bert, embedding_size=16, max_position_embeddings=64)  # type: ignore[arg-type]
+    if family == UNTRIMMED:
+        ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+        return ModernBertConfig(**bert, **ids, max_position_embeddings=64)  # type: ignore[arg-type]
     if family == "mpnet":
         return MPNetConfig(**offset)  # type: ignore[arg-type]
     if family == "electra":

@@ -53,6 +53,7 @@ class FakeContext(ProbeContext):
         self.headers = headers
         self.phrases: dict[int, str] = {}
         self.content_types: dict[int, str] = {}
+        self.ends: dict[int, str] = {}  # of streams
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]:
         return dict(self.headers[idx]) if idx < len(self.headers) else {}
@@ -62,6 +63,10 @@ class FakeContext(ProbeContext):
 
     def set_response_content_type(self, idx: int, value: str) -> None:
         self.content_types[idx] = value
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        assert key == "ts_stream_next"
+        self.ends[idx] = value
 
 
 def strict_json(body: bytes) -> Any:
@@ -76,6 +81,14 @@ def strict_json(body: bytes) -> Any:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What handlers keep of their comparisons with fp32 stays out of the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

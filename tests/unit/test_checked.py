@@ -24,7 +24,7 @@ from handlers.settings import TEXT_TASKS, ImageSettings, Pooling, TextSettings
 from handlers.text_encoder import TextEncoder
 
 CPU = torch.device("cpu")
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 HEADS = {
     "embeddings": transformers.BertModel,
     "sequence-classification": transformers.BertForSequenceClassification,
@@ -144,7 +144,12 @@ def test_later_loads_compare_nothing_until_something_changes(
     spec = spec_of(archive_of("embeddings"))
     compared: list[int] = []
     compare = checked.compare
-    monkeypatch.setattr(checked, "compare", lambda *given: compared.append(1) or compare(*given))
+
+    def counted(spec: EngineSpec, candidates: list[str]) -> Any:
+        compared.append(1)
+        return compare(spec, candidates)
+
+    monkeypatch.setattr(checked, "compare", counted)
     for changes in ({}, {}, {"precision": "bf16"}, {"pooling": Pooling(("cls",))}, {}):
         engines.load_chosen("auto", dataclasses.replace(spec, **changes))
     assert len(compared) == 3
@@ -209,7 +214,7 @@ def test_the_reference_itself_is_compared_with_nothing(archive_of: Callable[[str
 @pytest.mark.parametrize("task", TEXT_TASKS)
 def test_texts_come_back_as_they_were_saved(archive_of: Callable[[str], Path], task: str) -> None:
     spec = spec_of(archive_of(task), task)
-    made = references.compute(spec)
+    made = references.compute(dataclasses.replace(spec, device=torch.device("cuda", 0)))  # on the CPU, for a GPU
     made.save(spec.model_dir)
     found = references.of(spec)
     assert isinstance(made, Texts)
@@ -218,6 +223,27 @@ def test_texts_come_back_as_they_were_saved(archive_of: Callable[[str], Path], t
     assert all(torch.equal(a, b) for a, b in zip(found.outputs, made.outputs, strict=True))
     assert max(map(len, found.ids)) == 64
     assert len(found.ids) == 1 + len(references.SENTENCES)
+
+
+def test_a_cpu_is_spared_long_texts(archive_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(archive_of("embeddings"))
+    assert isinstance(short := references.compute(spec), Texts)
+    assert len(short.ids) == len(references.SENTENCES)
+    seen: list[tuple[int, ...]] = []
+    texts = references.compute(dataclasses.replace(spec, device=torch.device("cuda", 0)))
+    engine = engines.load("torch_eager", spec)
+
+    def run(batch: TokenBatch) -> torch.Tensor:
+        seen.append(batch.lengths)
+        return engine.run(batch)
+
+    watched = dataclasses.replace(engine, run=run)
+    monkeypatch.setattr(references, "CPU_TOKENS", 40)
+    assert texts.compare(watched, spec).passed
+    monkeypatch.setattr(references, "CPU_TOKENS", 1)
+    assert texts.compare(watched, spec).passed
+    assert [len(lengths) for lengths in seen] == [7, 1]
+    assert min(seen[0]) == seen[1][0]
 
 
 def test_a_gpu_is_asked_for_each_text_alone_for_all_and_for_as_many_as_run_at_once() -> None:
@@ -275,7 +301,7 @@ def test_a_named_engine_of_images_is_compared_on_a_cpu_too(
 def test_images_come_back_as_they_were_saved(digits_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(digits_folder, tmp_path / "archive"))
     spec = image_spec(folder, tmp_path)
-    made = references.compute(spec)
+    made = references.compute(dataclasses.replace(spec, device=torch.device("cuda", 0)))  # on the CPU, for a GPU
     made.save(folder)
     found = references.of(spec)
     assert isinstance(made, Images)
@@ -301,7 +327,9 @@ def test_a_gpu_is_asked_for_every_batch_size_that_memory_suffices_for(caplog: py
         return images
 
     spec = EngineSpec("image-classifier", Path("nowhere"), torch.device("cuda", 0), "fp16", batch_size=9)
-    assert OnGpu(torch.ones(7, 3, 2, 2), torch.ones(7, 3)).compare(Engine(run, {}), spec).passed
+    figure = OnGpu(torch.ones(7, 3, 2, 2), torch.ones(7, 3)).compare(Engine(run, {}), spec)
+    assert figure.passed
+    assert not figure.complete, "so nothing is kept, and the next load compares again"
     assert seen == [9, 8, 5, 4, 3, 2, 1]
     assert "memory is short" in caplog.text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import io
 import json
 import random
@@ -294,7 +295,7 @@ class TestImages:
     ) -> None:
         good: list[Row] = [{"body": data} for data, _ in digit_files[:2]]
         wanted = ask(digits, good)
-        first, description, last = ask(digits, [good[0], {"body": b"x"}, good[1]], [{}, DESCRIBE, {}])
+        first, description, last = ask(digits, [good[0], {}, good[1]], [{}, DESCRIBE, {}])
         assert [first, last] == wanted
         assert description[0] == 200
         assert description[1]["kind"] == "image-classifier"
@@ -468,11 +469,18 @@ class TestTexts:
             ({"body": text.encode()}, {}),
             ({"body": text}, JSON),
             ({"body": bytearray(json.dumps(text).encode())}, JSON),
-            ({"part": bytearray(text.encode())}, MULTIPART),
+            ({"text": bytearray(text.encode())}, MULTIPART),
+            ({"any name": bytearray(text.encode())}, {**MULTIPART, "any name": {"content-type": "text/plain"}}),
+            ({"data": bytearray(text.encode())}, {}),  # gRPC
+            ({"data": bytearray(json.dumps(text).encode())}, {}),
+            ({"body": bytearray(json.dumps(text).encode())}, {}),  # curl -T
+            ({"body": codecs.BOM_UTF8 + text.encode()}, {"content-type": "text/plain"}),
+            ({"body": text.encode("utf-16le")}, {"content-type": "text/plain; charset=utf-16le"}),
+            ({"body": json.dumps(text, ensure_ascii=False).encode("utf-16")}, JSON),
         ]
         several: list[tuple[Row, Headers]] = [
             ({"body": [text, text]}, JSON),
-            ({"a": text, "b": text.encode()}, MULTIPART),
+            ({"text1": text, "text2": text.encode()}, MULTIPART),
             ({"body": {"instances": [text, text]}}, JSON),
         ]
         answers = ask(minilm, [row for row, _ in rows + several], [headers for _, headers in rows + several])
@@ -522,6 +530,34 @@ class TestTexts:
         answers = ask(minilm, rows)
         assert answers.pop(place)[0] == 500
         assert answers == [answer for row, answer in enumerate(wanted) if row != place]
+
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_a_text_that_the_tokenizer_panics_at_fails_its_row(
+        self,
+        ask: Ask,
+        minilm: TextEncoder,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        place: int,
+    ) -> None:
+        class PanicException(BaseException):
+            """As pyo3_runtime has it."""
+
+        rows = [{"body": f"{MARKER} {word}"} for word in ("one", "two", "three")]
+        wanted = [answer for row, answer in enumerate(ask(minilm, rows)) if row != place]
+        encode = minilm.tokenizer.encode
+
+        def panic(texts: Any) -> Any:
+            if any(text.text == rows[place]["body"] for text in texts):
+                raise PanicException(f"byte index 1 is not a char boundary of `{MARKER}`")
+            return encode(texts)
+
+        monkeypatch.setattr(minilm.tokenizer, "encode", panic)
+        answers = ask(minilm, rows)
+        assert answers.pop(place)[0] == 500
+        for (status, answer), (_, expected) in zip(answers, wanted, strict=True):
+            assert (status, answer) == (200, pytest.approx(expected, abs=1e-5))
+        assert MARKER not in caplog.text
 
     @pytest.mark.parametrize("place", [0, 1, 2])
     def test_a_text_that_the_model_fails_on_fails_its_row(

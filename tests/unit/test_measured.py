@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, kept, measured, references
+from handlers.engines import Engine, EngineSpec, graphs, kept, measured, references
 
 CANDIDATES = ["torch_eager", "other"]
 
@@ -160,9 +160,9 @@ def table_with(times: dict[int, tuple[float, float]]) -> measured.Table:
 
 
 def test_times_are_of_the_least_and_the_largest_batch_of_each_bucket() -> None:
-    assert measured.sizes_up_to(1) == [1]
-    assert measured.sizes_up_to(40) == [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 40]
-    assert measured.sizes_up_to(1000) == [*measured.sizes_up_to(40)[:-1], 64, 65, 128, 129, 256]
+    assert graphs.sizes_up_to(1) == [1]
+    assert graphs.sizes_up_to(40) == [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 40]
+    assert graphs.sizes_up_to(1000) == [*graphs.sizes_up_to(40)[:-1], 64, 65, 128, 129, 256]
 
 
 def test_an_engine_that_pads_serves_where_its_padding_is_worth_it() -> None:

@@ -75,7 +75,9 @@ class Machine:
         yield
         self.stream = before
 
-    def captured(self, work: Callable[[], torch.Tensor], device: object, pool: object) -> tuple[Any, torch.Tensor]:
+    def captured(
+        self, work: Callable[[], torch.Tensor], device: object, pool: object, room: object
+    ) -> tuple[Any, torch.Tensor]:
         for self.stream in (OWN, CAPTURING):
             output = work()
         self.stream = DEFAULT

@@ -318,15 +318,15 @@ def test_a_torn_plan_counts_as_ready_and_fails_by_name_when_it_is_loaded(spec: E
 
 
 def test_a_file_is_hashed_once_and_again_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, read = tmp_path / "model.onnx", Path.read_bytes
+    path, opened = tmp_path / "model.onnx", Path.open
+    path.write_bytes(b"network")
     reads: list[Path] = []
 
-    def counted(self: Path) -> bytes:
-        reads.append(self)
-        return read(self)
+    def counted(self: Path, mode: str = "r", *given: Any, **named: Any) -> Any:
+        reads.extend([self] if mode == "rb" else [])
+        return opened(self, mode, *given, **named)
 
-    monkeypatch.setattr(Path, "read_bytes", counted)
-    path.write_bytes(b"network")
+    monkeypatch.setattr(Path, "open", counted)
     assert plans.file_digest(path) == plans.file_digest(path) == hashlib.sha256(b"network").hexdigest()
     assert reads == [path]
     path.write_bytes(b"another network")

@@ -43,7 +43,7 @@ TIMM: dict[str, Any] = {
 
 
 def test_reads_the_file_of_microsoft_resnet_101() -> None:
-    assert read_preprocess(MICROSOFT) == Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD)
+    assert read_preprocess(MICROSOFT) == Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD, "even")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_reads_timms_plain_settings_not_its_test_ones() -> None:
 
 
 def test_timms_defaults() -> None:
-    assert read_timm_preprocess({}) == Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD)
+    assert read_timm_preprocess({}) == Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD, "even")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,13 @@ MARKER = "S3CRET-of-a-user"
 READER = Reader(
     options={"top_k": requests.whole_number(1, 10), "truncate": requests.yes_or_no},
     media="a thing",
-    accepts=lambda media_type: not media_type.startswith("video/"),
+    accepts=lambda media_type: not media_type.startswith(("video/", "text/")),
+    max_inputs=4,
+)
+TEXTS = Reader(
+    options=READER.options,
+    media="a text",
+    accepts=lambda media_type: media_type in ("", "text/plain", "application/octet-stream"),
     max_inputs=4,
 )
 
@@ -41,7 +47,23 @@ def read(context_for: Callable[..., FakeContext]) -> Callable[..., Request]:
     return read_one
 
 
+@pytest.fixture
+def read_text(context_for: Callable[..., FakeContext]) -> Callable[..., Request]:
+    """read_text(row, headers) -> its request, for a model of texts."""
+
+    def read_one(row: Mapping[str, Any], headers: Mapping[str, Any] | None = None) -> Request:
+        (request,) = TEXTS.read([row], context_for([headers or {}]))
+        return request
+
+    return read_one
+
+
 Read = Callable[..., Request]
+
+
+def files(row: Mapping[str, Any], content_type: str = "application/octet-stream") -> dict[str, Any]:
+    """The headers of a form whose parts are all files."""
+    return {**MULTIPART, **{name: {"content-type": content_type} for name in row}}
 
 
 def error_of(request: Request) -> RequestError:
@@ -86,9 +108,6 @@ class TestRawBodies:
     )
     def test_json_is_known_by_any_spelling(self, read: Read, header: str, media_type: str) -> None:
         assert read({"body": b'["a"]'}, {header: media_type}).payloads == ["a"]
-
-    def test_without_a_content_type_json_is_not_guessed(self, read: Read) -> None:
-        assert read({"body": b'["a"]'}).payloads == [b'["a"]']
 
     def test_a_form_is_refused_with_what_sent_it(self, read: Read) -> None:
         error = error_of(read({"a": b"x"}, {"content-type": "application/x-www-form-urlencoded; charset=utf-8"}))
@@ -141,7 +160,6 @@ class TestJson:
             (b"nul", "line 1 column"),
             (b"\xff\xfe", "line 1 column"),
             (b'["\\ud800"]', "line 1 column"),  # half of a surrogate pair
-            (b"\xef\xbb\xbf[1]", "line 1 column"),  # a byte order mark
             (b'["a"] trailing', "line 1 column"),
             (b"[" * 100_000, "line 1 column"),  # deeper than a recursive parser bears
             (b'{"a":' * 100_000, "line 1 column"),
@@ -247,25 +265,25 @@ class TestParts:
     @pytest.mark.parametrize("count", [1, 2, 4])
     def test_parts_are_inputs_in_order(self, read: Read, count: int) -> None:
         row = {f"part{place}": bytearray(f"{place}".encode()) for place in range(count)}
-        request = read(row, {**MULTIPART, "content-length": str(250 * count)})
+        request = read(row, {**files(row), "content-length": str(250 * count)})
         assert request.payloads == list(row.values())
         assert request.shape == ("one" if count == 1 else "list")
 
     def test_a_part_may_be_named_body(self, read: Read) -> None:
-        assert read({"body": b"1", "b": b"2"}, MULTIPART).payloads == [b"1", b"2"]
+        assert read({"body": b"1", "b": b"2"}, files({"b": 0})).payloads == [b"1", b"2"]
 
     def test_an_option_among_parts_is_no_input(self, read: Read) -> None:
-        request = read({"a": b"1", "top_k": b"3"}, MULTIPART)
+        request = read({"a": b"1", "top_k": b"3"}, files({"a": 0}))
         assert (request.payloads, request.options, request.shape) == ([b"1"], {"top_k": 3}, "one")
 
     @pytest.mark.parametrize("empty", [b"", "", bytearray()])
     def test_an_empty_part_is_refused_by_name(self, read: Read, empty: object) -> None:
-        error = error_of(read({"a": b"1", "b": empty}, MULTIPART))
+        error = error_of(read({"a": b"1", "b": empty}, files({"a": 0, "b": 0})))
         assert type(error).__name__ == "EmptyRequest"
         assert "'b'" in error.message
 
     def test_a_part_of_an_unwanted_content_type_is_refused(self, read: Read) -> None:
-        headers = {**MULTIPART, "b": {"content-type": "video/mp4; x=y"}}
+        headers = {**files({"a": 0}), "b": {"content-type": "video/mp4; x=y"}}
         error = error_of(read({"a": b"1", "b": b"2"}, headers))
         assert error.status == 415
         assert "'b' came as video/mp4" in error.message
@@ -288,7 +306,7 @@ class TestParts:
         ],
     )
     def test_lost_parts_are_noticed(self, read: Read, parts: dict[str, Any], length: int, lost: bool) -> None:
-        request = read(parts, {**MULTIPART, "Content-Length": str(length)})
+        request = read(parts, {**files(parts), "Content-Length": str(length)})
         if lost:
             assert type(error_of(request)) is InvalidInput
             assert str(length) in error_of(request).message
@@ -297,10 +315,10 @@ class TestParts:
 
     @pytest.mark.parametrize("length", ["", "²", "٣", "9" * 5000, "-5", "many"])
     def test_a_content_length_that_is_none_says_nothing(self, read: Read, length: str) -> None:
-        assert read({"a": b"x"}, {**MULTIPART, "content-length": length}).error is None
+        assert read({"a": b"x"}, {**files({"a": 0}), "content-length": length}).error is None
 
     def test_a_long_part_name_is_cut(self, read: Read) -> None:
-        assert len(error_of(read({"n" * 9000: b""}, MULTIPART)).message) < 200
+        assert len(error_of(read({"n" * 9000: b""}, files({"n" * 9000: 0}))).message) < 200
 
 
 class TestBatches:
@@ -313,7 +331,9 @@ class TestBatches:
         ({"body": b"x", "nonsense": b"1"}, {}),
         ({"body": b"x", "top_k": b"no"}, {}),
         ({"body": b"x"}, {"content-type": "video/mp4"}),
-        ({"a": b""}, MULTIPART),
+        ({"a": b""}, files({"a": 0})),
+        ({"a": b"x", "topk": b"3"}, files({"a": 0})),
+        ({"body": b"a"}, {"describe": "True"}),
     )
 
     @pytest.mark.parametrize("place", [0, 1, 2])
@@ -334,7 +354,7 @@ class TestBatches:
 
     def test_a_row_that_asks_for_the_description_gets_it(self, context_for: Callable[..., FakeContext]) -> None:
         headers = [{}, {"describe": "True"}, {}]
-        batch = READER.read([{"body": b"a"}, {"body": b""}, {"body": b"c"}], context_for(headers))
+        batch = READER.read([{"body": b"a"}, {}, {"body": b"c"}], context_for(headers))
         requests.describe(batch, {"kind": "test"})
         assert requests.gather(batch, "payloads") == [b"a", b"c"]
         assert batch[1].answer() == {"kind": "test"}
@@ -428,8 +448,10 @@ class TestAnswers:
         ({"body": MARKER, "top_k": MARKER.encode()}, {}),
         ({"body": MARKER, "nonsense": MARKER}, {}),
         ({"body": MARKER.encode()}, {"content-type": "video/mp4"}),
-        ({"a": MARKER.encode(), "b": b""}, MULTIPART),
-        ({"a": MARKER.encode()}, {**MULTIPART, "content-length": "100000"}),
+        ({"a": MARKER.encode(), "b": b""}, files({"a": 0, "b": 0})),
+        ({"a": MARKER.encode()}, {**files({"a": 0}), "content-length": "100000"}),
+        ({"a": MARKER.encode()}, MULTIPART),
+        ({"body": b'{"a": "%s' % MARKER.encode()}, {}),
         ({"a": MARKER.encode()}, {"content-type": "application/x-www-form-urlencoded"}),
     ],
 )
@@ -461,3 +483,225 @@ def test_kinds_have_json_names(value: object, kind: str) -> None:
 def test_names_that_are_no_utf8_can_be_written() -> None:
     json.dumps(requests.names_of(["\ud800"])).encode("utf-8")
     assert "\ud800" not in requests.names_of(["\ud800"])
+
+
+# A text without a content type, and what is asked of the model: payloads and shape, or the error's name.
+UNTOLD: list[tuple[bytes, Any]] = [
+    (b"plain words", (["plain words"], "one")),
+    (b'"a"', (["a"], "one")),
+    (b'["a", "b"]', (["a", "b"], "list")),
+    (b'{"instances": ["a"], "parameters": {"top_k": 2}}', (["a"], "instances")),
+    (b'{"text": "a", "text_pair": "b"}', ([{"text": "a", "text_pair": "b"}], "one")),
+    (b'\xef\xbb\xbf["a"]', (["a"], "list")),
+    ('["a"]'.encode("utf-16"), (["a"], "list")),
+    (b"[1]", ([1], "list")),  # which the model refuses
+    (b"[MASK] is", (["[MASK] is"], "one")),
+    (b"42", "InvalidInput"),
+    (b"null", "InvalidInput"),
+    (b"true", "InvalidInput"),
+    (b"[]", "EmptyRequest"),
+    (b'["a"', "InvalidJson"),
+    (b'{"inputs": ["a"]}', "InvalidInput"),
+    (b'{"input": "a", "model": "m"}', "InvalidInput"),
+    (b'{"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES"}]}\x05\0\0\0hello', "InvalidInput"),
+    (b"\x1f\x8b\x08\0rest", "UnsupportedMediaType"),
+]
+
+
+class TestUntold:
+    """A body, an entry of gRPC's map and a file of a form are read alike where no content type tells of them."""
+
+    @pytest.mark.parametrize(
+        ("name", "headers"),
+        [
+            ("body", {}),  # curl -T, or gRPC
+            ("body", {"content-type": "application/octet-stream"}),
+            ("data", {}),  # gRPC
+            ("text", {"data": {"content-type": ""}}),
+            ("text", MULTIPART),  # a field
+            ("a.json", files({"a.json": 0})),
+        ],
+    )
+    @pytest.mark.parametrize(("sent", "wanted"), UNTOLD)
+    def test_json_is_what_parses_as_json(
+        self, read_text: Read, name: str, headers: dict[str, Any], sent: bytes, wanted: Any
+    ) -> None:
+        request = read_text({name: bytearray(sent)}, headers)
+        found = type(request.error).__name__ if request.error else (request.payloads, request.shape)
+        assert found == wanted
+
+    @pytest.mark.parametrize("sent", [b'"a"', b"42", b'["a"]', b'{"inputs": 1}', b"null", b'{"broken'])
+    def test_text_plain_is_the_text_itself(self, read_text: Read, sent: bytes) -> None:
+        assert read_text({"body": sent}, {"content-type": "text/plain"}).payloads == [sent.decode()]
+        assert read_text({"body": sent.decode()}, {"content-type": "text/plain"}).payloads == [sent.decode()]
+        assert read_text({"a": sent}, files({"a": 0}, "text/plain")).payloads == [sent.decode()]
+
+    @pytest.mark.parametrize("name", ["body", "data"])
+    def test_images_in_json_are_seen_too(self, read: Read, name: str) -> None:
+        assert read({name: b'[{"b64": "YQ=="}]'}).payloads == [{"b64": "YQ=="}]
+        assert read({name: b'\xef\xbb\xbf"YQ=="'}).payloads == ["YQ=="]
+        assert read({name: b"\x89PNG"}).payloads == [b"\x89PNG"]
+
+    def test_parameters_in_a_part_count(self, read_text: Read) -> None:
+        request = read_text({"data": b'{"instances": ["a"], "parameters": {"top_k": 2}}'})
+        assert (request.options, request.shape) == ({"top_k": 2}, "instances")
+
+    def test_json_declared_in_a_part(self, read_text: Read) -> None:
+        assert read_text({"a": b'"a"'}, files({"a": 0}, "application/json")).payloads == ["a"]
+        assert read_text({"a": ["a"]}, files({"a": 0}, "application/json")).payloads == ["a"]  # parsed by TorchServe
+
+
+class TestPairs:
+    @pytest.mark.parametrize("headers", [{}, MULTIPART, files({"text": 0, "text_pair": 0}, "text/plain")])
+    def test_text_and_text_pair_are_one_input(self, read_text: Read, headers: dict[str, Any]) -> None:
+        request = read_text({"text_pair": b"b", "text": "ä".encode(), "top_k": b"2"}, headers)
+        assert (request.payloads, request.shape) == ([{"text": "ä", "text_pair": "b"}], "one")
+
+    def test_in_the_order_of_the_others(self, read_text: Read) -> None:
+        request = read_text({"data": b"a", "text_pair": b"c", "text": b"b", "text2": b"d"})
+        assert (request.payloads, request.shape) == (["a", {"text": "b", "text_pair": "c"}, "d"], "list")
+
+    def test_half_a_pair_is_none(self, read_text: Read) -> None:
+        assert "without its 'text'" in error_of(read_text({"text_pair": b"a"})).message
+
+    def test_a_list_among_several_is_refused(self, read_text: Read) -> None:
+        assert "'data' holds a list" in error_of(read_text({"data": b'["a"]', "text": b"b"})).message
+
+
+class TestFields:
+    @pytest.mark.parametrize(
+        "name", ["data", "body", "text", "file", "input", "text1", "text_2", "data-3", "0", "17"]
+    )
+    def test_fields_that_are_inputs(self, read_text: Read, name: str) -> None:
+        assert read_text({name: b"a"}, MULTIPART).payloads == ["a"]
+
+    @pytest.mark.parametrize("name", ["topk", "top-k", "truncat", "instances", "model", "a", "texts.", "_charset_"])
+    def test_others_may_be_options_misspelt(self, read_text: Read, name: str) -> None:
+        error = error_of(read_text({"data": b"a", name: b"3"}, MULTIPART))
+        assert (type(error).__name__, repr(name) in error.message, "top_k, truncate" in error.message) == (
+            "InvalidOption",
+            True,
+            True,
+        )
+
+    def test_an_image_may_have_any_name_and_an_option_may_not(self, read: Read) -> None:
+        image = b"\x89PNG\r\n" + bytes(200)
+        assert read({"cat": image, "dog": image}, MULTIPART).payloads == [image, image]
+        error = error_of(read({"cat": image, "topk": b"3"}, MULTIPART))
+        assert (type(error).__name__, "'topk'" in error.message) == ("InvalidOption", True)
+
+    @pytest.mark.parametrize("content_type", ["multipart/mixed; boundary=x", "multipart/form-data"])
+    def test_what_torchserve_could_not_take_apart_is_no_input(self, read: Read, content_type: str) -> None:
+        media_type = content_type.partition(";")[0]
+        headers = {"content-type": content_type, "body": {"content-type": media_type}}
+        assert error_of(read({"body": b"--x"}, headers)).status == 415
+
+
+class TestCharsets:
+    @pytest.mark.parametrize("kind", [bytes, bytearray, bytes.decode])  # TorchServe decodes text/* if it is let
+    def test_a_declared_charset_counts(self, read_text: Read, kind: Any) -> None:
+        headers = {"content-type": "text/plain; charset=utf-16le"}
+        assert read_text({"body": kind("ab".encode("utf-16-le"))}, headers).payloads == ["ab"]
+
+    def test_cp1252_that_is_valid_utf8(self, read_text: Read) -> None:
+        headers = {"content-type": "text/plain; charset=windows-1252"}
+        assert read_text({"body": "Ã©".encode("cp1252")}, headers).payloads == ["Ã©"]
+        assert read_text({"body": "Ã©".encode("cp1252").decode()}, headers).payloads == ["Ã©"]
+
+    def test_an_unknown_charset_is_refused(self, read_text: Read) -> None:
+        error = error_of(read_text({"body": b"a"}, {"content-type": "text/plain; charset=klingon"}))
+        assert (error.status, "klingon" in error.message) == (415, True)
+
+    @pytest.mark.parametrize("body", [["é"], "é", {"instances": ["é"]}])
+    def test_json_that_torchserve_read_as_utf8_was_not(self, read_text: Read, body: object) -> None:
+        assert (
+            error_of(read_text({"body": body}, {"content-type": "application/json; charset=latin-1"})).status == 415
+        )
+        assert read_text({"body": body}, {"content-type": "application/json; charset=UTF-8"}).error is None
+
+    def test_a_byte_order_mark_is_no_text(self, read_text: Read) -> None:
+        assert read_text({"body": "\ufeffa"}, {"content-type": "text/plain"}).payloads == ["a"]
+        assert read_text({"data": b"\xef\xbb\xbfa"}).payloads == ["a"]
+
+
+class TestDoors:
+    KSERVE: Mapping[str, Any] = {"content-length": "3", "explain": "False"}
+    PREDICTIONS: Mapping[str, Any] = {**KSERVE, "url_path": ""}
+
+    @pytest.mark.parametrize(
+        "sent", [b"plain", b'["a"]', b'"a"', b'{"text": "a"}', b'{"inputs": []}', b"\x89PNG", b"null"]
+    )
+    @pytest.mark.parametrize("content_type", ["", "application/json", "text/plain", "application/octet-stream"])
+    def test_kserve_paths_take_instances_alone(self, read_text: Read, sent: bytes, content_type: str) -> None:
+        headers = {**self.KSERVE, **({"content-type": content_type} if content_type else {})}
+        assert error_of(read_text({"body": sent}, headers)).status in (400, 415)
+
+    @pytest.mark.parametrize("content_type", ["", "application/json", "application/octet-stream"])
+    def test_kserve_v1_goes_on(self, read_text: Read, content_type: str) -> None:
+        headers = {**self.KSERVE, **({"content-type": content_type} if content_type else {})}
+        request = read_text({"body": b'{"instances": ["a"]}'}, headers)
+        assert (request.error, request.payloads, request.shape) == (None, ["a"], "instances")
+
+    def test_the_header_of_v2s_raw_bytes(self, read_text: Read) -> None:
+        headers = {**self.PREDICTIONS, "Inference-Header-Content-Length": "14"}
+        assert "v2" in error_of(read_text({"body": b'{"inputs": []}abc'}, headers)).message
+
+    @pytest.mark.parametrize("name", ["X-TopK", "Top-K", "top_k", "TOPK", "x_top_k", "Truncate", "x-trun-cate"])
+    def test_a_header_that_means_an_option_is_not_passed_over(self, read: Read, name: str) -> None:
+        error = error_of(read({"body": b"\x89PNG"}, {**self.PREDICTIONS, name: "3"}))
+        assert (type(error).__name__, "x-top-k, x-truncate" in error.message) == ("InvalidOption", True)
+
+    def test_nor_is_another_models_option(self, context_for: Callable[..., FakeContext]) -> None:
+        reader = Reader(options={}, media="a thing", accepts=READER.accepts, max_inputs=1)
+        (request,) = reader.read([{"body": b"\x89PNG"}], context_for([{"X-Top-K": "3"}]))
+        assert "'x-top-k'" in error_of(request).message
+
+    def test_an_option_in_two_spellings_of_its_header(self, read: Read) -> None:
+        error = error_of(read({"body": b"x"}, {**self.PREDICTIONS, "X-Top-K": "1", "x-top-k": "2"}))
+        assert type(error).__name__ == "InvalidOption"
+
+    def test_the_end_of_a_stream_is_told_to_grpc_alone(self, context_for: Callable[..., FakeContext]) -> None:
+        headers = [{}, self.PREDICTIONS, {"data": {"content-type": ""}}, {"content-length": "0"}]
+        context = context_for(headers)
+        batch = READER.read([{"data": b""}, {"body": b""}, {"data": b""}, {"body": b""}], context)
+        requests.write(batch, context)
+        assert context.ends == {0: "false", 2: "false"}
+
+    def test_a_row_that_must_not_be_answered_is_left_out(self, context_for: Callable[..., FakeContext]) -> None:
+        """As TorchServe writes its message: an answer for each id that is left, by place."""
+        stream2 = {"ts_request_sequence_id": "s", "ts_request_sequence_end": "true"}
+        open_inference = {"body": {"content-type": "application/json"}}
+        context = context_for([self.PREDICTIONS, stream2, {}, open_inference])
+        context.request_ids = {place: f"id{place}" for place in range(4)}
+        rows = [{"body": b"\x89"}, {"data": b"\x89"}, {"data": b"\x89"}, {"body": b'{"inputs": []}'}]
+        batch = READER.read(rows, context)
+        assert [request.open for request in batch] == [True, False, True, False]
+        batch[0].results = batch[2].results = ["answer"]
+        answers = requests.write(batch, context)
+        assert (len(answers), context.request_ids) == (4, {0: "id0", 2: "id2"})
+
+
+class TestOurOwnFaults:
+    def test_an_error_in_reading_one_row_is_its_own(
+        self, context_for: Callable[..., FakeContext], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Broken(dict[str, Any]):
+            def items(self) -> Any:
+                raise ValueError(MARKER)
+
+        context = context_for()
+        batch = READER.read([{"body": b"a"}, Broken(body=b"b"), {"body": b"c"}], context)
+        assert [request.error and request.error.status for request in batch] == [None, 500, None]
+        assert caplog.text.count("Traceback") + caplog.text.count("builtins.ValueError") == 1
+        assert MARKER not in caplog.text + error_of(batch[1]).message
+
+    @pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt, GeneratorExit])
+    def test_what_ends_the_process_ends_it(
+        self, context_for: Callable[..., FakeContext], end: type[BaseException]
+    ) -> None:
+        class Ending(dict[str, Any]):
+            def items(self) -> Any:
+                raise end
+
+        with pytest.raises(end):
+            READER.read([Ending(body=b"b")], context_for())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -136,9 +140,21 @@ class TestPooling:
         batch = TokenBatch.pack([[1], [1, 2, 3], [1]], [[0], [0, 0, 0], [0]], torch.device("cpu"))
         vectors = torch.ones(5, 2)
         vectors[token, 1] = broken
-        answers = tasks.Embeddings(Pooling(("mean",))).answer(vectors, batch, [])
+        inputs: list[Any] = [(None, {})] * 3
+        answers = tasks.Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
         failed = {0: 0, 1: 1, 4: 2}[token]
         assert [isinstance(answer, InferenceFailed) for answer in answers] == [row == failed for row in range(3)]
+
+    def test_numbers_are_rounded_and_other_forms_are_exact(self) -> None:
+        batch = TokenBatch.pack([[1], [2], [3]], [[0], [0], [0]], torch.device("cpu"))
+        vectors = torch.tensor([[1 / 3, 2 / 3]] * 3)
+        forms = [{}, {"encoding_format": "base64", "dtype": "float16"}, {"encoding_format": "bytes"}]
+        inputs: list[Any] = [(None, options) for options in forms]
+        numbers, text, exact = tasks.Embeddings(Pooling(("mean",)), digits=4).answer(vectors, batch, inputs)
+        assert orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY) == b"[0.3333,0.6667]"
+        assert isinstance(text, str)
+        assert np.array_equal(np.frombuffer(base64.b64decode(text), "<f2"), vectors[1].numpy().astype("<f2"))
+        assert np.array_equal(np.asarray(exact), vectors[2].numpy())
 
 
 def config_of(labels: Sequence[str], **rest: object) -> dict[str, object]:
@@ -252,6 +268,25 @@ class TestTokenClassification:
         for entity in answer:
             assert text[entity["start"] : entity["end"]] == entity["text"]
             assert entity["score"] == pytest.approx(1, abs=1e-5)
+
+    @pytest.mark.parametrize("scheme", ["always", "first"])
+    @pytest.mark.parametrize("text", ["in Paris and", "  in  Paris and ", "Paris"])
+    def test_the_blank_that_a_tokenizer_counts_to_a_word_is_no_part_of_the_entity(
+        self, text: str, scheme: str
+    ) -> None:
+        """As the tokenizers of DeBERTa v2 and v3, whose offsets begin at the blank."""
+        words = {"<unk>": 0, "▁": 1, "▁in": 2, "▁Paris": 3, "▁and": 4, "in": 5, "Paris": 6, "and": 7}
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        encoding = backend.encode(text)
+        item = Encoded(text, encoding.ids, encoding.type_ids, encoding)
+        labels = ("O", "B-LOC")
+        places = [int(token.endswith("Paris")) for token in encoding.tokens]
+        logits = F.one_hot(torch.tensor(places), len(labels)).float() * 20
+        (answer,) = tasks.TokenClassification(config_of(labels)).answer(logits, pack([item]), [(item, {})])
+        assert isinstance(answer, list)
+        at = text.index("Paris")
+        assert [(entity["text"], entity["start"], entity["end"]) for entity in answer] == [("Paris", at, at + 5)]
 
     def test_labels_without_b_and_i(self, tokenizer: Tokenizer) -> None:
         answer = self.answer(

@@ -1,0 +1,100 @@
+"""What a checkpoint's own library makes of an image, for the parity gate: nothing here is shared with the handler.
+
+A checkpoint of Hugging Face's layout has transformers' image processor, made from its own file. torchvision and timm
+(whose transforms are torchvision's) are written down here, for neither may be installed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.image_transforms import center_crop
+from transformers.image_utils import ChannelDimension, load_image
+
+from archive.image_checkpoints import ImageCheckpoint
+from archive.sources import CheckpointError
+from handlers import LOCAL, images
+from handlers.images import Preprocess
+
+Pixels = Callable[[bytes], torch.Tensor]
+# Deeper ones transformers clips at 255, where the handler scales them.
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+def pixels_of(checkpoint: ImageCheckpoint, preprocess: Preprocess, max_pixels: int) -> Pixels:
+    """A function from a sample's bytes to (N, 3, size, size), normalised, fp32 on the CPU.
+
+    preprocess: the archive's. If it is the checkpoint's own and transformers knows it, transformers' processor is
+        used; else the steps are taken one by one.
+
+    Raises CheckpointError if transformers cannot make the processor that the checkpoint's file describes.
+    """
+    by_transformers = checkpoint.layout == "huggingface" and checkpoint.preprocess is not None
+    if by_transformers and preprocess == checkpoint.preprocess:
+        steps = _processor(checkpoint)
+    else:
+        crop = _crop_of_transformers if by_transformers else _crop_of_torchvision
+        steps = lambda image: _step_by_step(image, preprocess, crop)  # noqa: E731
+    return lambda sample: _pixels(sample, steps, max_pixels)
+
+
+def _pixels(sample: bytes, steps: Callable[[Image.Image], torch.Tensor], max_pixels: int) -> torch.Tensor:
+    if sample.startswith(images.NPY_MAGIC):
+        ready = torch.from_numpy(np.load(io.BytesIO(sample), allow_pickle=False)).float()
+        return ready.unsqueeze(0) if ready.dim() == 3 else ready
+    return steps(_loaded(sample, max_pixels))
+
+
+def _loaded(sample: bytes, max_pixels: int) -> Image.Image:
+    """Upright, in RGB, as transformers loads it; as the handler does if transformers does not take it as it is."""
+    try:
+        with Image.open(io.BytesIO(sample)) as image:
+            if image.mode in _EIGHT_BITS:
+                # From an array, which holds no note of a transparent colour: some processors paint that white.
+                return Image.fromarray(np.asarray(load_image(image)))
+    except Exception:  # noqa: S110, broken data beside the pixels, on which Pillow fails in many ways
+        pass
+    return images.decode(sample, max_pixels)
+
+
+def _processor(checkpoint: ImageCheckpoint) -> Callable[[Image.Image], torch.Tensor]:
+    folder = checkpoint.weights.parent
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
+    except Exception as error:  # transformers' own, and what its files' parsing trips over
+        raise CheckpointError(
+            f"{folder.name}: transformers cannot make the image processor that the checkpoint's file describes, so "
+            f"the archive cannot be compared with it ({error})"
+        ) from error
+    return lambda image: processor(images=image, return_tensors="pt").pixel_values.float()
+
+
+def _step_by_step(
+    image: Image.Image, chosen: Preprocess, crop: Callable[[np.ndarray[Any, Any], int], np.ndarray[Any, Any]]
+) -> torch.Tensor:
+    side, short, long = chosen.resize, min(image.size), max(image.size)
+    # torchvision/transforms/functional.py, _compute_resized_output_size
+    stretched = side if chosen.resize_mode == "square" else int(side * long / short)
+    size = (side, stretched) if image.width <= image.height else (stretched, side)
+    resized = np.asarray(image.resize(size, Image.Resampling[chosen.interpolation.upper()]))
+    scaled = torch.from_numpy(crop(resized, chosen.size).copy()).permute(2, 0, 1).float() / 255
+    mean, std = torch.tensor(chosen.mean).view(3, 1, 1), torch.tensor(chosen.std).view(3, 1, 1)
+    return ((scaled - mean) / std).unsqueeze(0)
+
+
+def _crop_of_transformers(image: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    cropped: np.ndarray[Any, Any] = center_crop(image, (size, size), input_data_format=ChannelDimension.LAST)
+    return cropped
+
+
+def _crop_of_torchvision(image: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+    """torchvision/transforms/functional.py, center_crop."""
+    top = round((image.shape[0] - size) / 2.0)
+    left = round((image.shape[1] - size) / 2.0)
+    return image[top : top + size, left : left + size]

@@ -1,0 +1,122 @@
+"""How embeddings travel to the client: numbers in JSON, base64 in JSON, or raw bytes.
+
+JSON carries as many digits as the precision holds, so that fewer bytes travel and no digit is made up. Base64 and raw
+bytes are little-endian and exact: float32 as computed, or float16 at half the size.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handlers.errors import InvalidOption, NotAcceptable
+
+JSON, RAW, NPY = "application/json", "application/octet-stream", "application/x-npy"
+MEDIA_TYPES = (JSON, RAW, NPY)
+ENCODINGS = ("float", "base64")
+DTYPES: dict[object, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+# Significant decimal digits: what tells two neighbouring values of the type apart.
+DIGITS = {"fp32": 9, "fp16": 5, "bf16": 4, "fp8": 5}
+
+
+def significant(values: torch.Tensor, digits: int) -> torch.Tensor:
+    """Round fp32 values to so many significant decimal digits; the shortest JSON of each is then that short.
+
+    Values that are not finite, and those below 1e-30, stay as they are. 9 digits and more change nothing.
+    """
+    if digits >= 9:
+        return values
+    wide = values.double()
+    exponents = wide.abs().clamp_min(1e-30).log10().floor()
+    factors = torch.pow(10.0, digits - 1 - exponents)
+    rounded = (wide * factors).round() / factors
+    return torch.where((wide.abs() >= 1e-30) & wide.isfinite(), rounded, wide).float()
+
+
+def media_type(accept: str, offered: Sequence[str] = MEDIA_TYPES) -> str:
+    """Return the one of `offered` that the client prefers, by RFC 9110, section 12.5.1.
+
+    accept: the request's header; "" is no wish. offered: the default first. Raises NotAcceptable.
+    """
+    if not accept or accept == "*/*":
+        return offered[0]
+    wishes: list[tuple[float, str]] = []
+    for part in accept.lower().split(","):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        if kind:
+            wishes.append((_quality(parameters), kind))
+    if not wishes:
+        return offered[0]
+    unwanted = {kind for quality, kind in wishes if quality == 0}
+    for quality, kind in sorted(wishes, key=lambda wish: -wish[0]):
+        fitting = [known for known in offered if quality > 0 and _matches(kind, known) and known not in unwanted]
+        if fitting:
+            return fitting[0]
+    raise NotAcceptable(f"the header Accept asks for none of {', '.join(offered)}, which the answer can come as")
+
+
+def _quality(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return float(parameter[2:])
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def _matches(wish: str, known: str) -> bool:
+    return wish in ("*/*", known) or (wish.endswith("/*") and known.startswith(wish[:-1]))
+
+
+def one_of(known: Sequence[str]) -> Any:
+    """An option that takes one of these words. For requests.Reader."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"wanted: {', '.join(known)}")
+        return value
+
+    return read
+
+
+def check(options: Mapping[str, Any], form: str) -> None:
+    """Raises InvalidOption for options that contradict each other or the answer's form."""
+    encoding = options.get("encoding_format")
+    if encoding and form != JSON:
+        raise InvalidOption(f"encoding_format is of numbers in JSON, and the answer was asked for as {form}")
+    if "dtype" in options and form == JSON and encoding != "base64":
+        raise InvalidOption("dtype is of base64 and of bytes; ask for encoding_format base64, or by Accept for bytes")
+
+
+OPTIONS = {"encoding_format": one_of(ENCODINGS), "dtype": one_of(("float32", "float16"))}
+
+
+def as_base64(row: NDArray[Any], options: Mapping[str, Any]) -> str:
+    """One embedding, (hidden,), as base64 of its little-endian values."""
+    return base64.b64encode(_typed(row, options).tobytes()).decode("ascii")
+
+
+def as_bytes(rows: Sequence[NDArray[Any]], options: Mapping[str, Any], kind: str) -> tuple[bytes, dict[str, str]]:
+    """All embeddings of one request as (N, hidden), and response headers that tell their shape and type.
+
+    kind: RAW for the values alone, row by row; NPY for a NumPy file, which says its shape and type itself.
+    """
+    values = _typed(np.stack(rows), options)
+    headers = {"X-Shape": ",".join(map(str, values.shape)), "X-Dtype": values.dtype.name}
+    if kind == RAW:
+        return values.tobytes(), headers
+    stream = io.BytesIO()
+    np.save(stream, values, allow_pickle=False)
+    return stream.getvalue(), headers
+
+
+def _typed(values: NDArray[Any], options: Mapping[str, Any]) -> NDArray[Any]:
+    typed: NDArray[Any] = np.ascontiguousarray(values, DTYPES[options.get("dtype", "float32")])
+    return typed

@@ -1,0 +1,1 @@
+"""What scripts/bench_serving is made of: loads, load generators, servers to ask, what is measured, and the report."""

@@ -1,0 +1,126 @@
+"""Whether an answer under load says the same as the answer to the lone request.
+
+Batches of other sizes round otherwise, so figures are compared within bounds; a fast wrong answer is no result.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+VECTOR = 8  # numbers from which a list of them is a vector, compared by its direction
+LEAST_COSINE = 0.999
+MOST_DIFFERENCE = 0.02  # of probabilities and scores
+ENCODED = 64  # characters from which a string may be numbers in base64
+
+
+def difference(found: bytes, wanted: bytes) -> str | None:
+    """What differs, in few words; None if they say the same."""
+    try:
+        parsed = json.loads(wanted)
+    except ValueError:
+        return _of_bytes(found, wanted)
+    try:
+        return _of_json(json.loads(found), parsed)
+    except ValueError:
+        return "is no JSON"
+
+
+def _of_json(found: Any, wanted: Any) -> str | None:
+    if isinstance(wanted, list) and isinstance(found, list):
+        return _of_lists(found, wanted)
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        if len(wanted) > 1 and all(map(_is_number, wanted.values())) and all(map(_is_number, found.values())):
+            return _of_lists(_ranked(found), _ranked(wanted))  # {label: probability}, as TorchServe's own handlers
+        if found.keys() != wanted.keys():
+            return f"has keys {sorted(found)}, not {sorted(wanted)}"
+        return next((said for key in wanted if (said := _of_json(found[key], wanted[key]))), None)
+    if _is_number(wanted) and _is_number(found):
+        return (
+            None
+            if abs(found - wanted) <= MOST_DIFFERENCE * max(1, abs(wanted))
+            else f"has {found:.4g}, not {wanted:.4g}"
+        )
+    if isinstance(wanted, str) and isinstance(found, str) and len(wanted) >= ENCODED:
+        return None if found == wanted else _of_base64(found, wanted)
+    return None if found == wanted else "differs"
+
+
+def _of_lists(found: Sequence[Any], wanted: Sequence[Any]) -> str | None:
+    if _is_ranking(wanted) and _is_ranking(found):
+        return _of_rankings(found, wanted)
+    if len(found) != len(wanted):
+        return f"has {len(found)} entries, not {len(wanted)}"
+    if len(wanted) >= VECTOR and all(map(_is_number, wanted)) and all(map(_is_number, found)):
+        return _of_vectors(np.asarray(found, np.float64), np.asarray(wanted, np.float64))
+    return next((said for pair in zip(found, wanted, strict=True) if (said := _of_json(*pair))), None)
+
+
+def _of_rankings(found: Sequence[Any], wanted: Sequence[Any]) -> str | None:
+    """The likeliest must agree; if two are about as likely, either may come first."""
+    said = _of_json(_score(found[0]), _score(wanted[0]))
+    if said is None and found[0].get("label") != wanted[0].get("label"):
+        near = [item.get("label") for item in wanted if _score(wanted[0]) - _score(item) <= MOST_DIFFERENCE]
+        said = None if found[0].get("label") in near else "has another label first"
+    return said
+
+
+def _is_ranking(value: Sequence[Any]) -> bool:
+    """Labels with scores, likeliest first, as classifiers answer; not entities, which carry their place in a text."""
+    return bool(value) and all(
+        isinstance(item, dict) and "label" in item and "start" not in item and _is_number(_score(item))
+        for item in value
+    )
+
+
+def _ranked(scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    found = [{"label": label, "score": score} for label, score in scores.items()]
+    return sorted(found, key=lambda item: -float(item["score"]))
+
+
+def _score(item: Any) -> Any:
+    return item.get("probability", item.get("score"))
+
+
+def _of_bytes(found: bytes, wanted: bytes) -> str | None:
+    """Equal, or the same numbers as .npy, float32 or float16."""
+    if found == wanted:
+        return None
+    if len(found) != len(wanted):
+        return f"has {len(found)} bytes, not {len(wanted)}"
+    if wanted.startswith(b"\x93NUMPY"):
+        arrays = [np.load(io.BytesIO(data), allow_pickle=False) for data in (found, wanted)]
+        return _of_vectors(*(array.astype(np.float64).ravel() for array in arrays))
+    kinds = [kind for kind in ("<f4", "<f2") if len(wanted) % np.dtype(kind).itemsize == 0]
+    differences = [
+        _of_vectors(*(np.frombuffer(data, kind).astype(np.float64) for data in (found, wanted))) for kind in kinds
+    ]
+    return differences[0] if differences and None not in differences else None if differences else "differs"
+
+
+def _of_base64(found: str, wanted: str) -> str | None:
+    try:
+        return _of_bytes(base64.b64decode(found, validate=True), base64.b64decode(wanted, validate=True))
+    except binascii.Error:
+        return "has another text"
+
+
+def _of_vectors(found: Any, wanted: Any) -> str | None:
+    if not np.isfinite(found).all():
+        return "has numbers that are not finite"
+    norms = float(np.linalg.norm(found) * np.linalg.norm(wanted))
+    if norms == 0 or not math.isfinite(norms):
+        return None if np.array_equal(found, wanted) else "differs"
+    cosine = float(found @ wanted) / norms
+    return None if cosine >= LEAST_COSINE else f"has a cosine of {cosine:.4f} to it"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,101 @@
+"""The archives to measure: what each is, and the no-op one that is made here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NOOP = Path(__file__).with_name("noop_handler.py")
+MANIFEST, CONFIG, PROVENANCE = "MAR-INF/MANIFEST.json", "model-config.yaml", "provenance.json"
+IMAGES, TEXTS = "image-classifier", "text-encoder"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A .mar file, and the name to serve it by."""
+
+    name: str
+    file: Path
+
+    @property
+    def kind(self) -> str | None:
+        """IMAGES or TEXTS if this project packaged it, else None."""
+        kind = self._json(PROVENANCE).get("kind")
+        return kind if kind in (IMAGES, TEXTS) else None
+
+    @property
+    def handler(self) -> dict[str, Any]:
+        """The section `handler` of its model-config.yaml."""
+        with zipfile.ZipFile(self.file) as archive:
+            if CONFIG not in archive.namelist():
+                return {}
+            found = (yaml.safe_load(archive.read(CONFIG)) or {}).get("handler")
+        return found if isinstance(found, dict) else {}
+
+    def about(self) -> dict[str, Any]:
+        """For the report: the file's digest, and that of its content if this project packaged it."""
+        with self.file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest() if _HAS_FILE_DIGEST else _digest(stream)
+        return {"file": self.file.name, "sha256": digest, "content": self._json(PROVENANCE).get("digest")}
+
+    def _json(self, name: str) -> dict[str, Any]:
+        with zipfile.ZipFile(self.file) as archive:
+            found = json.loads(archive.read(name)) if name in archive.namelist() else {}
+        return found if isinstance(found, dict) else {}
+
+
+_HAS_FILE_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11 and newer
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while part := stream.read(1 << 20):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def read(text: str) -> Archive:
+    """ "resnet101.mar" or "new=resnet101.mar". Raises ValueError for what is no archive."""
+    name, separator, path = text.rpartition("=")
+    file = Path(path).resolve()
+    if not zipfile.is_zipfile(file):
+        reason = "is no .mar archive" if file.exists() else "does not exist; scripts/package makes archives"
+        raise ValueError(f"{path} {reason}")
+    with zipfile.ZipFile(file) as archive:
+        if MANIFEST not in archive.namelist():
+            raise ValueError(f"{path} holds no {MANIFEST}, so it is no TorchServe archive")
+    return Archive(name if separator else file.stem, file)
+
+
+def make_noop(store: Path, name: str, answer_bytes: int) -> Archive:
+    """An archive in `store` whose handler takes anything and answers so many bytes."""
+    return make(store, name, NOOP, {"answerBytes": answer_bytes})
+
+
+def make(store: Path, name: str, handler: Path | str, config: Mapping[str, Any], *options: str) -> Archive:
+    """Archive a handler with torch-model-archiver. config: its model-config.yaml. options: more for the archiver."""
+    with tempfile.TemporaryDirectory() as private:  # the archiver deletes $TMPDIR/NAME
+        settings = Path(private) / CONFIG
+        settings.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
+        subprocess.run(
+            [
+                *(str(Path(sys.executable).with_name("torch-model-archiver")), "--model-name", name),
+                *("--version", "1.0", "--handler", str(handler), "--config-file", str(settings)),
+                *("--archive-format", "zip-store", "--export-path", str(store), "--force", *options),
+            ],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "TMPDIR": private},
+        )
+    return Archive(name, store / f"{name}.mar")

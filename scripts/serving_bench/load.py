@@ -1,0 +1,82 @@
+"""What generators share: whom to ask, with what, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class GeneratorError(RuntimeError):
+    """A load generator could not run."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where requests go. headers: those of the server, such as its token."""
+
+    url: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests to send, one body after another.
+
+    name: for reports. unit: what one item is called ("images"). items: in one request. headers: content type and
+    what else the handler shall read.
+    """
+
+    name: str
+    bodies: Sequence[bytes]
+    headers: Mapping[str, str]
+    unit: str = "requests"
+    items: int = 1
+
+    @property
+    def mean_bytes(self) -> int:
+        """Of a body."""
+        return round(sum(map(len, self.bodies)) / len(self.bodies))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a generator saw.
+
+    statuses: answers by HTTP status. failures: requests without an answer, by kind. latency_ms: p50, p90, p99, p999
+    and max of all answers. cpu_seconds: of the generator. late_ms: how much later than planned an open loop sent.
+    """
+
+    generator: str
+    seconds: float
+    statuses: Mapping[str, int]
+    failures: Mapping[str, int]
+    latency_ms: Mapping[str, float]
+    cpu_seconds: float
+    late_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def answered(self) -> int:
+        """Answers with a status of 2xx."""
+        return sum(count for status, count in self.statuses.items() if status.startswith("2"))
+
+    @property
+    def errors(self) -> int:
+        """All that was not answered with 2xx."""
+        return sum(self.statuses.values()) - self.answered + sum(self.failures.values())
+
+    @property
+    def requests_per_s(self) -> float:
+        """Of those answered with 2xx."""
+        return self.answered / self.seconds if self.seconds else 0.0
+
+
+class Generator(Protocol):
+    """A closed loop: each client sends its next request as soon as its last is answered."""
+
+    @property
+    def name(self) -> str: ...
+
+    def closed(self, endpoint: Endpoint, load: Load, clients: int, seconds: float) -> Counted:
+        """Raises GeneratorError."""
+        ...

@@ -1,0 +1,183 @@
+"""A benchmark of serving as one HTML page that needs nothing else: pictures, tables, and what they mean."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from serving_bench import pictures, report
+from serving_bench.measure import Row
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1.5rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 0.25rem; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { vertical-align: bottom; white-space: normal; background: #f4f4f4; }
+td:first-child, th:first-child { text-align: left; }
+tr.noop td { color: #777; } tr.bad td { background: #fde8e8; }
+.wide { overflow-x: auto; } svg { width: 100%; height: auto; }
+.bad { background: #fde8e8; padding: 0.5rem 1rem; } .good { background: #e8f5e8; padding: 0.5rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0 0 0.5rem 0; }
+"""
+COLUMNS = {
+    "target": "served",
+    "workers": "workers",
+    "batch_size": "most in a batch",
+    "load_of": "clients, or requests/s asked",
+    "requests_per_s": "requests/s",
+    "items_per_s": "items/s",
+    "p50_ms": "p50 ms",
+    "p90_ms": "p90 ms",
+    "p99_ms": "p99 ms",
+    "p999_ms": "p99.9 ms",
+    "errors": "errors",
+    "answers": "answers right",
+    "mean_batch": "mean batch",
+    "queue_ms": "queue ms",
+    "handler_ms": "handler ms",
+    "gpu": "GPU busy",
+    "gpu_mib_per_worker": "GPU MiB a worker",
+    "headroom": "no-op is faster",
+    "share_of_engine": "of the engine's speed",
+}
+MEANING = {
+    "clients": "Each sends a request, waits for its answer, and sends the next: a closed loop. More clients have "
+    "more requests open, so throughput grows until something is busy all the time; then only the waiting grows.",
+    "requests/s asked": "An open loop: requests come at random moments, so many per second, whether or not earlier "
+    "ones are answered, as from many people who do not know of each other. Latencies count from the moment at which "
+    "a request was due.",
+    "p50, p90, p99, p99.9": "Half of all answers came within p50 milliseconds, 99 of 100 within p99.",
+    "errors": "Requests that got another status than 2xx, or no answer.",
+    "answers right": "Answers compared with the one to the same request sent alone, while the load ran and after it.",
+    "mean batch": "Requests that TorchServe handed to the handler together.",
+    "queue": "From the request read to its batch complete.",
+    "handler": "Of the mean batch: decoding or tokenizing, the network, and writing answers.",
+    "no-op is faster": "A handler that does nothing, with the same bytes in and out, answered so many times as many "
+    "requests. A figure near 1 means that TorchServe's front end or the load generator was the limit.",
+    "GPU busy": "Share of time in which any kernel ran, as the driver says; not how much of the GPU it used.",
+}
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the page."""
+    path.write_text(page(content), encoding="utf-8")
+
+
+def page(content: Mapping[str, Any]) -> str:
+    """The page's HTML."""
+    conditions = content["conditions"]
+    names = ", ".join(content.get("archives", {})) or "a server"
+    title = f"Serving {names}: what a client gets"
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{html.escape(_conditions_line(conditions))}</p>",
+        _verdict(content),
+        *(_section(load, rows, conditions) for load, rows in _by_load(content["rows"]).items()),
+        "<h2>What the figures mean</h2><dl>",
+        *(f"<dt>{html.escape(key)}</dt><dd>{html.escape(said)}</dd>" for key, said in MEANING.items()),
+        "</dl>",
+        _details(content),
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _by_load(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["load"], []).append(row)
+    return found
+
+
+def _conditions_line(conditions: Mapping[str, Any]) -> str:
+    gpus = f"{conditions['gpus']} x {conditions['gpu']}" if conditions["gpus"] else "no GPU"
+    return (
+        f"{conditions['date']}; {gpus}, {conditions['cores']} cores of {conditions['cpu']}; TorchServe "
+        f"{conditions['packages']['torchserve']}, Java {conditions['java']}, torch {conditions['torch']}; commit "
+        f"{conditions['commit']}. Load by {conditions['generator']}, open loop by {conditions['open_loop']}, on "
+        "the same machine unless an address was given."
+    )
+
+
+def _verdict(content: Mapping[str, Any]) -> str:
+    """What takes the figures' worth away, or that nothing does."""
+    found = report.remarks(content)
+    if not found:
+        return '<p class="good">No request failed, and all checked answers were right.</p>'
+    return f'<div class="bad"><ul>{"".join(f"<li>{html.escape(said)}</li>" for said in found)}</ul></div>'
+
+
+def _section(load: str, rows: Sequence[Row], conditions: Mapping[str, Any]) -> str:
+    parts = [f"<h2>{html.escape(load)}</h2>", _best(rows)]
+    try:
+        drawn = pictures.draw(rows, conditions["cores"])
+    except ImportError as error:
+        drawn = {}
+        parts.append(f"<p>No pictures: {html.escape(str(error))}. Install matplotlib, then --redraw.</p>")
+    parts += [f"<h3>{html.escape(title)}</h3>\n{svg}" for title, svg in drawn.items()]
+    parts += ["<h3>All points</h3>", _table(rows)]
+    return "\n".join(parts)
+
+
+def _best(rows: Sequence[Row]) -> str:
+    """One sentence a target."""
+    said = []
+    for row in report.best(rows):
+        if row["kind"] != "no-op":
+            workers = f" with {row['workers']} worker{'s' if row['workers'] > 1 else ''}" if row["workers"] else ""
+            share = f", {row['share_of_engine']:.0%} of the engine's own speed" if row["share_of_engine"] else ""
+            said.append(
+                f"<li><b>{html.escape(row['target'])}: {row['items_per_s']:,.0f} {row['unit']}/s</b>{workers} at "
+                f"{row['clients']} clients{share}; half of the answers within {row['p50_ms'] or 0:,.1f} ms, "
+                f"99 % within {row['p99_ms'] or 0:,.1f} ms.</li>"
+            )
+    return f"<ul>{''.join(said)}</ul>"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    shown = {key: name for key, name in COLUMNS.items() if any(_cell(row, key) for row in rows)}
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in shown.values())
+    lines = []
+    for row in rows:
+        kind = "noop" if row["kind"] == "no-op" else "bad" if row["errors"] or row.get("answers_wrong") else ""
+        cells = "".join(f"<td>{html.escape(_cell(row, key) or '-')}</td>" for key in shown)
+        lines.append(f'<tr class="{kind}">{cells}</tr>')
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _cell(row: Row, key: str) -> str:
+    """One figure in words; nothing if there is none."""
+    if key == "load_of":
+        return f"{row['clients']:,}" if row["clients"] else f"{row['rate']:,.0f}/s"
+    if key == "answers":
+        right, wrong = row.get("answers_right"), row.get("answers_wrong")
+        return "" if right is None else f"{right} of {right + (wrong or 0)}"
+    if key == "gpu":
+        return ", ".join(f"{busy:.0%}" for busy in row["gpu_busy"])
+    value = row.get(key)
+    if value is None or value == "":
+        return ""
+    if key == "share_of_engine":
+        return f"{value:.0%}"
+    if key == "headroom":
+        return f"{value:,.1f} x"
+    return _number(key, value) if isinstance(value, float) else str(value)
+
+
+def _number(key: str, value: float) -> str:
+    return f"{value:,.0f}" if key.endswith("per_s") and value >= 10 else f"{value:,.1f}"
+
+
+def _details(content: Mapping[str, Any]) -> str:
+    """Conditions, settings and archives, folded away."""
+    lines = []
+    for part in ("conditions", "settings", "archives"):
+        for key, value in content.get(part, {}).items():
+            lines.append(f"<dt>{html.escape(f'{part}: {key}')}</dt><dd>{html.escape(str(value))}</dd>")
+    return f"<details><summary>All conditions</summary><dl>{''.join(lines)}</dl></details>"

@@ -1,0 +1,54 @@
+"""The text of TorchServe's metrics port, and what has changed between two of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+_SAMPLE = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\}\s+(?P<value>\S+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+MODEL_LABELS = ("ModelName", "model_name")
+
+
+def samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Name, labels and value of each sample that has labels."""
+    for line in text.splitlines():
+        found = _SAMPLE.match(line)
+        if found:
+            yield found["name"], dict(_LABEL.findall(found["labels"])), float(found["value"])
+
+
+def of_model(text: str, model: str) -> dict[str, float]:
+    """The samples of one model by name, summed over all other labels."""
+    found: dict[str, float] = {}
+    for name, labels, value in samples(text):
+        if model in (labels.get(label) for label in MODEL_LABELS):
+            found[name] = found.get(name, 0.0) + value
+    return found
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What a model's counters and histograms gained between two readings."""
+
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+    def gained(self, name: str) -> float:
+        return self.after.get(name, 0.0) - self.before.get(name, 0.0)
+
+    def mean(self, histogram: str) -> float | None:
+        """Of what a histogram was given meanwhile; None if nothing."""
+        count = self.gained(f"{histogram}_count")
+        return self.gained(f"{histogram}_sum") / count if count > 0 else None
+
+    def per_request_ms(self, counter: str) -> float | None:
+        """A counter of microseconds over the requests that TorchServe finished; None if there were none."""
+        requests = self.gained("ts_inference_requests_total")
+        return self.gained(counter) / requests / 1e3 if requests > 0 else None
+
+    def histograms(self) -> list[str]:
+        """Names of all histograms that gained something."""
+        names = (name.removesuffix("_count") for name in self.after if name.endswith("_count"))
+        return sorted(name for name in names if f"{name}_sum" in self.after and self.gained(f"{name}_count") > 0)

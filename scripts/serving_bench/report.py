@@ -1,0 +1,110 @@
+"""A benchmark of serving as JSON, CSV, and a table for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import write_json
+
+from serving_bench.measure import Bench, Row, disturbed, troubles
+
+COLUMNS = (
+    *("target", "kind", "load", "loop", "workers", "batch_size", "max_batch_delay_ms", "clients", "rate"),
+    *("requests_per_s", "items_per_s", "unit", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "mean_ms"),
+    *("errors", "answers_right", "answers_wrong", "mean_batch", "mean_batch_items"),
+    *("outside_ms", "queue_ms", "exchange_ms", "handler_ms"),
+    *(
+        "cores_java",
+        "cores_workers",
+        "cores_other",
+        "cores_generator",
+        "cores_elsewhere",
+        "rss_mib_java",
+        "rss_mib_workers",
+    ),
+    *("gpu_busy", "gpu_memory_mib", "gpu_mib_per_worker"),
+    *("noop_requests_per_s", "headroom", "share_of_engine", "answer_bytes", "generator", "late_p99_ms", "seconds"),
+    *("gpu", "commit"),
+)
+Document = Mapping[str, Any]
+
+
+def document(bench: Bench, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What OUT.json holds. about: conditions, settings, archives."""
+    return {**about, "rows": bench.rows, "skipped": bench.skipped}
+
+
+def write(out: Path, content: Document) -> None:
+    """OUT.json and OUT.csv."""
+    write_json(out.with_name(f"{out.name}.json"), content)
+    with out.with_name(f"{out.name}.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat(row, content["conditions"]) for row in content["rows"])
+
+
+def flat(row: Row, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in COLUMNS; several GPUs' figures are joined by ";"."""
+    nested = {f"{key}_{group}": value for key in ("cores", "rss_mib") for group, value in row[key].items()}
+    found = {**row, **nested, **{key: conditions[key] for key in ("gpu", "commit")}}
+    joined = {key: ";".join(map(str, row[key])) for key in ("gpu_busy", "gpu_memory_mib")}
+    return {column: {**found, **joined}.get(column) for column in COLUMNS}
+
+
+def best(rows: Sequence[Row]) -> list[Row]:
+    """Of each target and load the closed loop's row with the most requests/s, without wrong answers."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row["target"], row["load"])
+        sound = row["loop"] == "closed" and not row.get("answers_wrong")
+        if sound and (key not in found or row["requests_per_s"] > found[key]["requests_per_s"]):
+            found[key] = row
+    return list(found.values())
+
+
+def table(content: Document) -> str:
+    """Markdown: the best point of each target, then what is wrong with any, and what was not run."""
+    head = "| target | load | workers | clients | requests/s | items/s | p50 ms | p99 ms | errors | no-op/s |"
+    lines = [head, "|---|---|" + "---:|" * 8]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in best(content["rows"])]
+    lines += [f"- {said}" for said in remarks(content)]
+    return "\n".join(lines)
+
+
+def cells(row: Row) -> Iterator[str]:
+    """Of the table."""
+    yield from (row["target"], row["load"])
+    yield from (str(row["workers"] or "-"), str(row["clients"] or "-"))
+    yield from (f"{row['requests_per_s']:,.0f}", f"{row['items_per_s']:,.0f}")
+    yield from ("-" if row[key] is None else f"{row[key]:,.1f}" for key in ("p50_ms", "p99_ms"))
+    yield f"{row['errors']:,}"
+    noop = row.get("noop_requests_per_s")
+    yield f"{noop:,.0f}" if noop else "-"
+
+
+def remarks(content: Document) -> list[str]:
+    """What takes rows' worth away, and what was not run."""
+    found = []
+    for row in content["rows"]:
+        where = f"{row['workers']} workers, " if row["workers"] else ""
+        where += f"{row['clients']} clients" if row["clients"] else f"{row['rate']:,.0f} requests/s"
+        found += [f"{row['target']} ({where}): {said}" for said in troubles(row)]
+    if disturbed_rows := [row for row in content["rows"] if disturbed(row)]:
+        most = max(row["cores"]["elsewhere"] for row in disturbed_rows)
+        points = f"{len(disturbed_rows)} of {len(content['rows'])} points"
+        found.append(f"other programs kept up to {most:.1f} cores busy meanwhile ({points}): figures may be too low")
+    return [*found, *(f"not run: {item['name']}: {item['reason']}" for item in content["skipped"])]
+
+
+def read(file: Path) -> dict[str, Any]:
+    """An earlier run's JSON. Raises ValueError for anything else."""
+    if file.suffix != ".json":
+        raise ValueError(f"{file}; wanted: the FILE.json of an earlier run")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not {"conditions", "rows", "skipped"} <= content.keys():
+        raise ValueError(f"{file} is not of scripts/bench_serving")
+    return content

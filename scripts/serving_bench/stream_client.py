@@ -1,0 +1,234 @@
+"""One process of the generator `streams`: HTTP/1.1 over asyncio, in a closed or an open loop.
+
+Runs as a program of its own: reads a job (JSON) from a file, says "ready" once its connections stand, waits for the
+moment to begin on its standard input, and writes what it saw as JSON. It imports the standard library alone, so that
+it starts quickly. It reads answers with a Content-Length; others count as a failure, "unreadable".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+CONNECT_AT_ONCE = 64
+CLOSED_BY_SERVER, UNREADABLE, UNCONNECTED, LATE = "closed by the server", "unreadable", "connect", "timeout"
+
+
+class Connection(asyncio.Protocol):
+    """One connection, one request at a time.
+
+    answered: called with the status, 0 if there is no answer and the connection is lost. due: when the request in
+    flight was to be sent, in time.monotonic()'s seconds; None if none is in flight.
+    """
+
+    def __init__(self, answered: Callable[[Connection, int], None]) -> None:
+        self.answered = answered
+        self.due: float | None = None
+        self.open = False
+        self.failure = CLOSED_BY_SERVER
+        self.head = b""
+        self.left: int | None = None
+        self.status = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.open = True
+
+    def send(self, request: bytes, due: float) -> None:
+        self.due, self.head, self.left = due, b"", None
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        if self.left is None:
+            self.head += data
+            head, separator, rest = self.head.partition(b"\r\n\r\n")
+            if not separator:
+                return
+            try:
+                self.status, self.left = read_head(head)
+            except ValueError:
+                self.failure = UNREADABLE
+                self.transport.abort()
+                return
+            self.left -= len(rest)
+        else:
+            self.left -= len(data)
+        if self.left <= 0:
+            self.answered(self, self.status)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.open = False
+        if self.due is not None:
+            self.answered(self, 0)
+
+
+def read_head(head: bytes) -> tuple[int, int]:
+    """Status and Content-Length of an answer. Raises ValueError if it has none."""
+    first, *lines = head.split(b"\r\n")
+    for line in lines:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length":
+            return int(first.split(b" ")[1]), int(value)
+    raise ValueError("an answer without Content-Length")
+
+
+class Run:
+    """What a job does, and what came of it."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+        parts = urlsplit(job["url"])
+        self.host, self.port = parts.hostname, parts.port or 80
+        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        lines = [f"POST {path} HTTP/1.1", f"Host: {parts.netloc}", *(f"{k}: {v}" for k, v in job["headers"].items())]
+        head = "\r\n".join(lines)
+        bodies = [Path(file).read_bytes() for file in job["bodies"]]
+        self.requests: list[bytes] = [
+            f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies
+        ]
+        self.turn: int = job["place"] % len(bodies)
+        self.statuses: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.latencies_us: list[int] = []
+        self.late_us: list[int] = []
+        self.idle: list[Connection] = []
+        self.waiting: deque[float] = deque()
+        self.connections = 0
+        self.in_flight = 0
+        self.begin = self.end = 0.0
+
+    async def connect(self, count: int) -> None:
+        """Open so many connections. Raises OSError."""
+        while count > 0:
+            together = min(count, CONNECT_AT_ONCE)
+            self.idle += await asyncio.gather(*(self._connection() for _ in range(together)))
+            self.connections += together
+            count -= together
+
+    async def _connection(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: Connection(self.answered), self.host, self.port)
+        return connection
+
+    def next_request(self) -> bytes:
+        self.turn = (self.turn + 1) % len(self.requests)
+        return self.requests[self.turn]
+
+    def send(self, connection: Connection, due: float) -> None:
+        self.in_flight += 1
+        self.late_us.append(round((time.monotonic() - due) * 1e6))
+        connection.send(self.next_request(), due)
+
+    def answered(self, connection: Connection, status: int) -> None:
+        """Count an answer (0: none came), and let the connection do what comes next."""
+        now = time.monotonic()
+        due, connection.due = connection.due, None
+        self.in_flight -= 1
+        if due is not None and (
+            self.job["rate"] or now <= self.end
+        ):  # a closed loop counts what came within its time
+            if status:
+                self.statuses[str(status)] += 1
+                self.latencies_us.append(round((now - due) * 1e6))
+            else:
+                self.failures[connection.failure] += 1
+        if connection.open:
+            self._go_on(connection, now)
+        else:
+            self.connections -= 1
+            self._replace()
+
+    def _go_on(self, connection: Connection, now: float) -> None:
+        if self.waiting:
+            self.send(connection, self.waiting.popleft())
+        elif not self.job["rate"] and now < self.end:
+            self.send(connection, now)
+        else:
+            self.idle.append(connection)
+
+    def _replace(self) -> None:
+        if time.monotonic() < self.end:
+            self.connections += 1
+            self.opening = asyncio.ensure_future(self._open_another())
+
+    async def _open_another(self) -> None:
+        try:
+            connection = await self._connection()
+        except OSError:
+            self.connections -= 1
+            self.failures[UNCONNECTED] += 1
+            return
+        self._go_on(connection, time.monotonic())
+
+    async def closed(self) -> None:
+        """Each connection sends its next request as soon as its last is answered."""
+        clients, self.idle = self.idle, []
+        for connection in clients:
+            self.send(connection, time.monotonic())
+        await asyncio.sleep(self.end - time.monotonic())
+
+    async def open(self) -> None:
+        """Send at random moments (a Poisson process), whatever is still unanswered; wait for the last answers."""
+        chance = random.Random(self.job["place"])  # noqa: S311 - the same moments in every run
+        due = self.begin
+        while (due := due + chance.expovariate(self.job["rate"])) < self.end:
+            if (pause := due - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+            self.submit(due)
+        patience = time.monotonic() + self.job["timeout_s"]
+        while (self.in_flight or self.waiting) and time.monotonic() < patience:
+            await asyncio.sleep(0.01)
+        self.failures[LATE] += self.in_flight + len(self.waiting)
+
+    def submit(self, due: float) -> None:
+        """Send now on a connection that is idle, else as soon as one is."""
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.open:
+                self.send(connection, due)
+                return
+            self.connections -= 1
+        self.waiting.append(due)
+        if self.connections < self.job["connections"]:
+            self._replace()
+
+    async def run(self) -> None:
+        await self.connect(self.job["connections"] if not self.job["rate"] else min(self.job["connections"], 32))
+        print("ready", flush=True)
+        self.begin = float(await asyncio.to_thread(sys.stdin.readline))
+        self.end = self.begin + self.job["seconds"]
+        await asyncio.sleep(self.begin - time.monotonic())
+        await (self.open() if self.job["rate"] else self.closed())
+
+    def found(self) -> dict[str, Any]:
+        return {
+            "statuses": self.statuses,
+            "failures": {kind: count for kind, count in self.failures.items() if count},
+            "latencies_us": self.latencies_us,
+            "late_us": self.late_us if self.job["rate"] else [],
+            "cpu_seconds": time.process_time(),
+        }
+
+
+def main() -> int:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    run = Run(job)
+    try:
+        asyncio.run(run.run())
+    except (OSError, ValueError) as error:  # the parent ended, or nobody listens
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    Path(job["out"]).write_text(json.dumps(run.found()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""A precision in which a network raises is missing parity with its reason, and stops packaging only if asked for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DebertaConfig, DebertaForSequenceClassification
+
+from archive import contents
+from archive import package as packaging
+from handlers import placement
+
+# transformers 5.20 scripts a part of DeBERTa with TorchScript.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+Run = Callable[..., tuple[int, str]]
+Package = Callable[..., str]
+ROOT = Path(__file__).parents[2]
+RAISES = """
+
+_plain_load = load
+
+def load(spec):
+    if spec.precision == "{precision}":
+        raise {error}("no kernel of that kind")
+    return _plain_load(spec)
+"""
+
+
+@pytest.fixture
+def raising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """raising(precision, error) -> this tree, with an engine that raises in that precision."""
+
+    def make(precision: str, error: str = "RuntimeError") -> None:
+        tree = tmp_path / "tree"
+        for name in ("handlers", "archive"):
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        engine = tree / "handlers" / "engines" / "torch_eager.py"
+        engine.write_text(engine.read_text(encoding="utf-8") + RAISES.format(precision=precision, error=error))
+        monkeypatch.setattr(packaging, "ROOT", tree)
+
+    return make
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "ValueError", "KeyError", "NotImplementedError"])
+def test_a_precision_that_raises_is_left_out(
+    raising: Callable[..., None], package: Package, digits: Path, tmp_path: Path, error: str
+) -> None:
+    raising("bf16", error)
+    options = ("--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path / "store")
+    printed = package("image-classifier", *options)
+    assert f"bf16 FAILED: it does not run: {error}" in printed
+    provenance = contents.read_provenance(tmp_path / "store" / "digits.mar")
+    assert provenance["parity"]["bf16"]["passed"] is False
+    assert "no kernel of that kind" in provenance["parity"]["bf16"]["problem"]
+    assert set(provenance["engines"]) == {"fp32", "fp16"}
+    assert "bf16: FAILED" in contents.show(tmp_path / "store" / "digits.mar")
+
+
+def test_a_precision_that_raises_and_was_asked_for_is_refused(
+    raising: Callable[..., None], run: Run, digits: Path, tmp_path: Path
+) -> None:
+    raising("bf16")
+    options = ("--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path / "store")
+    status, printed = run("image-classifier", *options, "--precision", "bf16")
+    assert status == 1
+    assert "bf16 FAILED: it does not run: RuntimeError: no kernel of that kind" in printed.partition("error: ")[2]
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_fp32_has_to_run(raising: Callable[..., None], run: Run, digits: Path, tmp_path: Path) -> None:
+    raising("fp32")
+    options = ("--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path / "store")
+    status, printed = run("image-classifier", *options)
+    assert status == 1
+    assert "RuntimeError: no kernel of that kind" in printed.partition("error: ")[2]
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_debertas_first_version_raises_in_fp16(
+    tiny_bert: Path, package: Package, tmp_path: Path, precision: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "deberta"))
+    (folder / "modules.json").unlink()
+    vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    config = DebertaConfig(vocab_size=vocabulary, **size, **relative)  # type: ignore[arg-type]
+    DebertaForSequenceClassification(config).save_pretrained(folder)
+    package("text-encoder", "--weights", folder, "--export-path", tmp_path, "--precision", precision)
+    parity = contents.read_provenance(tmp_path / "deberta.mar")["parity"]
+    assert parity["fp32"]["passed"]
+    chosen, _ = placement.choose_precision("auto", torch.device("cuda", 0), parity)
+    assert (chosen == "fp16") == parity["fp16"]["passed"]

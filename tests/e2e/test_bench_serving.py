@@ -1,0 +1,102 @@
+"""scripts/bench_serving on a real TorchServe with the demo archives: answers, errors, batching; no times."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from torchserve import ROOT, Server
+
+pytestmark = pytest.mark.e2e
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / "bench_serving.py"), *map(str, arguments)]
+
+
+def measured(out: Path, *arguments: object) -> tuple[str, Any]:
+    """What it said, and OUT.json."""
+    done = subprocess.run(command("--out", out, *arguments), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads(out.with_suffix(".json").read_text())
+
+
+def rows(content: Any, target: str) -> list[Any]:
+    return [row for row in content["rows"] if row["target"] == target]
+
+
+def check(found: Sequence[Any]) -> None:
+    assert found
+    for row in found:
+        assert row["errors"] == 0
+        assert row["answers_right"] > 0
+        assert row["answers_wrong"] == 0
+
+
+def test_quick(model_store: Path, tmp_path: Path) -> None:
+    said, content = measured(tmp_path / "quick", "--quick", model_store / "digits.mar", model_store / "sentences.mar")
+    for name, load in (("digits", "JPEG 500x375"), ("sentences", "one text")):
+        found = rows(content, name)
+        check(found)
+        closed, at_half = found
+        assert closed["load"].startswith(load)
+        assert closed["mean_batch"] >= 1.5
+        assert 0 < closed["handler_ms"] < closed["mean_ms"] + 50
+        assert closed["queue_ms"] > 0
+        assert closed["cores"]["workers"] > 0
+        assert closed["noop_requests_per_s"] > 0
+        assert at_half["loop"] == "open"
+        assert f"{name} 1 worker, 16 clients" in said
+        assert content["archives"][name]["content"].startswith("sha256:")
+        assert content["archives"][name]["description"]["engine"]["name"]
+    assert len(rows(content, "noop")) == 2
+    assert "<svg" in (tmp_path / "quick.html").read_text()
+
+
+def test_a_running_server_and_a_body(server: Server, tmp_path: Path) -> None:
+    body = tmp_path / "texts.json"
+    body.write_text(json.dumps(["one text", "another"]))
+    where = ("--folder", server.folder, "--ts-config", server.config_file)
+    load = ("--body", body, "--content-type", "application/json", "--items-per-request", "2")
+    short = ("--seconds", "1", "--warm-up", "1", "--clients", "4", "--rate", "none", "--no-noop")
+    address = f"{server.config['inference_address']}/predictions/sentences"
+    _, content = measured(tmp_path / "found", "--address", address, *where, *load, *short)
+    (row,) = content["rows"]
+    check([row])
+    assert row["workers"] == 1
+    assert row["mean_batch"] > 1
+    assert row["cores"]["workers"] > 0
+    assert row["items_per_s"] == pytest.approx(2 * row["requests_per_s"], rel=1e-3)
+
+
+def test_stopped_it_leaves_nothing_behind(model_store: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    arguments = command("--out", tmp_path / "found", model_store / "digits.mar", "--workers", "1", "--seconds", "60")
+    with output.open("w") as stream:
+        running = subprocess.Popen(arguments, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while "noop 1 worker" not in output.read_text() and not _under_load(running):
+        assert running.poll() is None, output.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    children = psutil.Process(running.pid).children(recursive=True)
+    assert len(children) >= 4  # TorchServe's wrapper, its Java, a worker, the generator
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(60) == 130
+    assert "stopped" in output.read_text()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def _under_load(running: subprocess.Popen[bytes]) -> bool:
+    names = [process.name() for process in psutil.Process(running.pid).children(recursive=True)]
+    return "wrk" in names or sum(name.startswith("python") for name in names) > 2

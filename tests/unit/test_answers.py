@@ -1,0 +1,87 @@
+"""Embeddings as JSON, base64 and bytes: what is sent is what was computed, to the digits that the precision holds."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import orjson
+import pytest
+import torch
+
+from handlers import answers
+from handlers.errors import NotAcceptable
+
+ROWS = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32) / 8
+
+
+@pytest.mark.parametrize(("precision", "digits"), answers.DIGITS.items())
+def test_json_has_as_many_digits_as_the_precision_holds(precision: str, digits: int) -> None:
+    values = torch.from_numpy(np.random.default_rng(1).standard_normal(20_000).astype(np.float32)) / 30
+    rounded = answers.significant(values, digits)
+    written = orjson.dumps(rounded.numpy(), option=orjson.OPT_SERIALIZE_NUMPY)
+    longest = max(
+        len(number.strip("-").partition("e")[0].replace(".", "").lstrip("0")) for number in _numbers(written)
+    )
+    assert longest <= digits
+    step = {"fp32": 2**-24, "fp16": 2**-11, "bf16": 2**-8, "fp8": 2**-11}[precision]
+    # Less than the precision's own rounding, so neighbouring values stay apart.
+    assert ((rounded - values).abs() <= values.abs() * step).all()
+
+
+def _numbers(written: bytes) -> list[str]:
+    return written.decode().strip("[]").split(",")
+
+
+def test_rounding_keeps_what_cannot_be_rounded() -> None:
+    values = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-38, -1e-31, 1e30, 65504.0, 99999.6])
+    rounded = answers.significant(values, 5)
+    expected = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-38, -1e-31, 1e30, 65504.0, 100000.0])
+    torch.testing.assert_close(rounded, expected, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_base64_and_bytes_are_exact(dtype: str) -> None:
+    options = {"dtype": dtype}
+    wanted = ROWS.astype(dtype)
+    text = answers.as_base64(ROWS[1], options)
+    assert np.array_equal(np.frombuffer(base64.b64decode(text), "<" + wanted.dtype.str[1:]), wanted[1])
+    raw, headers = answers.as_bytes(list(ROWS), options, answers.RAW)
+    assert headers == {"X-Shape": "3,8", "X-Dtype": dtype}
+    assert np.array_equal(np.frombuffer(raw, dtype).reshape(3, 8), wanted)
+    file, _ = answers.as_bytes(list(ROWS), options, answers.NPY)
+    assert np.array_equal(np.load(io.BytesIO(file)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("", answers.JSON),
+        ("*/*", answers.JSON),
+        ("application/*", answers.JSON),
+        ("application/json, text/plain, */*", answers.JSON),
+        ("application/octet-stream", answers.RAW),
+        ("Application/Octet-Stream; q=0.9, application/json;q=0.1", answers.RAW),
+        ("text/html, application/x-npy;q=0.8, */*;q=0.1", answers.NPY),
+        ("application/json;q=0, */*", answers.RAW),
+    ],
+)
+def test_the_answer_comes_as_the_client_prefers(accept: str, wanted: str) -> None:
+    assert answers.media_type(accept) == wanted
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "application/json;q=0", "application/xml;q=1, image/*", "application/json;q=x"]
+)
+def test_what_cannot_be_had_is_refused(accept: str) -> None:
+    with pytest.raises(NotAcceptable, match="application/octet-stream"):
+        answers.media_type(accept)
+
+
+def test_options_are_words() -> None:
+    assert answers.OPTIONS["encoding_format"]("base64") == "base64"
+    with pytest.raises(ValueError, match="wanted: float32, float16"):
+        answers.OPTIONS["dtype"]("int8")
+    with pytest.raises(ValueError, match="wanted: float, base64"):
+        answers.OPTIONS["encoding_format"](3)

@@ -1,0 +1,153 @@
+"""Which pictures the GPU decodes, and what becomes of the others. A fake codec stands in for the GPU's."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from handlers import gpu_decoder, images, jpeg_headers
+from handlers.gpu_decoder import GpuDecoder, Jpeg
+from handlers.images import Batcher, DeviceCrop, Preprocess
+
+PREPROCESS = Preprocess(size=32, resize=36)
+CPU = torch.device("cpu")
+Encode = Callable[..., bytes]
+
+
+class FakeCodec:
+    """nvImageCodec's decoder on the CPU: Pillow's pixels; `fails` says of which file it returns none."""
+
+    def __init__(self, fails: Callable[[bytes], bool] = lambda data: False) -> None:
+        self.fails, self.batches = fails, list[int]()
+
+    def CodeStream(self, data: bytes) -> bytes:  # noqa: N802
+        return data
+
+    def decode(self, streams: Sequence[bytes], **options: Any) -> list[Any]:
+        self.batches.append(len(streams))
+        return [
+            None if self.fails(data) else np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in streams
+        ]
+
+
+class FakeKernels:
+    """handlers.kernels.resize by Pillow."""
+
+    Picture = SimpleNamespace
+
+    @staticmethod
+    def crops(pictures: Sequence[Any], interpolation: str, scale: Any, shift: Any, out: torch.Tensor) -> torch.Tensor:
+        for row, pixels in zip(out, pictures, strict=True):
+            row.copy_(
+                torch.from_numpy(images.crop(Image.fromarray(pixels), PREPROCESS).copy()).float() * scale - shift
+            )
+        return out
+
+
+@pytest.fixture
+def decoder(monkeypatch: pytest.MonkeyPatch) -> GpuDecoder:
+    made = GpuDecoder.__new__(GpuDecoder)
+    made.codec = made.decoder = FakeCodec()
+    vars(made).update(kernels=FakeKernels(), parameters=None)
+    made.preprocess, made.device, made.dtype = PREPROCESS, CPU, torch.float32
+    made.scale, made.shift = images.folded(PREPROCESS, CPU)
+    stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(made, "_picture", lambda image, header: image)
+    return made
+
+
+def accepted(decoder: GpuDecoder, data: bytes) -> Jpeg:
+    jpeg = decoder.accept(data, 50_000_000)
+    assert jpeg is not None
+    return jpeg
+
+
+def test_crops_are_the_cpus(decoder: GpuDecoder, picture: Image.Image, file_of: Encode) -> None:
+    files = [file_of(picture, "JPEG"), file_of(picture.rotate(90, expand=True), "JPEG")]
+    found = Batcher(PREPROCESS, CPU, torch.float32)(decoder([accepted(decoder, data) for data in files]))
+    crops = [crop for data in files for crop in images.prepare(data, PREPROCESS, 50_000_000)]
+    torch.testing.assert_close(found, Batcher(PREPROCESS, CPU, torch.float32)(crops))
+
+
+def test_a_file_that_the_engines_do_not_decode_leaves_its_neighbours_alone(
+    decoder: GpuDecoder, picture: Image.Image, file_of: Encode
+) -> None:
+    good, bad = file_of(picture, "JPEG"), file_of(picture, "JPEG", quality=20)
+    decoder.decoder.fails = lambda data: data == bad
+    first, none, last = decoder([accepted(decoder, data) for data in (good, bad, good)])
+    assert none is None
+    assert isinstance(first, DeviceCrop)
+    assert isinstance(last, DeviceCrop)
+    assert torch.equal(first.batch[first.row], last.batch[last.row])
+
+
+def test_a_picture_of_another_size_than_its_header_says_is_not_taken(
+    decoder: GpuDecoder, picture: Image.Image, file_of: Encode
+) -> None:
+    jpeg = accepted(decoder, file_of(picture, "JPEG"))
+    assert decoder([jpeg._replace(header=jpeg.header._replace(width=9))]) == [None]
+
+
+def test_many_pixels_are_decoded_in_parts(
+    decoder: GpuDecoder, picture: Image.Image, file_of: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_decoder, "MAX_PIXELS_TOGETHER", 2 * picture.width * picture.height)
+    crops = decoder([accepted(decoder, file_of(picture, "JPEG"))] * 5)
+    assert decoder.decoder.batches == [2, 2, 1]
+    assert len(crops) == 5
+
+
+def test_what_does_not_pay_or_may_differ_goes_the_cpus_way(
+    decoder: GpuDecoder, picture: Image.Image, file_of: Encode
+) -> None:
+    refused = {
+        "progressive": file_of(picture, "JPEG", progressive=True),
+        "a strip": file_of(picture.resize((90, 10)), "JPEG"),
+        "one that shrinks much": file_of(picture.resize((700, 700)), "JPEG"),
+        "a PNG": file_of(picture, "PNG"),
+    }
+    assert {name: decoder.accept(data, 50_000_000) for name, data in refused.items()} == dict.fromkeys(refused)
+    assert decoder.accept(file_of(picture, "JPEG"), max_pixels=100) is None  # for the CPU's way to refuse
+
+
+def test_trial_files_are_of_every_kind_that_the_gpu_decodes() -> None:
+    headers = [jpeg_headers.read(data) for data in gpu_decoder._trial_files()]
+    assert {header.subsampling for header in headers if header} == {*jpeg_headers.SUBSAMPLINGS.values(), "grey"}
+    assert None not in headers
+
+
+def test_without_a_gpu_the_cpu_decodes_and_gpu_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert gpu_decoder.load("auto", PREPROCESS, CPU, torch.float32) == (
+            None,
+            "it needs an NVIDIA GPU, and the device is cpu",
+        )
+        assert gpu_decoder.load("cpu", PREPROCESS, CPU, torch.float32) == (None, "asked for")
+    assert not caplog.records  # nobody expected a GPU
+    with pytest.raises(ValueError, match=r"decoder: gpu is asked for, and it needs an NVIDIA GPU"):
+        gpu_decoder.load("gpu", PREPROCESS, CPU, torch.float32)
+
+
+def test_other_pixels_are_refused(
+    decoder: GpuDecoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A codec whose chroma is wrong is left out under auto, and named."""
+
+    def differing(*arguments: object) -> GpuDecoder:
+        raise RuntimeError("its pixels differ from the CPU's by 20 of 255")
+
+    monkeypatch.setattr(gpu_decoder, "objection", lambda *arguments: None)
+    monkeypatch.setattr(gpu_decoder, "GpuDecoder", differing)
+    found, why = gpu_decoder.load("auto", PREPROCESS, torch.device("cuda", 0), torch.float16)
+    assert found is None
+    assert "by 20 of 255" in why
+    assert "by 20 of 255" in caplog.text
