@@ -55,7 +55,9 @@ class Graph:
         fields += [(5, _external(name, values.shape)) for name, values in self.weights.items()]
         fields += [(11, _described(*one)) for one in inputs]
         fields.append((12, _described(output[0], FLOAT, output[1])))
-        opsets = [_message([(1, domain), (2, release)]) for domain, release in (("", OPSET), (CONTRIB, CONTRIB_OPSET))]
+        opsets = [
+            _message([(1, domain), (2, release)]) for domain, release in (("", OPSET), (CONTRIB, CONTRIB_OPSET))
+        ]
         return _message([(1, IR_VERSION), (7, _message(fields)), *((8, opset) for opset in opsets)])
 
 

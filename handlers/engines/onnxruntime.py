@@ -48,6 +48,8 @@ def unfit(spec: EngineSpec) -> str | None:
     """Why it would run `spec` on no machine; without reading weights."""
     if spec.precision != "fp32":
         return f"it runs fp32, and the precision is {spec.precision}"
+    if not (spec.model_dir / "config.json").is_file():
+        return f"{spec.model_dir} has no config.json"
     return _unfit_images(spec) if spec.kind == "image-classifier" else _unfit_texts(spec)
 
 
