@@ -38,7 +38,7 @@ from archive import package as packaging
 from archive.parity import Figures
 from archive.probe import ProbeContext
 from handlers import images, networks, placement
-from handlers.engines import tensorrt
+from handlers.engines import on_cpu, tensorrt
 from handlers.image_classifier import ImageClassifier
 from handlers.images import Preprocess
 
