@@ -174,8 +174,10 @@ def load_best(asked: str, specs: Sequence[EngineSpec], check: bool = True) -> tu
     if specs[0].device.type != "cpu":
         return _load_first(asked, specs[0], check)
     candidates = on_cpu.candidates(asked, specs)
-    if not (check and on_cpu.is_choice(candidates)):
+    if not on_cpu.is_choice(candidates):
         return _load_first(asked, candidates[0][1], check)
+    if not check:
+        return on_cpu.load_for_packaging(candidates)
     name, spec, engine = on_cpu.load_fastest(candidates)
     return name, spec, _with_left_out(asked, specs, engine)
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, kept, plans, references
+from handlers.engines import Engine, EngineSpec, checked, kept, plans, references
 
 FEW = 4  # images that are timed together; of more, each takes as long
 FEW_TOKENS = 256  # of the texts that are timed together
@@ -62,7 +62,7 @@ class Measurement:
     def details(self, when: str) -> dict[str, object]:
         """For the model's description."""
         measured = {"when": when, "milliseconds": self.milliseconds, "against": self.against, "figures": self.figures}
-        return {"measured": measured, **({"dropped": self.dropped} if self.dropped else {})}
+        return {"measured": measured, **_dropped(self.dropped)}
 
 
 def candidates(asked: str, specs: Sequence[EngineSpec]) -> list[Candidate]:
@@ -101,6 +101,29 @@ def load_fastest(among: Sequence[Candidate]) -> tuple[str, EngineSpec, Engine]:
         if not measurement.failed:
             kept.keep(path, {"conditions": conditions, **dataclasses.asdict(measurement)})
     return _described(measurement, among, engine, "here")
+
+
+def load_for_packaging(among: Sequence[Candidate]) -> tuple[str, EngineSpec, Engine]:
+    """The first candidate, whose outputs packaging compares; a later one, if a library other than PyTorch is wrong.
+
+    That library would not serve, and shall not keep an archive from being packaged that PyTorch runs.
+    """
+    dropped = {}
+    for name, spec in among:
+        if name not in NOT_PYTORCH:
+            engine = engines.load(name, spec)
+            break
+        try:
+            _, engine = checked.compare(spec, [name])
+            break
+        except Exception as error:  # as in measure
+            dropped[_name(name, spec)] = f"{type(error).__name__}: {error}"
+            logger.warning("engine %s dropped: %s", name, error)
+    return name, spec, dataclasses.replace(engine, details={**engine.details, **_dropped(dropped)})
+
+
+def _dropped(reasons: Mapping[str, str]) -> dict[str, object]:
+    return {"dropped": dict(reasons)} if reasons else {}
 
 
 def measure(among: Sequence[Candidate]) -> tuple[Measurement, Engine]:

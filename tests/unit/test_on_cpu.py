@@ -207,11 +207,17 @@ def test_what_no_engine_runs_is_refused_by_the_first_precision(digits_folder: Pa
         engines.load_best("cudnn", specs_of(digits_folder, tmp_path))
 
 
-def test_packaging_is_told_nothing_of_times(digits_folder: Path, tmp_path: Path) -> None:
-    """The parity gate runs the engine that comes first, in the precision that it asks for."""
+@pytest.mark.parametrize("outputs", [None, torch.zeros_like, "raises"], ids=["right", "wrong", "raises"])
+def test_packaging_compares_what_would_serve_and_measures_nothing(
+    digits_folder: Path, tmp_path: Path, spoil: Callable[..., None], outputs: Any
+) -> None:
+    if outputs:
+        spoil("onnxruntime", outputs)
     name, _, engine = engines.load_best("auto", specs_of(digits_folder, tmp_path, "fp32"), check=False)
-    assert name == "onnxruntime"
+    assert name == ("torch_eager" if outputs else "onnxruntime")
     assert not {"measured", "checked"} & engine.details.keys()
+    assert ("onnxruntime fp32" in dict(engine.details.get("dropped", {}))) == bool(outputs)  # type: ignore[call-overload]
+    assert not (tmp_path / "c").exists()
 
 
 def test_one_worker_measures_at_a_time(
