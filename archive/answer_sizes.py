@@ -9,7 +9,7 @@ from __future__ import annotations
 from handlers.answers import DIGITS
 from handlers.settings import TextSettings
 
-MAX_BATCH_BYTES = 10 << 20
+MAX_BATCH_BYTES = 12 << 20
 BESIDE_DIGITS = 6  # bytes of a number in JSON beside its digits: a sign, "0.", two zeros, a comma
 
 

@@ -50,6 +50,7 @@ class ImageClassifier(Handler[ImageSettings]):
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
         self._warm_up()
+        loading.give_back_memory(self.model.device)
 
     def _warm_up(self) -> None:
         """Run what can come, so that no request pays for a first run: on a GPU kernels are chosen, graphs captured.

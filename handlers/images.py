@@ -50,7 +50,8 @@ class Preprocess:
     interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming", as in Pillow.
     mean, std: per channel, of values scaled to 0..1.
     crop_rounding: where the crop begins if what is cut off is an odd number of pixels: half of it rounded "down", as
-        transformers' image processors do, or to the "even" number beside it, as torchvision's and timm's do.
+        transformers' image processors do, or to the "even" number beside it, as torchvision's and timm's do. An
+        archive that does not say it is as it was: "down".
 
     Raises ValueError for values that no image can be prepared with.
     """

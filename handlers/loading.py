@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import time
@@ -64,13 +65,13 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     precision, why_precision = spec.precision, precisions[spec.precision]
     if len(precisions) > 1 and "measured" in engine.details:
         why_precision = f"the fastest here of {' and '.join(precisions)}, where they give the outputs of fp32"
-    device_name = placement.device_name(device)
+    device_name, sharing = placement.device_name(device), placement.sharing(device)
     description = {
         "kind": kind,
         **({"task": spec.task} if spec.task else {}),
         "engine": {"name": name, **engine.details},
         "precision": {"name": precision, "why": why_precision},
-        "device": {"name": device_name, "why": why_device},
+        "device": {"name": device_name, "why": why_device, **({"sharing": sharing} if sharing else {})},
         "batching": {"batchSize": context.system_properties.get("batch_size")},
         "archive": {"digest": provenance.get("digest"), "weights": provenance.get("weights")},
     }
@@ -85,6 +86,16 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
         time.monotonic() - started,
     )
     return Model(folder, chosen, spec, engine, description)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Give the GPU back what loading needed and serving does not: other workers need it.
+
+    PyTorch's allocator keeps freed blocks: of the comparison with fp32, of engines that were measured and dropped.
+    """
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def engine_spec(

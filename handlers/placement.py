@@ -71,6 +71,17 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({cpu_name()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
+def sharing(device: torch.device) -> str | None:
+    """How a GPU is shared among processes: "CUDA MPS" runs their kernels side by side, "time slices" in turns.
+
+    None on a CPU. Source: docs.nvidia.com/deploy/mps, "Environment Variables".
+    """
+    if device.type != "cuda":
+        return None
+    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))  # noqa: S108, CUDA's own default
+    return "CUDA MPS" if (pipes / "control").exists() else "time slices"
+
+
 def set_threads(asked: int, workers: int, device: torch.device) -> None:
     """Let this worker use its share of the CPUs, of those that a container may use among a model's workers.
 

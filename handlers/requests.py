@@ -7,6 +7,7 @@ and on `decode_input_request`; both are read here.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,11 +220,15 @@ class Reader:
 
     def _refuse_misspelt(self, header: str) -> None:
         """Raises InvalidOption for a header that means an option and is none of this model: Top-K, top_k, X-TopK."""
-        for option in {*self.options, *EVERY_OPTION}:
-            meant = _letters(header).removeprefix("x") == _letters(option)
-            if meant and not (option in self.options and header == header_of(option)):
-                known = ", ".join(map(header_of, sorted(self.options))) or "none"
-                raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {known}")
+        option = self._meanings.get(_meaning(header))
+        if option is not None and not (option in self.options and header == header_of(option)):
+            known = ", ".join(map(header_of, sorted(self.options))) or "none"
+            raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {known}")
+
+    @functools.cached_property
+    def _meanings(self) -> Mapping[str, str]:
+        """The option that a header means, by what `_meaning` makes of the header's name."""
+        return {_letters(option): option for option in (*EVERY_OPTION, *self.options)}
 
     def _read_body(self, values: Mapping[str, Any], body: Part, request: Request) -> None:
         unknown = values.keys() - {"body"}
@@ -512,6 +517,11 @@ def _single(name: str, part: Request) -> object:
     if part.shape != "one":
         raise InvalidInput(f"part {names_of([name])} holds a list; where several parts come, each is one input")
     return part.payloads[0]
+
+
+@functools.lru_cache(4096)  # most requests have the same headers
+def _meaning(header: str) -> str:
+    return _letters(header).removeprefix("x")
 
 
 def _letters(name: str) -> str:

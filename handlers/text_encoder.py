@@ -39,6 +39,7 @@ class TextEncoder(Handler[TextSettings]):
         )
         self.metrics = BatchMetrics(context)
         self.inference([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
+        loading.give_back_memory(self.model.device)
 
     def preprocess(self, batch: Sequence[requests.Request]) -> None:
         """Payloads -> token ids."""

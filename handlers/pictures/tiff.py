@@ -78,7 +78,6 @@ class Tiff:
     height: int
     photometric: int
     bits: int
-    signed: bool
     extra: tuple[int, ...]
     compression: int
     predictor: int
@@ -112,7 +111,9 @@ class Tiff:
     def files(self) -> list[bytes]:
         """A TIFF with this picture and nothing else; if its colours lie in planes, a grey one for each."""
         if len(self.planes) == 1:
-            return [self._file(self.planes[0], self.photometric, self.extra)]
+            # Pillow 12 has no grey with a sample of unknown use; as alpha it is dropped alike.
+            extra = (2,) if self.photometric == 1 and self.extra == (0,) else self.extra
+            return [self._file(self.planes[0], self.photometric, extra)]
         colours = _COLOURS[self.photometric]
         return [self._file(plane, self.photometric if colours == 1 else 1, ()) for plane in self.planes[:colours]]
 
@@ -130,7 +131,7 @@ class Tiff:
             317: [self.predictor] if self.predictor != 1 else [],
             320: self._palette() if photometric == PALETTE else [],
             338: extra,
-            339: [2 if self.signed else 1] * samples,
+            339: [2 if self.bits == 32 else 1] * samples,  # Pillow has no unsigned ones of big endian
         }
         if self.tile:
             tags |= {322: [self.tile[0]], 323: [self.tile[1]], 324: starts, 325: sizes}
@@ -184,14 +185,12 @@ def _read(directory: ifd.Directory) -> Tiff:
     tile, rows, parts = _parts(directory, width, height, samples if planar == 2 else 1)
     in_plane = len(parts) // samples if planar == 2 else len(parts)
     planes = tuple(parts[at : at + in_plane] for at in range(0, len(parts), in_plane))
-    signed = formats[0] == 2
     return Tiff(
         directory,
         width,
         height,
         photometric,
         bits[0],
-        signed,
         extra,
         compression,
         predictor,

@@ -35,13 +35,22 @@ class Archive:
         return kind if kind in (IMAGES, TEXTS) else None
 
     @property
+    def config(self) -> dict[str, Any]:
+        """Its model-config.yaml."""
+        with zipfile.ZipFile(self.file) as archive:
+            found = yaml.safe_load(archive.read(CONFIG)) if CONFIG in archive.namelist() else {}
+        return found if isinstance(found, dict) else {}
+
+    @property
     def handler(self) -> dict[str, Any]:
         """The section `handler` of its model-config.yaml."""
-        with zipfile.ZipFile(self.file) as archive:
-            if CONFIG not in archive.namelist():
-                return {}
-            found = (yaml.safe_load(archive.read(CONFIG)) or {}).get("handler")
+        found = self.config.get("handler")
         return found if isinstance(found, dict) else {}
+
+    @property
+    def batching(self) -> dict[str, Any]:
+        """TorchServe's own keys of model-config.yaml, with TorchServe's defaults."""
+        return {"batchSize": 1, "maxBatchDelay": 100} | {k: v for k, v in self.config.items() if k != "handler"}
 
     def about(self) -> dict[str, Any]:
         """For the report: the file's digest, and that of its content if this project packaged it."""

@@ -6,24 +6,30 @@ import argparse
 import contextlib
 import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import tokens
 from benchmarks.commands import checked, parts, positive
 from benchmarks.conditions import slug
+from torchserve import ServerError
 
 from serving_bench import archives, engine_speed, loads, page, report, running, sweep, wrk
 from serving_bench.archives import IMAGES, TEXTS, Archive
 from serving_bench.deployment import Deployment
 from serving_bench.environment import environment
-from serving_bench.load import Generator, Load
+from serving_bench.load import Generator, GeneratorError, Load
 from serving_bench.measure import Bench
 from serving_bench.streams import Streams
 from serving_bench.watch import Gpus
 
 ROOT = Path(__file__).parents[2]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUT = ROOT / "build" / "serving"
 DESCRIPTION = """\
 Measure what a client gets: start a real TorchServe with the archives on free ports, put it under load, and report
@@ -70,9 +76,10 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("archives", nargs="*", type=_archive, metavar="[NAME=]FILE.mar", help="to serve, one by one")
     _add_address(found.add_argument_group("a server that runs already"))
-    _add_load(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
+    add_load(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
     _add_sweep(found.add_argument_group("what is varied (LIST: numbers, separated by commas)"))
-    _add_generator(found.add_argument_group("load generator"))
+    _add_peers(found.add_argument_group("peers"))
+    add_generator(found.add_argument_group("load generator and server"))
     _add_report(found.add_argument_group("report"))
     return found
 
@@ -88,7 +95,8 @@ def _add_address(group: argparse._ArgumentGroup) -> None:
     tokens.add_server(group)
 
 
-def _add_load(group: argparse._ArgumentGroup) -> None:
+def add_load(group: argparse._ArgumentGroup) -> None:
+    """What is sent; see load_for."""
     group.add_argument("--image", type=Path, metavar="PATH", help="a file or folder of images")
     group.add_argument(
         "--size",
@@ -140,17 +148,21 @@ def _add_sweep(group: argparse._ArgumentGroup) -> None:
         help="of the open loop: requests/s, or a share of what the closed loop reached; none: leave it out "
         "(default: 70%%)",
     )
+
+
+def _add_peers(group: argparse._ArgumentGroup) -> None:
+    said = "; ".join(f"{name}: {module.WHAT}" for name, module in sweep.PEERS.items())
     group.add_argument(
-        "--setting",
-        action="append",
+        "--peer",
+        type=_peers,
         default=[],
-        type=_setting,
-        metavar="KEY=VALUE",
-        help="of config.properties, in place of the project's; repeatable",
+        metavar="LIST",
+        help=f"the same network and load through others too. {said}. One that can't run here is said and skipped",
     )
 
 
-def _add_generator(group: argparse._ArgumentGroup) -> None:
+def add_generator(group: argparse._ArgumentGroup) -> None:
+    """How the load is made, for how long, and the server's settings meanwhile."""
     group.add_argument("--seconds", type=_seconds, default=5.0, metavar="S", help="of a point (default: %(default)s)")
     group.add_argument(
         "--warm-up", type=_seconds, default=2.0, metavar="S", help="before each (default: %(default)s)"
@@ -162,10 +174,18 @@ def _add_generator(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--generator-threads", type=positive, metavar="N", help="or processes (default: a quarter of the cores)"
     )
-    group.add_argument("--no-noop", action="store_true", help="skip the proof that the generator is not the limit")
+    group.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="KEY=VALUE",
+        help="of config.properties, in place of the project's; repeatable",
+    )
 
 
 def _add_report(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--no-noop", action="store_true", help="skip the proof that the generator is not the limit")
     group.add_argument(
         "--engine-items-per-second",
         metavar="X|FILE.json[:POINT]",
@@ -180,6 +200,33 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
         help="a short load that checks answers, errors and batching, not times; without archives, the demo's",
     )
     group.add_argument("--redraw", type=Path, metavar="FILE.json", help="write the rest beside an earlier run's JSON")
+
+
+def guarded(chosen: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
+    """Exit status of run(chosen): 1 with a message for what it raises, 130 if it is interrupted."""
+    before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+    try:
+        return run(chosen)
+    except KeyboardInterrupt:
+        print("\nstopped; what was measured until then is in the JSON, if there is one", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, ServerError, GeneratorError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip() if error.stderr else str(error)
+        print(f"error: {Path(str(error.cmd[0])).name} failed: {said}", file=sys.stderr)
+        return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Once: while the server is being ended, a second Ctrl-C would leave processes behind."""
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -232,7 +279,7 @@ def _run(chosen: argparse.Namespace, name: str, measure: Callable[[Bench, dict[s
         report.write(out, report.document(found, about))
 
     with Gpus() as gpus:
-        bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, _say, save)
+        bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, say, save)
         bench.engine_items_per_s = engine_speed.items_per_s(chosen.engine_items_per_second)
         measure(bench, about)
     return finish(bench, out, about, chosen.quick)
@@ -335,6 +382,7 @@ def plan_of(chosen: argparse.Namespace) -> sweep.Plan:
         chosen.batch_delay_ms,
         chosen.rate,
         not chosen.no_noop,
+        chosen.peer,
     )
 
 
@@ -348,13 +396,14 @@ def demo_archives() -> list[Archive]:
 
 def _tell(about: dict[str, Any], generator: Generator, open_loop: Streams) -> None:
     found = about["conditions"]
-    _say(f"on {found['gpus'] or 'no'} GPU ({found['gpu']}), {found['cores']} cores of {found['cpu']}")
-    _say(f"load by {generator.name}; open loop by {open_loop.name}")
+    say(f"on {found['gpus'] or 'no'} GPU ({found['gpu']}), {found['cores']} cores of {found['cpu']}")
+    say(f"load by {generator.name}; open loop by {open_loop.name}")
     if isinstance(generator, Streams):
-        _say("wrk would take half the CPU: apt install wrk, or --wrk PATH")
+        say("wrk would take half the CPU: apt install wrk, or --wrk PATH")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """For a person at a terminal, at once."""
     print(line, flush=True)
 
 
@@ -381,6 +430,15 @@ def _rates(text: str) -> list[str]:
             if 0 < float(part.removesuffix("%")) < float("inf"):
                 continue
         raise ValueError(f"{part!r}; wanted: requests/s (500), a share of the most (70%), or none")
+    return found
+
+
+@checked
+def _peers(text: str) -> list[str]:
+    found = parts(text)
+    for part in found:
+        if part not in sweep.PEERS:
+            raise ValueError(f"{part!r}; wanted: {', '.join(sweep.PEERS)}")
     return found
 
 

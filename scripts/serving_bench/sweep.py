@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from torchserve import ServerError
@@ -15,11 +17,13 @@ from serving_bench import archives, checking, prometheus
 from serving_bench.archives import Archive
 from serving_bench.checking import Lone
 from serving_bench.deployment import Deployment
-from serving_bench.load import Endpoint, Load
+from serving_bench.load import Endpoint, GeneratorError, Load
 from serving_bench.measure import Bench, Setting, Subject
+from serving_bench.peers import lit, stock, unpack
 from serving_bench.running import Running
 from serving_bench.watch import Groups
 
+PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit)}
 NOOP = "noop"
 NOOP_BATCH = 64  # for servers whose own is unknown
 
@@ -37,6 +41,7 @@ class Plan:
     delays_ms: Sequence[int | None]
     rates: Sequence[str]
     noop: bool = True
+    peers: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,55 @@ def run(
     for archive, load in loads:
         about = archive.about()
         for batch_size, delay_ms in product(plan.batch_sizes, plan.delays_ms):
-            said = _archive(bench, deployment, plan, archive, load, batch_size, delay_ms)
+            said = _archive(bench, deployment, plan, archive, load, batch_size, delay_ms, "archive")
             about.setdefault("description", said)
+            for peer in plan.peers:
+                _peer(bench, deployment, plan, peer, archive, load, batch_size, delay_ms)
         found[archive.name] = about
     return found
+
+
+def _peer(
+    bench: Bench,
+    deployment: Deployment,
+    plan: Plan,
+    peer: str,
+    archive: Archive,
+    load: Load,
+    batch_size: int | None,
+    delay_ms: int | None,
+) -> None:
+    """The same network and load through another server. One that cannot run is said, and passed over."""
+    name = f"{peer}-{archive.name}"
+    bench.say(f"{name}: {PEERS[peer].WHAT}")
+    try:
+        if reason := PEERS[peer].objection(archive):
+            bench.skip(name, reason)
+        elif peer == stock.NAME:
+            made = stock.make(archive, deployment.store)
+            _archive(bench, deployment, plan, made, load, batch_size, delay_ms, "peer")
+        else:
+            unpacked = unpack(archive, deployment.folder)
+            own = archive.batching
+            setting = (batch_size or own["batchSize"], delay_ms or own["maxBatchDelay"])
+            _program(bench, plan, PEERS[peer], archive, unpacked, load, setting)
+    except (ServerError, GeneratorError, OSError, subprocess.CalledProcessError) as error:
+        bench.skip(name, str(error))
+
+
+def _program(
+    bench: Bench, plan: Plan, peer: Any, archive: Archive, unpacked: Path, load: Load, setting: tuple[int, int]
+) -> None:
+    """A peer that is a program of its own, started anew for each count of workers."""
+    bodies = [peer.request(body, load) for body in load.bodies]
+    its_own = Load(load.name, bodies, {"Content-Type": peer.CONTENT_TYPE}, load.unit, load.items)
+    lone: Lone | None = None
+    for workers in plan.workers:
+        free = bench.gpus.memory_mib()
+        with peer.served(archive, unpacked, its_own, workers, *setting) as program:
+            lone = lone or checking.ask(program.endpoint(), its_own)
+            more = {"answer_bytes": lone.mean_bytes, "gpu_mib_per_worker": _per_worker(bench, free, workers)}
+            points(bench, plan, program, its_own, lone, Setting(workers, *setting), more)
 
 
 def _archive(
@@ -80,24 +130,32 @@ def _archive(
     load: Load,
     batch_size: int | None,
     delay_ms: int | None,
+    kind: str,
 ) -> dict[str, Any]:
     """All points of one archive at one batch size and delay; its description."""
     free = bench.gpus.memory_mib()
     deployment.register(archive, batch_size, delay_ms)
-    served = Served(deployment, archive.name, "archive")
+    try:
+        return _registered(bench, deployment, plan, Served(deployment, archive.name, kind), load, free)
+    finally:
+        with contextlib.suppress(OSError, ServerError):
+            deployment.unregister(archive.name)
+
+
+def _registered(
+    bench: Bench, deployment: Deployment, plan: Plan, served: Served, load: Load, free: float | None
+) -> dict[str, Any]:
     lone: Lone | None = None
     for workers in plan.workers:
-        deployment.scale(archive.name, workers, _once(bench.say))
-        setting = setting_of(deployment, archive.name, workers)
+        deployment.scale(served.name, workers, _once(bench.say))
+        setting = setting_of(deployment, served.name, workers)
         if lone is None:
             lone = checking.ask(served.endpoint(), load)
             if plan.noop:
                 noop(bench, deployment, plan, load, lone, setting)
         more = {"answer_bytes": lone.mean_bytes, "gpu_mib_per_worker": _per_worker(bench, free, workers)}
         points(bench, plan, served, load, lone, setting, more)
-    description = described(deployment, archive.name)
-    deployment.unregister(archive.name)
-    return description
+    return described(deployment, served.name)
 
 
 def run_address(bench: Bench, running: Running, plan: Plan, workers: Sequence[int] | None, load: Load) -> None:
@@ -109,7 +167,7 @@ def run_address(bench: Bench, running: Running, plan: Plan, workers: Sequence[in
     if plan.noop:
         with Deployment({}) as deployment:
             noop(bench, deployment, plan, load, lone, Setting(None, NOOP_BATCH, 1))
-    counts: list[int | None] = [*workers] or [None]
+    counts: list[int | None] = [*(workers or [])] or [None]
     for count in counts:
         setting = running.scale(count)
         points(bench, plan, running, load, lone, setting, {"answer_bytes": lone.mean_bytes})

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 from torchserve import ROOT, Server
 
 pytestmark = pytest.mark.e2e
@@ -100,3 +102,17 @@ def test_stopped_it_leaves_nothing_behind(model_store: Path, tmp_path: Path) -> 
 def _under_load(running: subprocess.Popen[bytes]) -> bool:
     names = [process.name() for process in psutil.Process(running.pid).children(recursive=True)]
     return "wrk" in names or sum(name.startswith("python") for name in names) > 2
+
+
+def test_tune_writes_what_it_has_measured(model_store: Path, tmp_path: Path) -> None:
+    mar = tmp_path / "digits.mar"
+    mar.write_bytes((model_store / "digits.mar").read_bytes())
+    bounds = ("--most-workers", "1", "--most-batch", "2", "--seconds", "1", "--warm-up", "1")
+    program = [sys.executable, str(ROOT / "scripts" / "tune.py"), str(mar), "--max-throughput", "--write", *bounds]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "best: 1 worker, batch size" in done.stdout
+    assert "confirmed in an open loop" in done.stdout
+    with zipfile.ZipFile(mar) as archive:
+        config = yaml.safe_load(archive.read("model-config.yaml"))
+    assert f"batch size {config['batchSize']}, delay {config['maxBatchDelay']} ms: " in done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,12 @@ SIZES = [
 ]
 
 
+def jpeg_of(picture: Image.Image, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
 def decoder_for(preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> GpuDecoder:
     why = gpu_decoder.objection(preprocess, DEVICE)
     if why:
@@ -56,7 +61,7 @@ def levels(found: GpuDecoder, data: bytes) -> Any:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("rounding", ["down", "even"])
-def test_pixels_are_pillows(interpolation: str, rounding: str, file_of: Callable[..., bytes]) -> None:
+def test_pixels_are_pillows(interpolation: str, rounding: str) -> None:
     preprocess = Preprocess(size=224, resize=235, interpolation=interpolation, crop_rounding=rounding)
     found = decoder_for(preprocess)
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -65,16 +70,16 @@ def test_pixels_are_pillows(interpolation: str, rounding: str, file_of: Callable
         exif = Image.Exif()
         exif[0x0112] = index % 8 + 1
         for subsampling in range(3):
-            data = file_of(picture, "JPEG", quality=92, subsampling=subsampling, exif=exif.tobytes())
+            data = jpeg_of(picture, quality=92, subsampling=subsampling, exif=exif.tobytes())
             wanted = images.crop(pictures.decode(data, MOST), preprocess)
             difference = np.abs(levels(found, data) - wanted)
             assert difference.max() <= 2.01, (size, subsampling, index)
             assert difference.mean() < 0.1, (size, subsampling, index)
 
 
-def test_a_batch_is_answered_in_order_and_like_lone_files(file_of: Callable[..., bytes]) -> None:
+def test_a_batch_is_answered_in_order_and_like_lone_files() -> None:
     found = decoder_for(Preprocess(size=224, resize=256), torch.float16)
-    files = [file_of(Image.new("RGB", (90 + 7 * i, 80), (i, 255 - i, 2 * i % 256)), "JPEG") for i in range(100)]
+    files = [jpeg_of(Image.new("RGB", (90 + 7 * i, 80), (i, 255 - i, 2 * i % 256))) for i in range(100)]
     jpegs = [found.accept(data, MOST) for data in files]
     together = found([jpeg for jpeg in jpegs if jpeg])
     for jpeg, crop in zip(jpegs, together, strict=True):
@@ -85,11 +90,11 @@ def test_a_batch_is_answered_in_order_and_like_lone_files(file_of: Callable[...,
         assert torch.equal(crop.batch[crop.row], alone.batch[alone.row])
 
 
-def test_broken_files_hurt_nobody_else(file_of: Callable[..., bytes]) -> None:
+def test_broken_files_hurt_nobody_else() -> None:
     """2,000 damaged files, each beside a good one: the good one's pixels stay, and the GPU does."""
     found = decoder_for(Preprocess(size=224, resize=256))
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8))
-    good = file_of(picture, "JPEG", quality=80)
+    good = jpeg_of(picture, quality=80)
     wanted = levels(found, good)
     whole = found.accept(good, MOST)
     assert whole is not None
@@ -118,9 +123,9 @@ def test_broken_files_hurt_nobody_else(file_of: Callable[..., bytes]) -> None:
     assert taken > 500
 
 
-def test_what_pillow_refuses_is_not_decoded(file_of: Callable[..., bytes]) -> None:
+def test_what_pillow_refuses_is_not_decoded() -> None:
     found = decoder_for(Preprocess(size=224, resize=256))
-    good = file_of(Image.new("RGB", (200, 150), (1, 2, 3)), "JPEG")
+    good = jpeg_of(Image.new("RGB", (200, 150), (1, 2, 3)))
     for data in (good[:-200], good[:300], b"", b"\xff\xd8\xff\xd9"):
         assert found.accept(data, MOST) is None
         with pytest.raises(RequestError):

@@ -34,8 +34,7 @@ def theirs(data: bytes) -> NDArray[Any]:
         return np.repeat(grey, 3, axis=2)
     if photometric == 5:
         inks: NDArray[Any] = values / 255
-        colours: NDArray[Any] = 255 * (1 - inks[..., :3]) * (1 - inks[..., 3:4])
-        return colours
+        values = 255 * (1 - inks[..., :3]) * (1 - inks[..., 3:4])
     return values[..., :3]
 
 

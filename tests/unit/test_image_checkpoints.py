@@ -280,7 +280,7 @@ def test_timm_folder(tmp_path: Path) -> None:
     found = read(timm_folder(tmp_path, dict(model.state_dict()), label_names=names))
     assert_serves(found, model)
     assert found.layout == "timm"
-    assert found.preprocess == Preprocess(64, 67, "shortest_edge", "bicubic")
+    assert found.preprocess == Preprocess(64, 67, "shortest_edge", "bicubic", crop_rounding="even")
     assert found.labels == tuple(names)
     assert found.config.id2label == dict(enumerate(names))
 
@@ -296,7 +296,7 @@ def test_older_timm_config_without_pretrained_cfg(tmp_path: Path) -> None:
     config = {"architecture": "tv_resnet50", "input_size": [3, 32, 32], "crop_pct": 0.5, "labels": [*"abcde"]}
     (folder / "config.json").write_text(json.dumps(config))
     found = read(folder)
-    assert found.preprocess == Preprocess(32, 64, "shortest_edge", "bicubic")
+    assert found.preprocess == Preprocess(32, 64, "shortest_edge", "bicubic", crop_rounding="even")
     assert found.labels == (*"abcde",)
 
 

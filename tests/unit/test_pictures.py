@@ -426,6 +426,16 @@ class TestTiffLayouts:
         with pytest.raises(UnsupportedMediaType, match=name):
             decode(tiff(np.zeros((4, 6, 1), int), **change))
 
+    @pytest.mark.parametrize("order", "<>")
+    @pytest.mark.parametrize(("most", "taken"), [(65535, True), (65536, False), (2**32 - 1, False)])
+    def test_32_bits_if_16_hold_them(self, order: str, most: int, taken: bool) -> None:
+        data = tiff(np.array([[[0], [most]]]), bits=32, order=order)
+        if taken:
+            assert decode(data)[0, :, 0].tolist() == [0, 255]
+        else:
+            with pytest.raises(InvalidImage, match="beyond 16 bits"):
+                decode(data)
+
     def test_a_palette_of_8_bits(self) -> None:
         values = RNG.integers(0, 4, (5, 7, 1))
         data = tiff(values, bits=2, photometric=3, colours=[colour // 257 for colour in PALETTE[:12]])

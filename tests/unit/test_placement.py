@@ -174,3 +174,12 @@ def test_device_name_says_what_the_cpu_is_and_how_it_is_used(monkeypatch: pytest
     assert name.endswith("3 threads)")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Example GPU")
     assert placement.device_name(GPU) == "cuda:0 (Example GPU)"
+
+
+def test_how_a_gpu_is_shared_is_seen_by_mps_own_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    gpu = torch.device("cuda", 0)
+    assert placement.sharing(gpu) == "time slices"
+    (tmp_path / "control").touch()
+    assert placement.sharing(gpu) == "CUDA MPS"
+    assert placement.sharing(torch.device("cpu")) is None

@@ -43,7 +43,7 @@ TIMM: dict[str, Any] = {
 
 
 def test_reads_the_file_of_microsoft_resnet_101() -> None:
-    assert read_preprocess(MICROSOFT) == Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD, "even")
+    assert read_preprocess(MICROSOFT) == Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_refuses_by_name_what_cannot_be_expressed(config: dict[str, Any], named:
 
 
 def test_reads_timms_plain_settings_not_its_test_ones() -> None:
-    assert read_timm_preprocess(TIMM) == Preprocess(224, 235, "shortest_edge", "bicubic", MEAN, STD)
+    assert read_timm_preprocess(TIMM) == Preprocess(224, 235, "shortest_edge", "bicubic", MEAN, STD, "even")
 
 
 def test_timms_defaults() -> None:

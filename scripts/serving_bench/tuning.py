@@ -1,0 +1,148 @@
+"""The search for workers, batch size and delay: one after another, each by measuring, in few runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torchserve import ServerError
+
+MOST_CLIENTS = 512
+GAIN = 1.05  # that a setting has to bring to be taken: less is noise
+DELAYS_MS = (1, 2, 5)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model may be served."""
+
+    workers: int
+    batch_size: int
+    delay_ms: int
+
+    def __str__(self) -> str:
+        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        return f"{workers}, batch size {self.batch_size}, delay {self.delay_ms} ms"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a choice gave. clients: with how many it was reached; 0 if it never met the goal."""
+
+    choice: Choice
+    requests_per_s: float
+    p99_ms: float
+    clients: int
+
+
+Measure = Callable[[Choice, int], dict[str, Any]]
+
+
+@dataclass
+class Search:
+    """measure(choice, clients): a row of a closed loop. p99_ms: the goal, or None for throughput alone."""
+
+    measure: Measure
+    p99_ms: float | None
+    tell: Callable[[str], None]
+    scores: dict[Choice, Score] = field(default_factory=dict)
+
+    def run(self, start: Choice, most_workers: int, most_batch: int) -> Score | None:
+        """The best choice found; None if none meets the goal.
+
+        Workers are doubled until that brings nothing, then the batch size is halved and doubled, then the delay
+        varied. If batches as large as they start with miss the goal, smaller ones are tried first.
+        """
+        best = self._first(start)
+        if best is None:
+            return None
+        best = self._climb(
+            best, (replace(best.choice, workers=n) for n in doubled(best.choice.workers, most_workers))
+        )
+        best = self._climb(
+            best, (replace(best.choice, batch_size=n) for n in doubled(best.choice.batch_size, most_batch))
+        )
+        best = self._climb(best, (replace(best.choice, batch_size=n) for n in halved(best.choice.batch_size)))
+        return self._best(best, [replace(best.choice, delay_ms=n) for n in DELAYS_MS if n != best.choice.delay_ms])
+
+    def _first(self, start: Choice) -> Score | None:
+        """The first choice that meets the goal, from `start` with ever smaller batches."""
+        for size in (start.batch_size, *halved(start.batch_size)):
+            score = self.score(replace(start, batch_size=size))
+            if score.clients:
+                return score
+        return None
+
+    def _climb(self, best: Score, choices: Iterable[Choice]) -> Score:
+        """One choice after another, as long as each is clearly better than the best so far."""
+        for choice in choices:
+            score = self.score(choice)
+            if not score.clients or score.requests_per_s < best.requests_per_s * GAIN:
+                break
+            best = score
+        return best
+
+    def _best(self, best: Score, choices: Sequence[Choice]) -> Score:
+        for choice in choices:
+            score = self.score(choice)
+            if score.clients and score.requests_per_s >= best.requests_per_s * GAIN:
+                best = score
+        return best
+
+    def score(self, choice: Choice) -> Score:
+        """The most requests/s that the choice gives within the goal; measured once."""
+        if choice not in self.scores:
+            self.scores[choice] = self._within_goal(choice) if self.p99_ms else self._saturated(choice)
+            found = self.scores[choice]
+            said = f"{found.requests_per_s:,.0f} requests/s, p99 {found.p99_ms:,.1f} ms at {found.clients} clients"
+            self.tell(f"{choice}: {said if found.clients else 'not within the goal, or not without errors'}")
+        return self.scores[choice]
+
+    def _saturated(self, choice: Choice) -> Score:
+        clients = min(MOST_CLIENTS, max(8, 4 * choice.workers * choice.batch_size))
+        return self._run(choice, clients)
+
+    def _within_goal(self, choice: Choice) -> Score:
+        """Clients are quadrupled while p99 holds, then doubled once from the last that held."""
+        best, clients = Score(choice, 0, 0, 0), 1
+        while clients <= MOST_CLIENTS:
+            found = self._run(choice, clients)
+            if found.p99_ms > (self.p99_ms or 0) or found.requests_per_s < best.requests_per_s:
+                break
+            best, clients = found, clients * 4
+        if best.clients and 2 * best.clients <= MOST_CLIENTS:
+            between = self._run(choice, 2 * best.clients)
+            if between.p99_ms <= (self.p99_ms or 0) and between.requests_per_s > best.requests_per_s:
+                best = between
+        return best
+
+    def _run(self, choice: Choice, clients: int) -> Score:
+        """A run with errors or wrong answers counts as one without answers; so does a server that does not start."""
+        try:
+            row = self.measure(choice, clients)
+        except ServerError as error:
+            self.tell(f"{choice}: {error}")
+            return Score(choice, 0, float("inf"), 0)
+        sound = not row["errors"] and not row["answers_wrong"] and row["p99_ms"] is not None
+        if not sound:
+            return Score(choice, 0, float("inf"), 0)
+        return Score(choice, row["requests_per_s"], row["p99_ms"], clients)
+
+
+def doubled(value: int, most: int) -> list[int]:
+    """Larger values, the last of them `most`."""
+    found = []
+    while value < most:
+        value = min(2 * value, most)
+        found.append(value)
+    return found
+
+
+def halved(value: int) -> list[int]:
+    """Smaller values, down to 1."""
+    found = []
+    while value > 1:
+        value //= 2
+        found.append(value)
+    return found
