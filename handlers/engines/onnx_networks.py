@@ -59,22 +59,27 @@ def encoder(network: FusedEncoder) -> tuple[Graph, bytes]:
 
 def _layer(graph: Graph, hidden: str, layer: FusedLayer) -> str:
     weight, config = graph.weight, layer.config
-    qkv = (weight(layer.qkv_weight.T), weight(layer.qkv_bias))
+    qkv = (graph.add("Transpose", weight(layer.qkv_weight)), weight(layer.qkv_bias))
     context = graph.add(
         "Attention", hidden, *qkv, LENGTHS, domain=CONTRIB, num_heads=config.heads, scale=config.scale
     )
     hidden = _add_norm(
-        *(graph, graph.add("MatMul", context, weight(layer.out_weight.T)), hidden),
+        *(graph, _multiply(graph, context, weight(layer.out_weight)), hidden),
         *(weight(layer.attention_norm_weight), weight(layer.attention_norm_bias), weight(layer.out_bias)),
         eps=config.eps,
     )
-    inner = graph.add("MatMul", hidden, weight(layer.up_weight.T))
+    inner = _multiply(graph, hidden, weight(layer.up_weight))
     inner = _activate(graph, inner, weight(layer.up_bias), config.activation)
     return _add_norm(
-        *(graph, graph.add("MatMul", inner, weight(layer.down_weight.T)), hidden),
+        *(graph, _multiply(graph, inner, weight(layer.down_weight)), hidden),
         *(weight(layer.output_norm_weight), weight(layer.output_norm_bias), weight(layer.down_bias)),
         eps=config.eps,
     )
+
+
+def _multiply(graph: Graph, hidden: str, weight: str) -> str:
+    """With the weight as it lies in the checkpoint's file, (O, I): what is not copied can stay there."""
+    return graph.add("FusedMatMul", hidden, weight, domain=CONTRIB, transB=1)
 
 
 def _add_norm(graph: Graph, hidden: str, residual: str, weight: str, shift: str, bias: str, eps: float) -> str:

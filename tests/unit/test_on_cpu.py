@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from handlers import engines, placement
-from handlers.engines import Engine, EngineSpec, on_cpu, onnxruntime, references
+from handlers.engines import Engine, EngineSpec, on_cpu, onnxruntime, plans, references
 from handlers.engines.on_cpu import Measurement
 from handlers.image_classifier import ImageClassifier
 
@@ -232,7 +232,7 @@ def test_one_worker_measures_at_a_time(
         assert list((tmp_path / "c").glob("cpu-*.json")), "let go before others could read what was measured"
 
     times(*CHOICES["onnxruntime fp32"])
-    monkeypatch.setattr(on_cpu.plans, "locked", locked)
+    monkeypatch.setattr(plans, "locked", locked)
     engines.load_best("auto", specs_of(digits_folder, tmp_path))
     assert held == [tmp_path / "c" / "cpu"]
 

@@ -27,7 +27,7 @@ from handlers.engines.onnx_graph import FLOAT, Graph
 from handlers.settings import TEXT_TASKS
 
 CPU = torch.device("cpu")
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 HEADS = {
     "embeddings": "Model",
     "sequence-classification": "ForSequenceClassification",
@@ -93,7 +93,7 @@ def test_texts(tmp_path: Path, task: str, lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "DistilBert", "Electra"])
 def test_families(tmp_path: Path, family: str) -> None:
-    config = {"embedding_size": 16} if family == "Electra" else {}
+    config: dict[str, Any] = {"embedding_size": 16} if family == "Electra" else {}
     assert_same(text_spec(save_text_model(tmp_path, family, **config)), batch_of(ONE_OF_EACH))
 
 
