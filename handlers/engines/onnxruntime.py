@@ -36,7 +36,7 @@ MISSING = (
 PIXELS = 8 * 224 * 224  # of the images that run at once; a CPU gains nothing from more, which take memory
 TOKENS = 2048  # that run at once, as for PIXELS
 MAX_TOKENS = 2048  # of one text: all of its attention scores lie in memory, (heads, tokens, tokens)
-PADDING = 32  # tokens of padding that texts may bring each other, before running them apart costs less
+PADDING = 64  # tokens of padding that texts may bring each other, before running them apart costs less
 
 
 def objection(spec: EngineSpec) -> str | None:
