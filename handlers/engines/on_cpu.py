@@ -31,7 +31,7 @@ from handlers.engines import Engine, EngineSpec, checked, kept, plans, reference
 
 FEW = 4  # images that are timed together; of more, each takes as long
 FEW_TOKENS = 256  # of the texts that are timed together
-LEAST_RUNS, MOST_RUNS, ENOUGH_S = 3, 15, 0.1  # of one batch; after so many seconds the least runs are enough
+LEAST_RUNS, MOST_RUNS, ENOUGH_S = 3, 30, 0.3  # of one batch; after so many seconds the least runs are enough
 NOT_PYTORCH = ("onnxruntime",)
 
 logger = logging.getLogger(__name__)
