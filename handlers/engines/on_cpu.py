@@ -60,9 +60,10 @@ class Measurement:
         return math.prod(self.milliseconds[name].values())
 
     def details(self, when: str) -> dict[str, object]:
-        """For the model's description."""
-        measured = {"when": when, "milliseconds": self.milliseconds, "against": self.against, "figures": self.figures}
-        return {"measured": measured, **_dropped(self.dropped)}
+        """For the model's description; `checked` as every engine's."""
+        checked = {"when": when, "against": self.against, **self.figures[_joined(self.chosen)]}
+        measured = {"when": when, "milliseconds": self.milliseconds, "figures": self.figures}
+        return {"checked": checked, "measured": measured, **_dropped(self.dropped)}
 
 
 def candidates(asked: str, specs: Sequence[EngineSpec]) -> list[Candidate]:
