@@ -142,9 +142,10 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None, image: bool) ->
     serving.add_argument(
         "--engine",
         default="auto",
-        help="auto: the fastest that can run where it is served"
-        + (", measured there on a GPU (default). By name: cudnn, tensorrt" if image else " (default). By name: fused")
-        + ", torch_eager. One for GPUs may be packaged without one: another stands in for it at the parity gate",
+        help="auto: the fastest that can run where it is served, measured there"
+        + (" (default). By name: cudnn, tensorrt" if image else " on a CPU (default). By name: fused")
+        + ", torch_eager, onnxruntime (on a CPU). One for GPUs may be packaged without one: another stands in for it "
+        "at the parity gate",
     )
     serving.add_argument(
         "--device",

@@ -26,6 +26,7 @@ from archive import contents, digests, parity, probe
 
 if TYPE_CHECKING:
     from archive.jobs import Job  # imports torch
+    from handlers.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 ENTRIES = ("image_classifier.py", "text_encoder.py")
@@ -33,6 +34,7 @@ VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "tor
 OPTIONAL = (
     "triton",
     "onnx",
+    "onnxruntime",
     "tensorrt",
     "torch2trt",
     "timm",
@@ -189,7 +191,7 @@ def _refuse_unfit(job: Job, stage: Path) -> None:
     from handlers import engines, loading
 
     asked = job.settings
-    precision = "fp16" if asked.precision == "auto" else asked.precision
+    precision = _main_precision(asked)
     spec = loading.engine_spec(job.kind, stage, torch.device("cpu"), precision, asked, 1)
     engine = "fused" if (asked.engine, precision) == ("auto", "fp8") else asked.engine  # the only one that knows fp8
     why = None if engine == "auto" else engines.unfit(engine, spec)
@@ -198,6 +200,13 @@ def _refuse_unfit(job: Job, stage: Path) -> None:
     if why:
         option = "--precision" if precision == "fp8" else "--engine"
         raise PackagingError(f"engine {engine} runs this on no machine: {why}; {option} auto takes one that can")
+
+
+def _main_precision(asked: Settings) -> str:
+    """The precision that is to serve; for "auto" the one that matters most to the engine."""
+    if asked.precision != "auto":
+        return asked.precision
+    return "fp32" if asked.engine == "onnxruntime" else "fp16"
 
 
 def _drop_local_paths(stage: Path) -> None:
@@ -296,7 +305,7 @@ def _refuse_failures(job: Job, figures: Mapping[str, parity.Figures]) -> None:
 def _stood_in(job: Job, figures: Mapping[str, parity.Figures], reasons: Mapping[str, str]) -> list[str]:
     """Notes, where what was asked for by name is not what the parity gate has seen. reasons: by precision."""
     asked = job.settings
-    precision = "fp16" if asked.precision == "auto" else asked.precision
+    precision = _main_precision(asked)
     seen, said = figures[precision], []
     if precision in reasons and seen.engine:
         said.append(f"{reasons[precision]} Here {seen.engine} stood in for it at the parity gate")

@@ -46,6 +46,17 @@ def choose_precision(asked: str, device: torch.device, parity: Mapping[str, Any]
     return wanted, f"passed the parity gate against fp32, measured on {where}{by}"
 
 
+def precisions(asked: str, device: torch.device, parity: Mapping[str, Any]) -> dict[str, str]:
+    """What `choose_precision` says, and behind it, for "auto" on a CPU, fp32: bf16 need not be faster there.
+
+    Which of two serves is measured, unless the engine that is asked for runs one of them alone.
+    """
+    precision, why = choose_precision(asked, device, parity)
+    if asked != "auto" or device.type != "cpu" or precision == "fp32":
+        return {precision: why}
+    return {precision: why, "fp32": f"the engine that is asked for runs no {precision} here"}
+
+
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 natively (AVX-512 BF16 or AMX)."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -52,8 +52,9 @@ class Settings:
     """What both handlers share.
 
     engine: a module of handlers.engines, or "auto" for the best one that can run here.
-    precision: "auto" is fp16 on a GPU, bf16 on a CPU that has it natively, where the archive's parity figures
-        allow them, else fp32. "fp8" (of text encoders, from Hopper on) has to be asked for.
+    precision: "auto" is fp16 on a GPU where the archive's parity figures allow it, else fp32; on a CPU that has bf16
+        natively, if the figures allow it, the faster of bf16 and fp32, else fp32. "fp8" (of text encoders, from
+        Hopper on) has to be asked for.
     device: "auto" is the GPU that TorchServe assigned, or the CPU where it has none.
     cpu_threads: of PyTorch on the CPU. 0 is what OMP_NUM_THREADS says; without it one for a worker on a GPU, whose
         other threads would only spin, and else the worker's share of the CPUs that the container may use (maxWorkers

@@ -17,7 +17,7 @@ EPILOG = """\
 examples:
   scripts/bench_model image-classifier                                        all engines, random ResNet-101
   scripts/bench_model image-classifier --engines cudnn-fp16,tensorrt-fp16 --batches 1,64
-  scripts/bench_model image-classifier --device cpu --engines eager-fp32 --batches 1,2 --out /tmp/try
+  scripts/bench_model image-classifier --device cpu --engines eager-fp32,onnxruntime-fp32 --batches 1,2
   scripts/bench_model text-encoder                                            all engines, random BERT-Large
   scripts/bench_model text-encoder --engines hf-sdpa-fp16,fused-fp16 --points 32x128,squad
   scripts/bench_model text-encoder --engines fused-fp16 --points 32x384 --kernels fused-fp16:32x384

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -160,10 +160,37 @@ def load_chosen(asked: str, spec: EngineSpec, check: bool = True) -> tuple[str, 
         name, engine = load_checked(spec, candidates)
     else:
         name, engine = candidates[0], load(candidates[0], spec)
-    left_out = _left_out(spec) if asked == "auto" else {}
-    if left_out:
-        engine = dataclasses.replace(engine, details={**engine.details, "leftOut": left_out})
-    return name, engine
+    return name, _with_left_out(asked, [spec], engine)
+
+
+def load_best(asked: str, specs: Sequence[EngineSpec], check: bool = True) -> tuple[str, EngineSpec, Engine]:
+    """As `load_chosen`, for a model that may run in several precisions, the preferred one first.
+
+    specs: differ in precision alone. On a CPU the fastest of engines and precisions is measured; a GPU gets the first
+    precision. Returns the spec that serves, too.
+    """
+    from handlers.engines import on_cpu
+
+    if specs[0].device.type != "cpu":
+        return _load_first(asked, specs[0], check)
+    candidates = on_cpu.candidates(asked, specs)
+    if not on_cpu.is_choice(candidates):
+        return _load_first(asked, candidates[0][1], check)
+    if not check:
+        return on_cpu.load_for_packaging(candidates)
+    name, spec, engine = on_cpu.load_fastest(candidates)
+    return name, spec, _with_left_out(asked, specs, engine)
+
+
+def _load_first(asked: str, spec: EngineSpec, check: bool) -> tuple[str, EngineSpec, Engine]:
+    name, engine = load_chosen(asked, spec, check)
+    return name, spec, engine
+
+
+def _with_left_out(asked: str, specs: Sequence[EngineSpec], engine: Engine) -> Engine:
+    """The engine, its details with what "auto" left out."""
+    left_out = {name: why for spec in specs for name, why in _left_out(spec).items()} if asked == "auto" else {}
+    return dataclasses.replace(engine, details={**engine.details, "leftOut": left_out}) if left_out else engine
 
 
 def _left_out(spec: EngineSpec) -> dict[str, str]:

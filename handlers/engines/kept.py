@@ -37,7 +37,7 @@ def conditions(spec: EngineSpec, candidates: list[str]) -> dict[str, object]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "libraries": {name: version(name) for name in ("triton", "tensorrt", "transformers")},
+        "libraries": {name: version(name) for name in ("triton", "tensorrt", "onnxruntime", "transformers")},
         "handlers": source_digest(),
     }
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import torch
 
+from handlers import placement
+from handlers.engines.kept import version
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,6 +28,7 @@ def conditions(device: torch.device, commit: str | None = None) -> dict[str, obj
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "tensorrt": _tensorrt_version(),
+        **({} if cuda else {"cpu": placement.device_name(device), "onnxruntime": version("onnxruntime")}),
         "python": platform.python_version(),
         "commit": commit or _said("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
     }

@@ -30,6 +30,7 @@ Time a ResNet. Images are on the device before the clock starts: no decoding, no
   tensorrt-static-fp16      TensorRT from ONNX, with a plan for each of --plan-buckets that runs this batch alone, in
                             place of one plan with a profile for each; built at each run
   NAME-fp16, NAME-bf16      any other file in handlers/engines: cudnn-fp16, tensorrt-fp16, ...
+  onnxruntime-fp32          ONNX Runtime, with --device cpu
 One that cannot run here is listed with its reason, and the others go on.
 
 Before it is timed, an engine's logits must be finite; their relative error to fp32 (worst image) stands in its row.

@@ -42,6 +42,7 @@ device before the clock starts: no tokenizing, no upload, no TorchServe.
                             the first time, and is kept in --plans
   NAME-fp16, NAME-bf16      any file in handlers/engines that runs texts: fused-fp16, ...; also fused-fp8, the
                             network calibrated on random tokens where its folder has no fp8.json
+  onnxruntime-fp32          ONNX Runtime, with --device cpu
 One that cannot run here is listed with its reason, and the others go on.
 
 --points takes BATCHxLENGTH, that many sequences of that many tokens, in one call; and mixes of lengths:

@@ -38,7 +38,7 @@ from archive import package as packaging
 from archive.parity import Figures
 from archive.probe import ProbeContext
 from handlers import images, networks, placement
-from handlers.engines import tensorrt
+from handlers.engines import on_cpu, tensorrt
 from handlers.image_classifier import ImageClassifier
 from handlers.images import Preprocess
 
@@ -360,8 +360,9 @@ def test_auto_leaves_out_a_precision_that_fails_and_records_it(
     assert (precision, why) == ("fp32", "fp16 did not pass the parity gate when the archive was packaged")
     assert "fp16: FAILED" in contents.show(mar)
 
-    # The same on this machine, whose own fast precision is bf16.
+    # The same on this machine, whose own fast precision is bf16, unless fp32 is measured to be faster.
     monkeypatch.setattr(placement, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(on_cpu, "least_ms", lambda run: 1.0)
     folder = tmp_path / "unpacked"
     assert handler_of(mar, folder).model.description["precision"]["name"] == "bf16"
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
@@ -553,6 +554,44 @@ def packaging_error(run: Run, tmp_path: Path) -> Callable[..., str]:
         return printed.partition("error: ")[2]
 
     return refused
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_an_archive_for_onnxruntime_is_compared_as_it_runs_it(
+    digits: Path, package: Package, tmp_path: Path, device: str
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    package(
+        *("image-classifier", "--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path),
+        *("--engine", "onnxruntime", "--device", device),
+    )
+    provenance = contents.read_provenance(tmp_path / "digits.mar")
+    figures = provenance["parity"]
+    assert (figures["fp32"]["engine"], figures["fp16"]["engine"]) == ("onnxruntime", "torch_eager")
+    assert 0 < figures["fp32"]["max_relative_error"] < 1e-5
+    assert provenance["notes"] == []
+
+
+def test_onnxruntime_is_compared_by_auto_too(digits_mar: Path, tiny_mar: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    for mar in (digits_mar, tiny_mar):
+        assert contents.read_provenance(mar)["parity"]["fp32"]["engine"] == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--precision", "bf16"), "it runs fp32, and the precision is bf16"),
+        (("--device", "cuda", "--precision", "fp16"), "it runs fp32, and the precision is fp16"),
+    ],
+)
+def test_what_onnxruntime_runs_nowhere_is_refused(
+    packaging_error: Callable[..., str], digits: Path, options: tuple[str, ...], why: str
+) -> None:
+    error = packaging_error("image-classifier", "--weights", digits, "--engine", "onnxruntime", *options)
+    assert error.startswith(f"engine onnxruntime runs this on no machine: {why}")
 
 
 @pytest.mark.parametrize(("engine", "takes"), [("cudnn", "fp16 and bf16"), ("tensorrt", "fp16")])

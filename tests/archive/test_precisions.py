@@ -76,7 +76,7 @@ def test_a_precision_that_raises_and_was_asked_for_is_refused(
 def test_fp32_has_to_run(raising: Callable[..., None], run: Run, digits: Path, tmp_path: Path) -> None:
     raising("fp32")
     options = ("--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path / "store")
-    status, printed = run("image-classifier", *options)
+    status, printed = run("image-classifier", *options, "--engine", "torch_eager")
     assert status == 1
     assert "RuntimeError: no kernel of that kind" in printed.partition("error: ")[2]
 

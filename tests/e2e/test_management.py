@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import re
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ def answers_seven(client: Client, path: str = "") -> bool:
 
 def test_description_says_what_serves(client: Client) -> None:
     described = client.customized("digits")
-    assert described["engine"]["name"] == "torch_eager"
+    assert described["engine"]["name"] in ("onnxruntime", "torch_eager")  # whichever was measured the faster one
     assert described["precision"] == {"name": "fp32", "why": "asked for"}
     assert described["device"]["name"]
     assert described["archive"]["digest"].startswith("sha256:")
@@ -37,8 +38,8 @@ def test_load_is_logged_with_engine_precision_and_device(server: Server) -> None
     log = (server.folder / "logs" / "model_log.log").read_text(encoding="utf-8")
     lines = [line for line in log.splitlines() if "precision fp32 (asked for), device" in line]
     said = [line.split(" MODEL_LOG - ")[1] for line in lines]
-    for start in ("digits: engine torch_eager, precision", "sentences: engine fused, precision"):
-        assert any(line.startswith(start) for line in said)
+    for start in (r"digits: engine (onnxruntime|torch_eager), precision", r"sentences: engine \w+, precision"):
+        assert any(re.match(start, line) for line in said)
 
 
 def test_archive_settings_reach_torchserve(client: Client) -> None:

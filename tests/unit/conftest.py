@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from archive.probe import ProbeContext
+from handlers.engines import onnxruntime
 from handlers.image_classifier import ImageClassifier
 from handlers.requests import Context
 from handlers.serving import Handler
@@ -89,6 +90,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For "auto" on a CPU: as if ONNX Runtime ran nothing."""
+    monkeypatch.setattr(onnxruntime, "objection", lambda spec: "this test leaves it out")
 
 
 @pytest.fixture(scope="session")

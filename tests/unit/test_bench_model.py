@@ -71,7 +71,7 @@ def test_a_row_for_every_engine_and_batch(content: Any) -> None:
 
 
 def test_the_conditions_are_kept(content: Any) -> None:
-    wanted = "date gpu driver torch cuda cudnn tensorrt python commit ceilings image_size"
+    wanted = "date gpu driver torch cuda cudnn tensorrt python commit ceilings image_size cpu onnxruntime"
     assert content["conditions"].keys() == set(wanted.split())
     assert content["conditions"]["ceilings"]["matmul_tflops"].keys() == {"fp16", "fp32", "bf16"}
 

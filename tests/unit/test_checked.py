@@ -23,6 +23,8 @@ from handlers.image_classifier import ImageClassifier
 from handlers.settings import TEXT_TASKS, ImageSettings, Pooling, TextSettings
 from handlers.text_encoder import TextEncoder
 
+pytestmark = pytest.mark.usefixtures("pytorch_alone")
+
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 HEADS = {

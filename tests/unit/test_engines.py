@@ -18,6 +18,8 @@ from handlers import engines
 from handlers.engines import Engine, EngineSpec, load_chosen, measured, references, torch_eager
 from handlers.engines.plans import PlanError
 
+pytestmark = pytest.mark.usefixtures("pytorch_alone")
+
 PLUGIN = """
 import torch
 from handlers.engines import Engine
@@ -208,7 +210,7 @@ def test_auto_with_no_engine_says_why_of_each(tmp_path: Path) -> None:
     """An fp8 archive without its scales, say: fused lacks those, and PyTorch's own modules know no fp8."""
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     spec = EngineSpec("text-encoder", tmp_path, torch.device("cpu"), "fp8", task="embeddings")
-    with pytest.raises(ValueError, match=r"no engine can run this here\. fused: .*fp8.*torch_eager: .*fp8"):
+    with pytest.raises(ValueError, match=r"no engine can run this here\. .*fused: .*fp8.*torch_eager: .*fp8"):
         load_chosen("auto", spec)
 
 

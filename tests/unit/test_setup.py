@@ -56,6 +56,11 @@ def test_the_first_call_prints_the_answer_alone(clone: Path, script: str) -> Non
     assert (second.returncode, second.stdout, second.stderr) == (0, "the answer\n", "")
 
 
+def test_to_serve_it_installs_what_the_machine_serves_with(clone: Path) -> None:
+    wanted = "gpu" if Path("/dev/nvidia0").exists() else "cpu"
+    assert f"installing serve demo {wanted} (" in call(clone, "serve").stderr
+
+
 def test_what_keeps_it_from_installing_is_no_answer(clone: Path) -> None:
     python = clone / "bin" / "python3"
     python.write_text(PYTHON.replace('echo "venv chatters"', "false"), encoding="utf-8")
