@@ -109,15 +109,19 @@ class GpuDecoder:
         """One crop per file, in order; None for a file that the engines did not decode."""
         crops: list[DeviceCrop | None] = []
         for part in _parts(jpegs):
-            if crops:  # the part before this one must have been read before its memory is used again
-                torch.cuda.current_stream(self.device).synchronize()
             crops += self._decode(part)
+        # One file that cannot be decoded may take others of its batch with it.
+        for index, crop in enumerate(crops):
+            if crop is None and len(jpegs) > 1:
+                crops[index] = self._decode([jpegs[index]])[0]
         return crops
 
     def _decode(self, jpegs: Sequence[Jpeg]) -> list[DeviceCrop | None]:
-        stream = torch.cuda.current_stream(self.device).cuda_stream
+        stream = torch.cuda.current_stream(self.device)
+        if self.held:  # the kernels that read the pictures before these must have ended before their memory is reused
+            stream.synchronize()
         streams = [self.codec.CodeStream(jpeg.data) for jpeg in jpegs]
-        decoded = self.decoder.decode(streams, params=self.parameters, cuda_stream=stream)
+        decoded = self.decoder.decode(streams, params=self.parameters, cuda_stream=stream.cuda_stream)
         self.held = decoded  # the kernels below still read them when this returns
         described = [
             self._picture(image, jpeg.header)

@@ -79,7 +79,7 @@ def test_pixels_are_pillows(interpolation: str, rounding: str) -> None:
 
 def test_a_batch_is_answered_in_order_and_like_lone_files() -> None:
     found = decoder_for(Preprocess(size=224, resize=256), torch.float16)
-    files = [jpeg_of(Image.new("RGB", (90 + 7 * i, 80), (i, 255 - i, 2 * i % 256))) for i in range(100)]
+    files = [jpeg_of(Image.new("RGB", (90 + 5 * i, 80), (i, 255 - i, 2 * i % 256))) for i in range(100)]
     jpegs = [found.accept(data, MOST) for data in files]
     together = found([jpeg for jpeg in jpegs if jpeg])
     for jpeg, crop in zip(jpegs, together, strict=True):

@@ -26,7 +26,7 @@ class FakeCodec:
     """nvImageCodec's decoder on the CPU: Pillow's pixels; `fails` says of which file it returns none."""
 
     def __init__(self, fails: Callable[[bytes], bool] = lambda data: False) -> None:
-        self.fails, self.batches = fails, list[int]()
+        self.fails, self.batches, self.takes_all = fails, list[int](), False
 
     def CodeStream(self, data: bytes) -> bytes:  # noqa: N802
         return data
@@ -57,6 +57,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> GpuDecoder:
     made = GpuDecoder.__new__(GpuDecoder)
     made.codec = made.decoder = FakeCodec()
     vars(made).update(kernels=FakeKernels(), parameters=None)
+    made.held = []
     made.preprocess, made.device, made.dtype = PREPROCESS, CPU, torch.float32
     made.scale, made.shift = images.folded(PREPROCESS, CPU)
     stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
@@ -78,9 +79,12 @@ def test_crops_are_the_cpus(decoder: GpuDecoder, picture: Image.Image, file_of: 
     torch.testing.assert_close(found, Batcher(PREPROCESS, CPU, torch.float32)(crops))
 
 
+@pytest.mark.parametrize("takes_all", [False, True], ids=["alone", "with its batch"])
 def test_a_file_that_the_engines_do_not_decode_leaves_its_neighbours_alone(
-    decoder: GpuDecoder, picture: Image.Image, file_of: Encode
+    decoder: GpuDecoder, picture: Image.Image, file_of: Encode, takes_all: bool
 ) -> None:
+    """Also if the library gives up the whole batch for it."""
+    decoder.decoder.takes_all = takes_all
     good, bad = file_of(picture, "JPEG"), file_of(picture, "JPEG", quality=20)
     decoder.decoder.fails = lambda data: data == bad
     first, none, last = decoder([accepted(decoder, data) for data in (good, bad, good)])
