@@ -109,11 +109,11 @@ class GpuDecoder:
         """One crop per file, in order; None for a file that the engines did not decode."""
         crops: list[DeviceCrop | None] = []
         for part in _parts(jpegs):
-            crops += self._decode(part)
-        # One file that cannot be decoded may take others of its batch with it.
-        for index, crop in enumerate(crops):
-            if crop is None and len(jpegs) > 1:
-                crops[index] = self._decode([jpegs[index]])[0]
+            found = self._decode(part)
+            if None in found and len(part) > 1:
+                # One file that cannot be decoded may take others with it, so each is decoded by itself.
+                found = [self._decode([jpeg])[0] for jpeg in part]
+            crops += found
         return crops
 
     def _decode(self, jpegs: Sequence[Jpeg]) -> list[DeviceCrop | None]:
