@@ -165,6 +165,12 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None, image: bool) ->
 def _add_image(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("image classifier")
     group.add_argument(
+        "--decoder",
+        choices=("auto", "gpu", "cpu"),
+        help="of JPEGs; gpu: the GPU's JPEG engines, through nvImageCodec; cpu: Pillow; auto: the former if they are "
+        "there and give the same pixels (default)",
+    )
+    group.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",

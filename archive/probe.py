@@ -142,8 +142,10 @@ def _load(
     """
     import torch
 
-    if config["handler"].get("device") == "cuda" and not torch.cuda.is_available():
-        config["handler"]["device"] = "auto"
+    if not torch.cuda.is_available():  # what is asked of a GPU can only be tried on one
+        for key in ("device", "decoder"):
+            if config["handler"].get(key) in ("cuda", "gpu"):
+                config["handler"][key] = "auto"
     try:
         return *_initialise(entry, folder, job, config, precision, job["engine"]), None
     except ValueError as error:

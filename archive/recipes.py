@@ -45,7 +45,12 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
         **_shared(chosen),
         preprocess=preprocess,
         plan_buckets=plan_buckets,
-        **_given(top_k=chosen.top_k, max_pixels=chosen.max_pixels, on_mismatch=chosen.on_mismatch),
+        **_given(
+            top_k=chosen.top_k,
+            max_pixels=chosen.max_pixels,
+            on_mismatch=chosen.on_mismatch,
+            decoder=chosen.decoder,
+        ),
     )
     left_out = convert.left_out(settings.engine, settings.precision, settings.device)
     return ImageJob(

@@ -516,3 +516,8 @@ def test_a_file_that_is_not_there_is_noticed_at_once(
     command = "text-encoder" if option == "--tokenizer" else "image-classifier"
     error = refuse(command, "--weights", digits, option, digits / "nowhere", "--name", "digits")
     assert error.startswith(f"{option} {digits / 'nowhere'}: there is no such file or folder")
+
+
+def test_the_decoder_is_a_setting_of_the_archive(digits: Path) -> None:
+    assert image_job("--weights", digits).settings.decoder == "auto"
+    assert image_job("--weights", digits, "--decoder", "cpu").settings.decoder == "cpu"
