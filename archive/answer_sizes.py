@@ -20,7 +20,7 @@ def largest_answer(settings: TextSettings, hidden: int) -> int:
     """
     if settings.task != "embeddings":
         return 0
-    digits = DIGITS["fp16" if settings.precision == "auto" else settings.precision]
+    digits = DIGITS["fp16" if settings.precision == "auto" else settings.precision]  # "auto" is fp16 on a GPU
     numbers = settings.max_inputs * hidden * len(settings.pooling.modes)
     return numbers * (digits + BESIDE_DIGITS)
 

@@ -36,7 +36,8 @@ def significant(values: torch.Tensor, digits: int) -> torch.Tensor:
     exponents = wide.abs().clamp_min(1e-30).log10().floor()
     factors = torch.pow(10.0, digits - 1 - exponents)
     rounded = (wide * factors).round() / factors
-    return torch.where((wide.abs() >= 1e-30) & wide.isfinite(), rounded, wide).float()
+    narrow = torch.where(wide.abs() >= 1e-30, rounded, wide).float()
+    return torch.where(narrow.isfinite(), narrow, values)
 
 
 def media_type(accept: str, offered: Sequence[str] = MEDIA_TYPES) -> str:
@@ -46,33 +47,38 @@ def media_type(accept: str, offered: Sequence[str] = MEDIA_TYPES) -> str:
     """
     if not accept or accept == "*/*":
         return offered[0]
-    wishes: list[tuple[float, str]] = []
+    wishes: dict[str, float] = {}
     for part in accept.lower().split(","):
         kind, *parameters = (piece.strip() for piece in part.split(";"))
         if kind:
-            wishes.append((_quality(parameters), kind))
+            wishes.setdefault(kind, _quality(parameters))
     if not wishes:
         return offered[0]
-    unwanted = {kind for quality, kind in wishes if quality == 0}
-    for quality, kind in sorted(wishes, key=lambda wish: -wish[0]):
-        fitting = [known for known in offered if quality > 0 and _matches(kind, known) and known not in unwanted]
-        if fitting:
-            return fitting[0]
-    raise NotAcceptable(f"the header Accept asks for none of {', '.join(offered)}, which the answer can come as")
+    order = {kind: index for index, kind in enumerate(wishes)}
+    best: tuple[float, int] | None = None
+    chosen = offered[0]
+    for known in offered:
+        wish = next((kind for kind in (known, f"{known.split('/')[0]}/*", "*/*") if kind in wishes), None)
+        if wish is None or wishes[wish] <= 0:
+            continue
+        rank = (wishes[wish], -order[wish])
+        if best is None or rank > best:
+            best, chosen = rank, known
+    if best is None:
+        raise NotAcceptable(f"the answer can come as {' or '.join(offered)}; the header Accept allows none of these")
+    return chosen
 
 
 def _quality(parameters: Sequence[str]) -> float:
+    """A wish's weight, 0 to 1; one that cannot be read counts as no wish."""
     for parameter in parameters:
         if parameter.startswith("q="):
             try:
-                return float(parameter[2:])
+                quality = float(parameter[2:])
             except ValueError:
                 return 0.0
+            return quality if 0 <= quality <= 1 else 0.0
     return 1.0
-
-
-def _matches(wish: str, known: str) -> bool:
-    return wish in ("*/*", known) or (wish.endswith("/*") and known.startswith(wish[:-1]))
 
 
 def one_of(known: Sequence[str]) -> Any:
@@ -90,9 +96,9 @@ def check(options: Mapping[str, Any], form: str) -> None:
     """Raises InvalidOption for options that contradict each other or the answer's form."""
     encoding = options.get("encoding_format")
     if encoding and form != JSON:
-        raise InvalidOption(f"encoding_format is of numbers in JSON, and the answer was asked for as {form}")
+        raise InvalidOption(f"encoding_format works for JSON answers alone, and Accept asks for {form}; drop one")
     if "dtype" in options and form == JSON and encoding != "base64":
-        raise InvalidOption("dtype is of base64 and of bytes; ask for encoding_format base64, or by Accept for bytes")
+        raise InvalidOption(f"dtype works only with encoding_format base64, or with Accept: {RAW} or {NPY}")
 
 
 OPTIONS = {"encoding_format": one_of(ENCODINGS), "dtype": one_of(("float32", "float16"))}

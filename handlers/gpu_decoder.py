@@ -20,6 +20,7 @@ from PIL import Image
 
 from handlers import images, jpeg_headers, pictures
 from handlers.images import DeviceCrop, Preprocess
+from handlers.isolation import exit_if_gpu_lost
 from handlers.jpeg_headers import Header
 
 logger = logging.getLogger(__name__)
@@ -109,17 +110,27 @@ class GpuDecoder:
         """One crop per file, in order; None for a file that the engines did not decode."""
         crops: list[DeviceCrop | None] = []
         for part in _parts(jpegs):
-            found = self._decode(part)
+            found = self._attempt(part)
             if None in found and len(part) > 1:
                 # One file that cannot be decoded may take others with it, so each is decoded by itself.
-                found = [self._decode([jpeg])[0] for jpeg in part]
+                found = [crop for jpeg in part for crop in self._attempt([jpeg])]
             crops += found
         return crops
+
+    def _attempt(self, jpegs: Sequence[Jpeg]) -> list[DeviceCrop | None]:
+        """As _decode; an error decodes none of them. Does not return if the GPU is lost."""
+        try:
+            return self._decode(jpegs)
+        except Exception as error:  # memory that is short, or whatever the library raises for a file
+            exit_if_gpu_lost()
+            logger.warning("%d JPEGs were not decoded on the GPU: %s", len(jpegs), type(error).__name__)
+            return [None] * len(jpegs)
 
     def _decode(self, jpegs: Sequence[Jpeg]) -> list[DeviceCrop | None]:
         stream = torch.cuda.current_stream(self.device)
         if self.held:  # the kernels that read the pictures before these must have ended before their memory is reused
             stream.synchronize()
+            self.held = []
         streams = [self.codec.CodeStream(jpeg.data) for jpeg in jpegs]
         decoded = self.decoder.decode(streams, params=self.parameters, cuda_stream=stream.cuda_stream)
         self.held = decoded  # the kernels below still read them when this returns

@@ -78,6 +78,10 @@ class ImageClassifier(Handler[ImageSettings]):
         requests.scatter(batch, files, "payloads", "inputs")
         for request in batch:
             if request.open:
+                counts = list(map(images.inputs_in, request.inputs))
+                request.check(self.reader.refuse_many, sum(counts))
+                request.check(images.refuse_stack_in_list, counts)
+            if request.open:
                 request.check(images.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
         prepared = self.prepare_all(requests.gather(batch, "inputs"))
         requests.scatter(batch, prepared, "inputs", "inputs")

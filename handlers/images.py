@@ -226,6 +226,33 @@ def read_tensor(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Cr
     return list(tensor)
 
 
+def refuse_stack_in_list(counts: Sequence[int]) -> None:
+    """Raises InvalidInput if one of several files holds several images: nobody could tell whose answer is whose.
+
+    counts: images in each file of a request.
+    """
+    if len(counts) > 1 and max(counts) > 1:
+        raise InvalidInput(
+            f"one of {len(counts)} inputs is a .npy file of {max(counts)} images; send such a file alone, or images "
+            "one by one"
+        )
+
+
+def inputs_in(data: bytes) -> int:
+    """How many images a file holds, by its header: N for a .npy file of N, and 1 for everything else.
+
+    A file that `prepare` will refuse counts as 1.
+    """
+    if data[: len(NPY_MAGIC)] != NPY_MAGIC:
+        return 1
+    try:
+        dtype, shape, start = _npy_header(data, "")
+    except InvalidImage:
+        return 1
+    is_whole = len(data) - start == math.prod(shape) * dtype.itemsize
+    return shape[0] if is_whole and len(shape) == 4 else 1
+
+
 def _npy_header(data: bytes, wanted: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:
     """Type, shape and offset of the values. Raises InvalidImage."""
     stream = io.BytesIO(data)
@@ -235,8 +262,10 @@ def _npy_header(data: bytes, wanted: str) -> tuple[np.dtype[Any], tuple[int, ...
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         else:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-        if max(map(abs, shape), default=0) >= 2**63:  # more digits, maybe, than Python writes into a message
+        if max(shape, default=0) >= 2**63:  # more digits, maybe, than Python writes into a message
             raise ValueError("a side beyond 63 bits")
+        if min(shape, default=0) < 0:
+            raise ValueError("a side below zero")
     except Exception:  # NumPy parses the header as Python source, and raises whatever that trips over
         raise InvalidImage(f"a .npy file with a broken header came; wanted: {wanted}") from None
     if fortran:

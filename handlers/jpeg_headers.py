@@ -53,8 +53,8 @@ def read(data: bytes) -> Header | None:
             orientation = found
         elif marker == EXIF and data.find(b"Orientation", at, end) >= 0:  # XMP, which may contradict EXIF
             return None
-        elif marker == ADOBE and data.startswith(b"Adobe", at + 4):
-            adobe = data[end - 1]
+        elif marker == ADOBE and length >= 14 and data.startswith(b"Adobe", at + 4):
+            adobe = data[at + 15]
         elif not (marker in (*TABLES, RESTART_INTERVAL, 0xFE) or 0xE0 <= marker <= 0xEF):
             return None
         at = end

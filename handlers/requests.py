@@ -298,11 +298,12 @@ class Reader:
         if len(parts) == 1:
             (only,) = parts.values()
             request.payloads, request.shape = only.payloads, only.shape
-            request.options |= only.options
+            _take(request, only.options)
         else:
             request.payloads = [_single(name, part) for name, part in parts.items()]
             request.shape = "list"
-        _refuse_lost_parts(values, front.headers)
+        if values:
+            _refuse_lost_parts(values, front.headers)
 
     def _refuse_field(self, name: str, value: object, content_type: str) -> None:
         if not content_type and not self._names_input(name, value):
@@ -329,7 +330,7 @@ class Reader:
     def _read_json(self, value: object, request: Request) -> None:
         if isinstance(value, dict) and "instances" in value:
             request.shape = "instances"
-            request.options |= self._json_options(value)
+            _take(request, self._json_options(value))
             value = value["instances"]
             if not isinstance(value, list):
                 raise InvalidInput(f'"instances" holds {kind_of(value)}; wanted: a list')
@@ -511,6 +512,13 @@ def _with_pair(parts: Mapping[str, Request]) -> dict[str, Request]:
     joined = {name: Request(payloads=[pair]) if name == "text" else part for name, part in parts.items()}
     del joined["text_pair"]
     return joined
+
+
+def _take(request: Request, options: Mapping[str, Any]) -> None:
+    """Add options to a request's own. Raises InvalidOption for one that came before with another value."""
+    for name, value in options.items():
+        if request.options.setdefault(name, value) != value:
+            raise InvalidOption(f"the option {name} came twice, with different values")
 
 
 def _single(name: str, part: Request) -> object:

@@ -127,6 +127,8 @@ class Embeddings(TextTask):
             as_numbers = torch.tensor([encoding == "float" for encoding in encodings], device=embeddings.device)
             rounded = answers.significant(embeddings, self.digits)
             embeddings = torch.where(as_numbers.unsqueeze(1), rounded, embeddings)
+        halved = torch.tensor([options.get("dtype") == "float16" for _, options in inputs], device=finite.device)
+        finite &= ~halved | embeddings.half().isfinite().all(dim=1)  # float16 ends at 65,504
         rows = zip(embeddings.cpu().numpy(), finite.tolist(), inputs, strict=True)
         return [self._encoded(row, options) if good else NotFinite() for row, good, (_, options) in rows]
 

@@ -9,6 +9,8 @@ import time
 from tokens import add_server, client
 from torchserve import ServerError
 
+MOST = 128  # workers: a slip of the finger is not to fill the machine
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -18,14 +20,14 @@ def main() -> int:
         "Scaling down ends workers at once: a request that one is busy with gets a 500.",
     )
     parser.add_argument("name", metavar="NAME", help="of the model, as it is registered")
-    parser.add_argument("workers", metavar="WORKERS", type=int, help="0 or more")
+    parser.add_argument("workers", metavar="WORKERS", type=int, help=f"0 to {MOST}")
     parser.add_argument(
         "--timeout", type=float, default=600, metavar="S", help="seconds to wait for them (default: %(default)s)"
     )
     add_server(parser)
     chosen = parser.parse_args()
-    if chosen.workers < 0:
-        parser.error(f"WORKERS is {chosen.workers}; wanted: 0 or more")
+    if not 0 <= chosen.workers <= MOST:
+        parser.error(f"WORKERS is {chosen.workers}; wanted: 0 to {MOST}, for each takes memory of its own")
     started, said = time.monotonic(), ""
 
     def tell(line: str) -> None:
@@ -37,7 +39,7 @@ def main() -> int:
     try:
         client(chosen).scale(chosen.name, chosen.workers, chosen.timeout, tell)
     except (OSError, ServerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}; TorchServe may go on with it. This command takes it back", file=sys.stderr)
         return 1
     print(f"done in {time.monotonic() - started:.1f} s")
     return 0

@@ -108,3 +108,11 @@ def test_classes_come_as_json_alone(digits: ImageClassifier) -> None:
     (answer,), context = ask(digits, {"accept": "application/octet-stream"}, body=b'["x"]')
     assert context.statuses == {0: 406}
     assert "application/json" in json.loads(answer)["message"]
+
+
+def test_an_option_that_came_twice_with_different_values_is_refused(minilm: TextEncoder) -> None:
+    body = json.dumps({"instances": TEXTS, "parameters": {"encoding_format": "float"}}).encode()
+    (answer, same), context = ask(minilm, {"X-Encoding-Format": "base64"}, {"X-Encoding-Format": "float"}, body=body)
+    assert context.statuses == {0: 400, 1: 200}
+    assert "came twice" in json.loads(answer)["message"]
+    assert len(json.loads(same)["predictions"]) == 2

@@ -34,6 +34,10 @@ def _numbers(written: bytes) -> list[str]:
     return written.decode().strip("[]").split(",")
 
 
+def test_rounding_does_not_reach_infinity() -> None:
+    assert answers.significant(torch.tensor([3.4026e38]), 4).isfinite().all()
+
+
 def test_rounding_keeps_what_cannot_be_rounded() -> None:
     values = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-38, -1e-31, 1e30, 65504.0, 99999.6])
     rounded = answers.significant(values, 5)
@@ -65,6 +69,8 @@ def test_base64_and_bytes_are_exact(dtype: str) -> None:
         ("Application/Octet-Stream; q=0.9, application/json;q=0.1", answers.RAW),
         ("text/html, application/x-npy;q=0.8, */*;q=0.1", answers.NPY),
         ("application/json;q=0, */*", answers.RAW),
+        ("application/json;q=0.1, */*", answers.RAW),
+        ("application/octet-stream;q=0.5, application/x-npy;q=nan", answers.RAW),
     ],
 )
 def test_the_answer_comes_as_the_client_prefers(accept: str, wanted: str) -> None:
@@ -72,7 +78,15 @@ def test_the_answer_comes_as_the_client_prefers(accept: str, wanted: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "accept", ["text/html", "application/json;q=0", "application/xml;q=1, image/*", "application/json;q=x"]
+    "accept",
+    [
+        "text/html",
+        "application/json;q=0",
+        "application/xml;q=1, image/*",
+        "application/json;q=x",
+        "application/*;q=0, */*",
+        "*/*;q=inf",
+    ],
 )
 def test_what_cannot_be_had_is_refused(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="application/octet-stream"):

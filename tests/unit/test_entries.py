@@ -7,6 +7,7 @@ import codecs
 import io
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -701,3 +702,35 @@ class TestLoading:
         handler = load_handler(ImageClassifier, tmp_path, preprocess={"size": 32, "resize": 32}, precision="auto")
         assert handler.model.spec.precision == ("bf16" if passed else "fp32")
         assert handler.model.description["archive"]["digest"] == "sha256:0"
+
+
+def test_a_small_file_of_very_many_tiny_pictures_is_refused_before_they_grow(
+    digits: ImageClassifier, ask: Callable[..., list[tuple[int, Any]]], npy_of: Callable[..., bytes]
+) -> None:
+    many = npy_of(np.zeros((20_000, 1, 1, 3), np.uint8))
+    started = time.perf_counter()
+    ((status, answer),) = ask(digits, [{"body": many}])
+    assert (status, answer["type"]) == (413, "PayloadTooLarge")
+    assert "20000 inputs" in answer["message"]
+    assert time.perf_counter() - started < 1
+
+
+def test_a_side_below_zero_is_a_broken_header(
+    digits: ImageClassifier, ask: Callable[..., list[tuple[int, Any]]]
+) -> None:
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -1, 3), }"
+    padded = header + b" " * (117 - len(header)) + b"\n"
+    file = b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + b"abc"
+    ((status, answer),) = ask(digits, [{"body": file}])
+    assert (status, answer["type"]) == (400, "InvalidImage")
+
+
+def test_a_file_of_several_images_goes_alone(
+    digits: ImageClassifier, ask: Callable[..., list[tuple[int, Any]]], npy_of: Callable[..., bytes]
+) -> None:
+    two, one = (npy_of(np.zeros((count, 32, 32, 3), np.uint8)) for count in (2, 1))
+    alone, mixed = ask(digits, [{"body": two}, {"a": two, "b": one}], [{}, {"content-type": "multipart/form-data"}])
+    assert alone[0] == 200
+    assert len(alone[1]) == 2
+    assert mixed[0] == 400
+    assert "send such a file alone" in mixed[1]["message"]

@@ -155,3 +155,14 @@ def test_other_pixels_are_refused(
     assert found is None
     assert "by 20 of 255" in why
     assert "by 20 of 255" in caplog.text
+
+
+def test_an_error_of_the_library_sends_pictures_the_cpus_way(
+    decoder: GpuDecoder, picture: Image.Image, file_of: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(streams: Sequence[bytes], **options: Any) -> list[Any]:
+        raise RuntimeError("a library's own words")
+
+    jpeg = accepted(decoder, file_of(picture, "JPEG"))
+    monkeypatch.setattr(decoder.decoder, "decode", broken)
+    assert decoder([jpeg, jpeg]) == [None, None]

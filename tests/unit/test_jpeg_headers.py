@@ -79,6 +79,7 @@ def test_what_decoders_may_read_differently_is_left_to_the_cpu(picture: Image.Im
         "a height that comes later": plain.replace(
             b"\xff\xc0\x00\x11\x08" + picture.height.to_bytes(2, "big"), b"\xff\xc0\x00\x11\x08\0\0"
         ),
+        "Adobe's RGB in a longer segment": with_segment(plain, segment(0xEE, b"Adobe\0\x64" + bytes(4) + b"\0\1")),
         "a PNG": file_of(picture, "PNG"),
         "nothing": b"",
     }

@@ -156,6 +156,14 @@ class TestPooling:
         assert np.array_equal(np.frombuffer(base64.b64decode(text), "<f2"), vectors[1].numpy().astype("<f2"))
         assert np.array_equal(np.asarray(exact), vectors[2].numpy())
 
+    def test_what_float16_cannot_hold_is_an_error_of_that_text(self) -> None:
+        batch = TokenBatch.pack([[1], [2]], [[0], [0]], torch.device("cpu"))
+        vectors = torch.tensor([[70000.0, 1.0]] * 2)
+        inputs: list[Any] = [(None, {"encoding_format": "bytes", "dtype": kind}) for kind in ("float16", "float32")]
+        half, full = tasks.Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
+        assert isinstance(half, InferenceFailed)
+        assert np.array_equal(np.asarray(full), vectors[1].numpy())
+
 
 def config_of(labels: Sequence[str], **rest: object) -> dict[str, object]:
     return {"id2label": {str(place): label for place, label in enumerate(labels)}, **rest}
