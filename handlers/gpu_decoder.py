@@ -1,7 +1,7 @@
 """JPEGs -> normalised crops without the CPU: decoded by the GPU's JPEG engines, resized and cropped by one kernel.
 
 nvImageCodec decodes (docs.nvidia.com/cuda/nvimagecodec; optional to install). handlers.kernels.resize does the rest.
-Both give the pixels of the CPU's way: at most a level or two of 255 differ, which is checked when the model loads.
+Both give the pixels of the CPU's way, within MAX_DIFFERENCE levels of 255; that is checked when the model loads.
 What the engines cannot decode, or might read differently, goes the CPU's way, picture by picture.
 """
 
@@ -29,7 +29,6 @@ INTERPOLATIONS = ("bilinear", "bicubic")  # what handlers.kernels.resize compute
 MAX_PIXELS = 16 << 20  # of one picture; larger ones would hold memory that engines need
 MAX_PIXELS_TOGETHER = 128 << 20  # decoded at once: 400 MB
 MAX_REDUCTION = 16  # a side that shrinks more is read with more weights than pay here
-MAX_ELONGATION = 8  # the longer side against the shorter
 MAX_DIFFERENCE = 3  # levels of 255 between a pixel of the GPU's and the CPU's way; more is another picture
 
 
@@ -102,7 +101,7 @@ class GpuDecoder:
         if header is None:
             return None
         short, long = sorted((header.width, header.height))
-        fits = short * long <= min(max_pixels, MAX_PIXELS) and long <= MAX_ELONGATION * short
+        fits = short * long <= min(max_pixels, MAX_PIXELS) and long <= images.MAX_ELONGATION * short
         return Jpeg(data, header) if fits and long <= MAX_REDUCTION * self.preprocess.resize else None
 
     @torch.inference_mode()
