@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from archive import contents, options, package
-from archive.guards import described, is_failure
-from archive.sources import HUB_CONFIGS, HUB_TEXT, locate
+from archive.checkpoints.guards import described, is_failure
+from archive.checkpoints.sources import HUB_CONFIGS, HUB_TEXT, locate
 
 # Options that name files: where those lie on this machine is nobody's business.
 PATHS = ("weights", "labels", "parity_data", "tokenizer")

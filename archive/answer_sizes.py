@@ -6,7 +6,7 @@ byte again. So its work grows with the square of a batch's answers: 64 answers o
 
 from __future__ import annotations
 
-from handlers.answers import DIGITS
+from handlers.protocol.encodings import DIGITS
 from handlers.settings import TextSettings
 
 MAX_BATCH_BYTES = 12 << 20

@@ -14,7 +14,7 @@ from archive import digests
 MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
 CONFIG = "model-config.yaml"
-REFERENCE = "parity.safetensors"  # handlers/engines/references.py
+REFERENCE = "parity.safetensors"  # handlers/selection/references.py
 
 
 class ArchiveError(ValueError):

@@ -35,7 +35,7 @@ def left_out(engine: str, precision: str, device: str) -> str | None:
 
 
 def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, converter: str, plan_at: str) -> None:
-    """Write `model.onnx` of a classifier of handlers.networks into `folder`, and `plan/` where it is due.
+    """Write `model.onnx` of a classifier of handlers.engines.networks into `folder`, and `plan/` where it is due.
 
     Raises ConvertError; ValueError where it cannot be exported; plans.PlanError where TensorRT builds none.
     """

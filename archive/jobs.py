@@ -13,15 +13,16 @@ import torch
 from PIL import Image, ImageOps
 
 from archive import convert, reference_pixels
-from archive.image_checkpoints import ImageCheckpoint
+from archive.checkpoints.image_checkpoints import ImageCheckpoint
+from archive.checkpoints.text_checkpoints import TextCheckpoint
 from archive.parity import PRECISIONS, Array
-from archive.text_checkpoints import TextCheckpoint
-from handlers import images, settings
+from handlers import settings
 from handlers.encoder import fp8
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
 from handlers.engines.torch_eager import load_transformer
-from handlers.errors import RequestError
+from handlers.images import preparation
+from handlers.protocol.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -122,7 +123,7 @@ class ImageJob(Job):
         """A file's bytes. Raises ValueError, with its name, where it is no image that the model takes."""
         data = path.read_bytes()
         try:
-            images.prepare(data, self.settings.preprocess, self.settings.max_pixels)
+            preparation.prepare(data, self.settings.preprocess, self.settings.max_pixels)
         except RequestError as error:
             raise ValueError(f"--parity-data: {path.name}: {error.message}") from None
         return data

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from handlers import networks
+from handlers.engines import networks
 from handlers.engines.folding import FoldedResNet, Operations, TorchOperations, contiguous, fold_resnet, run
 from handlers.engines.tensorrt import INPUT, OUTPUT
 
@@ -62,7 +62,7 @@ class ChannelsLastModule(nn.Module):
 
 
 def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Operations) -> nn.Module:
-    """What exporters and converters get of a classifier of handlers.networks, which is left as it is."""
+    """What exporters and converters get of a classifier of handlers.engines.networks, which is left as it is."""
     if networks.is_resnet(model.config) and model.config.hidden_act == "relu":
         return FoldedModule(contiguous(fold_resnet(model.eval(), device, dtype)), operations)
     return LogitsModule(copy.deepcopy(model).eval().to(device, dtype))
@@ -70,7 +70,7 @@ def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Ope
 
 @torch.inference_mode()
 def export(model: Any, path: Path, image_size: int, dtype: torch.dtype = torch.float16) -> None:
-    """Write a classifier of handlers.networks to `path`, the batch size left open.
+    """Write a classifier of handlers.engines.networks to `path`, the batch size left open.
 
     Input `images`: (N, image_size, image_size, 3) of `dtype`; output `logits`: (N, classes).
     Raises ValueError, with the network's name, where PyTorch cannot express it in ONNX.

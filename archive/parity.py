@@ -1,6 +1,6 @@
 """The parity gate: what an archive computes, in each precision, against the fp32 reference of its checkpoint.
 
-The limits, and what they are limits of, stand in handlers/tolerances.py.
+The limits, and what they are limits of, stand in handlers/selection/tolerances.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.tolerances import DECIDED_MARGIN, MAX_RELATIVE_ERROR, MIN_AGREEMENT, MIN_COSINE
+from handlers.selection.tolerances import DECIDED_MARGIN, MAX_RELATIVE_ERROR, MIN_AGREEMENT, MIN_COSINE
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 

@@ -15,10 +15,11 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 
-from archive.image_checkpoints import ImageCheckpoint
-from archive.text_checkpoints import TextCheckpoint
-from handlers import LOCAL, networks
-from handlers.images import Batcher, Preprocess, prepare
+from archive.checkpoints.image_checkpoints import ImageCheckpoint
+from archive.checkpoints.text_checkpoints import TextCheckpoint
+from handlers import LOCAL
+from handlers.engines import networks
+from handlers.images.preparation import Batcher, Preprocess, prepare
 from handlers.settings import Pooling
 
 # Of a residual branch against its shortcut; 0 would be arXiv:1706.02677, section 5.1.

@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from archive import answer_sizes, convert, image_checkpoints, other_classifiers, text_checkpoints
-from archive.class_labels import names_in
-from archive.guards import reading
-from archive.image_checkpoints import ImageCheckpoint
+from archive import answer_sizes, convert
+from archive.checkpoints import image_checkpoints, other_classifiers, text_checkpoints
+from archive.checkpoints.class_labels import names_in
+from archive.checkpoints.guards import reading
+from archive.checkpoints.image_checkpoints import ImageCheckpoint
+from archive.checkpoints.sources import CheckpointError, listed
+from archive.checkpoints.text_checkpoints import TextCheckpoint
+from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
 from archive.jobs import ImageJob, TextJob
-from archive.sources import CheckpointError, listed
-from archive.text_checkpoints import TextCheckpoint
-from archive.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
-from handlers import engines, networks
-from handlers.images import Preprocess
+from handlers import engines
+from handlers.engines import networks
+from handlers.images.preparation import Preprocess
 from handlers.settings import ImageSettings, Pooling, Settings, TextSettings
 
 IMAGENET_LABELS = Path(__file__).parent / "resnet101" / "labels.txt"

@@ -1,6 +1,6 @@
 """What an archive carries of the parity gate's samples, for the worker to compare its engine with.
 
-See handlers/engines/references.py. The outputs are the checkpoint's own, run by transformers in fp32 on the CPU.
+See handlers/selection/references.py. The outputs are the checkpoint's own, run by transformers in fp32 on the CPU.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 
 from archive.jobs import ImageJob, Job, TextJob
-from handlers import images
-from handlers.engines.references import COUNT, LONGEST, Images, Texts
+from handlers.images import preparation
+from handlers.selection.references import COUNT, LONGEST, Images, Texts
 
 CHARACTERS_A_TOKEN = 8  # at most, in the mean, so that a text of so many is long enough to be cut
 
@@ -39,9 +39,9 @@ def spread(samples: Sequence[T], count: int) -> list[T]:
 
 def _of_images(job: ImageJob) -> Images:
     chosen = job.settings
-    batcher = images.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
+    batcher = preparation.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
     samples = spread(job.samples(), COUNT)
-    tensors = [batcher(images.prepare(sample, chosen.preprocess, chosen.max_pixels)) for sample in samples]
+    tensors = [batcher(preparation.prepare(sample, chosen.preprocess, chosen.max_pixels)) for sample in samples]
     half = torch.cat(tensors)[:COUNT].half()  # the reference is of these exactly
     return Images(half, job.checkpoint.network()(half.float()).logits)
 

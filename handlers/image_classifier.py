@@ -11,38 +11,44 @@ from typing import Any
 
 import torch
 
-from handlers import cpus, gpu_decoder, images, loading, requests, tasks
+from handlers import cpus, loading
 from handlers.engines.graphs import sizes_up_to
-from handlers.errors import RequestError
-from handlers.isolation import run_isolated
-from handlers.metrics import BatchMetrics
-from handlers.serving import Handler
+from handlers.images import gpu_decoder, preparation
+from handlers.protocol.context import Context
+from handlers.protocol.errors import RequestError
+from handlers.protocol.options import whole_number
+from handlers.protocol.reader import Reader
+from handlers.protocol.request import Request, caught, gather, gather_options, gather_owners, scatter
+from handlers.serving.handler import Handler
+from handlers.serving.isolation import run_isolated
+from handlers.serving.metrics import BatchMetrics
 from handlers.settings import ImageSettings
+from handlers.tasks import scores
 
 logger = logging.getLogger(__name__)
 
-Input = images.Crop | images.Ready | images.DeviceCrop
+Input = preparation.Crop | preparation.Ready | preparation.DeviceCrop
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
 
 class ImageClassifier(Handler[ImageSettings]):
     """Encoded images in, top-k labels with probabilities out, one answer a row."""
 
-    def initialize(self, context: requests.Context) -> None:
+    def initialize(self, context: Context) -> None:
         """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
         self.model = loading.load(context, "image-classifier", ImageSettings)
         settings = self.model.settings
         self.labels: list[str] = json.loads((self.model.folder / "labels.json").read_text(encoding="utf-8"))
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
-        self.function = tasks.score_function(config, len(self.labels))
-        self.batcher = images.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
+        self.function = scores.score_function(config, len(self.labels))
+        self.batcher = preparation.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
         self.gpu, why = gpu_decoder.load(
             settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype
         )
         self.model.description["decoder"] = self.gpu.details if self.gpu else {"name": "Pillow", "why": why}
-        self.reader = requests.Reader(
-            options={"top_k": requests.whole_number(1, len(self.labels))},
-            media=images.MEDIA,
+        self.reader = Reader(
+            options={"top_k": whole_number(1, len(self.labels))},
+            media=preparation.MEDIA,
             accepts=lambda media_type: not media_type.startswith("text/"),
             max_inputs=settings.max_inputs,
         )
@@ -64,7 +70,7 @@ class ImageClassifier(Handler[ImageSettings]):
             self.at_once = sizes[-1]
         for smaller, size in reversed(list(pairwise([0, *sizes]))):
             try:
-                self.inference([images.blank(self.model.settings.preprocess)] * size)
+                self.inference([preparation.blank(self.model.settings.preprocess)] * size)
             except torch.OutOfMemoryError:
                 if not smaller:
                     raise
@@ -72,19 +78,19 @@ class ImageClassifier(Handler[ImageSettings]):
                 self.at_once = smaller
                 logger.warning("memory is short: batches of more than %d images are cut", smaller)
 
-    def preprocess(self, batch: Sequence[requests.Request]) -> None:
+    def preprocess(self, batch: Sequence[Request]) -> None:
         """Payloads -> crops and ready tensors."""
-        files = map(requests.caught(images.file_of), requests.gather(batch, "payloads"))
-        requests.scatter(batch, files, "payloads", "inputs")
+        files = map(caught(preparation.file_of), gather(batch, "payloads"))
+        scatter(batch, files, "payloads", "inputs")
         for request in batch:
             if request.open:
-                counts = list(map(images.inputs_in, request.inputs))
+                counts = list(map(preparation.inputs_in, request.inputs))
                 request.check(self.reader.refuse_many, sum(counts))
-                request.check(images.refuse_stack_in_list, counts)
+                request.check(preparation.refuse_stack_in_list, counts)
             if request.open:
-                request.check(images.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
-        prepared = self.prepare_all(requests.gather(batch, "inputs"))
-        requests.scatter(batch, prepared, "inputs", "inputs")
+                request.check(preparation.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
+        prepared = self.prepare_all(gather(batch, "inputs"))
+        scatter(batch, prepared, "inputs", "inputs")
         for request in batch:
             if request.open:
                 _flatten(request)
@@ -96,17 +102,17 @@ class ImageClassifier(Handler[ImageSettings]):
         parts = [self.model.engine.run(self.batcher(inputs[i : i + size])) for i in range(0, len(inputs), size)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def postprocess(self, batch: Sequence[requests.Request]) -> None:
+    def postprocess(self, batch: Sequence[Request]) -> None:
         """Inputs -> top-k labels with probabilities."""
-        inputs = zip(requests.gather(batch, "inputs"), requests.gather_options(batch, "inputs"), strict=True)
-        results = run_isolated(self._classify, list(inputs), requests.gather_owners(batch, "inputs"))
-        requests.scatter(batch, results, "inputs", "results")
+        inputs = zip(gather(batch, "inputs"), gather_options(batch, "inputs"), strict=True)
+        results = run_isolated(self._classify, list(inputs), gather_owners(batch, "inputs"))
+        scatter(batch, results, "inputs", "results")
 
     def _classify(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
         logits = self.inference([item for item, _ in inputs])
         default = min(self.model.settings.top_k, len(self.labels))
         counts = [options.get("top_k", default) for _, options in inputs]
-        return tasks.top_k(logits, counts, self.labels, self.function)
+        return scores.top_k(logits, counts, self.labels, self.function)
 
     def prepare_all(self, files: Sequence[bytes]) -> list[list[Input] | RequestError]:
         """Crops or ready tensors of each file, in order; the CPU works on what the GPU does not decode."""
@@ -122,16 +128,16 @@ class ImageClassifier(Handler[ImageSettings]):
         return [prepared[index] for index in range(len(files))]
 
     def _submit(self, data: bytes) -> Future[list[Input] | RequestError]:
-        return self.decoders.submit(requests.caught(self.prepare), data)
+        return self.decoders.submit(caught(self.prepare), data)
 
     def prepare(self, payload: object) -> list[Input]:
         """One payload, on the CPU -> one crop, or the tensors of a .npy file. Raises RequestError."""
         settings = self.model.settings
-        prepared = images.prepare(images.file_of(payload), settings.preprocess, settings.max_pixels)
+        prepared = preparation.prepare(preparation.file_of(payload), settings.preprocess, settings.max_pixels)
         return list(prepared)
 
 
-def _flatten(request: requests.Request) -> None:
+def _flatten(request: Request) -> None:
     """A .npy file with several images stands for as many inputs, and gets a list for an answer."""
     if request.shape == "one" and len(request.inputs[0]) > 1:
         request.shape = "list"

@@ -14,9 +14,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from handlers import caches, engines, placement, settings
+from handlers import caches, placement, settings
 from handlers.engines import Engine, EngineSpec
-from handlers.requests import Context
+from handlers.protocol.context import Context
+from handlers.selection import choosing
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     specs = [engine_spec(kind, folder, device, precision, chosen, batch_size) for precision in precisions]
     # Packaging asks for every precision, and compares them itself: one that misses shall not keep it from the others.
     at_gate = bool(context.system_properties.get(PARITY_GATE))
-    name, spec, engine = engines.load_best(chosen.engine, specs, check=not at_gate)
+    name, spec, engine = choosing.load_best(chosen.engine, specs, check=not at_gate)
     precision, why_precision = spec.precision, precisions[spec.precision]
     if len(precisions) > 1 and "measured" in engine.details:
         why_precision = f"the fastest here of {' and '.join(precisions)}, where they give the outputs of fp32"

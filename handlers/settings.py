@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from handlers.images import Preprocess
+from handlers.images.preparation import Preprocess
 
 ON_MISMATCH = ("rebuild", "refuse")
 DECODERS = ("auto", "gpu", "cpu")
@@ -79,7 +79,7 @@ class Settings:
 class ImageSettings(Settings):
     """Of ImageClassifier.
 
-    preprocess: see handlers.images.
+    preprocess: see handlers.images.preparation.
     top_k: classes in an answer unless the request asks for another number.
     max_pixels: of one image, width x height, asked before it is decoded; a request's images may have four times as
         many together.

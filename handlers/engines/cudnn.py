@@ -164,7 +164,7 @@ def unfit(spec: EngineSpec) -> str | None:
 
 def load(spec: EngineSpec) -> Engine:
     """Load a Hugging Face folder's ResNet, folded and cast once. Raises ValueError where it cannot be fused."""
-    from handlers import networks
+    from handlers.engines import networks
 
     model = networks.load(spec.model_dir, torch.float32)
     network = pad_stem(fold_resnet(model, spec.device, spec.dtype), STEM_CHANNELS)

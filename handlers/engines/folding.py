@@ -1,4 +1,4 @@
-"""A ResNet of handlers.networks -> a plain list of convolutions with BatchNorm folded in, and one way to run it.
+"""A ResNet -> a plain list of convolutions with BatchNorm folded in, and one way to run it.
 
 BatchNorm at inference is an affine map of each channel, so it moves into the convolution before it (Jacob et al.,
 arXiv:1712.05877, section 3.2). What is left is convolution + bias, + residual, + ReLU: one fused call each where the
@@ -125,7 +125,7 @@ def run(network: FoldedResNet, images: torch.Tensor, operations: Operations) -> 
 
 
 def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedResNet:
-    """Fold a ResNet of handlers.networks in eval mode; computed in fp64, then cast once.
+    """Fold a ResNet of handlers.engines.networks in eval mode; computed in fp64, then cast once.
 
     Raises ValueError for activations other than ReLU, or layers that are not a ResNet's.
     """

@@ -92,7 +92,7 @@ def _unfit_texts(spec: EngineSpec) -> str | None:
 
 
 def _load_images(spec: EngineSpec) -> Engine:
-    from handlers import networks
+    from handlers.engines import networks
     from handlers.engines.folding import fold_resnet
 
     folded = fold_resnet(networks.load(spec.model_dir, torch.float32), spec.device, torch.float32)

@@ -111,7 +111,7 @@ def refusal(spec: EngineSpec) -> str | None:
 
 def load(spec: EngineSpec) -> Engine:
     """Find or build the plan, and deserialise it. Raises plans.PlanError, a ValueError that names both sides."""
-    from handlers import networks
+    from handlers.engines import networks
 
     wanted = fingerprint(spec)
     plan = plans.obtain(spec.model_dir / PLAN_FOLDER, spec.plan_cache, wanted, spec.on_mismatch, lambda: build(spec))

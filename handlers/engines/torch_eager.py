@@ -1,6 +1,6 @@
 """Plain PyTorch through transformers' own modules: the reference, and the default where nothing faster can run.
 
-Serves any image classifier of handlers.networks in channels_last, and BERT-family encoders with their heads
+Serves any image classifier of handlers.engines.networks in channels_last, and BERT-family encoders with their heads
 through scaled-dot-product attention.
 """
 
@@ -43,7 +43,7 @@ def load(spec: EngineSpec) -> Engine:
 
 
 def _load_image_classifier(spec: EngineSpec) -> Engine:
-    from handlers import networks
+    from handlers.engines import networks
 
     network = load_classifier(spec)
 
@@ -58,7 +58,7 @@ def _load_image_classifier(spec: EngineSpec) -> Engine:
 
 def load_classifier(spec: EngineSpec) -> Any:
     """The folder's network, in eval mode and channels_last, on the spec's device."""
-    from handlers import networks
+    from handlers.engines import networks
 
     return networks.load(spec.model_dir, spec.dtype).to(spec.device, memory_format=torch.channels_last)
 

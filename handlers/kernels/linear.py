@@ -37,7 +37,7 @@ TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.f
 def _erf_gelu(x):  # type: ignore[no-untyped-def]
     """x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), and log2 Phi(-|x|), which is nearly a parabola, as a polynomial.
 
-    Fitted for the least absolute error of the result, 6.4e-7 (scripts/fit_gelu.py). It falls for ever.
+    Fitted for the least absolute error of the result, 6.4e-7 (scripts/research/fit_gelu.py). It falls for ever.
     """
     a = tl.abs(x)
     exponent = -0.0004733093664981425 * a + 0.0070845577865839005
@@ -48,8 +48,8 @@ def _erf_gelu(x):  # type: ignore[no-untyped-def]
     return tl.maximum(x, 0.0) - a * tl.exp2(exponent)
 
 
-# The exponent as in _erf_gelu, of degree 3: the GELU's absolute error is 5.5e-5 (scripts/fit_gelu.py --degree 3), and
-# 3e-4 where it is negative with what fp16 adds. e4m3 rounds what comes out to 3 bits.
+# The exponent as in _erf_gelu, of degree 3: the GELU's absolute error is 5.5e-5 (scripts/research/fit_gelu.py
+# --degree 3), and 3e-4 where it is negative with what fp16 adds. e4m3 rounds what comes out to 3 bits.
 EXPONENT8 = (-0.024885634, -0.49882, -1.129246, -1.0035317)
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from archive import package as packaging
-from archive import text_checkpoints
-from archive.sources import CheckpointError
+from archive.checkpoints import text_checkpoints
+from archive.checkpoints.sources import CheckpointError
 from handlers.engines.torch_eager import load_transformer
 
 Run = Callable[..., tuple[int, str]]

@@ -44,7 +44,7 @@ def test_show_prints_the_essentials(digits_mar: Path, run: Run) -> None:
         "bf16: passed",
         f"torch {provenance['versions']['torch']}",
         "model.safetensors",
-        "handlers/images.py",
+        "handlers/images/preparation.py",
         "batchSize: 8",
         "size: 32",
     ):
@@ -67,7 +67,9 @@ def test_verify_passes_a_copy_under_another_name(digits_mar: Path, run: Run, tmp
     assert run("verify", tmp_path / "renamed.mar")[0] == 0
 
 
-@pytest.mark.parametrize("name", ["labels.json", "model.safetensors", "handlers/tasks.py", "model-config.yaml"])
+@pytest.mark.parametrize(
+    "name", ["labels.json", "model.safetensors", "handlers/tasks/scores.py", "model-config.yaml"]
+)
 def test_verify_names_a_changed_file(digits_mar: Path, run: Run, tmp_path: Path, name: str) -> None:
     content = held(digits_mar, name)
     changed = rewritten(digits_mar, tmp_path / "changed.mar", {name: content[:-2] + b"\0\0"})
@@ -79,7 +81,7 @@ def test_verify_names_an_added_file(digits_mar: Path, run: Run, tmp_path: Path) 
     assert_refused(run, added, "added handlers/extra.py")
 
 
-@pytest.mark.parametrize("name", ["labels.json", "handlers/images.py", "model-config.yaml", "MAR-INF/MANIFEST.json"])
+@pytest.mark.parametrize("name", ["labels.json", "handlers/loading.py", "model-config.yaml", "MAR-INF/MANIFEST.json"])
 def test_verify_names_a_removed_file(digits_mar: Path, run: Run, tmp_path: Path, name: str) -> None:
     removed = rewritten(digits_mar, tmp_path / "removed.mar", {name: None})
     assert_refused(run, removed, f"missing {name}")
@@ -93,7 +95,12 @@ def test_verify_names_every_problem_at_once(digits_mar: Path, run: Run, tmp_path
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("modelName", "other"), ("modelVersion", "9"), ("handler", "handlers/tasks.py"), ("configFile", None)],
+    [
+        ("modelName", "other"),
+        ("modelVersion", "9"),
+        ("handler", "handlers/tasks/scores.py"),
+        ("configFile", None),
+    ],
 )
 def test_verify_says_what_is_wrong_with_an_edited_manifest(
     digits_mar: Path, run: Run, tmp_path: Path, key: str, value: str | None

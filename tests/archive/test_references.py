@@ -16,8 +16,9 @@ from archive import contents
 from archive.probe import ProbeContext
 from archive.references import spread
 from handlers import engines
-from handlers.engines import EngineSpec, references
+from handlers.engines import EngineSpec
 from handlers.image_classifier import ImageClassifier
+from handlers.selection import references
 from handlers.text_encoder import TextEncoder
 
 HEADS = {

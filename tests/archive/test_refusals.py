@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model, ResNetConfig
 
-from archive import options, recipes, text_checkpoints
+from archive import options, recipes
 from archive import package as packaging
-from archive.sources import CheckpointError
-from archive.torchvision_releases import TORCHVISION_RELEASES
-from handlers import networks
-from handlers.images import Preprocess
+from archive.checkpoints import text_checkpoints
+from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES
+from handlers.engines import networks
+from handlers.images.preparation import Preprocess
 
 Run = Callable[..., tuple[int, str]]
 
@@ -388,7 +389,7 @@ def test_preprocessing_of_the_checkpoints_own_file(digits: Path) -> None:
 
 
 def test_preprocessing_of_timms_config(bare: Path, tmp_path: Path) -> None:
-    from archive import image_checkpoints
+    from archive.checkpoints import image_checkpoints
 
     folder = tmp_path / "timm"
     folder.mkdir()

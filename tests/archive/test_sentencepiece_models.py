@@ -11,10 +11,11 @@ import pytest
 import torch
 import transformers
 
-from archive import options, recipes, sentencepiece_models, text_checkpoints
-from archive.sources import CheckpointError
+from archive import options, recipes
+from archive.checkpoints import sentencepiece_models, text_checkpoints
+from archive.checkpoints.sources import CheckpointError
 from handlers.settings import TextSettings
-from handlers.texts import Text, Tokenizer
+from handlers.texts.tokenization import Text, Tokenizer
 
 # transformers 5.20 scripts a part of DeBERTa with TorchScript.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

@@ -14,8 +14,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
-from archive import text_checkpoints
-from archive.sources import CheckpointError
+from archive.checkpoints import text_checkpoints
+from archive.checkpoints.sources import CheckpointError
 
 # transformers 5.20 scripts a part of DeBERTa with TorchScript.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

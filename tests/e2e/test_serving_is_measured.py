@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "scripts" / "bench_serving.py"), *map(str, arguments)]
+    return [sys.executable, str(ROOT / "scripts" / "commands" / "bench_serving.py"), *map(str, arguments)]
 
 
 def measured(out: Path, *arguments: object) -> tuple[str, Any]:
@@ -111,7 +111,14 @@ def test_tune_writes_what_it_has_measured(model_store: Path, tmp_path: Path) -> 
     mar = tmp_path / "digits.mar"
     mar.write_bytes((model_store / "digits.mar").read_bytes())
     bounds = ("--most-workers", "1", "--most-batch", "2", "--seconds", "1", "--warm-up", "1")
-    program = [sys.executable, str(ROOT / "scripts" / "tune.py"), str(mar), "--max-throughput", "--write", *bounds]
+    program = [
+        sys.executable,
+        str(ROOT / "scripts" / "commands" / "tune.py"),
+        str(mar),
+        "--max-throughput",
+        "--write",
+        *bounds,
+    ]
     done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best: 1 worker, batch size" in done.stdout

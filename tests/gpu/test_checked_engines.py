@@ -14,8 +14,10 @@ from archive import options, recipes
 from archive import references as packed
 from archive.jobs import Job
 from archive.probe import ProbeContext
-from handlers.engines import EngineSpec, cudnn, fused, graphs, load_chosen, references
+from handlers.engines import EngineSpec, cudnn, fused, graphs
 from handlers.image_classifier import ImageClassifier
+from handlers.selection import references
+from handlers.selection.choosing import load_chosen
 from handlers.text_encoder import TextEncoder
 
 pytestmark = [

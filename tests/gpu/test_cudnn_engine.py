@@ -10,9 +10,10 @@ import torch
 import train_digits
 from transformers import ResNetForImageClassification
 
-from handlers.engines import Engine, EngineSpec, choose, cudnn
+from handlers.engines import Engine, EngineSpec, cudnn
 from handlers.engines.folding import Convolution, TorchOperations
-from handlers.images import Batcher, Preprocess, prepare
+from handlers.images.preparation import Batcher, Preprocess, prepare
+from handlers.selection.choosing import choose
 
 pytestmark = [
     pytest.mark.gpu,

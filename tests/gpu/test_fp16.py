@@ -17,7 +17,7 @@ from archive import options, recipes
 from archive.jobs import Job
 from archive.probe import ProbeContext
 from handlers.image_classifier import ImageClassifier
-from handlers.serving import Handler
+from handlers.serving.handler import Handler
 from handlers.text_encoder import TextEncoder
 
 pytestmark = [

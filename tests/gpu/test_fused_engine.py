@@ -19,6 +19,7 @@ from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchOp
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec, fused
 from handlers.engines.torch_eager import AUTO_MODELS
+from handlers.selection import choosing
 
 pytestmark = [
     pytest.mark.gpu,
@@ -127,8 +128,8 @@ def assert_as_exact(found: list[torch.Tensor], half: list[torch.Tensor], exact: 
 
 
 def test_auto_takes_it_in_half_precision_only(minilm: Path, trained: Served) -> None:
-    assert engines.choose("auto", spec(minilm, "fp16")) == engines.choose("auto", spec(minilm, "bf16")) == ["fused"]
-    assert engines.choose("auto", spec(minilm, "fp32")) == ["torch_eager"]
+    assert choosing.choose("auto", spec(minilm, "fp16")) == choosing.choose("auto", spec(minilm, "bf16")) == ["fused"]
+    assert choosing.choose("auto", spec(minilm, "fp32")) == ["torch_eager"]
     assert "Triton" in str(trained.fused.details["kernels"])
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers import gpu_decoder, images, pictures
-from handlers.errors import RequestError
-from handlers.gpu_decoder import GpuDecoder
-from handlers.images import Preprocess
+from handlers.images import formats, gpu_decoder, preparation
+from handlers.images.gpu_decoder import GpuDecoder
+from handlers.images.preparation import Preprocess
+from handlers.protocol.errors import RequestError
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)
@@ -71,7 +71,7 @@ def test_pixels_are_pillows(interpolation: str, rounding: str) -> None:
         exif[0x0112] = index % 8 + 1
         for subsampling in range(3):
             data = jpeg_of(picture, quality=92, subsampling=subsampling, exif=exif.tobytes())
-            wanted = images.crop(pictures.decode(data, MOST), preprocess)
+            wanted = preparation.crop(formats.decode(data, MOST), preprocess)
             difference = np.abs(levels(found, data) - wanted)
             assert difference.max() <= 2.01, (size, subsampling, index)
             assert difference.mean() < 0.1, (size, subsampling, index)
@@ -129,5 +129,5 @@ def test_what_pillow_refuses_is_not_decoded() -> None:
     for data in (good[:-200], good[:300], b"", b"\xff\xd8\xff\xd9"):
         assert found.accept(data, MOST) is None
         with pytest.raises(RequestError):
-            pictures.decode(data, MOST)
+            formats.decode(data, MOST)
     assert Image.open(io.BytesIO(good)).size == (200, 150)

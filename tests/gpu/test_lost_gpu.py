@@ -17,7 +17,7 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 CHILD = """
 import sys, torch
-from handlers.isolation import run_isolated
+from handlers.serving.isolation import run_isolated
 
 def out_of_bounds(items):
     table = torch.zeros(4, device="cuda")

@@ -11,9 +11,9 @@ import torch
 from transformers import ResNetConfig, ViTConfig
 
 from archive import jobs, onnx_export, random_weights
-from handlers import networks
-from handlers.engines import EngineSpec, choose, cudnn, load_chosen, tensorrt
-from handlers.images import Batcher, Preprocess, prepare
+from handlers.engines import EngineSpec, cudnn, networks, tensorrt
+from handlers.images.preparation import Batcher, Preprocess, prepare
+from handlers.selection.choosing import choose, load_chosen
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,8 +15,9 @@ import train_digits
 from transformers import ResNetForImageClassification
 
 from archive import convert
-from handlers.engines import EngineSpec, load, load_chosen, plans, tensorrt
-from handlers.images import Batcher, Preprocess, prepare
+from handlers.engines import EngineSpec, load, plans, tensorrt
+from handlers.images.preparation import Batcher, Preprocess, prepare
+from handlers.selection.choosing import load_chosen
 
 pytestmark = [
     pytest.mark.gpu,

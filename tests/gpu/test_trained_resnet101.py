@@ -9,8 +9,9 @@ import torch
 import train_resnet101
 
 from archive import onnx_export
-from handlers.engines import Engine, EngineSpec, choose, load
+from handlers.engines import Engine, EngineSpec, load
 from handlers.engines.tensorrt import ONNX, installed
+from handlers.selection.choosing import choose
 
 pytestmark = [
     pytest.mark.gpu,

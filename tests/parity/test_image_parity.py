@@ -20,10 +20,10 @@ from transformers import AutoImageProcessor, ResNetForImageClassification
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
-from archive.image_checkpoints import read_preprocess
-from handlers import images
+from archive.checkpoints.image_checkpoints import read_preprocess
 from handlers.image_classifier import ImageClassifier
-from handlers.images import Preprocess
+from handlers.images import preparation
+from handlers.images.preparation import Preprocess
 
 ARCHIVE = Path(__file__).parents[2] / "archive"
 DIGITS = ARCHIVE / "digits"
@@ -134,8 +134,8 @@ def theirs(data: bytes, processor: Any) -> torch.Tensor:
 
 def ours(data: bytes, preprocess: Preprocess) -> torch.Tensor:
     """(1, 3, S, S), by the handler."""
-    return images.Batcher(preprocess, torch.device("cpu"), torch.float32)(
-        images.prepare(data, preprocess, MAX_PIXELS)
+    return preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)(
+        preparation.prepare(data, preprocess, MAX_PIXELS)
     )
 
 

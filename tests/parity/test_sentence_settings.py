@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from archive import text_checkpoints
-from archive.sources import CheckpointError
+from archive.checkpoints import text_checkpoints
+from archive.checkpoints.sources import CheckpointError
 from handlers.text_encoder import TextEncoder
 
 Serve = Callable[..., TextEncoder]

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-from archive import text_checkpoints
+from archive.checkpoints import text_checkpoints
 from handlers.text_encoder import TextEncoder
 
 # transformers 5.20 scripts a part of DeBERTa with TorchScript.

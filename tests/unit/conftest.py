@@ -26,8 +26,8 @@ from PIL import Image
 from archive.probe import ProbeContext
 from handlers.engines import onnxruntime
 from handlers.image_classifier import ImageClassifier
-from handlers.requests import Context
-from handlers.serving import Handler
+from handlers.protocol.context import Context
+from handlers.serving.handler import Handler
 from handlers.text_encoder import TextEncoder
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from archive import answer_sizes
-from handlers import answers
+from handlers.protocol import encodings
 from handlers.settings import Pooling, TextSettings
+from handlers.tasks.embeddings import significant
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_no_answer_is_larger_than_computed(precision: str) -> None:
     settings = TextSettings(precision=precision, max_inputs=4, pooling=Pooling(("mean", "max")))
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 2 * 512)).astype(np.float32)) / 512**0.5
-    rounded = answers.significant(-values.abs(), answers.DIGITS[precision])
+    rounded = significant(-values.abs(), encodings.DIGITS[precision])
     written = len(orjson.dumps(rounded.numpy(), option=orjson.OPT_SERIALIZE_NUMPY))
     computed = answer_sizes.largest_answer(settings, 512)
     assert 0.75 * computed < written <= computed

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from handlers import engines, loading
 from handlers.encoder import ops
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec, checked, figures, fused, graphs, kept, references, torch_eager
-from handlers.engines.references import Images, Texts
+from handlers.engines import Engine, EngineSpec, fused, graphs, torch_eager
 from handlers.image_classifier import ImageClassifier
+from handlers.selection import checked, choosing, figures, kept, references
+from handlers.selection.references import Images, Texts
 from handlers.settings import TEXT_TASKS, ImageSettings, Pooling, TextSettings
 from handlers.text_encoder import TextEncoder
 
@@ -69,7 +70,7 @@ def test_an_engine_that_is_right_serves(archive_of: Callable[[str], Path], task:
     spec = spec_of(archive_of(task), task)
     if kept_in == "archive":
         references.compute(spec).save(spec.model_dir)
-    name, engine = engines.load_chosen("auto", spec)
+    name, engine = choosing.load_chosen("auto", spec)
     assert name == "fused"
     said: Any = engine.details["checked"]
     assert said["when"] == "here"
@@ -96,7 +97,7 @@ def test_one_that_is_wrong_is_dropped_for_the_next(
     break_attention(monkeypatch, value)
     for when in ("here", "earlier"):
         caplog.clear()
-        name, engine = engines.load_chosen("auto", spec)
+        name, engine = choosing.load_chosen("auto", spec)
         dropped: Any = engine.details["dropped"]
         details: Any = engine.details
         assert (name, details["checked"]["when"]) == ("torch_eager", when)
@@ -133,11 +134,11 @@ def test_one_that_raises_is_dropped_and_back_the_next_time(
 
     with monkeypatch.context() as patch:
         patch.setattr(fused, "load", fail)
-        name, engine = engines.load_chosen("auto", spec)
+        name, engine = choosing.load_chosen("auto", spec)
         assert (name, engine.details["dropped"]) == ("torch_eager", {"fused": "RuntimeError: no kernel"})
         with pytest.raises(RuntimeError, match="no kernel"):
-            engines.load_chosen("fused", spec)
-    assert engines.load_chosen("auto", spec)[0] == "fused"
+            choosing.load_chosen("fused", spec)
+    assert choosing.load_chosen("auto", spec)[0] == "fused"
 
 
 def test_later_loads_compare_nothing_until_something_changes(
@@ -153,14 +154,14 @@ def test_later_loads_compare_nothing_until_something_changes(
 
     monkeypatch.setattr(checked, "compare", counted)
     for changes in ({}, {}, {"precision": "bf16"}, {"pooling": Pooling(("cls",))}, {}):
-        engines.load_chosen("auto", dataclasses.replace(spec, **changes))
+        choosing.load_chosen("auto", dataclasses.replace(spec, **changes))
     assert len(compared) == 3
     weights = {key: value * 1.5 for key, value in load_file(spec.model_dir / "model.safetensors").items()}
     save_file(weights, spec.model_dir / "model.safetensors", {"format": "pt"})
     for name, value in ((None, None), ("device_name", "another"), ("source_digest", "newer")):
         if name:
             monkeypatch.setattr(kept, name, lambda *_, value=value: value)
-        engines.load_chosen("auto", spec)
+        choosing.load_chosen("auto", spec)
     assert len(compared) == 6
 
 
@@ -170,7 +171,7 @@ def test_where_nothing_can_be_kept_it_compares_each_time(
     spec = spec_of(archive_of("embeddings"))
     spec.plan_cache.write_text("a file where the folder should be", encoding="utf-8")
     for _ in range(2):
-        details: Any = engines.load_chosen("auto", spec)[1].details
+        details: Any = choosing.load_chosen("auto", spec)[1].details
         assert details["checked"]["when"] == "here"
     assert "cannot be kept" in caplog.text
 
@@ -184,14 +185,14 @@ def test_the_archives_own_reference_finds_what_this_machine_computes_wrongly(
     layer_norm = torch.nn.functional.layer_norm
     monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda *given, **more: layer_norm(*given, **more) + 1)
     with pytest.raises(ValueError, match=r"fused: least cosine .*torch_eager: least cosine"):
-        engines.load_chosen("auto", spec)
+        choosing.load_chosen("auto", spec)
 
 
 def test_a_damaged_reference_is_refused(archive_of: Callable[[str], Path]) -> None:
     spec = spec_of(archive_of("embeddings"))
     (spec.model_dir / references.FILE).write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match=r"parity.safetensors is damaged; package the archive again"):
-        engines.load_chosen("auto", spec)
+        choosing.load_chosen("auto", spec)
 
 
 def test_a_reference_of_another_task_is_computed_here(
@@ -199,17 +200,17 @@ def test_a_reference_of_another_task_is_computed_here(
 ) -> None:
     spec = spec_of(archive_of("sequence-classification"), "sequence-classification")
     references.compute(spec).save(spec.model_dir)
-    details: Any = engines.load_chosen("auto", dataclasses.replace(spec, task="embeddings"))[1].details
+    details: Any = choosing.load_chosen("auto", dataclasses.replace(spec, task="embeddings"))[1].details
     assert details["checked"]["against"] == references.OF_THIS_MACHINE
     assert "is of another task or image size" in caplog.text
 
 
 def test_the_reference_itself_is_compared_with_nothing(archive_of: Callable[[str], Path]) -> None:
     spec = spec_of(archive_of("embeddings"))
-    details: Any = engines.load_chosen("torch_eager", spec)[1].details
+    details: Any = choosing.load_chosen("torch_eager", spec)[1].details
     assert details["checked"]["against"].startswith("nothing: it is the reference")
     references.compute(spec).save(spec.model_dir)
-    details = engines.load_chosen("torch_eager", spec)[1].details
+    details = choosing.load_chosen("torch_eager", spec)[1].details
     assert details["checked"]["against"] == references.OF_ARCHIVE
 
 
@@ -285,7 +286,7 @@ def test_a_named_engine_of_images_is_compared_on_a_cpu_too(
 ) -> None:
     spec, load = image_spec(digits_folder, tmp_path), torch_eager.load
     for asked in ("torch_eager", "auto"):
-        details: Any = engines.load_chosen(asked, spec)[1].details
+        details: Any = choosing.load_chosen(asked, spec)[1].details
         assert 0 < details["checked"]["relativeError"] < 5e-2
 
     def wrong(spec: EngineSpec) -> Engine:
@@ -297,7 +298,7 @@ def test_a_named_engine_of_images_is_compared_on_a_cpu_too(
     with pytest.raises(
         ValueError, match=r"in bf16 on cpu .*torch_eager: relative error 1 against fp32; at most 0.05"
     ):
-        engines.load_chosen("torch_eager", spec)
+        choosing.load_chosen("torch_eager", spec)
 
 
 def test_images_come_back_as_they_were_saved(digits_folder: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from archive import recipes
-from archive.class_labels import names_in
-from archive.sources import CheckpointError
+from archive.checkpoints.class_labels import names_in
+from archive.checkpoints.sources import CheckpointError
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers import decoding
-from handlers.errors import RequestError
+from handlers.protocol import charsets
+from handlers.protocol.errors import RequestError
 
 WORD = "größe €"
 UTF16, UTF32 = codecs.BOM_UTF16_LE, codecs.BOM_UTF32_BE
@@ -50,8 +50,8 @@ def refused(work: object, *arguments: object) -> RequestError:
     ],
 )
 def test_texts_are_read_by_their_charset(data: bytes, charset: str | None) -> None:
-    assert decoding.text(data, charset) == WORD
-    assert decoding.text(bytearray(data), charset) == WORD
+    assert charsets.text(data, charset) == WORD
+    assert charsets.text(bytearray(data), charset) == WORD
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_texts_are_read_by_their_charset(data: bytes, charset: str | None) -> No
     ],
 )
 def test_what_is_not_as_declared_is_refused(data: bytes, charset: str | None, status: int, said: str) -> None:
-    error = refused(decoding.text, data, charset)
+    error = refused(charsets.text, data, charset)
     assert error.status == status
     assert said in error.message
 
@@ -96,12 +96,12 @@ def test_what_is_not_as_declared_is_refused(data: bytes, charset: str | None, st
     ],
 )
 def test_compressed_texts_are_refused_by_name(data: bytes, name: str, charset: str | None) -> None:
-    error = refused(decoding.text, data, charset)
+    error = refused(charsets.text, data, charset)
     assert (error.status, f"({name})" in error.message, "uncompressed" in error.message) == (415, True, True)
 
 
 def test_a_declared_charset_goes_before_a_look_of_compression() -> None:
-    assert decoding.text("xœuvre".encode("cp1252"), "cp1252") == "xœuvre"
+    assert charsets.text("xœuvre".encode("cp1252"), "cp1252") == "xœuvre"
 
 
 @given(
@@ -110,7 +110,7 @@ def test_a_declared_charset_goes_before_a_look_of_compression() -> None:
 )
 def test_any_bytes_are_read_or_refused(data: bytes, charset: str | None) -> None:
     with contextlib.suppress(RequestError):
-        assert isinstance(decoding.text(data, charset), str)
+        assert isinstance(charsets.text(data, charset), str)
 
 
 # What a body without a telling content type is, for a model of texts. A RequestError's name, or what JSON holds.
@@ -127,20 +127,20 @@ UNTOLD = [
     ("null", None),
     ("true", True),
     # Texts.
-    ("plain", decoding.NOT_JSON),
-    ("", decoding.NOT_JSON),
-    ("42 is the answer", decoding.NOT_JSON),
-    ("007", decoding.NOT_JSON),
-    ("1,5", decoding.NOT_JSON),
-    ("nullable", decoding.NOT_JSON),
-    ("NaN", decoding.NOT_JSON),
-    ('"Yes," she said.', decoding.NOT_JSON),
-    ('"Yes."\n"No."', decoding.NOT_JSON),
-    ("'a'", decoding.NOT_JSON),
-    ("[MASK] is a city.", decoding.NOT_JSON),
-    ("[1] A footnote.", decoding.NOT_JSON),
-    ("[[wiki]]", decoding.NOT_JSON),
-    ("{name} is here.", decoding.NOT_JSON),
+    ("plain", charsets.NOT_JSON),
+    ("", charsets.NOT_JSON),
+    ("42 is the answer", charsets.NOT_JSON),
+    ("007", charsets.NOT_JSON),
+    ("1,5", charsets.NOT_JSON),
+    ("nullable", charsets.NOT_JSON),
+    ("NaN", charsets.NOT_JSON),
+    ('"Yes," she said.', charsets.NOT_JSON),
+    ('"Yes."\n"No."', charsets.NOT_JSON),
+    ("'a'", charsets.NOT_JSON),
+    ("[MASK] is a city.", charsets.NOT_JSON),
+    ("[1] A footnote.", charsets.NOT_JSON),
+    ("[[wiki]]", charsets.NOT_JSON),
+    ("{name} is here.", charsets.NOT_JSON),
     # JSON that is broken, or several of it.
     ('{"text": "a"', "InvalidJson"),
     ('{"text": "a"}\n{"text": "b"}', "InvalidJson"),
@@ -157,15 +157,15 @@ UNTOLD = [
 def test_json_that_nothing_announces(sent: str, found: object, kind: object) -> None:
     assert callable(kind)
     if found == "InvalidJson":
-        error = refused(decoding.untold_json, kind(sent), "the body")
+        error = refused(charsets.untold_json, kind(sent), "the body")
         assert (type(error).__name__, "text/plain" in error.message) == ("InvalidJson", True)
     else:
-        assert decoding.untold_json(kind(sent), "the body") == found
+        assert charsets.untold_json(kind(sent), "the body") == found
 
 
 def test_bytes_of_an_image_are_no_json() -> None:
     for data in (b"\xff\xd8\xff", b"\x89PNG", b"GIF89a", b"\x93NUMPY", b"BM", b"{\xff", b'"\xff"'):
-        assert decoding.untold_json(data, "the body") is decoding.NOT_JSON
+        assert charsets.untold_json(data, "the body") is charsets.NOT_JSON
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_bytes_of_an_image_are_no_json() -> None:
     ],
 )
 def test_json_is_read_by_its_charset(data: bytes, charset: str | None) -> None:
-    assert decoding.json(data, charset, "the body") == ["é"]
+    assert charsets.json(data, charset, "the body") == ["é"]
 
 
 @pytest.mark.parametrize(
@@ -194,4 +194,4 @@ def test_json_is_read_by_its_charset(data: bytes, charset: str | None) -> None:
     ],
 )
 def test_content_types(header: str, wanted: tuple[str, str | None]) -> None:
-    assert decoding.content_type(header) == wanted
+    assert charsets.content_type(header) == wanted

@@ -15,8 +15,10 @@ import torch
 import transformers
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, load_chosen, measured, references, torch_eager
+from handlers.engines import Engine, EngineSpec, torch_eager
 from handlers.engines.plans import PlanError
+from handlers.selection import choosing, measured, references
+from handlers.selection.choosing import load_chosen
 
 pytestmark = pytest.mark.usefixtures("pytorch_alone")
 
@@ -42,18 +44,18 @@ def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleTy
     """An engine that is a new file in an engines folder, and nothing else."""
     (tmp_path / "plugged.py").write_text(PLUGIN, encoding="utf-8")
     monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
-    yield engines._module("plugged")
+    yield engines.module("plugged")
     del sys.modules["handlers.engines.plugged"], engines.__dict__["plugged"]
 
 
 @pytest.mark.parametrize("kind", ["image-classifier", "text-encoder"])
 def test_the_reference_engine_runs_both_kinds(kind: str) -> None:
     assert "torch_eager" in engines.names(kind)
-    assert engines.choose("torch_eager", spec_of(kind)) == ["torch_eager"]
+    assert choosing.choose("torch_eager", spec_of(kind)) == ["torch_eager"]
 
 
 def test_names_come_best_first() -> None:
-    ranks = [engines._module(name).RANK for name in engines.names()]
+    ranks = [engines.module(name).RANK for name in engines.names()]
     assert ranks == sorted(ranks, reverse=True)
     assert set(engines.names("image-classifier")) <= set(engines.names())
     assert engines.names("no such kind") == []
@@ -61,7 +63,7 @@ def test_names_come_best_first() -> None:
 
 def test_every_engine_offers_what_the_folder_promises() -> None:
     for name in engines.names():
-        module = engines._module(name)
+        module = engines.module(name)
         assert set(module.KINDS) <= {"image-classifier", "text-encoder"}, name
         assert isinstance(module.RANK, int), name
         assert callable(module.objection), name
@@ -69,20 +71,20 @@ def test_every_engine_offers_what_the_folder_promises() -> None:
 
 
 def test_auto_takes_one_without_an_objection() -> None:
-    (name,) = engines.choose("auto", spec_of())
-    assert engines._module(name).objection(spec_of()) is None
+    (name,) = choosing.choose("auto", spec_of())
+    assert engines.module(name).objection(spec_of()) is None
 
 
 @pytest.mark.parametrize("asked", ["no_such", "", "..torch_eager", "torch_eager "])
 def test_an_unknown_engine_is_refused_with_the_known_ones(asked: str) -> None:
     with pytest.raises(ValueError, match=r"known: auto, .*torch_eager"):
-        engines.choose(asked, spec_of())
+        choosing.choose(asked, spec_of())
 
 
 def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
     assert engines.names()[0] == "plugged"
-    assert engines.choose("auto", spec_of()) == ["plugged"]
-    assert engines.choose("plugged", spec_of()) == ["plugged"]
+    assert choosing.choose("auto", spec_of()) == ["plugged"]
+    assert choosing.choose("plugged", spec_of()) == ["plugged"]
     engine: Engine = engines.load("plugged", spec_of(folder=Path("archive")))
     assert engine.run(torch.zeros(3, 1)).tolist() == [[7.0, 7.0]] * 3
     assert engine.details == {"from": "archive"}
@@ -90,16 +92,16 @@ def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
 
 def test_an_engine_is_asked_for_its_own_kind_only(plugin: ModuleType, minilm_folder: Path) -> None:
     assert "plugged" not in engines.names("text-encoder")
-    assert engines.choose("auto", spec_of("text-encoder", minilm_folder)) != ["plugged"]
+    assert choosing.choose("auto", spec_of("text-encoder", minilm_folder)) != ["plugged"]
     with pytest.raises(ValueError, match="'plugged' does not run a text-encoder"):
-        engines.choose("plugged", spec_of("text-encoder"))
+        choosing.choose("plugged", spec_of("text-encoder"))
 
 
 def test_auto_passes_over_an_engine_that_objects(plugin: Any) -> None:
     plugin.OBJECTION = "no such hardware"
-    assert engines.choose("auto", spec_of()) != ["plugged"]
+    assert choosing.choose("auto", spec_of()) != ["plugged"]
     with pytest.raises(ValueError, match="plugged cannot run here: no such hardware"):
-        engines.choose("plugged", spec_of())
+        choosing.choose("plugged", spec_of())
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def waiting(plugin: Any) -> Any:
 def test_auto_says_which_engine_it_left_out(
     waiting: Any, digits_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name, engine = engines.load_chosen("auto", spec_of(folder=digits_folder))
+    name, engine = choosing.load_chosen("auto", spec_of(folder=digits_folder))
     assert name != "plugged"
     assert engine.details["leftOut"] == {"plugged": "no plan lies in the archive"}
     assert "engine plugged left out: no plan lies in the archive" in caplog.text
@@ -124,16 +126,16 @@ def test_what_auto_adds_leaves_the_rest_of_the_engine_alone(
 ) -> None:
     packed = Engine(lambda images: images, {"library": "x"}, pads=False, token_budget=5)
     monkeypatch.setattr(engines, "load", lambda name, spec: packed)
-    _, engine = engines.load_chosen("auto", spec_of(folder=digits_folder), check=False)
+    _, engine = choosing.load_chosen("auto", spec_of(folder=digits_folder), check=False)
     found = (engine.run, engine.pads, engine.token_budget, engine.details["library"])
     assert found == (packed.run, False, 5, "x")
 
 
 def test_what_was_asked_for_or_objects_is_not_left_out(waiting: Any, digits_folder: Path) -> None:
-    assert engines.load_chosen("plugged", spec_of(folder=digits_folder), check=False)[0] == "plugged"
-    assert "leftOut" not in engines.load_chosen("torch_eager", spec_of(folder=digits_folder))[1].details
+    assert choosing.load_chosen("plugged", spec_of(folder=digits_folder), check=False)[0] == "plugged"
+    assert "leftOut" not in choosing.load_chosen("torch_eager", spec_of(folder=digits_folder))[1].details
     waiting.OBJECTION = "no such hardware"
-    assert "leftOut" not in engines.load_chosen("auto", spec_of(folder=digits_folder))[1].details
+    assert "leftOut" not in choosing.load_chosen("auto", spec_of(folder=digits_folder))[1].details
 
 
 def test_engines_that_fail_or_miss_parity_are_dropped_and_named(
@@ -169,9 +171,9 @@ def test_every_batch_size_is_checked(plugin: Any, digits_folder: Path) -> None:
 def test_what_refuses_keeps_auto_from_serving(plugin: Any, digits_folder: Path) -> None:
     plugin.refusal = lambda _: "the plan is another machine's"
     with pytest.raises(ValueError, match="engine plugged refuses: the plan is another machine's"):
-        engines.choose("auto", spec_of(folder=digits_folder))
+        choosing.choose("auto", spec_of(folder=digits_folder))
     plugin.OBJECTION = "no such hardware"
-    assert engines.choose("auto", spec_of(folder=digits_folder)) == ["torch_eager"]
+    assert choosing.choose("auto", spec_of(folder=digits_folder)) == ["torch_eager"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

@@ -691,7 +691,7 @@ class TestLoading:
         passed: bool,
     ) -> None:
         from handlers import placement
-        from handlers.engines import on_cpu
+        from handlers.selection import on_cpu
 
         monkeypatch.setattr(placement, "cpu_has_bf16", lambda: True)
         monkeypatch.setattr(on_cpu, "least_ms", lambda run: 1.0)  # of engines that are as fast, the first serves

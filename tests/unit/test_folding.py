@@ -11,8 +11,7 @@ import pytest
 import torch
 from transformers import ResNetConfig
 
-from handlers import networks
-from handlers.engines import EngineSpec, cudnn
+from handlers.engines import EngineSpec, cudnn, networks
 from handlers.engines.folding import Convolution, TorchOperations, fold_resnet, run
 from handlers.engines.graphs import BUCKETS, bucket_of
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers import gpu_decoder, images, jpeg_headers
-from handlers.gpu_decoder import GpuDecoder, Jpeg
-from handlers.images import Batcher, DeviceCrop, Preprocess
+from handlers.images import gpu_decoder, jpeg_headers, preparation
+from handlers.images.gpu_decoder import GpuDecoder, Jpeg
+from handlers.images.preparation import Batcher, DeviceCrop, Preprocess
 
 PREPROCESS = Preprocess(size=32, resize=36)
 CPU = torch.device("cpu")
@@ -45,9 +45,10 @@ class FakeKernels:
 
     @staticmethod
     def crops(pictures: Sequence[Any], interpolation: str, scale: Any, shift: Any, out: torch.Tensor) -> torch.Tensor:
-        for row, pixels in zip(out, pictures, strict=True):
+        for row, picture in zip(out, pictures, strict=True):
             row.copy_(
-                torch.from_numpy(images.crop(Image.fromarray(pixels), PREPROCESS).copy()).float() * scale - shift
+                torch.from_numpy(preparation.crop(Image.fromarray(picture), PREPROCESS).copy()).float() * scale
+                - shift
             )
         return out
 
@@ -59,7 +60,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> GpuDecoder:
     vars(made).update(kernels=FakeKernels(), parameters=None)
     made.held = []
     made.preprocess, made.device, made.dtype = PREPROCESS, CPU, torch.float32
-    made.scale, made.shift = images.folded(PREPROCESS, CPU)
+    made.scale, made.shift = preparation.folded(PREPROCESS, CPU)
     stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(made, "_picture", lambda image, header: image)
@@ -75,7 +76,7 @@ def accepted(decoder: GpuDecoder, data: bytes) -> Jpeg:
 def test_crops_are_the_cpus(decoder: GpuDecoder, picture: Image.Image, file_of: Encode) -> None:
     files = [file_of(picture, "JPEG"), file_of(picture.rotate(90, expand=True), "JPEG")]
     found = Batcher(PREPROCESS, CPU, torch.float32)(decoder([accepted(decoder, data) for data in files]))
-    crops = [crop for data in files for crop in images.prepare(data, PREPROCESS, 50_000_000)]
+    crops = [crop for data in files for crop in preparation.prepare(data, PREPROCESS, 50_000_000)]
     torch.testing.assert_close(found, Batcher(PREPROCESS, CPU, torch.float32)(crops))
 
 

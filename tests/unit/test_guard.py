@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from handlers import guard, requests
-from handlers.serving import Handler
+from handlers.protocol import unexpected
+from handlers.protocol.reader import Reader
+from handlers.protocol.request import Request
+from handlers.serving.handler import Handler
 
 if TYPE_CHECKING:
     from tests.unit.conftest import FakeContext
@@ -29,7 +31,7 @@ class Fake(Handler[Any]):
     def __init__(self) -> None:
         self.model = SimpleNamespace(description={"kind": "fake"})  # type: ignore[assignment]
         self.metrics = SimpleNamespace(report=lambda *arguments: self.fail("metrics", ""))  # type: ignore[assignment]
-        self.reader = requests.Reader({}, "a text", lambda media_type: media_type in ("", "text/plain"), 9)
+        self.reader = Reader({}, "a text", lambda media_type: media_type in ("", "text/plain"), 9)
         self.failing: dict[str, tuple[str, type[BaseException]]] = {}
 
     def fail(self, stage: str, text: str) -> None:
@@ -37,12 +39,12 @@ class Fake(Handler[Any]):
         if culprit in text:
             raise error(f"{MARKER} in {text}")
 
-    def preprocess(self, batch: Sequence[requests.Request]) -> None:
+    def preprocess(self, batch: Sequence[Request]) -> None:
         for request in filter(lambda request: request.open, batch):
             request.inputs = list(request.payloads)
             self.fail("preprocess", request.inputs[0])
 
-    def postprocess(self, batch: Sequence[requests.Request]) -> None:
+    def postprocess(self, batch: Sequence[Request]) -> None:
         for request in filter(lambda request: request.open, batch):
             self.fail("postprocess", request.inputs[0])
             request.results = list(request.inputs)
@@ -105,9 +107,9 @@ def test_figures_that_cannot_be_reported_cost_no_answer(ask_fake: Ask) -> None:
 
 
 @pytest.mark.parametrize("stage", ["preprocess", "postprocess", "metrics"])
-@pytest.mark.parametrize("end", guard.ENDS)
+@pytest.mark.parametrize("end", unexpected.ENDS)
 def test_what_ends_the_process_ends_it(ask_fake: Ask, stage: str, end: type[BaseException]) -> None:
-    """As handlers/isolation.py does with a GPU that is lost."""
+    """As handlers/serving/isolation.py does with a GPU that is lost."""
     handler = Fake()
     handler.failing[stage] = ("", end)
     with pytest.raises(end):
@@ -125,9 +127,9 @@ def test_a_chain_of_errors_is_logged_without_their_messages(caplog: pytest.LogCa
 
     with pytest.raises(ValueError) as caught:
         deep(300)
-    found = guard.failed(caught.value, "answering")
+    found = unexpected.failed(caught.value, "answering")
     assert (found.status, found.message) == (500, "answering failed: ValueError; the server's log has where")
     assert MARKER not in caplog.text
     assert caplog.text.count("raised from:") == 1
     assert "PanicException" in caplog.text
-    assert caplog.text.count("in deep") <= 2 * guard.FRAMES
+    assert caplog.text.count("in deep") <= 2 * unexpected.FRAMES

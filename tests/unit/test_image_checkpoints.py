@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from archive.image_checkpoints import CheckpointError, ImageCheckpoint, read
-from handlers import networks
-from handlers.images import Preprocess
+from archive.checkpoints.image_checkpoints import CheckpointError, ImageCheckpoint, read
+from handlers.engines import networks
+from handlers.images.preparation import Preprocess
 
 Tensors = dict[str, torch.Tensor]
 LABELS = Path(__file__).parents[2] / "archive" / "resnet101" / "labels.txt"

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from handlers import images, requests
-from handlers.errors import InvalidImage, PayloadTooLarge, RequestError, UnsupportedMediaType
-from handlers.images import Batcher, Preprocess
+from handlers.images import preparation
+from handlers.images.preparation import Batcher, Preprocess
+from handlers.protocol.errors import InvalidImage, PayloadTooLarge, RequestError, UnsupportedMediaType
+from handlers.protocol.request import caught
 
 FileOf = Callable[..., bytes]
 LIMIT = 50_000_000
@@ -40,7 +41,7 @@ MARKER = b"S3CRET-of-a-user"
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    image = images.decode(data, LIMIT)
+    image = preparation.decode(data, LIMIT)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -105,7 +106,7 @@ class TestFormats:
     def test_what_is_no_image_is_refused_as_a_medium(self) -> None:
         for data in (b"%PDF-1.7", b"\x00" * 100, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"x"):
             with pytest.raises(UnsupportedMediaType) as error:
-                images.decode(data, LIMIT)
+                preparation.decode(data, LIMIT)
             assert f"{len(data)} bytes" in error.value.message
 
     @pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA", "PCX", "EPS"])
@@ -114,7 +115,7 @@ class TestFormats:
     ) -> None:
         """EPS above all: Pillow hands it to a PostScript interpreter."""
         with pytest.raises(RequestError):
-            images.decode(file_of(picture, kind), LIMIT)
+            preparation.decode(file_of(picture, kind), LIMIT)
 
 
 class TestModes:
@@ -209,9 +210,9 @@ class TestModes:
                 decode(data)
 
 
-@requests.caught
-def prepare(data: bytes) -> list[images.Crop | images.Ready]:
-    return images.prepare(data, SMALL, 1_000_000)
+@caught
+def prepare(data: bytes) -> list[preparation.Crop | preparation.Ready]:
+    return preparation.prepare(data, SMALL, 1_000_000)
 
 
 def prepare_or_refuse(data: bytes) -> None:
@@ -254,21 +255,21 @@ class TestBrokenFiles:
 
     def test_cut_in_half_is_refused(self, whole: bytes) -> None:
         with pytest.raises(RequestError):
-            images.prepare(whole[: len(whole) // 2], SMALL, LIMIT)
+            preparation.prepare(whole[: len(whole) // 2], SMALL, LIMIT)
 
     def test_cut_anywhere_in_the_header(self, whole: bytes) -> None:
         for end in range(min(200, len(whole) // 2)):
             with pytest.raises(RequestError):
-                images.prepare(whole[:end], SMALL, LIMIT)
+                preparation.prepare(whole[:end], SMALL, LIMIT)
 
     def test_cut_in_its_header_is_broken_not_unknown(self, whole: bytes) -> None:
         for end in range(12, 26):
             with pytest.raises(InvalidImage, match="broken"):
-                images.prepare(whole[:end], SMALL, LIMIT)
+                preparation.prepare(whole[:end], SMALL, LIMIT)
 
     def test_a_refusal_does_not_hold_what_came(self, whole: bytes) -> None:
         with pytest.raises(RequestError) as error:
-            images.prepare(MARKER + whole, SMALL, LIMIT)
+            preparation.prepare(MARKER + whole, SMALL, LIMIT)
         assert MARKER.decode() not in error.value.message
 
     @settings(max_examples=200)
@@ -292,7 +293,7 @@ class TestSlowFiles:
         header = struct.pack("<2sIHHI", b"BM", start + len(runs), 0, 0, start)
         info = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, bits, compression, len(runs), 0, 0, 2**bits, 0)
         with pytest.raises(UnsupportedMediaType, match="run-length"):
-            images.prepare(header + info + palette + runs, SMALL, LIMIT)
+            preparation.prepare(header + info + palette + runs, SMALL, LIMIT)
 
     @pytest.mark.parametrize(("scans", "taken"), [(90, True), (5000, False)])
     def test_a_jpeg_of_many_scans(self, picture: Image.Image, file_of: FileOf, scans: int, taken: bool) -> None:
@@ -301,10 +302,10 @@ class TestSlowFiles:
         assert data.count(b"\xff\xda") <= 10
         many = data[:last] + data[last:-2] * (scans - data.count(b"\xff\xda") + 1) + data[-2:]
         if taken:
-            assert images.decode(many, LIMIT).size == picture.size
+            assert preparation.decode(many, LIMIT).size == picture.size
         else:
             with pytest.raises(InvalidImage, match="5000 scans; at most 100"):
-                images.decode(many, LIMIT)
+                preparation.decode(many, LIMIT)
 
 
 class TestSizes:
@@ -315,7 +316,7 @@ class TestSizes:
         tracemalloc.start()
         started = time.perf_counter()
         with pytest.raises(PayloadTooLarge, match="50000 x 50000") as error:
-            images.prepare(data, SMALL, LIMIT)
+            preparation.prepare(data, SMALL, LIMIT)
         elapsed, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert error.value.status == 413
@@ -324,9 +325,9 @@ class TestSizes:
 
     def test_at_the_limit_and_one_beyond(self, picture: Image.Image, file_of: FileOf) -> None:
         data, pixels = file_of(picture, "PNG"), picture.width * picture.height
-        assert images.decode(data, pixels).size == picture.size
+        assert preparation.decode(data, pixels).size == picture.size
         with pytest.raises(PayloadTooLarge, match=str(pixels - 1)):
-            images.decode(data, pixels - 1)
+            preparation.decode(data, pixels - 1)
 
     @pytest.mark.parametrize("length", [762, 50_000, 400_000])
     @pytest.mark.parametrize("upright", [True, False])
@@ -337,7 +338,7 @@ class TestSizes:
         image.paste((200, 8, 9), (size[0] // 2, size[1] // 2, *size))
         tracemalloc.start()
         started = time.perf_counter()
-        item = images.crop(image, preprocess)
+        item = preparation.crop(image, preprocess)
         elapsed, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert elapsed < 0.2
@@ -358,17 +359,17 @@ class TestSizes:
     ) -> None:
         values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         image, preprocess = Image.fromarray(values), Preprocess(side, resize, interpolation=interpolation)
-        width, height = images.resized_size(*size, preprocess)
-        assert width * height > images.MAX_ELONGATION * resize**2
+        width, height = preparation.resized_size(*size, preprocess)
+        assert width * height > preparation.MAX_ELONGATION * resize**2
         # Pillow 13 takes rows before columns in some sizes: the order is fixed here, for each way rounds for itself.
-        filter_ = images.INTERPOLATIONS[interpolation]
+        filter_ = preparation.INTERPOLATIONS[interpolation]
         ways = [
             image.resize((width, size[1]), filter_).resize((width, height), filter_),
             image.resize((size[0], height), filter_).resize((width, height), filter_),
         ]
         left, top = (width - side) // 2, (height - side) // 2
         wholes = [np.asarray(way.crop((left, top, left + side, top + side))).astype(int) for way in ways]
-        found = images.crop(image, preprocess)
+        found = preparation.crop(image, preprocess)
         assert min(abs(found - whole).max() for whole in wholes) <= 2
 
     @pytest.mark.parametrize("size", [160, 176, 192, 208, 224, 236, 240, 256, 260, 288, 299, 300, 320, 380, 384, 448])
@@ -378,15 +379,15 @@ class TestSizes:
         resize = math.floor(size / crop_pct)
         for side in range(resize, resize + 40):
             even, down = Preprocess(size, resize, crop_rounding="even"), Preprocess(size, resize)
-            assert images.crop_start(side, even) == int(round((side - size) / 2.0))  # noqa: RUF046, as it stands there
-            assert images.crop_start(side, down) == int((side - size) / 2.0) == (side - size) // 2
+            assert preparation.crop_start(side, even) == int(round((side - size) / 2.0))  # noqa: RUF046, as it stands there
+            assert preparation.crop_start(side, down) == int((side - size) / 2.0) == (side - size) // 2
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3), (8, 8), (9, 10), (10, 9), (11, 300)])
     @pytest.mark.parametrize("mode", ["shortest_edge", "square"])
     @pytest.mark.parametrize(("side", "resize"), [(8, 8), (8, 9), (7, 10), (1, 1)])
     def test_every_shape_becomes_a_crop(self, size: tuple[int, int], mode: str, side: int, resize: int) -> None:
         """One pixel, thin strips, smaller and larger than the crop; odd and even margins."""
-        item = images.crop(Image.new("RGB", size, (1, 2, 3)), Preprocess(side, resize, mode))
+        item = preparation.crop(Image.new("RGB", size, (1, 2, 3)), Preprocess(side, resize, mode))
         assert item.shape == (side, side, 3)
         assert item.dtype == np.uint8
         assert (item == (1, 2, 3)).all()  # a margin outside the image would be black
@@ -402,11 +403,11 @@ class TestSizes:
         ],
     )
     def test_resized_size(self, size: tuple[int, int], mode: str, wanted: tuple[int, int]) -> None:
-        assert images.resized_size(*size, Preprocess(8, 10, mode)) == wanted
+        assert preparation.resized_size(*size, Preprocess(8, 10, mode)) == wanted
 
     def test_the_crop_is_the_centre(self) -> None:
         image = Image.fromarray(np.arange(10 * 14, dtype=np.uint8).reshape(10, 14)).convert("RGB")
-        cut = images.crop(image, Preprocess(8, 10, interpolation="nearest"))
+        cut = preparation.crop(image, Preprocess(8, 10, interpolation="nearest"))
         assert np.array_equal(cut, np.asarray(image)[1:9, 3:11])
 
 
@@ -422,7 +423,7 @@ class TestReadyTensors:
         self, npy_of: Callable[..., bytes], dtype: type[np.floating[Any]], shape: tuple[int, ...], count: int
     ) -> None:
         values = np.random.default_rng(0).normal(size=shape).astype(dtype)
-        items = images.prepare(npy_of(values), SMALL, LIMIT)
+        items = preparation.prepare(npy_of(values), SMALL, LIMIT)
         assert len(items) == count
         assert all(item.dtype == dtype for item in items)
         assert np.array_equal(np.stack(items), values.reshape(-1, 3, 8, 8))
@@ -448,38 +449,38 @@ class TestReadyTensors:
     )
     def test_other_tensors_are_refused(self, npy_of: Callable[..., bytes], array: NDArray[Any]) -> None:
         with pytest.raises(InvalidImage):
-            images.prepare(npy_of(array), SMALL, LIMIT)
+            preparation.prepare(npy_of(array), SMALL, LIMIT)
 
     def test_one_nan_is_enough(self, npy_of: Callable[..., bytes]) -> None:
         values = np.zeros((2, 3, 8, 8), np.float32)
         values[1, 2, 7, 7] = np.nan
         with pytest.raises(InvalidImage, match="NaN"):
-            images.prepare(npy_of(values), SMALL, LIMIT)
+            preparation.prepare(npy_of(values), SMALL, LIMIT)
 
     def test_a_pickle_is_never_loaded(self) -> None:
         """A pickle that would run code if it were."""
         bomb = b"cbuiltins\nexec\n(S'raise SystemExit(13)'\ntR."
         data = npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (3, 8, 8)}") + bomb
         with pytest.raises(InvalidImage):
-            images.prepare(data, SMALL, LIMIT)
+            preparation.prepare(data, SMALL, LIMIT)
 
     @pytest.mark.parametrize("change", [-1, 1, -(3 * 8 * 8 * 4), 10_000])
     def test_bytes_must_be_as_many_as_the_header_says(self, npy_of: Callable[..., bytes], change: int) -> None:
         data = npy_of(np.zeros((3, 8, 8), np.float32))
         with pytest.raises(InvalidImage, match=r"but \d+ came"):
-            images.prepare(data[:change] if change < 0 else data + b"\x00" * change, SMALL, LIMIT)
+            preparation.prepare(data[:change] if change < 0 else data + b"\x00" * change, SMALL, LIMIT)
 
     def test_as_many_pixels_as_an_image_may_have(self, npy_of: Callable[..., bytes]) -> None:
         data = npy_of(np.zeros((4, 3, 8, 8), np.float16))
-        assert len(images.prepare(data, SMALL, 4 * 64)) == 4
+        assert len(preparation.prepare(data, SMALL, 4 * 64)) == 4
         with pytest.raises(PayloadTooLarge):
-            images.prepare(data, SMALL, 4 * 64 - 1)
+            preparation.prepare(data, SMALL, 4 * 64 - 1)
 
     def test_a_header_that_announces_terabytes_allocates_nothing(self) -> None:
         data = npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 3, 8, 8)}")
         tracemalloc.start()
         with pytest.raises(InvalidImage):
-            images.prepare(data, SMALL, LIMIT)
+            preparation.prepare(data, SMALL, LIMIT)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 5_000_000
@@ -511,7 +512,7 @@ class TestReadyTensors:
     @pytest.mark.parametrize("version", [1, 2, 3, 9])
     def test_a_broken_header_is_refused(self, header: str, version: int) -> None:
         with pytest.raises(InvalidImage) as error:
-            images.prepare(npy_header(header, version), SMALL, LIMIT)
+            preparation.prepare(npy_header(header, version), SMALL, LIMIT)
         assert MARKER.decode() not in error.value.message
         assert len(error.value.message) < 1000
 
@@ -548,7 +549,7 @@ class TestBase64:
         ],
     )
     def test_spellings(self, value: object) -> None:
-        assert images.from_base64(value) == self.DATA
+        assert preparation.from_base64(value) == self.DATA
 
     @pytest.mark.parametrize(
         "value",
@@ -567,13 +568,13 @@ class TestBase64:
     )
     def test_what_is_not_base64(self, value: object) -> None:
         with pytest.raises(RequestError, match="not base64") as error:
-            images.from_base64(value)
+            preparation.from_base64(value)
         assert error.value.status == 400
 
     @pytest.mark.parametrize("value", ["", "   ", "data:image/png;base64,", "data:", {"b64": ""}])
     def test_nothing(self, value: object) -> None:
         with pytest.raises(RequestError, match="empty"):
-            images.from_base64(value)
+            preparation.from_base64(value)
 
     @pytest.mark.parametrize(
         "value",
@@ -581,18 +582,18 @@ class TestBase64:
     )
     def test_what_is_no_string(self, value: object) -> None:
         with pytest.raises(RequestError, match="wanted"):
-            images.from_base64(value)
+            preparation.from_base64(value)
 
     def test_messages_do_not_hold_what_came(self) -> None:
         marker = MARKER.decode()
         for value in (marker, f"data:{marker}", {"b64": f"?{marker}"}):
             with pytest.raises(RequestError) as error:
-                images.from_base64(value)
+                preparation.from_base64(value)
             assert marker not in error.value.message
 
     def test_keys_are_cut_and_can_be_written(self) -> None:
         with pytest.raises(RequestError) as error:
-            images.from_base64({"k" * 9000: 1, "\ud800": 2})
+            preparation.from_base64({"k" * 9000: 1, "\ud800": 2})
         assert len(error.value.message) < 300
         error.value.message.encode("utf-8")
 
@@ -649,7 +650,7 @@ class TestBatcher:
 
 @pytest.mark.parametrize("preprocess", [SMALL, Preprocess(1, 1)])
 def test_a_blank_is_a_crop(preprocess: Preprocess) -> None:
-    blank = images.blank(preprocess)
+    blank = preparation.blank(preprocess)
     assert blank.shape == (preprocess.size, preprocess.size, 3)
     assert blank.dtype == np.uint8
     assert blank.max() == 0

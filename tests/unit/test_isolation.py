@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers import isolation
-from handlers.errors import InferenceFailed
-from handlers.isolation import run_isolated
+from handlers.protocol.errors import InferenceFailed
+from handlers.serving import isolation
+from handlers.serving.isolation import run_isolated
 
 
 class Worker:

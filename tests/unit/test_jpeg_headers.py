@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from handlers import jpeg_headers
-from handlers.jpeg_headers import Header
+from handlers.images import jpeg_headers
+from handlers.images.jpeg_headers import Header
 
 Encode = Callable[..., bytes]
 

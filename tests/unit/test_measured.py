@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, graphs, kept, measured, references
+from handlers.engines import Engine, EngineSpec, graphs
+from handlers.selection import kept, measured, references
 
 CANDIDATES = ["torch_eager", "other"]
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 import yaml
 
-from handlers import metrics
-from handlers.errors import InferenceFailed, InputTooLong, NotFinite, PayloadTooLarge
 from handlers.image_classifier import ImageClassifier
-from handlers.metrics import BatchMetrics
-from handlers.requests import Context, Request
+from handlers.protocol.context import Context
+from handlers.protocol.errors import InferenceFailed, InputTooLong, NotFinite, PayloadTooLarge
+from handlers.protocol.request import Request
+from handlers.serving import metrics
+from handlers.serving.metrics import BatchMetrics
 from handlers.text_encoder import TextEncoder
 
-DECLARED = yaml.safe_load((Path(metrics.__file__).parent / "metrics.yaml").read_text(encoding="utf-8"))[
+DECLARED = yaml.safe_load((Path(metrics.__file__).parents[1] / "metrics.yaml").read_text(encoding="utf-8"))[
     "model_metrics"
 ]
 

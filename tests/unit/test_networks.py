@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig
 
-from handlers import engines, networks
-from handlers.engines import EngineSpec
+from handlers import engines
+from handlers.engines import EngineSpec, networks
 
 TINY: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2], "num_labels": 5}
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from handlers import engines, placement
-from handlers.engines import Engine, EngineSpec, on_cpu, onnxruntime, plans, references
-from handlers.engines.on_cpu import Measurement
+from handlers.engines import Engine, EngineSpec, onnxruntime, plans
 from handlers.image_classifier import ImageClassifier
+from handlers.selection import choosing, on_cpu, references
+from handlers.selection.on_cpu import Measurement
 
 CPU = torch.device("cpu")
 IN_BF16 = {"bf16": {"passed": True}}
@@ -61,7 +62,7 @@ def test_the_fastest_serves_and_the_times_are_said(
 ) -> None:
     times(*CHOICES[fastest])
     with caplog.at_level(logging.INFO):
-        name, spec, engine = engines.load_best("auto", specs_of(digits_folder, tmp_path))
+        name, spec, engine = choosing.load_best("auto", specs_of(digits_folder, tmp_path))
     assert f"{name} {spec.precision}" == fastest
     said: Any = engine.details["measured"]
     assert said["when"] == "here"
@@ -86,18 +87,18 @@ def test_later_loads_measure_nothing_until_something_changes(
     digits_folder: Path, tmp_path: Path, times: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = times(*CHOICES["onnxruntime fp32"], *CHOICES["torch_eager bf16"], *CHOICES["torch_eager fp32"])
-    engines.load_best("auto", specs_of(digits_folder, tmp_path))
+    choosing.load_best("auto", specs_of(digits_folder, tmp_path))
     monkeypatch.setattr(references, "of", None)  # nothing is compared again either
-    name, spec, engine = engines.load_best("auto", specs_of(digits_folder, tmp_path))
+    name, spec, engine = choosing.load_best("auto", specs_of(digits_folder, tmp_path))
     said: Any = engine.details["measured"]
     assert (name, spec.precision, said["when"]) == ("onnxruntime", "fp32", "earlier")
     assert len(left) == 12
     monkeypatch.undo()
     left = times(*CHOICES["torch_eager bf16"], *CHOICES["torch_eager fp32"])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert engines.load_best("auto", specs_of(digits_folder, tmp_path))[1].precision == "bf16"
+    assert choosing.load_best("auto", specs_of(digits_folder, tmp_path))[1].precision == "bf16"
     monkeypatch.setattr(placement, "cpu_name", lambda: "another CPU")
-    assert engines.load_best("auto", specs_of(digits_folder, tmp_path))[0] == "torch_eager"
+    assert choosing.load_best("auto", specs_of(digits_folder, tmp_path))[0] == "torch_eager"
     assert not left
 
 
@@ -106,11 +107,11 @@ def test_what_was_kept_and_cannot_be_read_is_measured_again(
     digits_folder: Path, tmp_path: Path, times: Callable[..., list[float]], content: str
 ) -> None:
     left = times(*CHOICES["onnxruntime fp32"] * 2)
-    engines.load_best("auto", specs_of(digits_folder, tmp_path))
+    choosing.load_best("auto", specs_of(digits_folder, tmp_path))
     kept, *others = (tmp_path / "c").glob("cpu-*.json")
     assert not others
     kept.write_text(content, encoding="utf-8")
-    engines.load_best("auto", specs_of(digits_folder, tmp_path))
+    choosing.load_best("auto", specs_of(digits_folder, tmp_path))
     assert not left
     assert json.loads(kept.read_text(encoding="utf-8"))["chosen"] == ["onnxruntime", "fp32"]
 
@@ -121,7 +122,7 @@ def test_where_nothing_can_be_kept_it_measures_each_time(
     (tmp_path / "c").write_text("a file in the folder's place", encoding="utf-8")
     left = times(*CHOICES["onnxruntime fp32"] * 2)
     for _ in range(2):
-        assert engines.load_best("auto", specs_of(digits_folder, tmp_path))[0] == "onnxruntime"
+        assert choosing.load_best("auto", specs_of(digits_folder, tmp_path))[0] == "onnxruntime"
     assert not left
     assert "cannot be kept" in caplog.text
     assert "there is no lock" in caplog.text
@@ -132,7 +133,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[Any], Any
     """spoil("onnxruntime", what to make of its outputs)"""
 
     def change(name: str, outputs: Callable[[Any], Any]) -> None:
-        module = engines._module(name)
+        module = engines.module(name)
         load = module.load
 
         def spoilt(spec: EngineSpec) -> Engine:
@@ -152,7 +153,7 @@ def test_one_that_is_wrong_or_raises_does_not_serve(
     digits_folder: Path, tmp_path: Path, spoil: Callable[..., None], outputs: Any, why: str
 ) -> None:
     spoil("onnxruntime", outputs)
-    name, _, engine = engines.load_best("auto", specs_of(digits_folder, tmp_path, "fp32"))
+    name, _, engine = choosing.load_best("auto", specs_of(digits_folder, tmp_path, "fp32"))
     assert name == "torch_eager"
     dropped: Any = engine.details["dropped"]
     assert why in dropped["onnxruntime fp32"]
@@ -168,7 +169,7 @@ def test_where_all_are_wrong_none_serves(digits_folder: Path, tmp_path: Path, sp
     for name in ("onnxruntime", "torch_eager"):
         spoil(name, torch.zeros_like)
     with pytest.raises(ValueError, match=r"no engine loads and gives this model's outputs here.*torch_eager fp32"):
-        engines.load_best("auto", specs_of(tmp_path, tmp_path, "fp32"))
+        choosing.load_best("auto", specs_of(tmp_path, tmp_path, "fp32"))
 
 
 def test_of_pytorchs_engines_the_first_that_passes_is_timed(
@@ -176,7 +177,7 @@ def test_of_pytorchs_engines_the_first_that_passes_is_timed(
 ) -> None:
     times(*[2.0] * 6)
     spec = EngineSpec("text-encoder", minilm_folder, CPU, "bf16", task="embeddings", plan_cache=tmp_path)
-    _, _, engine = engines.load_best("auto", [spec, dataclasses.replace(spec, precision="fp32")])
+    _, _, engine = choosing.load_best("auto", [spec, dataclasses.replace(spec, precision="fp32")])
     said: Any = engine.details["measured"]
     assert list(said["milliseconds"]) == ["fused bf16", "onnxruntime fp32", "fused fp32"]
     for ran in said["milliseconds"].values():
@@ -193,12 +194,12 @@ def test_a_named_engine_is_measured_in_its_precisions(
     digits_folder: Path, tmp_path: Path, times: Callable[..., list[float]]
 ) -> None:
     left = times(2.0, 2.0, 1.0, 1.0)
-    name, spec, _ = engines.load_best("torch_eager", specs_of(digits_folder, tmp_path))
+    name, spec, _ = choosing.load_best("torch_eager", specs_of(digits_folder, tmp_path))
     assert (name, spec.precision, left) == ("torch_eager", "fp32", [])
 
 
 def test_a_named_engine_of_one_precision_is_compared_alone(digits_folder: Path, tmp_path: Path) -> None:
-    name, spec, engine = engines.load_best("onnxruntime", specs_of(digits_folder, tmp_path))
+    name, spec, engine = choosing.load_best("onnxruntime", specs_of(digits_folder, tmp_path))
     assert (name, spec.precision) == ("onnxruntime", "fp32")
     assert "measured" not in engine.details
     assert "checked" in engine.details
@@ -206,7 +207,7 @@ def test_a_named_engine_of_one_precision_is_compared_alone(digits_folder: Path, 
 
 def test_what_no_engine_runs_is_refused_by_the_first_precision(digits_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="engine cudnn cannot run here: it needs an NVIDIA GPU"):
-        engines.load_best("cudnn", specs_of(digits_folder, tmp_path))
+        choosing.load_best("cudnn", specs_of(digits_folder, tmp_path))
 
 
 @pytest.mark.parametrize("outputs", [None, torch.zeros_like, "raises"], ids=["right", "wrong", "raises"])
@@ -215,7 +216,7 @@ def test_packaging_compares_what_would_serve_and_measures_nothing(
 ) -> None:
     if outputs:
         spoil("onnxruntime", outputs)
-    name, _, engine = engines.load_best("auto", specs_of(digits_folder, tmp_path, "fp32"), check=False)
+    name, _, engine = choosing.load_best("auto", specs_of(digits_folder, tmp_path, "fp32"), check=False)
     assert name == ("torch_eager" if outputs else "onnxruntime")
     assert not {"measured", "checked"} & engine.details.keys()
     assert ("onnxruntime fp32" in dict(engine.details.get("dropped", {}))) == bool(outputs)  # type: ignore[call-overload]
@@ -235,7 +236,7 @@ def test_one_worker_measures_at_a_time(
 
     times(*CHOICES["onnxruntime fp32"])
     monkeypatch.setattr(plans, "locked", locked)
-    engines.load_best("auto", specs_of(digits_folder, tmp_path))
+    choosing.load_best("auto", specs_of(digits_folder, tmp_path))
     assert held == [tmp_path / "c" / "cpu"]
 
 
@@ -277,4 +278,4 @@ def test_precisions() -> None:
 
 def test_names_of_other_libraries_are_engines() -> None:
     assert set(on_cpu.NOT_PYTORCH) <= set(engines.names())
-    assert max(engines._module(name).RANK for name in engines.names()) == onnxruntime.RANK
+    assert max(engines.module(name).RANK for name in engines.names()) == onnxruntime.RANK

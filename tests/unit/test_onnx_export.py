@@ -27,8 +27,7 @@ from transformers import (
 )
 
 from archive import convert, onnx_export
-from handlers import networks
-from handlers.engines import EngineSpec, tensorrt
+from handlers.engines import EngineSpec, networks, tensorrt
 from handlers.engines.folding import TorchOperations
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"

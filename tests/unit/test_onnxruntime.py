@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from handlers import engines, networks
+from handlers import engines
 from handlers.encoder.packing import TokenBatch
 from handlers.encoder.swap import fused_encoder, swap_encoder
-from handlers.engines import EngineSpec, onnx_networks, onnxruntime
+from handlers.engines import EngineSpec, networks, onnx_networks, onnxruntime
 from handlers.engines.folding import fold_resnet
 from handlers.engines.onnx_graph import FLOAT, Graph
+from handlers.selection import choosing
 from handlers.settings import TEXT_TASKS
 
 CPU = torch.device("cpu")
@@ -202,7 +203,7 @@ def test_what_it_does_not_run_it_says(tmp_path: Path) -> None:
     assert engines.objection("onnxruntime", text_spec(bert)) is None
     assert engines.objection("onnxruntime", image_spec(resnet)) is None
     with pytest.raises(ValueError, match="engine onnxruntime cannot run here: it runs on CPUs"):
-        engines.choose("onnxruntime", image_spec(resnet, device=torch.device("cuda", 0)))
+        choosing.choose("onnxruntime", image_spec(resnet, device=torch.device("cuda", 0)))
 
 
 def test_pre_norm_is_not_its_own() -> None:
@@ -224,19 +225,19 @@ def test_without_the_package_auto_takes_the_next_and_says_so(
     shutil.copy(minilm_folder / "tokenizer.json", save_text_model(tmp_path / "bert") / "tokenizer.json")
     spec = image_spec(save_resnet(tmp_path / "resnet"), plan_cache=tmp_path / "cache")
     with caplog.at_level(logging.WARNING):
-        name, _, engine = engines.load_best("auto", [spec])
+        name, _, engine = choosing.load_best("auto", [spec])
     assert name == "torch_eager"
     left_out: Any = engine.details["leftOut"]
     assert left_out == {"onnxruntime": onnxruntime.MISSING}
     assert f"engine onnxruntime left out: {onnxruntime.MISSING}" in caplog.text
     with pytest.raises(ValueError, match=r"the package onnxruntime, .* is not installed: scripts/setup serve cpu"):
-        engines.load_best("onnxruntime", [spec])
+        choosing.load_best("onnxruntime", [spec])
 
 
 @pytest.mark.usefixtures("not_installed")
 def test_a_gpu_does_not_miss_it(tmp_path: Path) -> None:
     spec = image_spec(save_resnet(tmp_path), device=torch.device("cuda", 0), precision="fp16")
-    assert "onnxruntime" not in engines._left_out(spec)
+    assert "onnxruntime" not in choosing._left_out(spec)
 
 
 def test_a_handler_serves_with_it(

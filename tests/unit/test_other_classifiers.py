@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ConvNextConfig, ImageGPTConfig, PPLCNetConfig, RegNetConfig, ViTConfig, ViTModel
 
-from archive import options, other_classifiers, package, recipes
-from archive.image_checkpoints import CheckpointError, read
-from handlers import networks
-from handlers.images import Preprocess
+from archive import options, package, recipes
+from archive.checkpoints import other_classifiers
+from archive.checkpoints.image_checkpoints import CheckpointError, read
+from handlers.engines import networks
+from handlers.images.preparation import Preprocess
 
 CLASSES = 5
 NAMES = {index: f"kind {index}" for index in range(CLASSES)}

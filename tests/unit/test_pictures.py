@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from handlers import images, pictures
-from handlers.errors import InvalidImage, PayloadTooLarge, RequestError, UnsupportedMediaType
-from handlers.pictures import jpeg, png
-from handlers.pictures.orientation import orientation
+from handlers.images import formats, preparation
+from handlers.images.formats import jpeg, png
+from handlers.images.formats.orientation import orientation
+from handlers.protocol.errors import InvalidImage, PayloadTooLarge, RequestError, UnsupportedMediaType
 from tests.unit.tiffs import assemble, tiff
 
 FileOf = Callable[..., bytes]
@@ -31,7 +31,7 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    return np.asarray(images.decode(data, LIMIT))
+    return np.asarray(preparation.decode(data, LIMIT))
 
 
 def segment(marker: int, content: bytes) -> bytes:
@@ -288,7 +288,7 @@ class TestScans:
         image = Image.linear_gradient("L").resize((side, side)).convert("RGB")
         data = file_of(image, "TIFF", compression="jpeg", quality=90)
         if side == 2400:
-            assert data.count(b"\xff\xda") > pictures.MAX_SCANS
+            assert data.count(b"\xff\xda") > formats.MAX_SCANS
         assert abs(decode(data).astype(int) - np.asarray(image)).max() < 12
 
     def test_the_scans_of_a_tiffs_jpegs_are_counted_one_by_one(self, picture: Image.Image, file_of: FileOf) -> None:
@@ -303,9 +303,9 @@ class TestScans:
             decode(found[1])
 
     def test_scans_and_pixels_together(self) -> None:
-        picture = pictures.Picture("JPEG", [], 7000, 7000, 49_000_000, scans=17)
+        picture = formats.Picture("JPEG", [], 7000, 7000, 49_000_000, scans=17)
         with pytest.raises(PayloadTooLarge, match="17 scans of 7000 x 7000"):
-            pictures.refuse(picture, LIMIT)
+            formats.refuse(picture, LIMIT)
 
 
 def _jpeg_tiff(data: bytes, size: tuple[int, int]) -> bytes:
@@ -504,7 +504,7 @@ class TestBombs:
     def refused(self, data: bytes, error: type[RequestError], match: str) -> None:
         started = time.perf_counter()
         with pytest.raises(error, match=match):
-            images.decode(data, LIMIT)
+            preparation.decode(data, LIMIT)
         assert time.perf_counter() - started < 1
 
     def test_a_tiffs_tile(self) -> None:
@@ -513,7 +513,7 @@ class TestBombs:
         tags = {256: [16], 257: [16], 258: [8], 259: [8], 262: [1], 277: [1], 322: [26000], 323: [26000]}
         data = assemble(tile, tags | {324: [8], 325: [len(tile)]})
         self.refused(data, PayloadTooLarge, "16 x 16 pixels, in tiles that together have 676000000")
-        assert images._pixels_of(data) == 676_000_000
+        assert preparation._pixels_of(data) == 676_000_000
 
     def test_a_tiffs_strips(self) -> None:
         values = np.zeros((16, 16, 1), int)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from archive import image_checkpoints, jobs, parity, reference_pixels
-from archive.image_checkpoints import ImageCheckpoint
+from archive import jobs, parity, reference_pixels
+from archive.checkpoints import image_checkpoints
+from archive.checkpoints.image_checkpoints import ImageCheckpoint
+from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.torchvision_releases import TORCHVISION_V1, TORCHVISION_V2
 from archive.jobs import ImageJob
-from archive.sources import CheckpointError
-from archive.torchvision_releases import TORCHVISION_V1, TORCHVISION_V2
-from handlers import images
-from handlers.images import Preprocess
+from handlers.images import preparation
+from handlers.images.preparation import Preprocess
 from handlers.settings import ImageSettings
 
 DIGITS = Path(jobs.__file__).parent / "digits"
@@ -37,8 +38,8 @@ def job(checkpoint: ImageCheckpoint, preprocess: Preprocess) -> ImageJob:
 @torch.inference_mode()
 def served(checkpoint: ImageCheckpoint, preprocess: Preprocess, samples: list[bytes]) -> parity.Array:
     """The handler's logits."""
-    batcher = images.Batcher(preprocess, torch.device("cpu"), torch.float32)
-    crops = [crop for sample in samples for crop in images.prepare(sample, preprocess, MAX_PIXELS)]
+    batcher = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    crops = [crop for sample in samples for crop in preparation.prepare(sample, preprocess, MAX_PIXELS)]
     logits: parity.Array = checkpoint.network()(batcher(crops)).logits.numpy()
     return logits
 
@@ -46,7 +47,7 @@ def served(checkpoint: ImageCheckpoint, preprocess: Preprocess, samples: list[by
 FAULTS = {
     "crop": ("crop_start", lambda side, preprocess: (side - preprocess.size + 1) // 2),
     "resize": ("resized_size", lambda width, height, preprocess: (preprocess.resize, preprocess.resize)),
-    "interpolation": ("INTERPOLATIONS", dict.fromkeys(images.INTERPOLATIONS, Image.Resampling.NEAREST)),
+    "interpolation": ("INTERPOLATIONS", dict.fromkeys(preparation.INTERPOLATIONS, Image.Resampling.NEAREST)),
     "colours": ("decode", lambda data, most: Image.open(io.BytesIO(data)).convert("RGB").convert("L").convert("RGB")),
 }
 
@@ -64,9 +65,9 @@ def test_the_gate_sees_a_fault_of_preprocessing(
     samples = jobs.photographs()
     reference = job(checkpoint, preprocess).reference(samples)
     if fault:
-        monkeypatch.setattr(images, *FAULTS[fault])
+        monkeypatch.setattr(preparation, *FAULTS[fault])
         if (layout, fault) == ("timm", "crop"):
-            monkeypatch.setattr(images, "crop_start", lambda side, preprocess: (side - preprocess.size) // 2)
+            monkeypatch.setattr(preparation, "crop_start", lambda side, preprocess: (side - preprocess.size) // 2)
     figures = parity.compare(served(checkpoint, preprocess, samples), reference, "fp32", False, "cpu")
     assert figures.passed is (fault is None)
 
@@ -83,9 +84,9 @@ def test_the_gate_sees_a_fault_of_preprocessing(
 def test_torchvisions_steps_are_the_handlers(digits: ImageCheckpoint, preprocess: Preprocess) -> None:
     checkpoint = dataclasses.replace(digits, layout="torchvision", preprocess=None)
     pixels = reference_pixels.pixels_of(checkpoint, preprocess, MAX_PIXELS)
-    batcher = images.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batcher = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
     for sample in jobs.photographs():
-        ours = batcher(images.prepare(sample, preprocess, MAX_PIXELS))
+        ours = batcher(preparation.prepare(sample, preprocess, MAX_PIXELS))
         torch.testing.assert_close(ours, pixels(sample), rtol=0, atol=1e-5)
 
 
@@ -93,9 +94,9 @@ def test_what_was_changed_at_packaging_is_followed(digits: ImageCheckpoint) -> N
     """transformers' processor knows nothing of it: its steps are taken one by one."""
     preprocess = Preprocess(32, 40, interpolation="bicubic")
     pixels = reference_pixels.pixels_of(digits, preprocess, MAX_PIXELS)
-    batcher = images.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batcher = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
     for sample in jobs.photographs():
-        ours = batcher(images.prepare(sample, preprocess, MAX_PIXELS))
+        ours = batcher(preparation.prepare(sample, preprocess, MAX_PIXELS))
         torch.testing.assert_close(ours, pixels(sample), rtol=0, atol=1e-5)
 
 
@@ -103,12 +104,12 @@ def test_samples_that_transformers_does_not_take_as_they_are(digits: ImageCheckp
     preprocess = digits.preprocess
     assert preprocess is not None
     pixels = reference_pixels.pixels_of(digits, preprocess, MAX_PIXELS)
-    batcher = images.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batcher = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
     deep, ready = io.BytesIO(), io.BytesIO()
     Image.fromarray(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 60).save(deep, "PNG")
     np.save(ready, np.zeros((2, 3, 32, 32), np.float16))
     for sample in (deep.getvalue(), ready.getvalue()):
-        ours = batcher(images.prepare(sample, preprocess, MAX_PIXELS))
+        ours = batcher(preparation.prepare(sample, preprocess, MAX_PIXELS))
         torch.testing.assert_close(ours, pixels(sample), rtol=0, atol=1e-5)
 
 

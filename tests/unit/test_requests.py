@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers import requests
-from handlers.errors import InferenceFailed, InvalidInput, RequestError
-from handlers.requests import Reader, Request
+from handlers.protocol import writer
+from handlers.protocol.errors import InferenceFailed, InvalidInput, RequestError
+from handlers.protocol.options import whole_number, yes_or_no
+from handlers.protocol.reader import Reader
+from handlers.protocol.request import Request, gather, gather_options, scatter
+from handlers.protocol.wording import kind_of, names_of
 
 if TYPE_CHECKING:
     from tests.unit.conftest import FakeContext
@@ -23,7 +26,7 @@ MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
 MARKER = "S3CRET-of-a-user"
 
 READER = Reader(
-    options={"top_k": requests.whole_number(1, 10), "truncate": requests.yes_or_no},
+    options={"top_k": whole_number(1, 10), "truncate": yes_or_no},
     media="a thing",
     accepts=lambda media_type: not media_type.startswith(("video/", "text/")),
     max_inputs=4,
@@ -182,7 +185,7 @@ class TestJson:
     def test_instances_must_be_a_list(self, read: Read, held: object) -> None:
         error = error_of(read({"body": {"instances": held}}, JSON))
         assert type(error).__name__ == "InvalidInput"
-        assert requests.kind_of(held) in error.message
+        assert kind_of(held) in error.message
 
     def test_instances_with_parameters(self, read: Read) -> None:
         request = read({"body": {"instances": ["a"], "parameters": {"top_k": 3, "truncate": True}}}, JSON)
@@ -350,13 +353,13 @@ class TestBatches:
         headers.insert(place, bad[1])
         batch = READER.read(rows, context_for(headers))
         assert [request.error is not None for request in batch] == [row == place for row in range(3)]
-        assert requests.gather(batch, "payloads") == [b"first", b"second"]
+        assert gather(batch, "payloads") == [b"first", b"second"]
 
     def test_a_row_that_asks_for_the_description_gets_it(self, context_for: Callable[..., FakeContext]) -> None:
         headers = [{}, {"describe": "True"}, {}]
         batch = READER.read([{"body": b"a"}, {}, {"body": b"c"}], context_for(headers))
-        requests.describe(batch, {"kind": "test"})
-        assert requests.gather(batch, "payloads") == [b"a", b"c"]
+        writer.describe(batch, {"kind": "test"})
+        assert gather(batch, "payloads") == [b"a", b"c"]
         assert batch[1].answer() == {"kind": "test"}
         assert [request.open for request in batch] == [True, False, True]
 
@@ -371,10 +374,10 @@ class TestBatches:
             Request(payloads=[(row, place) for place in range(size)], error=None if good else InvalidInput("before"))
             for row, (size, good) in enumerate(sizes)
         ]
-        gathered = requests.gather(batch, "payloads")
+        gathered = gather(batch, "payloads")
         failing = {item for item in gathered if random.random() < 0.2}
         values = [InferenceFailed("now") if item in failing else item for item in gathered]
-        requests.scatter(batch, values, "payloads", "inputs")
+        scatter(batch, values, "payloads", "inputs")
         for row, (request, (size, good)) in enumerate(zip(batch, sizes, strict=True)):
             if not good:
                 assert request.inputs == []
@@ -387,13 +390,13 @@ class TestBatches:
 
     def test_an_error_says_which_of_several_inputs(self) -> None:
         batch = [Request(payloads=["a", "b", "c"]), Request(payloads=["d"])]
-        requests.scatter(batch, [1, InvalidInput("why"), 3, InvalidInput("alone")], "payloads", "inputs")
+        scatter(batch, [1, InvalidInput("why"), 3, InvalidInput("alone")], "payloads", "inputs")
         assert error_of(batch[0]).message == "input 2 of 3: why"
         assert error_of(batch[1]).message == "alone"
 
     def test_options_go_with_each_input(self) -> None:
         batch = [Request(payloads=[1, 2], options={"a": 1}), Request(error=InvalidInput("")), Request(payloads=[3])]
-        assert requests.gather_options(batch, "payloads") == [{"a": 1}, {"a": 1}, {}]
+        assert gather_options(batch, "payloads") == [{"a": 1}, {"a": 1}, {}]
 
 
 class TestAnswers:
@@ -406,7 +409,7 @@ class TestAnswers:
             Request(shape="instances", results=[np.array([0.5, 2], np.float32)]),
             Request(error=InferenceFailed("ours")),
         ]
-        assert [json.loads(body) for body in requests.write(batch, context)] == [
+        assert [json.loads(body) for body in writer.write(batch, context)] == [
             {"a": 1},
             {"code": 400, "type": "InvalidInput", "message": "why"},
             [1, 2],
@@ -421,7 +424,7 @@ class TestAnswers:
     def test_no_answer_holds_a_number_that_json_has_not(
         self, context_for: Callable[..., FakeContext], value: object
     ) -> None:
-        (body,) = requests.write([Request(results=[value])], context_for())
+        (body,) = writer.write([Request(results=[value])], context_for())
         assert b"NaN" not in body
         assert b"Inf" not in body
         json.loads(body)
@@ -431,7 +434,7 @@ class TestAnswers:
         self, context_for: Callable[..., FakeContext], value: object
     ) -> None:
         context = context_for()
-        bodies = requests.write([Request(results=[1]), Request(results=[value]), Request(results=[3])], context)
+        bodies = writer.write([Request(results=[1]), Request(results=[value]), Request(results=[3])], context)
         assert (bodies[0], bodies[2]) == (b"1", b"3")
         assert json.loads(bodies[1])["type"] == "InferenceFailed"
         assert context.statuses == {0: 200, 1: 500, 2: 200}
@@ -477,12 +480,12 @@ def test_no_error_tells_what_a_user_sent(
     ],
 )
 def test_kinds_have_json_names(value: object, kind: str) -> None:
-    assert requests.kind_of(value) == kind
+    assert kind_of(value) == kind
 
 
 def test_names_that_are_no_utf8_can_be_written() -> None:
-    json.dumps(requests.names_of(["\ud800"])).encode("utf-8")
-    assert "\ud800" not in requests.names_of(["\ud800"])
+    json.dumps(names_of(["\ud800"])).encode("utf-8")
+    assert "\ud800" not in names_of(["\ud800"])
 
 
 # A text without a content type, and what is asked of the model: payloads and shape, or the error's name.
@@ -664,7 +667,7 @@ class TestDoors:
         headers = [{}, self.PREDICTIONS, {"data": {"content-type": ""}}, {"content-length": "0"}]
         context = context_for(headers)
         batch = READER.read([{"data": b""}, {"body": b""}, {"data": b""}, {"body": b""}], context)
-        requests.write(batch, context)
+        writer.write(batch, context)
         assert context.ends == {0: "false", 2: "false"}
 
     def test_a_row_that_must_not_be_answered_is_left_out(self, context_for: Callable[..., FakeContext]) -> None:
@@ -677,7 +680,7 @@ class TestDoors:
         batch = READER.read(rows, context)
         assert [request.open for request in batch] == [True, False, True, False]
         batch[0].results = batch[2].results = ["answer"]
-        answers = requests.write(batch, context)
+        answers = writer.write(batch, context)
         assert (len(answers), context.request_ids) == (4, {0: "id0", 2: "id2"})
 
 

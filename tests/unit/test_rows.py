@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from handlers.errors import RequestError
-from handlers.rows import Front
+from handlers.protocol.errors import RequestError
+from handlers.protocol.front_end import Front
 
 REST: dict[str, Any] = {"Authorization": "Bearer x", "Content-Length": "3", "body": {"content-type": ""}}
 PREDICTIONS = {**REST, "explain": "False", "url_path": ""}

@@ -20,9 +20,15 @@ from hypothesis import strategies as st
 
 from handlers import tasks
 from handlers.encoder.packing import TokenBatch
-from handlers.errors import InferenceFailed, InvalidInput, PayloadTooLarge
+from handlers.protocol.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from handlers.settings import POOLINGS, Pooling, TextSettings
-from handlers.texts import Encoded, Text, Tokenizer
+from handlers.tasks.base import TextTask
+from handlers.tasks.embeddings import Embeddings, pool
+from handlers.tasks.fill_mask import FillMask, mask_token
+from handlers.tasks.scores import score_function, top_k
+from handlers.tasks.sequence_classification import SequenceClassification
+from handlers.tasks.token_classification import TokenClassification
+from handlers.texts.tokenization import Encoded, Text, Tokenizer
 
 LABELS = ["a", "b", "c", "d"]
 BROKEN = [float("nan"), float("inf"), float("-inf")]
@@ -35,7 +41,7 @@ def offsets_of(lengths: Sequence[int]) -> torch.Tensor:
 class TestTopK:
     def test_probabilities_likeliest_first(self) -> None:
         logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 0.0, 0.0, -1.0]])
-        first, second = tasks.top_k(logits, [4, 1], LABELS)
+        first, second = top_k(logits, [4, 1], LABELS)
         assert isinstance(first, list)
         assert [entry["label"] for entry in first] == ["b", "d", "c", "a"]
         assert [entry["index"] for entry in first] == [1, 3, 2, 0]
@@ -52,14 +58,14 @@ class TestTopK:
         ],
     )
     def test_scores_by_config(self, problem: str | None, labels: int, name: str, wanted: list[float]) -> None:
-        function = tasks.score_function({"problem_type": problem}, labels)
-        (answer,) = tasks.top_k(torch.tensor([[3.0, -1.0][:labels]]), [labels], LABELS, function)
+        function = score_function({"problem_type": problem}, labels)
+        (answer,) = top_k(torch.tensor([[3.0, -1.0][:labels]]), [labels], LABELS, function)
         assert isinstance(answer, list)
         assert [entry[name] for entry in answer] == pytest.approx(wanted)
 
     @pytest.mark.parametrize("counts", [[1, 4, 2], [4, 4, 4], [1, 1, 1]])
     def test_each_row_gets_as_many_as_it_asked_for(self, counts: list[int]) -> None:
-        answers = tasks.top_k(torch.randn(3, 4), counts, LABELS)
+        answers = top_k(torch.randn(3, 4), counts, LABELS)
         assert [len(answer) for answer in answers if isinstance(answer, list)] == counts
 
     @pytest.mark.parametrize("broken", BROKEN)
@@ -68,9 +74,9 @@ class TestTopK:
     def test_a_row_that_is_not_finite_fails_alone(self, broken: float, row: int, column: int) -> None:
         """Of one -inf softmax makes a number; the network overflowed all the same."""
         logits = torch.randn(3, 4)
-        wanted = tasks.top_k(logits, [2, 2, 2], LABELS)
+        wanted = top_k(logits, [2, 2, 2], LABELS)
         logits[row, column] = broken
-        answers = tasks.top_k(logits, [2, 2, 2], LABELS)
+        answers = top_k(logits, [2, 2, 2], LABELS)
         assert isinstance(answers[row], InferenceFailed)
         others = [place for place in range(3) if place != row]
         assert [answers[place] for place in others] == [wanted[place] for place in others]
@@ -79,7 +85,7 @@ class TestTopK:
     def test_probabilities_of_half_precision_add_up(self, dtype: torch.dtype) -> None:
         """In half precision itself a softmax of 1000 classes misses 1 by far more."""
         labels = [str(place) for place in range(1000)]
-        (answer,) = tasks.top_k(torch.randn(1, 1000).to(dtype), [1000], labels)
+        (answer,) = top_k(torch.randn(1, 1000).to(dtype), [1000], labels)
         assert isinstance(answer, list)
         assert sum(entry["probability"] for entry in answer) == pytest.approx(1, abs=1e-5)
 
@@ -117,7 +123,7 @@ class TestPooling:
         )
         if normalize:
             wanted = wanted / wanted.norm(dim=1, keepdim=True)
-        pooled = tasks.pool(vectors, offsets_of(lengths), Pooling(modes, normalize))
+        pooled = pool(vectors, offsets_of(lengths), Pooling(modes, normalize))
         assert pooled.shape == (len(lengths), 5 * len(modes))
         assert torch.allclose(pooled, wanted, atol=1e-5)
 
@@ -125,14 +131,14 @@ class TestPooling:
     def test_a_sequence_pools_alike_alone_and_among_others(self, lengths: list[int]) -> None:
         vectors = torch.randn(sum(lengths), 3, generator=torch.Generator().manual_seed(len(lengths)))
         pooling = Pooling(POOLINGS)
-        together = tasks.pool(vectors, offsets_of(lengths), pooling)
-        alone = [tasks.pool(part, offsets_of([len(part)]), pooling) for part in vectors.split(lengths)]
+        together = pool(vectors, offsets_of(lengths), pooling)
+        alone = [pool(part, offsets_of([len(part)]), pooling) for part in vectors.split(lengths)]
         assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
     def test_half_precision_is_summed_in_full(self) -> None:
         """4096 ones: fp16 cannot count past 2048 by ones."""
         vectors = torch.ones(4096, 1, dtype=torch.float16)
-        assert tasks.pool(vectors, offsets_of([4096]), Pooling(("mean",))).tolist() == [[1.0]]
+        assert pool(vectors, offsets_of([4096]), Pooling(("mean",))).tolist() == [[1.0]]
 
     @pytest.mark.parametrize("broken", BROKEN)
     @pytest.mark.parametrize("token", [0, 1, 4])
@@ -141,7 +147,7 @@ class TestPooling:
         vectors = torch.ones(5, 2)
         vectors[token, 1] = broken
         inputs: list[Any] = [(None, {})] * 3
-        answers = tasks.Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
+        answers = Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
         failed = {0: 0, 1: 1, 4: 2}[token]
         assert [isinstance(answer, InferenceFailed) for answer in answers] == [row == failed for row in range(3)]
 
@@ -150,7 +156,7 @@ class TestPooling:
         vectors = torch.tensor([[1 / 3, 2 / 3]] * 3)
         forms = [{}, {"encoding_format": "base64", "dtype": "float16"}, {"encoding_format": "bytes"}]
         inputs: list[Any] = [(None, options) for options in forms]
-        numbers, text, exact = tasks.Embeddings(Pooling(("mean",)), digits=4).answer(vectors, batch, inputs)
+        numbers, text, exact = Embeddings(Pooling(("mean",)), digits=4).answer(vectors, batch, inputs)
         assert orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY) == b"[0.3333,0.6667]"
         assert isinstance(text, str)
         assert np.array_equal(np.frombuffer(base64.b64decode(text), "<f2"), vectors[1].numpy().astype("<f2"))
@@ -160,7 +166,7 @@ class TestPooling:
         batch = TokenBatch.pack([[1], [2]], [[0], [0]], torch.device("cpu"))
         vectors = torch.tensor([[70000.0, 1.0]] * 2)
         inputs: list[Any] = [(None, {"encoding_format": "bytes", "dtype": kind}) for kind in ("float16", "float32")]
-        half, full = tasks.Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
+        half, full = Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
         assert isinstance(half, InferenceFailed)
         assert np.array_equal(np.asarray(full), vectors[1].numpy())
 
@@ -173,7 +179,7 @@ class TestSequenceClassification:
     LOGITS = torch.tensor([[1.0, 3.0, -2.0], [0.0, -1.0, 4.0]])
 
     def answer(
-        self, task: tasks.SequenceClassification, logits: torch.Tensor, options: Sequence[dict[str, Any]]
+        self, task: SequenceClassification, logits: torch.Tensor, options: Sequence[dict[str, Any]]
     ) -> list[Any]:
         inputs: list[Any] = [(None, chosen) for chosen in options]
         return task.answer(logits, None, inputs)  # type: ignore[arg-type]
@@ -191,7 +197,7 @@ class TestSequenceClassification:
         ],
     )
     def test_scores_by_config(self, labels: int, problem: str | None, function: str) -> None:
-        task = tasks.SequenceClassification(config_of(LABELS[:labels], problem_type=problem), 0)
+        task = SequenceClassification(config_of(LABELS[:labels], problem_type=problem), 0)
         logits = self.LOGITS[:1, :labels]
         functions = {"softmax": logits.softmax(1), "sigmoid": logits.sigmoid(), "none": logits}
         (answer,) = self.answer(task, logits, [{}])
@@ -202,11 +208,11 @@ class TestSequenceClassification:
 
     @pytest.mark.parametrize(("count", "given"), [(0, 3), (1, 1), (2, 2), (99, 3)])
     def test_as_many_labels_as_set(self, count: int, given: int) -> None:
-        task = tasks.SequenceClassification(config_of(LABELS[:3]), count)
+        task = SequenceClassification(config_of(LABELS[:3]), count)
         assert [len(answer) for answer in self.answer(task, self.LOGITS, [{}, {"top_k": 1}])] == [given, 1]
 
     def test_top_k_goes_up_to_the_labels_there_are(self) -> None:
-        read = tasks.SequenceClassification(config_of(LABELS[:3]), 1).options["top_k"]
+        read = SequenceClassification(config_of(LABELS[:3]), 1).options["top_k"]
         assert read("3") == 3
         with pytest.raises(ValueError, match="1 to 3"):
             read("4")
@@ -215,7 +221,7 @@ class TestSequenceClassification:
     @pytest.mark.parametrize("broken", BROKEN)
     def test_a_row_that_is_not_finite_fails_alone(self, problem: str | None, broken: float) -> None:
         """Of infinity sigmoid makes a certain 1."""
-        task = tasks.SequenceClassification(config_of(LABELS[:3], problem_type=problem), 1)
+        task = SequenceClassification(config_of(LABELS[:3], problem_type=problem), 1)
         logits = self.LOGITS.clone()
         logits[0, 2] = broken
         first, second = self.answer(task, logits, [{}, {}])
@@ -223,7 +229,7 @@ class TestSequenceClassification:
         assert second == self.answer(task, self.LOGITS, [{}, {}])[1]
 
     def test_without_labels_in_the_config_they_are_numbered(self) -> None:
-        assert tasks.SequenceClassification({}, 0).labels == ["LABEL_0", "LABEL_1"]
+        assert SequenceClassification({}, 0).labels == ["LABEL_0", "LABEL_1"]
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +256,7 @@ class TestTokenClassification:
         assert len(item.ids) == len(tags) + 2, "one token a word, please"
         places = [0, *(labels.index(tag) for tag in tags), 0]
         logits = F.one_hot(torch.tensor(places), len(labels)).float() * 20
-        (answer,) = tasks.TokenClassification(config_of(labels)).answer(logits, pack([item]), [(item, {})])
+        (answer,) = TokenClassification(config_of(labels)).answer(logits, pack([item]), [(item, {})])
         return answer
 
     @pytest.mark.parametrize(
@@ -291,7 +297,7 @@ class TestTokenClassification:
         labels = ("O", "B-LOC")
         places = [int(token.endswith("Paris")) for token in encoding.tokens]
         logits = F.one_hot(torch.tensor(places), len(labels)).float() * 20
-        (answer,) = tasks.TokenClassification(config_of(labels)).answer(logits, pack([item]), [(item, {})])
+        (answer,) = TokenClassification(config_of(labels)).answer(logits, pack([item]), [(item, {})])
         assert isinstance(answer, list)
         at = text.index("Paris")
         assert [(entity["text"], entity["start"], entity["end"]) for entity in answer] == [("Paris", at, at + 5)]
@@ -316,7 +322,7 @@ class TestTokenClassification:
         logits = torch.zeros(len(item.ids), 2)
         logits[:, 0] = 20
         logits[len(item.ids) - 2] = torch.tensor([0.0, 20.0])
-        (answer,) = tasks.TokenClassification(config_of(["O", "B-LOC"])).answer(logits, pack([item]), [(item, {})])
+        (answer,) = TokenClassification(config_of(["O", "B-LOC"])).answer(logits, pack([item]), [(item, {})])
         assert isinstance(answer, list)
         assert [(entity["text"], entity["start"], entity["end"]) for entity in answer] == [("London", 8, 14)]
 
@@ -326,14 +332,14 @@ class TestTokenClassification:
         batch = pack(items)
         logits = torch.zeros(batch.tokens, 2)
         logits[4, 1] = broken  # a token of the second text
-        answers = tasks.TokenClassification(config_of(["O", "B-X"])).answer(logits, batch, [(i, {}) for i in items])
+        answers = TokenClassification(config_of(["O", "B-X"])).answer(logits, batch, [(i, {}) for i in items])
         assert [isinstance(answer, InferenceFailed) for answer in answers] == [False, True, False]
 
 
 class TestFillMask:
     @pytest.fixture
-    def task(self, tokenizer: Tokenizer) -> tasks.FillMask:
-        return tasks.FillMask("[MASK]", tokenizer, 2)
+    def task(self, tokenizer: Tokenizer) -> FillMask:
+        return FillMask("[MASK]", tokenizer, 2)
 
     def outputs(self, tokenizer: Tokenizer, *words: str) -> torch.Tensor:
         """(M, vocabulary) logits that put these words first, and "the" second."""
@@ -344,12 +350,12 @@ class TestFillMask:
             logits[row, vocabulary[word]] = 30.0
         return logits
 
-    def test_positions_of_all_masks_in_the_packed_batch(self, task: tasks.FillMask, tokenizer: Tokenizer) -> None:
+    def test_positions_of_all_masks_in_the_packed_batch(self, task: FillMask, tokenizer: Tokenizer) -> None:
         items = encode(tokenizer, "a [MASK]", "[MASK] b [MASK]")
         # [CLS] a [MASK] [SEP] [CLS] [MASK] b [MASK] [SEP]
         assert task.selected(items) == [2, 5, 7]
 
-    def test_one_mask_is_a_list_and_several_are_lists(self, task: tasks.FillMask, tokenizer: Tokenizer) -> None:
+    def test_one_mask_is_a_list_and_several_are_lists(self, task: FillMask, tokenizer: Tokenizer) -> None:
         items = encode(tokenizer, "paris is a [MASK]", "[MASK] [MASK]", "my [MASK]")
         outputs = self.outputs(tokenizer, "city", "new", "york", "dog")
         inputs: list[Any] = [(items[0], {}), (items[1], {"top_k": 1}), (items[2], {"top_k": 1})]
@@ -367,7 +373,7 @@ class TestFillMask:
 
     @pytest.mark.parametrize("broken_row", [0, 1, 2])
     def test_a_text_that_is_not_finite_fails_alone(
-        self, task: tasks.FillMask, tokenizer: Tokenizer, broken_row: int
+        self, task: FillMask, tokenizer: Tokenizer, broken_row: int
     ) -> None:
         """Also where the broken mask is not the last of its text: the next text must not get its leftovers."""
         items = encode(tokenizer, "[MASK] [MASK]", "my [MASK]")
@@ -380,7 +386,7 @@ class TestFillMask:
             assert answers[1][0]["sequence"] == "my dog"
 
     def test_a_request_for_more_than_can_be_decoded_in_time_is_refused(
-        self, task: tasks.FillMask, tokenizer: Tokenizer
+        self, task: FillMask, tokenizer: Tokenizer
     ) -> None:
         items = encode(tokenizer, "[MASK] " * 20, "[MASK] " * 20)
         task.check_request(items, {"top_k": 25})
@@ -388,7 +394,7 @@ class TestFillMask:
             task.check_request(items, {"top_k": 26})
         task.check_request(items, {})
 
-    def test_a_text_without_a_mask_is_refused(self, task: tasks.FillMask, tokenizer: Tokenizer) -> None:
+    def test_a_text_without_a_mask_is_refused(self, task: FillMask, tokenizer: Tokenizer) -> None:
         (without,) = encode(tokenizer, "no mask")
         with pytest.raises(InvalidInput, match=r"\[MASK\]"):
             task.check(without)
@@ -407,24 +413,24 @@ class TestFillMask:
 def test_mask_token_from_either_file(tmp_path: Path, files: dict[str, object], token: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
-    assert tasks.mask_token(tmp_path) == token
+    assert mask_token(tmp_path) == token
 
 
 def test_no_mask_token(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no mask_token"):
-        tasks.mask_token(tmp_path)
+        mask_token(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("task", "kind"),
     [
-        ("embeddings", tasks.Embeddings),
-        ("sequence-classification", tasks.SequenceClassification),
-        ("token-classification", tasks.TokenClassification),
-        ("fill-mask", tasks.FillMask),
+        ("embeddings", Embeddings),
+        ("sequence-classification", SequenceClassification),
+        ("token-classification", TokenClassification),
+        ("fill-mask", FillMask),
     ],
 )
 def test_load_makes_the_archives_task(
-    minilm_folder: Path, tokenizer: Tokenizer, task: str, kind: type[tasks.TextTask]
+    minilm_folder: Path, tokenizer: Tokenizer, task: str, kind: type[TextTask]
 ) -> None:
     assert type(tasks.load(minilm_folder, TextSettings(task=task), tokenizer)) is kind

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from archive import timm_folders
-from archive.sources import CheckpointError
-from handlers import networks
+from archive.checkpoints import timm_folders
+from archive.checkpoints.sources import CheckpointError
+from handlers.engines import networks
 
 CHILD = Path(__file__).with_name("timm_child.py")
 NAMES = [f"kind {index}" for index in range(5)]

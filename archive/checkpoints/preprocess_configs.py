@@ -1,0 +1,265 @@
+"""Image preprocessing as Hugging Face and timm checkpoints describe it -> Preprocess."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from archive.checkpoints.sources import CheckpointError, listed, read_json, refuse_custom_code
+from handlers.images.preparation import Preprocess
+
+Triple = tuple[float, float, float]
+
+# PIL.Image.Resampling, whose numbers preprocessor_config.json holds.
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+HALF: Triple = (0.5, 0.5, 0.5)
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+BY_HAND = "Write the preprocessing down by hand if it can be approximated"
+
+SWITCHES = (("do_resize", True), ("do_rescale", True), ("rescale_offset", False), ("do_pad", False))
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What an image processor of transformers does where its file is silent.
+
+    Source: the class attributes in transformers/models/*/image_processing_*.py.
+    """
+
+    size: object
+    crop: int | None = None
+    square: bool = True
+    resample: int = 3
+    mean: Triple = HALF
+    std: Triple = HALF
+    top: bool = False  # divides by std once more, where include_top says so
+
+
+_CONVNEXT = _Family({"shortest_edge": 384}, square=False)
+_FAMILIES = {
+    "ConvNext": _CONVNEXT,
+    "ViT": _Family({"height": 224, "width": 224}, resample=2),
+    "Beit": _Family({"height": 224, "width": 224}),
+    "Siglip": _Family({"height": 224, "width": 224}, square=False),
+    "Pvt": _Family({"height": 224, "width": 224}, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "Segformer": _Family({"height": 512, "width": 512}, resample=2, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "MobileNetV1": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
+    "MobileNetV2": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
+    "EfficientNet": _Family({"height": 346, "width": 346}, top=True),
+    "DeiT": _Family({"height": 256, "width": 256}, crop=224),
+    "Bit": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
+    "CLIP": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
+}
+
+
+def folder_preprocess(folder: Path) -> Preprocess | None:
+    """What a Hugging Face folder says of its preprocessing; None if it says nothing.
+
+    As in transformers' get_image_processor_dict, "image_processor" in processor_config.json (as newer releases save
+    a processor) comes before preprocessor_config.json. Raises CheckpointError as `read_preprocess` does.
+    """
+    whole, own = folder / "processor_config.json", folder / "preprocessor_config.json"
+    content: object = read_json(whole).get("image_processor") if whole.is_file() else None
+    if content is None and not own.is_file():
+        return None
+    name = own.name if content is None else f"image_processor in {whole.name}"
+    content = read_json(own) if content is None else content
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{name} is a {type(content).__name__}, wanted an object")
+    refuse_custom_code(content, name)
+    return read_preprocess(content)
+
+
+def read_preprocess(config: Mapping[str, object]) -> Preprocess:
+    """The content of a Hugging Face preprocessor_config.json -> Preprocess.
+
+    Processors of _FAMILIES are understood, under their new and old class names; what a file leaves out is as the
+    class has it. A file that names no class is ConvNext's, ResNet's default.
+    Raises CheckpointError, with the setting's name, for what Preprocess cannot express: images that are not
+    square, no resizing, no rescaling to 0..1, padding, BGR, another processor class.
+    """
+    family = _family(config)
+    _refuse_switches(config)
+    if family is _CONVNEXT:
+        size, resize, mode = _convnext_geometry(config)
+    else:
+        size, resize, mode = _geometry(config, family)
+    _refuse_larger_crop(size, resize)
+    mean = _triple("image_mean", _or(config, "image_mean", family.mean))
+    std = _std("image_std", _or(config, "image_std", family.std))
+    if _or(config, "do_normalize", True) is False:
+        mean, divisor = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    else:
+        divisor = std
+    if family.top and _or(config, "include_top", True) is True:
+        divisor = (divisor[0] * std[0], divisor[1] * std[1], divisor[2] * std[2])
+    return Preprocess(
+        size=size,
+        resize=resize,
+        resize_mode=mode,
+        interpolation=_resample(_or(config, "resample", family.resample)),
+        mean=mean,
+        std=divisor,
+    )
+
+
+def read_timm_preprocess(pretrained_cfg: Mapping[str, object]) -> Preprocess:
+    """The pretrained_cfg of a timm model -> Preprocess, as timm evaluates with it.
+
+    input_size (3, S, S), crop_pct, crop_mode "center", interpolation, mean and std are read; defaults are
+    those of timm.data.resolve_data_config, the resized edge is floor(S / crop_pct) as in
+    timm.data.transforms_factory.transforms_imagenet_eval. test_input_size and test_crop_pct are not read.
+    Raises CheckpointError, with the setting's name, for what Preprocess cannot express.
+    """
+    size = timm_size(_set(pretrained_cfg, "input_size", (3, 224, 224)))
+    crop_mode = _set(pretrained_cfg, "crop_mode", "center")
+    if crop_mode != "center":
+        raise CheckpointError(f'crop_mode {crop_mode!r} cannot be expressed, wanted "center". {BY_HAND}')
+    interpolation = _set(pretrained_cfg, "interpolation", "bicubic")
+    if interpolation not in RESAMPLING.values():
+        raise CheckpointError(f"interpolation {interpolation!r} is none of {listed(RESAMPLING.values())}")
+    resize = math.floor(size / _fraction(_set(pretrained_cfg, "crop_pct", 0.875)))
+    _refuse_larger_crop(size, resize)
+    return Preprocess(
+        size=size,
+        resize=resize,
+        resize_mode="shortest_edge",
+        interpolation=str(interpolation),
+        mean=_triple("mean", _set(pretrained_cfg, "mean", IMAGENET_MEAN)),
+        std=_std("std", _set(pretrained_cfg, "std", IMAGENET_STD)),
+        crop_rounding="even",
+    )
+
+
+def _or(config: Mapping[str, object], key: str, default: object) -> object:
+    value = config.get(key)
+    return default if value is None else value
+
+
+def _set(config: Mapping[str, object], key: str, default: object) -> object:
+    # timm takes an empty or zero setting for none.
+    return config.get(key) or default
+
+
+def _family(config: Mapping[str, object]) -> _Family:
+    name = _or(config, "image_processor_type", _or(config, "feature_extractor_type", "ConvNextImageProcessor"))
+    short = str(name)
+    for ending in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
+        short = short.removesuffix(ending)
+    if short not in _FAMILIES:
+        raise CheckpointError(
+            f"image_processor_type {name!r} is not known here, wanted one for {listed(_FAMILIES)}. {BY_HAND}"
+        )
+    return _FAMILIES[short]
+
+
+def _refuse_switches(config: Mapping[str, object]) -> None:
+    for key, wanted in SWITCHES:
+        if _or(config, key, wanted) is not wanted:
+            raise CheckpointError(f"{key} {config[key]!r} cannot be expressed, wanted {wanted}. {BY_HAND}")
+    if _or(config, "do_flip_channel_order", False) is not False:
+        raise CheckpointError("do_flip_channel_order (BGR images) cannot be expressed, wanted RGB")
+    factor = _or(config, "rescale_factor", 1 / 255)
+    if not _is_number(factor) or not math.isclose(cast("float", factor), 1 / 255, rel_tol=1e-4):
+        raise CheckpointError(f"rescale_factor {factor!r} cannot be expressed, wanted 1/255. {BY_HAND}")
+
+
+def _convnext_geometry(config: Mapping[str, object]) -> tuple[int, int, str]:
+    size, mode = _edge("size", _or(config, "size", _CONVNEXT.size), square=False)
+    if mode != "shortest_edge":
+        raise CheckpointError(f'size {config["size"]!r} is not what ConvNext takes, wanted {{"shortest_edge": S}}')
+    if _or(config, "do_center_crop", False) is True and _square("crop_size", config.get("crop_size")) != size:
+        raise CheckpointError(
+            f"crop_size {config.get('crop_size')!r} after a crop to {size} cannot be expressed. {BY_HAND}"
+        )
+    if size >= 384:
+        return size, size, "square"
+    return size, int(size / _fraction(_or(config, "crop_pct", 224 / 256))), "shortest_edge"
+
+
+def _geometry(config: Mapping[str, object], family: _Family) -> tuple[int, int, str]:
+    square = _or(config, "default_to_square", family.square) is True
+    resize, mode = _edge("size", _or(config, "size", family.size), square)
+    if _or(config, "do_center_crop", family.crop is not None) is True:
+        return _square("crop_size", _or(config, "crop_size", family.crop)), resize, mode
+    if mode == "shortest_edge":
+        raise CheckpointError(f"do_center_crop False leaves images that are not square (size {resize}). {BY_HAND}")
+    return resize, resize, mode
+
+
+def _edge(key: str, value: object, square: bool) -> tuple[int, str]:
+    """A size setting -> (edge in pixels, resize_mode); a bare number means what `square` says."""
+    if isinstance(value, Mapping):
+        given = {name: edge for name, edge in value.items() if edge is not None}
+        if set(given) == {"shortest_edge"}:
+            return _pixels(key, given["shortest_edge"]), "shortest_edge"
+        return _square(key, given), "square"
+    if isinstance(value, (list, tuple)) or square:
+        return _square(key, value), "square"
+    return _pixels(key, value), "shortest_edge"
+
+
+def _square(key: str, value: object) -> int:
+    sides: object = value
+    if isinstance(value, Mapping):
+        given = {name: edge for name, edge in value.items() if edge is not None}
+        sides = [given["height"], given["width"]] if set(given) == {"height", "width"} else None
+    elif not isinstance(value, (list, tuple)):
+        sides = [value, value]
+    if not isinstance(sides, (list, tuple)) or len(sides) != 2 or sides[0] != sides[1]:
+        raise CheckpointError(f"{key} {value!r} cannot be expressed, wanted a square. {BY_HAND}")
+    return _pixels(key, sides[0])
+
+
+def timm_size(value: object) -> int:
+    """The side of timm's input_size. Raises CheckpointError for what is not (3, S, S)."""
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or value[0] != 3 or value[1] != value[2]:
+        raise CheckpointError(f"input_size {value!r} cannot be expressed, wanted (3, S, S). {BY_HAND}")
+    return _pixels("input_size", value[1])
+
+
+def _refuse_larger_crop(size: int, resize: int) -> None:
+    if size > resize:
+        raise CheckpointError(f"a crop of {size} is larger than the image resized to {resize}: check crop_pct, size")
+
+
+def _pixels(key: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{key}: {value!r} is not a number of pixels")
+    return value
+
+
+def _fraction(value: object) -> float:
+    if not _is_number(value) or not 0 < cast("float", value) <= 1:
+        raise CheckpointError(f"crop_pct {value!r} is not in (0, 1]")
+    return float(cast("float", value))
+
+
+def _resample(value: object) -> str:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in RESAMPLING:
+        raise CheckpointError(f"resample {value!r} is none of {RESAMPLING}")
+    return RESAMPLING[value]
+
+
+def _triple(key: str, value: object) -> Triple:
+    values = [value] * 3 if _is_number(value) else value
+    if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(map(_is_number, values)):
+        raise CheckpointError(f"{key} {value!r} is neither a number nor three of them")
+    return (float(values[0]), float(values[1]), float(values[2]))
+
+
+def _std(key: str, value: object) -> Triple:
+    triple = _triple(key, value)
+    if min(triple) <= 0:
+        raise CheckpointError(f"{key} {value!r} must be greater than 0")
+    return triple
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,173 @@
+"""What sentence-transformers' files beside a transformers model say: pooling, lengths, calls, activation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from archive.checkpoints import sentence_keys
+from archive.checkpoints.sources import (
+    SENTENCE_CONFIGS,
+    SENTENCE_PROMPTS,
+    CheckpointError,
+    inside,
+    listed,
+    read_any_json,
+    read_json,
+)
+from handlers.settings import Pooling
+
+MODULES = "modules.json"
+POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+EMBEDDERS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+CROSS_ENCODER = ["Transformer"]
+
+
+@dataclass(frozen=True)
+class SentenceFolder:
+    """What is used of those files; of a plain transformers folder, the defaults.
+
+    task: that its modules are for, None if there are none. max_tokens: as its files say it, None if they do not.
+    lower_case: lower texts before they are tokenized. special_tokens: whether the tokenizer adds its own.
+    tokenizer: options for AutoTokenizer. activation: class of a CrossEncoder's scores, by its full name.
+    """
+
+    task: str | None = None
+    pooling: Pooling | None = None
+    max_tokens: int | None = None
+    lower_case: bool = False
+    special_tokens: bool = True
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    activation: str | None = None
+
+
+def read(folder: Path, asked: str | None) -> SentenceFolder:
+    """Read the files of sentence-transformers in the folder. asked: the task, where the command line names one.
+
+    Raises CheckpointError for modules, keys and values that would change the answers and are not served.
+    """
+    modules = _modules(folder)
+    whole = _optional(folder, SENTENCE_PROMPTS)
+    if not modules:
+        return SentenceFolder()
+    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    cross = kinds == CROSS_ENCODER and whole.get("model_type") == "CrossEncoder"
+    task = "sequence-classification" if cross else "embeddings"
+    if asked not in (None, task):  # the transformers model in it, with another head: its modules are not run
+        return SentenceFolder()
+    if not cross and kinds not in EMBEDDERS:
+        raise CheckpointError(
+            f"{MODULES} lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize, and "
+            "the Transformer alone of a CrossEncoder"
+        )
+    sentence_keys.refuse_unknown(whole, sentence_keys.WHOLE, SENTENCE_PROMPTS)
+    _refuse_prompt(whole)
+    if modules[0]["path"]:
+        raise CheckpointError(f"{MODULES} keeps the transformer in {modules[0]['path']!r}; wanted: in the folder")
+    called = _transformer(folder, task)
+    pooling = None if cross else _pooling(folder, modules)
+    return SentenceFolder(
+        task=task, pooling=pooling, activation=whole.get("activation_fn") if cross else None, **called
+    )
+
+
+def _optional(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    content: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return content
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    """modules.json, with paths that lead nowhere outside; empty for a plain transformers folder."""
+    path = folder / MODULES
+    if not path.is_file():
+        return []
+    content = read_any_json(path)
+    if not isinstance(content, list) or not all(isinstance(module, dict) for module in content):
+        raise CheckpointError(f"{MODULES} is no list of modules; wanted: the file as sentence-transformers saves it")
+    types = [str(module.get("type", "")) for module in content]
+    strange = [kind for kind in types if kind.partition(".")[0] != "sentence_transformers"]
+    if strange:
+        raise CheckpointError(
+            f"{MODULES} names code of its own to run ({listed(strange)}), which packaging and workers never do; "
+            "wanted: modules of sentence_transformers"
+        )
+    for module in content:
+        sentence_keys.refuse_unknown(module, sentence_keys.MODULE, MODULES)
+        inside(folder, module.get("path"), MODULES)
+    return content
+
+
+def _refuse_prompt(whole: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where sentence-transformers would put a prompt before every text."""
+    name, prompts = whole.get("default_prompt_name"), whole.get("prompts") or {}
+    if not isinstance(prompts, Mapping):
+        raise CheckpointError(f"{SENTENCE_PROMPTS} says prompts {prompts!r}; wanted: an object of texts by name")
+    if name is not None and prompts.get(str(name)):
+        raise CheckpointError(
+            f"its {SENTENCE_PROMPTS} puts the prompt {name!r} before every text (default_prompt_name), which is not "
+            "served; take default_prompt_name out, and let clients send texts with the prompt before them"
+        )
+
+
+def _transformer(folder: Path, task: str) -> dict[str, Any]:
+    """The Transformer module's file, in the order of names in which sentence-transformers looks for it."""
+    file = next((name for name in SENTENCE_CONFIGS if _optional(folder, name)), None)
+    if file is None:
+        return {}
+    content = _optional(folder, file)
+    sentence_keys.refuse_unknown(content, sentence_keys.TRANSFORMER, file)
+    nested = {key: _nested(content, key, file) for key in sentence_keys.NESTED}
+    wanted = "feature-extraction" if task == "embeddings" else task
+    if content.get("transformer_task") not in (None, wanted):
+        raise CheckpointError(f"{file} says transformer_task {content['transformer_task']!r}, wanted {wanted!r} here")
+    call = {**nested["processing_kwargs.text"], **nested["processing_kwargs.common"]}
+    options = nested["tokenizer_args"] or nested["processor_kwargs"]
+    lengths = (call.get("max_length"), options.get("model_max_length"), content.get("max_seq_length"))
+    return {
+        "max_tokens": next((length for length in lengths if length is not None), None),
+        "lower_case": bool(content.get("do_lower_case")),
+        "special_tokens": call.get("add_special_tokens") is not False,
+        "tokenizer": {key: options[key] for key in options if key not in ("model_max_length", "trust_remote_code")},
+    }
+
+
+def _nested(content: Mapping[str, Any], key: str, file: str) -> dict[str, Any]:
+    """The object under a key such as "processing_kwargs.text", checked; empty where there is none."""
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) or {}
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{file} says {key}: {value!r}; wanted: an object")
+    found: dict[str, Any] = value
+    sentence_keys.refuse_unknown(found, sentence_keys.NESTED[key], file, f"{key}.")
+    return found
+
+
+def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling:
+    path = inside(folder, modules[1]["path"], MODULES) / "config.json"
+    name = f"{modules[1]['path']}/config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{MODULES} names the folder {modules[1]['path']!r}, which has no config.json")
+    config: dict[str, Any] = read_json(path)
+    sentence_keys.refuse_unknown(config, sentence_keys.POOLING, name)
+    modes = [mode for key, mode in POOLING_KEYS.items() if config.get(key)] or ["mean"]
+    if "pooling_mode" in config:  # newer files name the modes
+        named = config["pooling_mode"]
+        modes = [str(mode) for mode in named] if isinstance(named, list) else str(named).split("+")
+    if len(modules) == 3:
+        file = f"{modules[2]['path']}/config.json"
+        sentence_keys.refuse_unknown(_optional(folder, file), sentence_keys.NORMALIZE, file)
+    try:
+        return Pooling(tuple(modes), normalize=len(modules) == 3)
+    except ValueError as error:
+        raise CheckpointError(f"the pooling config is not served: {error}") from None

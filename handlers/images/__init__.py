@@ -1,0 +1,1 @@
+"""Image files -> pixels -> what the network takes."""

@@ -1,0 +1,94 @@
+"""The task "fill-mask": the likeliest tokens at each mask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from handlers.encoder.packing import TokenBatch
+from handlers.protocol.errors import InvalidInput, NotFinite, PayloadTooLarge
+from handlers.protocol.options import whole_number
+from handlers.tasks.base import Archive, Input, TextTask
+from handlers.tasks.scores import download_top, finite, float_or_nan
+from handlers.texts.tokenization import Encoded, Tokenizer
+
+MAX_FILLINGS = 1000  # of one request: each is decoded with the whole text around it, and comes back with it
+
+
+class FillMask(TextTask):
+    """Logits (M, vocabulary) at the masks -> likeliest tokens; a list of those where a text has several masks."""
+
+    def __init__(self, mask_token: str, tokenizer: Tokenizer, count: int) -> None:
+        self.tokenizer, self.mask_token = tokenizer.whole, mask_token
+        self.mask_id = self.tokenizer.encode(mask_token, add_special_tokens=False).ids[0]
+        vocabulary = self.tokenizer.get_vocab_size()
+        self.count = min(count or 5, vocabulary)
+        self.options = {"top_k": whole_number(1, min(100, vocabulary))}
+
+    def check(self, encoded: Encoded) -> Encoded:
+        if self.mask_id not in encoded.ids:
+            raise InvalidInput(f"the text holds no {self.mask_token} (after truncation, if any); wanted: one or more")
+        return encoded
+
+    def check_request(self, encoded: Sequence[Encoded], options: Mapping[str, Any]) -> None:
+        masks, count = sum(len(self._masks(item)) for item in encoded), int(options.get("top_k", self.count))
+        if masks * count > MAX_FILLINGS:
+            raise PayloadTooLarge(
+                f"the request asks for {masks * count} fillings ({masks} masks, {count} each); at most "
+                f"{MAX_FILLINGS} go into one request"
+            )
+
+    def selected(self, encoded: Sequence[Encoded]) -> list[int]:
+        starts = accumulate((len(item.ids) for item in encoded), initial=0)
+        return [s + i for s, item in zip(starts, encoded, strict=False) for i in self._masks(item)]
+
+    def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
+        counts = [int(options.get("top_k", self.count)) for _, options in inputs]
+        values, tokens = download_top(float_or_nan(outputs).softmax(dim=1), max(counts))
+        rows = iter(zip(values, tokens, strict=True))
+        return [self._answer_one(item, rows, n) for (item, _), n in zip(inputs, counts, strict=True)]
+
+    def _answer_one(self, encoded: Encoded, rows: Iterable[tuple[list[float], list[int]]], count: int) -> object:
+        masks = self._masks(encoded)
+        mine = list(zip(masks, rows, strict=False))  # all taken even if one is broken: the next text's follow
+        fillings = []
+        for place, (values, tokens) in mine:
+            if not finite(values):
+                return NotFinite()
+            chosen = zip(values[:count], tokens[:count], strict=True)
+            fillings.append([self._filling(encoded, place, token, value) for value, token in chosen])
+        return fillings[0] if len(masks) == 1 else fillings
+
+    def _filling(self, encoded: Encoded, place: int, token: int, score: float) -> dict[str, object]:
+        filled = [*encoded.ids[:place], token, *encoded.ids[place + 1 :]]
+        # A text with several masks shows the others as what they are.
+        sequence = self.tokenizer.decode(filled, skip_special_tokens=encoded.ids.count(self.mask_id) == 1)
+        return {
+            "score": score,
+            "token": token,
+            "token_str": self.tokenizer.decode([token], skip_special_tokens=False),
+            "sequence": sequence,
+        }
+
+    def _masks(self, encoded: Encoded) -> list[int]:
+        return [place for place, token in enumerate(encoded.ids) if token == self.mask_id]
+
+
+def mask_token(folder: Path) -> str:
+    """The tokenizer's mask token, from its own files. Raises ValueError where it has none."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        token = json.loads(path.read_text(encoding="utf-8")).get("mask_token") if path.is_file() else None
+        if token:
+            return str(token["content"] if isinstance(token, dict) else token)
+    raise ValueError(f"the tokenizer in {folder} has no mask_token, which fill-mask needs")
+
+
+def make(archive: Archive) -> TextTask:
+    """Return the task of an archive."""
+    return FillMask(mask_token(archive.folder), archive.tokenizer, archive.settings.top_k)

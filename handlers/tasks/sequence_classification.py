@@ -1,0 +1,41 @@
+"""The task "sequence-classification": labels of a text, or of a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from handlers.encoder.packing import TokenBatch
+from handlers.protocol.errors import NotFinite
+from handlers.protocol.options import whole_number
+from handlers.tasks.base import Archive, Input, TextTask
+from handlers.tasks.scores import download_top, finite, labels_of, score_function, scores_of
+
+
+class SequenceClassification(TextTask):
+    """Logits (N, labels) -> labels with scores, likeliest first."""
+
+    takes_pairs = True
+
+    def __init__(self, config: Mapping[str, Any], count: int) -> None:
+        self.labels = labels_of(config)
+        self.count = min(count or len(self.labels), len(self.labels))
+        self.function = score_function(config, len(self.labels))
+        self.options = {"top_k": whole_number(1, len(self.labels))}
+
+    def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
+        counts = [int(options.get("top_k", self.count)) for _, options in inputs]
+        values, places = download_top(scores_of(outputs, self.function), max(counts))
+        return [
+            [{"label": self.labels[p], "score": v} for v, p in zip(values[i][:n], places[i][:n], strict=True)]
+            if finite(values[i])
+            else NotFinite()
+            for i, n in enumerate(counts)
+        ]
+
+
+def make(archive: Archive) -> TextTask:
+    """Return the task of an archive."""
+    return SequenceClassification(archive.config, archive.settings.top_k)

@@ -1,0 +1,1 @@
+"""Texts -> token ids, checked and sorted into micro-batches."""

@@ -1,0 +1,126 @@
+"""The workload of an image classifier: a ResNet's folder, photographs for it, their fp32 logits, its layers."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from archive import jobs
+from archive.parity import Array
+from benchmarks import layers, runners
+from benchmarks.layers import Layer
+from benchmarks.points import Point
+from handlers import LOCAL
+from handlers.engines import DTYPES, Engine, EngineSpec
+from handlers.engines.tensorrt import ONNX
+from handlers.images.preparation import Batcher, Preprocess, prepare
+
+PRESET = Path(jobs.__file__).parent / "resnet101" / "preset.yaml"
+MAX_PIXELS = 50_000_000
+CALIBRATION = 8
+
+
+@dataclass(frozen=True)
+class ResNetWorkload:
+    """layers: for one image. photographs: (P, 3, S, S) fp32, normalised, on the device.
+
+    logits: (P, classes), transformers' in fp32.
+    """
+
+    model: str
+    layers: list[Layer]
+    photographs: torch.Tensor
+    logits: Array
+
+    unit = "images/s"
+
+    def inputs(self, point: Point, precision: str, engine: Engine) -> list[torch.Tensor]:
+        """One (batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
+        places = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
+        images = self.photographs[places].to(DTYPES[precision])
+        return [images.contiguous(memory_format=torch.channels_last)]
+
+    def reference(self, point: Point) -> Array:
+        """(batch, classes) of `inputs`."""
+        rows: Array = self.logits[np.arange(point.batch) % len(self.logits)]
+        return rows
+
+    def layers_at(self, point: Point) -> list[Layer]:
+        return [layer.times(point.batch) for layer in self.layers]
+
+
+def preprocess_of(size: int) -> Preprocess:
+    """ImageNet's, at another size in the same proportion: 224 from 256."""
+    return Preprocess(size=size, resize=round(size * 256 / 224))
+
+
+def workload(spec: EngineSpec) -> ResNetWorkload:
+    """Read the spec's Hugging Face folder, and compute what its network says of the photographs in fp32."""
+    from transformers import AutoConfig
+
+    from handlers.engines import networks
+
+    config = AutoConfig.from_pretrained(spec.model_dir, **LOCAL)
+    if not networks.is_resnet(config):  # whose layers are counted below
+        raise ValueError(f"--model-dir holds a {config.model_type}; wanted: a ResNet, ResNeXt or Wide ResNet")
+    preprocess = preprocess_of(spec.image_size)
+    batcher = Batcher(preprocess, spec.device, torch.float32)
+    photographs = batcher([crop for file in jobs.photographs() for crop in prepare(file, preprocess, MAX_PIXELS)])
+    logits = runners.load("eager-fp32", spec).run(photographs).cpu().numpy()
+    if not np.isfinite(logits).all():
+        raise ValueError(f"the fp32 logits of {spec.model_dir} are not finite, so nothing can be compared with them")
+    counted = layers.resnet_layers(config, spec.image_size)
+    return ResNetWorkload(model_name(config), counted, photographs, logits)
+
+
+def model_name(config: Any) -> str:
+    """By its layers with weights, as He et al. count them: resnet101; broader ones as torchvision names them."""
+    from handlers.engines import networks
+
+    convolutions = 3 if config.layer_type == "bottleneck" else 2
+    count, (groups, width) = convolutions * sum(config.depths) + 2, networks.breadth(config).values()
+    if groups > 1:
+        return f"resnext{count}_{groups}x{width}d"
+    return f"resnet{count}" if width == 64 else f"wide_resnet{count}_{width / 64:g}"
+
+
+def stage(model_dir: Path | None, folder: Path, size: int, onnx: bool) -> Path:
+    """The folder that engines read: model_dir, or `folder` with random weights where that is None.
+
+    onnx: TensorRT needs model.onnx; where model_dir lacks it, it is written beside a copy in `folder`.
+    """
+    if model_dir is None:
+        write_random(folder, size)
+    if not onnx or (model_dir and (model_dir / ONNX).is_file()):
+        return model_dir or folder
+    if importlib.util.find_spec("onnx") is None:
+        print("the package onnx is not installed, and TensorRT reads ONNX: scripts/setup serve tensorrt", flush=True)
+        return model_dir or folder
+    if model_dir is not None:
+        shutil.copytree(model_dir, folder, dirs_exist_ok=True)
+    _write_onnx(folder, size)
+    return folder
+
+
+def _write_onnx(folder: Path, size: int) -> None:
+    from archive.onnx_export import export
+    from handlers.engines import networks
+
+    export(networks.load(folder, torch.float32), folder / ONNX, size)
+
+
+def write_random(folder: Path, size: int) -> None:
+    """A full-size ResNet-101 with random weights, calibrated on photographs so that fp16 does not overflow."""
+    from archive import random_weights
+
+    preset = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
+    config = random_weights.resnet_config(preset)
+    checkpoint = random_weights.image_checkpoint(config, jobs.photographs()[:CALIBRATION], preprocess_of(size))
+    checkpoint.network().save_pretrained(folder)

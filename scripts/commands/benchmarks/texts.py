@@ -1,0 +1,167 @@
+"""The workload of a text encoder: a BERT's folder, token ids for it, their fp32 token vectors, its layers."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from archive import jobs
+from archive.parity import Array
+from benchmarks import layers, runners
+from benchmarks.layers import Layer
+from benchmarks.points import Point, label, lengths_of
+from handlers import LOCAL
+from handlers.encoder.fp8 import FILE, write
+from handlers.encoder.packed import PackedModel
+from handlers.encoder.packing import TokenBatch
+from handlers.engines import Engine, EngineSpec
+from handlers.engines.torch_eager import load_transformer
+from handlers.texts.tokenization import micro_batches, positions_of
+
+PRESET = Path(jobs.__file__).parent / "bert_large" / "preset.yaml"
+CALIBRATION = (128,) * 8
+KNOWN_SIZES = {(12, 768): "base", (24, 1024): "large"}
+
+
+@dataclass(frozen=True)
+class TextWorkload:
+    """config: transformers'. vectors: by point, (T, hidden) of all its tokens, transformers' eager in fp32.
+
+    token_budget: of mixes; 0 for each engine's own.
+    """
+
+    model: str
+    config: Any
+    device: torch.device
+    token_budget: int
+    vectors: dict[Point, Array]
+
+    unit = "sequences/s"
+
+    def inputs(self, point: Point, precision: str, engine: Engine) -> list[TokenBatch]:
+        """Random token ids, the same each time; one batch, or a mix's micro-batches, the longest first."""
+        seed = zlib.crc32(repr(point).encode())
+        return token_batches(self.config, self.micro_batches(point, engine), self.device, seed)
+
+    def micro_batches(self, point: Point, engine: Engine) -> list[tuple[int, ...]]:
+        """The lengths that go through the network together: a mix's as the handler cuts them for the engine."""
+        lengths = lengths_of(point)
+        if point.mix is None:
+            return [lengths]
+        parts = micro_batches(lengths, self.token_budget or engine.token_budget, engine.pads)
+        return [tuple(lengths[place] for place in part) for part in parts]
+
+    def reference(self, point: Point) -> Array:
+        """(T, hidden) of `inputs`, which are the same tokens in the same order however they are cut."""
+        return self.vectors[point]
+
+    def layers_at(self, point: Point) -> list[Layer]:
+        """Of its real tokens, all in one call."""
+        return layers.encoder_layers(self.config, lengths_of(point))
+
+    def about(self, point: Point) -> dict[str, int]:
+        """A mix's size, for the conditions."""
+        lengths = lengths_of(point)
+        return {"sequences": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
+
+
+def token_batches(config: Any, parts: Sequence[Sequence[int]], device: torch.device, seed: int) -> list[TokenBatch]:
+    """Sequences of these lengths, of any tokens but padding, all of the first token type."""
+    skipped = int(config.pad_token_id or 0)
+    drawn = np.random.default_rng(seed).integers(0, config.vocab_size - 1, sum(map(sum, parts)))
+    ids = iter(np.where(drawn >= skipped, drawn + 1, drawn).tolist())
+    rows = [[list(islice(ids, length)) for length in lengths] for lengths in parts]
+    return [TokenBatch.pack(part, [[0] * len(row) for row in part], device) for part in rows]
+
+
+def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> TextWorkload:
+    """Read the spec's Hugging Face folder, and compute what its network says at the points in fp32.
+
+    Raises ValueError for lengths that the model does not take, and for a network that is no such encoder.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(spec.model_dir, **LOCAL)
+    check(config, points)
+    found = TextWorkload(model_name(config), config, spec.device, token_budget, {})
+    reference = runners.load("hf-eager-fp32", spec)
+    for point in points:
+        outputs = [reference.run(batch).cpu() for batch in found.inputs(point, "fp32", reference)]
+        vectors = torch.cat(outputs).numpy()  # (T, hidden)
+        if not np.isfinite(vectors).all():
+            raise ValueError(
+                f"the fp32 outputs of {spec.model_dir} are not finite, so nothing can be compared with them"
+            )
+        found.vectors[point] = vectors
+    return found
+
+
+def check(config: Any, points: Sequence[Point]) -> None:
+    """Raises ValueError where the config does not say what an encoder costs, or a point is too long for it."""
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"):
+        if not hasattr(config, key):
+            raise ValueError(f"a {config.model_type} came, whose config has no {key}; wanted: a BERT-style encoder")
+    limit = positions_of(config.to_dict())
+    for point in points:
+        longest = max(lengths_of(point))
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"point {label(point)} has {longest} tokens, and the model takes {limit}; --points has others"
+            )
+
+
+def model_name(config: Any) -> str:
+    """bert-large, bert-base; of other sizes layers and hidden size: bert-6x384."""
+    size = (config.num_hidden_layers, config.hidden_size)
+    return f"{config.model_type}-{KNOWN_SIZES.get(size, f'{size[0]}x{size[1]}')}"
+
+
+def stage(model_dir: Path | None, folder: Path, fp8: bool) -> Path:
+    """The folder that engines read: model_dir, or `folder` with random weights where that is None.
+
+    fp8: engines need a calibration. Where model_dir lacks it, a copy in `folder` gets one, from random tokens.
+    """
+    if model_dir is None:
+        write_random(folder)
+    if not fp8 or (model_dir and (model_dir / FILE).is_file()):
+        return model_dir or folder
+    if model_dir is not None:
+        shutil.copytree(model_dir, folder, dirs_exist_ok=True)
+    network = load_transformer(folder, "embeddings", dtype=torch.float32).eval()
+    batches = token_batches(network.config, [CALIBRATION], torch.device("cpu"), seed=0)
+    write(PackedModel(network, "embeddings").largest_inputs(batches), folder)
+    return folder
+
+
+def write_random(folder: Path) -> None:
+    """A BERT-Large with random weights, as `scripts/package bert-large --random-weights` makes it."""
+    from archive import random_weights
+
+    config = random_weights.bert_config(yaml.safe_load(PRESET.read_text(encoding="utf-8")))
+    random_weights.text_checkpoint(config, _stand_in_tokenizer(folder / "tokenizer")).model.save_pretrained(folder)
+
+
+def _stand_in_tokenizer(folder: Path) -> Path:
+    """A tokenizer of one token: a checkpoint has to have one, and nothing is tokenized here."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, "[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)  # noqa: S106
+    return folder
+
+
+def spec_of(folder: Path, device: torch.device, points: Sequence[Point], plans: Path) -> EngineSpec:
+    """What engines are told; each one's precision replaces fp32."""
+    spec = EngineSpec("text-encoder", folder, device, "fp32", task="embeddings", plan_cache=plans)
+    return replace(spec, batch_size=max(point.batch for point in points))
