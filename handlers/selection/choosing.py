@@ -8,46 +8,10 @@ from collections.abc import Sequence
 
 from handlers import engines
 from handlers.engines import Engine, EngineSpec
-from handlers.selection import on_cpu
+from handlers.selection import checked, measured, on_cpu
+from handlers.selection.candidates import able, by_measurement
 
 logger = logging.getLogger(__name__)
-
-
-def choose(asked: str, spec: EngineSpec) -> list[str]:
-    """The engines' names for `asked`; of several, the fastest is to be measured ("auto" for a CNN on a GPU).
-
-    Raises ValueError where the asked engine does not exist or cannot run the spec here.
-    """
-    candidates = able(asked, spec)
-    return candidates if _by_measurement(spec) else candidates[:1]
-
-
-def able(asked: str, spec: EngineSpec) -> list[str]:
-    """The asked engine, or for "auto" all that can run the spec here, best first. Raises as `choose`."""
-    known = engines.names(spec.kind)
-    if asked == "auto":
-        return _able(known, spec)
-    if asked not in known:
-        raise ValueError(f"engine {asked!r} does not run a {spec.kind}; known: auto, {', '.join(known)}")
-    if why := engines.objection(asked, spec):
-        raise ValueError(f"engine {asked} cannot run here: {why}; engine: auto takes the best one that can")
-    return [asked]
-
-
-def _able(known: list[str], spec: EngineSpec) -> list[str]:
-    runnable = [name for name in known if engines.objection(name, spec) is None]
-    for name in runnable:
-        if hasattr(engines.module(name), "refusal") and (why := engines.module(name).refusal(spec)):
-            raise ValueError(f"engine {name} refuses: {why}")
-    ready = [name for name in runnable if engines.is_ready(name, spec)]
-    if not ready:
-        why = "; ".join(f"{name}: {engines.objection(name, spec) or 'not ready'}" for name in known)
-        raise ValueError(f"no engine can run this here. {why}")
-    return ready
-
-
-def _by_measurement(spec: EngineSpec) -> bool:
-    return spec.kind == "image-classifier" and spec.device.type == "cuda" and spec.precision != "fp32"
 
 
 def load_chosen(asked: str, spec: EngineSpec, check: bool = True) -> tuple[str, Engine]:
@@ -56,14 +20,11 @@ def load_chosen(asked: str, spec: EngineSpec, check: bool = True) -> tuple[str, 
     check: False leaves the comparison of an engine that is not chosen by measurement to the caller.
     Raises ValueError.
     """
-    from handlers.selection.checked import load_checked
-    from handlers.selection.measured import load_fastest
-
     candidates = able(asked, spec)
-    if len(candidates) > 1 and _by_measurement(spec):
-        name, engine = load_fastest(spec, candidates)
+    if len(candidates) > 1 and by_measurement(spec):
+        name, engine = measured.load_fastest(spec, candidates)
     elif check:
-        name, engine = load_checked(spec, candidates)
+        name, engine = checked.load_checked(spec, candidates)
     else:
         name, engine = candidates[0], engines.load(candidates[0], spec)
     return name, _with_left_out(asked, [spec], engine)

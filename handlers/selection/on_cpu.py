@@ -28,7 +28,8 @@ import torch
 
 from handlers import engines
 from handlers.engines import Engine, EngineSpec, plans
-from handlers.selection import checked, choosing, kept, references
+from handlers.selection import checked, kept, references
+from handlers.selection.candidates import able
 
 FEW = 4  # images that are timed together; of more, each takes as long
 FEW_TOKENS = 256  # of the texts that are timed together
@@ -73,7 +74,7 @@ def candidates(asked: str, specs: Sequence[EngineSpec]) -> list[Candidate]:
     problems = []
     for spec in specs:
         try:
-            found += [(name, spec) for name in choosing.able(asked, spec)]
+            found += [(name, spec) for name in able(asked, spec)]
         except ValueError as problem:
             problems.append(problem)
     if not found:

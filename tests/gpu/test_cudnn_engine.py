@@ -13,7 +13,7 @@ from transformers import ResNetForImageClassification
 from handlers.engines import Engine, EngineSpec, cudnn
 from handlers.engines.folding import Convolution, TorchOperations
 from handlers.images.preparation import Batcher, Preprocess, prepare
-from handlers.selection.choosing import choose
+from handlers.selection.candidates import choose
 
 pytestmark = [
     pytest.mark.gpu,

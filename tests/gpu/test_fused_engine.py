@@ -19,7 +19,7 @@ from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchOp
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec, fused
 from handlers.engines.torch_eager import AUTO_MODELS
-from handlers.selection import choosing
+from handlers.selection import candidates
 
 pytestmark = [
     pytest.mark.gpu,
@@ -128,8 +128,12 @@ def assert_as_exact(found: list[torch.Tensor], half: list[torch.Tensor], exact: 
 
 
 def test_auto_takes_it_in_half_precision_only(minilm: Path, trained: Served) -> None:
-    assert choosing.choose("auto", spec(minilm, "fp16")) == choosing.choose("auto", spec(minilm, "bf16")) == ["fused"]
-    assert choosing.choose("auto", spec(minilm, "fp32")) == ["torch_eager"]
+    assert (
+        candidates.choose("auto", spec(minilm, "fp16"))
+        == candidates.choose("auto", spec(minilm, "bf16"))
+        == ["fused"]
+    )
+    assert candidates.choose("auto", spec(minilm, "fp32")) == ["torch_eager"]
     assert "Triton" in str(trained.fused.details["kernels"])
 
 

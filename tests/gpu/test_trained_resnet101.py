@@ -11,7 +11,7 @@ import train_resnet101
 from archive import onnx_export
 from handlers.engines import Engine, EngineSpec, load
 from handlers.engines.tensorrt import ONNX, installed
-from handlers.selection.choosing import choose
+from handlers.selection.candidates import choose
 
 pytestmark = [
     pytest.mark.gpu,

@@ -21,7 +21,7 @@ from handlers.encoder.packed import PackedEmbeddings, check_embeddings
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec
 from handlers.engines.torch_eager import AUTO_MODELS
-from handlers.selection import choosing
+from handlers.selection import candidates
 from handlers.text_encoder import TextEncoder
 
 Serve = Callable[..., TextEncoder]
@@ -245,20 +245,20 @@ def assert_same_answers(found: Any, wanted: Any) -> None:
 def test_what_cannot_be_fused_is_refused_by_name_and_passed_over(checkpoint: Checkpoint) -> None:
     mpnet = spec(checkpoint("mpnet", "AutoModel"))
     with pytest.raises(ValueError, match=r"fused cannot run here: MPNetModel .* its attention looks at relative pos"):
-        choosing.choose("fused", mpnet)
-    assert choosing.choose("auto", mpnet) == ["torch_eager"]
-    assert choosing.choose("fused", spec(checkpoint("bert", "AutoModel"))) == ["fused"]
+        candidates.choose("fused", mpnet)
+    assert candidates.choose("auto", mpnet) == ["torch_eager"]
+    assert candidates.choose("fused", spec(checkpoint("bert", "AutoModel"))) == ["fused"]
 
 
 def test_embeddings_of_a_fourth_table_are_passed_over(tmp_path: Path) -> None:
     """ERNIE 3.0 adds an embedding of the task; its encoder is BERT's. The config says so, without weights."""
     ErnieConfig(use_task_id=True, **SMALL).save_pretrained(tmp_path)
     said = "ErnieEmbeddings is not of BERT's kind, for task_type_embeddings.weight"
-    assert choosing.choose("auto", spec(tmp_path)) == ["torch_eager"]
+    assert candidates.choose("auto", spec(tmp_path)) == ["torch_eager"]
     with pytest.raises(ValueError, match=said):
-        choosing.choose("fused", spec(tmp_path))
+        candidates.choose("fused", spec(tmp_path))
     ErnieConfig(use_task_id=False, **SMALL).save_pretrained(tmp_path)
-    assert choosing.choose("fused", spec(tmp_path)) == ["fused"]
+    assert candidates.choose("fused", spec(tmp_path)) == ["fused"]
 
 
 def test_a_network_without_embeddings() -> None:

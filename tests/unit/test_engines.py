@@ -17,7 +17,7 @@ import transformers
 from handlers import engines
 from handlers.engines import Engine, EngineSpec, torch_eager
 from handlers.engines.plans import PlanError
-from handlers.selection import choosing, measured, references
+from handlers.selection import candidates, choosing, measured, references
 from handlers.selection.choosing import load_chosen
 
 pytestmark = pytest.mark.usefixtures("pytorch_alone")
@@ -51,7 +51,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleTy
 @pytest.mark.parametrize("kind", ["image-classifier", "text-encoder"])
 def test_the_reference_engine_runs_both_kinds(kind: str) -> None:
     assert "torch_eager" in engines.names(kind)
-    assert choosing.choose("torch_eager", spec_of(kind)) == ["torch_eager"]
+    assert candidates.choose("torch_eager", spec_of(kind)) == ["torch_eager"]
 
 
 def test_names_come_best_first() -> None:
@@ -71,20 +71,20 @@ def test_every_engine_offers_what_the_folder_promises() -> None:
 
 
 def test_auto_takes_one_without_an_objection() -> None:
-    (name,) = choosing.choose("auto", spec_of())
+    (name,) = candidates.choose("auto", spec_of())
     assert engines.module(name).objection(spec_of()) is None
 
 
 @pytest.mark.parametrize("asked", ["no_such", "", "..torch_eager", "torch_eager "])
 def test_an_unknown_engine_is_refused_with_the_known_ones(asked: str) -> None:
     with pytest.raises(ValueError, match=r"known: auto, .*torch_eager"):
-        choosing.choose(asked, spec_of())
+        candidates.choose(asked, spec_of())
 
 
 def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
     assert engines.names()[0] == "plugged"
-    assert choosing.choose("auto", spec_of()) == ["plugged"]
-    assert choosing.choose("plugged", spec_of()) == ["plugged"]
+    assert candidates.choose("auto", spec_of()) == ["plugged"]
+    assert candidates.choose("plugged", spec_of()) == ["plugged"]
     engine: Engine = engines.load("plugged", spec_of(folder=Path("archive")))
     assert engine.run(torch.zeros(3, 1)).tolist() == [[7.0, 7.0]] * 3
     assert engine.details == {"from": "archive"}
@@ -92,16 +92,16 @@ def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
 
 def test_an_engine_is_asked_for_its_own_kind_only(plugin: ModuleType, minilm_folder: Path) -> None:
     assert "plugged" not in engines.names("text-encoder")
-    assert choosing.choose("auto", spec_of("text-encoder", minilm_folder)) != ["plugged"]
+    assert candidates.choose("auto", spec_of("text-encoder", minilm_folder)) != ["plugged"]
     with pytest.raises(ValueError, match="'plugged' does not run a text-encoder"):
-        choosing.choose("plugged", spec_of("text-encoder"))
+        candidates.choose("plugged", spec_of("text-encoder"))
 
 
 def test_auto_passes_over_an_engine_that_objects(plugin: Any) -> None:
     plugin.OBJECTION = "no such hardware"
-    assert choosing.choose("auto", spec_of()) != ["plugged"]
+    assert candidates.choose("auto", spec_of()) != ["plugged"]
     with pytest.raises(ValueError, match="plugged cannot run here: no such hardware"):
-        choosing.choose("plugged", spec_of())
+        candidates.choose("plugged", spec_of())
 
 
 @pytest.fixture
@@ -171,9 +171,9 @@ def test_every_batch_size_is_checked(plugin: Any, digits_folder: Path) -> None:
 def test_what_refuses_keeps_auto_from_serving(plugin: Any, digits_folder: Path) -> None:
     plugin.refusal = lambda _: "the plan is another machine's"
     with pytest.raises(ValueError, match="engine plugged refuses: the plan is another machine's"):
-        choosing.choose("auto", spec_of(folder=digits_folder))
+        candidates.choose("auto", spec_of(folder=digits_folder))
     plugin.OBJECTION = "no such hardware"
-    assert choosing.choose("auto", spec_of(folder=digits_folder)) == ["torch_eager"]
+    assert candidates.choose("auto", spec_of(folder=digits_folder)) == ["torch_eager"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

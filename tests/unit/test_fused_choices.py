@@ -15,7 +15,7 @@ from transformers import BertConfig, MPNetConfig, PretrainedConfig
 from handlers import engines
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import EngineSpec, fused
-from handlers.selection import choosing
+from handlers.selection import candidates
 
 SMALL: dict[str, Any] = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -85,7 +85,7 @@ def test_what_it_objects_to_on_a_gpu(
     gpu(**machine)
     objection = fused.objection(spec(bert, GPU, precision))
     assert objection is None if said is None else said in (objection or "")
-    assert choosing.choose("auto", spec(bert, GPU, precision)) == ["torch_eager" if said else "fused"]
+    assert candidates.choose("auto", spec(bert, GPU, precision)) == ["torch_eager" if said else "fused"]
 
 
 def test_other_encoders_are_refused_by_name(folder_of: Callable[[PretrainedConfig], Path], bert: Path) -> None:

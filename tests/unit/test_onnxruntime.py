@@ -24,7 +24,7 @@ from handlers.encoder.swap import fused_encoder, swap_encoder
 from handlers.engines import EngineSpec, networks, onnx_networks, onnxruntime
 from handlers.engines.folding import fold_resnet
 from handlers.engines.onnx_graph import FLOAT, Graph
-from handlers.selection import choosing
+from handlers.selection import candidates, choosing
 from handlers.settings import TEXT_TASKS
 
 CPU = torch.device("cpu")
@@ -203,7 +203,7 @@ def test_what_it_does_not_run_it_says(tmp_path: Path) -> None:
     assert engines.objection("onnxruntime", text_spec(bert)) is None
     assert engines.objection("onnxruntime", image_spec(resnet)) is None
     with pytest.raises(ValueError, match="engine onnxruntime cannot run here: it runs on CPUs"):
-        choosing.choose("onnxruntime", image_spec(resnet, device=torch.device("cuda", 0)))
+        candidates.choose("onnxruntime", image_spec(resnet, device=torch.device("cuda", 0)))
 
 
 def test_pre_norm_is_not_its_own() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from benchmarks import image_peers, text_peers, text_plans
 from handlers import engines
 from handlers.engines import DTYPES, Engine, EngineSpec
-from handlers.selection import choosing
+from handlers.selection import candidates
 
 ALIASES = {"eager": "torch_eager"}
 COMPILE, TENSORRT, STATIC = "compile", "tensorrt", "tensorrt-static"
@@ -59,5 +59,5 @@ def load(name: str, spec: EngineSpec) -> Engine:
     if engine in peers:
         return peers[engine](spec)
     file = ALIASES.get(engine, engine)
-    choosing.choose(file, spec)  # raises the objection
+    candidates.choose(file, spec)  # raises the objection
     return engines.load(file, spec)
