@@ -13,7 +13,8 @@ from transformers import ResNetConfig, ViTConfig
 from archive import jobs, onnx_export, random_weights
 from handlers.engines import EngineSpec, cudnn, networks, tensorrt
 from handlers.images.preparation import Batcher, Preprocess, prepare
-from handlers.selection.candidates import choose, load_chosen
+from handlers.selection.candidates import choose
+from handlers.selection.choosing import load_chosen
 
 pytestmark = [
     pytest.mark.gpu,
