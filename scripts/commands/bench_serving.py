@@ -1,15 +1,15 @@
-"""Measure what a client gets from TorchServe, load generator and all: what scripts/bench_serving does."""
+"""Measure what a client gets from TorchServe, load generator included: what scripts/bench_serving does."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from serving_bench import command
+from serving_bench import command, options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return command.guarded(command.parser().parse_args(arguments), command.run)
+    return command.guarded(options.parser().parse_args(arguments), command.run)
 
 
 if __name__ == "__main__":

@@ -6,43 +6,75 @@ import argparse
 import sys
 import time
 
-from tokens import add_server, client
-from torchserve import ServerError
+from argument_types import seconds
+from server.errors import ServerError
+from server.options import add_server_options, client_of
 
-MOST = 128  # workers: a slip of the finger is not to fill the machine
+MOST = 128  # workers: a typing error must not fill the machine
+DESCRIPTION = """\
+Have exactly WORKERS workers serve the model NAME, and wait until they are ready. If a worker cannot load the model,
+the reason is printed in one line, with the path of the log.
+"""
+EPILOG = """\
+examples:
+  scripts/scale digits 2       two workers: on a GPU one decodes images while the other computes
+  scripts/scale digits 1       also tells why the worker of a model that was just registered does not start
+  scripts/scale digits 0       keeps the model registered, without workers
+  scripts/scale digits 2 --ts-config logs/serve-9080.properties      for a server of scripts/serve --port 9080
+
+Scaling down ends workers at once: a request that one of them is working on gets a 500.
+
+Exit status: 0 once the workers are ready; 1 if they are not, with the reason on standard error; 2 for a wrong command
+line.
+"""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/scale",
-        description="Have exactly WORKERS workers serve the model NAME, and wait until that is so.",
-        epilog="Two workers a GPU let one decode while the other computes. 0 keeps the model registered, but idle. "
-        "Scaling down ends workers at once: a request that one is busy with gets a 500.",
-    )
-    parser.add_argument("name", metavar="NAME", help="of the model, as it is registered")
-    parser.add_argument("workers", metavar="WORKERS", type=int, help=f"0 to {MOST}")
-    parser.add_argument(
-        "--timeout", type=float, default=600, metavar="S", help="seconds to wait for them (default: %(default)s)"
-    )
-    add_server(parser)
-    chosen = parser.parse_args()
-    if not 0 <= chosen.workers <= MOST:
-        parser.error(f"WORKERS is {chosen.workers}; wanted: 0 to {MOST}, for each takes memory of its own")
-    started, said = time.monotonic(), ""
-
-    def tell(line: str) -> None:
-        nonlocal said
-        if line != said:
-            print(line, flush=True)
-        said = line
-
+    chosen = parser().parse_args()
+    started = time.monotonic()
     try:
-        client(chosen).scale(chosen.name, chosen.workers, chosen.timeout, tell)
+        client_of(chosen).scale(chosen.name, chosen.workers, chosen.timeout, Changes())
     except (OSError, ServerError) as error:
-        print(f"error: {error}; TorchServe may go on with it. This command takes it back", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        print("TorchServe may go on trying; scale to another number of workers to end that", file=sys.stderr)
         return 1
     print(f"done in {time.monotonic() - started:.1f} s")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    found = argparse.ArgumentParser(
+        prog="scripts/scale",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("name", metavar="NAME", help="the name that the model is registered by")
+    found.add_argument("workers", metavar="WORKERS", type=_workers, help=f"how many, 0 to {MOST}")
+    found.add_argument(
+        "--timeout", type=seconds, default=600.0, metavar="S", help="seconds to wait for them (default: %(default)g)"
+    )
+    add_server_options(found)
+    return found
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > MOST:
+        raise argparse.ArgumentTypeError(f"{text!r}; wanted: 0 to {MOST}, because each takes memory of its own")
+    return int(text)
+
+
+class Changes:
+    """Prints a line if it differs from the last one."""
+
+    def __init__(self) -> None:
+        self.last = ""
+
+    def __call__(self, line: str) -> None:
+        if line != self.last:
+            print(line, flush=True)
+        self.last = line
 
 
 if __name__ == "__main__":

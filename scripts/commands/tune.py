@@ -9,17 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tokens
-from benchmarks.commands import positive
-from serving_bench import applying, archives, checking, command
+from argument_types import positive
+from server.client import silent
+from server.errors import ServerError
+from server.options import add_server_options, client_of
+from server.paths import MODEL_STORE
+from serving_bench import apply_choice, archives, command, reference_answers
 from serving_bench.archives import Archive
-from serving_bench.deployment import Deployment
-from serving_bench.load import Load
+from serving_bench.generator import Load
+from serving_bench.generator_options import add_generator_options, generators
+from serving_bench.load_options import add_load_options, load_for
 from serving_bench.measure import Bench, Setting
+from serving_bench.resource_usage import GpuMonitor
+from serving_bench.search import Choice, Score, Search
 from serving_bench.sweep import Served
-from serving_bench.tuning import Choice, Score, Search
-from serving_bench.watch import Gpus
-from torchserve import ROOT, ServerError
+from serving_bench.temporary_server import TemporaryServer
 
 DESCRIPTION = """\
 Find how many workers, what batch size and what delay serve a model best on this machine, by measuring it in a
@@ -56,26 +60,26 @@ def parser() -> argparse.ArgumentParser:
     effect = found.add_mutually_exclusive_group()
     effect.add_argument("--write", action="store_true", help="write the best into the archive's model-config.yaml")
     effect.add_argument("--apply", action="store_true", help="register NAME anew in the running TorchServe")
-    tokens.add_server(found.add_argument_group("the running TorchServe, for --apply"))
+    add_server_options(found.add_argument_group("the running TorchServe, for --apply"))
     bounds = found.add_argument_group("bounds")
     bounds.add_argument("--most-workers", type=positive, default=8, metavar="N", help="(default: %(default)s)")
     bounds.add_argument("--most-batch", type=positive, metavar="N", help="(default: the archive's batch size)")
-    command.add_load(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
-    command.add_generator(found.add_argument_group("load generator"))
+    add_load_options(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
+    add_generator_options(found.add_argument_group("load generator"))
     return found
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Raises ValueError, OSError, ServerError or GeneratorError."""
     archive = find(chosen.model)
-    load = command.load_for(archive, chosen)
-    generator, open_loop = command.generators(chosen)
+    load = load_for(archive, chosen)
+    generator, open_loop = generators(chosen)
     if chosen.apply:
-        tokens.client(chosen).describe(archive.name)  # before minutes are spent
-    with Gpus() as gpus, Deployment(dict(chosen.setting)) as deployment:
-        bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, lambda _: None, lambda _: None)
-        tuned = Tuned(bench, deployment, archive, load)
-        search = Search(tuned.measure, chosen.p99_ms, command.say)
+        client_of(chosen).describe(archive.name)  # before minutes are spent
+    with GpuMonitor() as gpus, TemporaryServer(dict(chosen.setting)) as server:
+        bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, silent, lambda _: None)
+        tuned = Tuned(bench, server, archive, load)
+        search = Search(tuned.measure, chosen.p99_ms, command.print_now)
         best = search.run(tuned.start, chosen.most_workers, chosen.most_batch or tuned.start.batch_size)
         if best is None:
             print(f"no setting answers within {chosen.p99_ms} ms, not even a single client", file=sys.stderr)
@@ -88,10 +92,10 @@ def run(chosen: argparse.Namespace) -> int:
 class Tuned:
     """One archive in a TorchServe of its own, served as each choice says."""
 
-    def __init__(self, bench: Bench, deployment: Deployment, archive: Archive, load: Load) -> None:
-        self.bench, self.deployment, self.archive, self.load = bench, deployment, archive, load
-        self.served = Served(deployment, archive.name, "archive")
-        self.lone: checking.Lone | None = None
+    def __init__(self, bench: Bench, server: TemporaryServer, archive: Archive, load: Load) -> None:
+        self.bench, self.server, self.archive, self.load = bench, server, archive, load
+        self.served = Served(server, archive.name, "archive")
+        self.reference: reference_answers.ReferenceAnswers | None = None
         self.current: Choice | None = None
 
     @property
@@ -101,10 +105,10 @@ class Tuned:
 
     def measure(self, choice: Choice, clients: int) -> dict[str, Any]:
         """A closed loop's row."""
-        lone = self.serve(choice)
-        return self.bench.closed(self.served, self.load, lone, _setting(choice), clients)
+        reference = self.serve(choice)
+        return self.bench.closed(self.served, self.load, reference, _setting(choice), clients)
 
-    def serve(self, choice: Choice) -> checking.Lone:
+    def serve(self, choice: Choice) -> reference_answers.ReferenceAnswers:
         """Have the choice in effect; the lone answers, which are the same for every choice."""
         same = self.current and (self.current.batch_size, self.current.delay_ms) == (
             choice.batch_size,
@@ -112,29 +116,29 @@ class Tuned:
         )
         if not same:
             self._unregister()
-            self.deployment.register(self.archive, choice.batch_size, choice.delay_ms)
+            self.server.register(self.archive, choice.batch_size, choice.delay_ms)
         if choice != self.current:
             self.current = choice
             try:
-                self.deployment.scale(self.archive.name, choice.workers)
+                self.server.scale(self.archive.name, choice.workers)
             except ServerError:  # too little memory for so many workers, say
                 self._unregister()
                 raise
-        if self.lone is None:
-            self.lone = checking.ask(self.served.endpoint(), self.load)
-        return self.lone
+        if self.reference is None:
+            self.reference = reference_answers.ask(self.served.endpoint(), self.load)
+        return self.reference
 
     def _unregister(self) -> None:
         if self.current is not None:
-            self.deployment.unregister(self.archive.name)
+            self.server.unregister(self.archive.name)
             self.current = None
 
 
 def confirm(tuned: Tuned, best: Score, p99_ms: float | None) -> bool:
     """Whether an open loop at 70 % of what was reached keeps up, within the goal and without errors."""
     rate = best.requests_per_s * CONFIRMED_AT
-    lone = tuned.serve(best.choice)
-    row = tuned.bench.open(tuned.served, tuned.load, lone, _setting(best.choice), rate)
+    reference = tuned.serve(best.choice)
+    row = tuned.bench.open(tuned.served, tuned.load, reference, _setting(best.choice), rate)
     p99 = row["p99_ms"] or float("inf")
     held = not row["errors"] and not row["answers_wrong"] and (p99_ms is None or p99 <= p99_ms)
     print(f"\nbest: {best.choice}: {best.requests_per_s:,.0f} requests/s at {best.clients} clients")
@@ -146,19 +150,19 @@ def confirm(tuned: Tuned, best: Score, p99_ms: float | None) -> bool:
 def put_into_effect(chosen: argparse.Namespace, archive: Archive, best: Score) -> None:
     """As asked; else say how."""
     if chosen.write:
-        applying.write(archive.file, best.choice)
+        apply_choice.write(archive.file, best.choice)
         print(f"written into {archive.file}")
     elif chosen.apply:
-        applying.apply(tokens.client(chosen), archive.name, best.choice)
+        apply_choice.apply(client_of(chosen), archive.name, best.choice)
         print(f"{archive.name} serves so now, until TorchServe is restarted")
     else:
         print("nothing was changed; model-config.yaml's keys would be:")
-        print("".join(f"  {key}: {value}\n" for key, value in applying.keys_of(best.choice).items()), end="")
+        print("".join(f"  {key}: {value}\n" for key, value in apply_choice.keys_of(best.choice).items()), end="")
 
 
 def find(model: str) -> Archive:
     """An archive's path, or its name in model_store/. Raises ValueError."""
-    named = ROOT / "model_store" / f"{model}.mar"
+    named = MODEL_STORE / f"{model}.mar"
     return archives.read(str(named) if named.is_file() and os.sep not in model else str(Path(model)))
 
 

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from serve import demo_text_encoder
-from torchserve import ROOT, Client, Server, config_on_free_ports
+from demo import demo_text_encoder
+from server.client import Client
+from server.config import config_on_free_ports
+from server.paths import ROOT
+from server.process import Server
 
 DIGITS_ARGUMENTS = ("--weights", "archive/digits", "--parity-data", "archive/digits/samples", "--precision", "fp32")
 
@@ -51,7 +54,7 @@ def server(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     running.start()
     try:
         asks = {"digits": _answers("digits"), "sentences": _answers("sentences")}
-        running.wait(asks, timeout_s=180, tell=print)
+        running.wait(asks, timeout_s=180, report=print)
         yield running
     finally:
         running.stop()

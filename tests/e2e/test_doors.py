@@ -10,8 +10,9 @@ from urllib.parse import urlparse
 
 import numpy as np
 import pytest
-from serve import SAMPLES
-from torchserve import Answer, Client, request
+from demo import SAMPLES
+from server.client import Client
+from server.http import Answer, request
 
 pytestmark = pytest.mark.e2e
 

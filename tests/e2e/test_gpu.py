@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 import train_digits
-from serve import demo_text_encoder
-from torchserve import Client, Server
+from demo import demo_text_encoder
+from server.client import Client
+from server.process import Server
 
 from handlers.engines import tensorrt
 
@@ -56,7 +57,7 @@ def gpu_client(
     running = Server(folder, config, store, [f"{name}={name}.mar" for name in names])
     running.start()
     try:
-        running.wait({name: answers(name) for name in names}, timeout_s=240, tell=print)
+        running.wait({name: answers(name) for name in names}, timeout_s=240, report=print)
         yield running.client
     finally:
         running.stop()

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serve import SAMPLES
-from torchserve import Client
+from demo import SAMPLES
+from server.client import Client
 
 pytestmark = pytest.mark.e2e
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from urllib.parse import urlparse
 
 import pytest
-from serve import SAMPLES
-from torchserve import Client, Server, request
+from demo import SAMPLES
+from server.client import Client
+from server.http import request
+from server.process import Server
 
 pytestmark = pytest.mark.e2e
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from demo import SAMPLES
 from prometheus_client.parser import text_string_to_metric_families
-from serve import SAMPLES
-from torchserve import Answer, Client, Server, request
+from server.client import Client
+from server.http import Answer, request
+from server.process import Server
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from torchserve import ROOT, Client, Server, read_properties
+from server.client import Client
+from server.config import read_properties
+from server.paths import ROOT
+from server.process import Server
 
 pytestmark = pytest.mark.e2e
 
@@ -74,7 +77,7 @@ def test_a_flood_is_refused_and_the_server_serves_on(tmp_path: Path, config_make
     server.folder.mkdir()
     server.start()
     try:
-        server.wait({"slow": answers}, timeout_s=120, tell=print)
+        server.wait({"slow": answers}, timeout_s=120, report=print)
         client = server.client
         client.token("inference")
         with ThreadPoolExecutor(CLIENTS) as pool:

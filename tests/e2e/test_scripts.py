@@ -12,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from torchserve import ROOT, Client, Server, load_errors
+from server.client import Client
+from server.paths import ROOT
+from server.process import Server
 
 pytestmark = pytest.mark.e2e
 
@@ -64,19 +66,3 @@ def test_serve_checks_serves_and_leaves_nothing_behind(
             serving.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
-
-
-def test_of_a_log_it_reads_what_kept_a_model_from_loading() -> None:
-    """Of that model alone, and of no request that failed."""
-    lines = [
-        "2026-11-24T14:33:41,670 [INFO ] W-9002-{}_1.0-stdout MODEL_LOG - Backend worker process died.",
-        "2026-11-24T14:33:41,672 [INFO ] W-9002-{}_1.0-stdout MODEL_LOG - Traceback (most recent call last):",
-        "2026-11-24T14:33:41,672 [INFO ] W-9002-{}_1.0-stdout MODEL_LOG - ValueError: PyTorch sees no GPU",
-    ]
-    log = "\n".join(line.format("one") for line in lines)
-    assert load_errors(log) == load_errors(log, "one") == ["ValueError: PyTorch sees no GPU"]
-    assert load_errors(log, "other") == []
-    assert load_errors("\n".join(line.format("my-one") for line in lines), "one") == []
-    assert load_errors("\n".join(line.format("one_b") for line in lines), "one") == []
-    assert load_errors(log.replace("1.0", "2024_01"), "one") == load_errors(log)
-    assert load_errors("\n".join(log.splitlines()[1:]), "one") == []

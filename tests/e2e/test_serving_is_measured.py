@@ -16,10 +16,11 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from serving_bench import applying, archives
-from serving_bench.deployment import Deployment
-from serving_bench.tuning import Choice
-from torchserve import ROOT, Server
+from server.paths import ROOT
+from server.process import Server
+from serving_bench import apply_choice, archives
+from serving_bench.search import Choice
+from serving_bench.temporary_server import TemporaryServer
 
 pytestmark = pytest.mark.e2e
 
@@ -130,12 +131,12 @@ def test_tune_writes_what_it_has_measured(model_store: Path, tmp_path: Path) -> 
 
 def test_a_choice_is_applied_to_a_running_server(model_store: Path) -> None:
     archive = archives.read(str(model_store / "digits.mar"))
-    with Deployment({}) as deployment:
-        deployment.register(archive, None, None)
-        deployment.scale("digits", 1)
-        applying.apply(deployment.client, "digits", Choice(2, 3, 4))
-        described = deployment.client.describe("digits")
+    with TemporaryServer({}) as server:
+        server.register(archive, None, None)
+        server.scale("digits", 1)
+        apply_choice.apply(server.client, "digits", Choice(2, 3, 4))
+        described = server.client.describe("digits")
         assert (described["batchSize"], described["maxBatchDelay"], len(described["workers"])) == (3, 4, 2)
         image = (ROOT / "archive" / "digits" / "samples" / "seven.png").read_bytes()
-        assert deployment.client.predict("digits", image).json()[0]["label"] == "7"
-    assert not deployment.folder.exists()
+        assert server.client.predict("digits", image).json()[0]["label"] == "7"
+    assert not server.folder.exists()

@@ -13,7 +13,7 @@ import bench_model
 import numpy as np
 import pytest
 import torch
-from benchmarks import clocks, commands, conditions, layers, report, resnets, runners, sweep
+from benchmarks import conditions, engine_loading, layers, report, resnets, results, shared_command, sweep, timing
 from benchmarks.conditions import slug
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig
 
@@ -61,7 +61,7 @@ def test_a_row_for_every_engine_and_batch(content: Any) -> None:
         ("eager", "bf16", 20),
     ]
     for row in rows:
-        assert sorted(row) == sorted(KEYS) == sorted(report.COLUMNS)
+        assert sorted(row) == sorted(KEYS) == sorted(results.COLUMNS)
         assert 0 < row["ms_p50"] <= row["ms_p90"]
         assert row["items_per_s"] == pytest.approx(row["batch"] / row["ms_p50"] * 1000, rel=1e-4)
         assert min(row["tflops"], row["share_of_matmul"], row["share_of_memory_roofline"]) > 0
@@ -86,7 +86,7 @@ def test_what_cannot_run_is_reported_with_its_reason(content: Any) -> None:
 
 
 def test_csv_and_table_hold_every_row(out: Path, content: Any) -> None:
-    with report.beside(out, "csv").open(encoding="utf-8") as stream:
+    with results.beside(out, "csv").open(encoding="utf-8") as stream:
         held = list(csv.DictReader(stream))
     assert [float(row["ms_p50"]) for row in held] == [row["ms_p50"] for row in content["rows"]]
     head, _, first, second, *_ = report.table(content).splitlines()
@@ -135,7 +135,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["eager", "fp16", "-fp16", "eager-int4", ""])
 def test_an_engine_without_a_precision_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="ENGINE-PRECISION"):
-        runners.split_name(name)
+        engine_loading.split_name(name)
 
 
 def test_resnet101_costs_what_is_known_of_it() -> None:
@@ -163,12 +163,12 @@ def test_the_roofline_is_the_longer_of_computing_and_moving() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
 def test_quantiles_are_numpys(share: float) -> None:
     values = [5.0, 1.0, 4.0, 2.5]
-    assert clocks.quantile(values, share) == pytest.approx(float(np.quantile(values, share)))
-    assert clocks.quantile([3.0], share) == 3.0
+    assert timing.quantile(values, share) == pytest.approx(float(np.quantile(values, share)))
+    assert timing.quantile([3.0], share) == 3.0
 
 
 def test_a_point_is_called_often_enough() -> None:
-    assert len(clocks.times_ms(lambda: None, torch.device("cpu"), 0)) == clocks.MIN_CALLS
+    assert len(timing.times_ms(lambda: None, torch.device("cpu"), 0)) == timing.MIN_CALLS
 
 
 def test_outputs_are_checked_before_they_are_timed() -> None:
@@ -211,5 +211,5 @@ def test_a_run_of_less_leaves_the_published_results_alone() -> None:
     ]
     for changes, name in cases:
         chosen = argparse.Namespace(**{**asked, **changes})
-        found = commands.out_of(chosen, "net-gpu", whole, {"image_size": 224})
+        found = shared_command.out_of(chosen, "net-gpu", whole, {"image_size": 224})
         assert found == conditions.ROOT / "docs" / "benchmarks" / name

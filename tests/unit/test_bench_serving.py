@@ -26,10 +26,12 @@ import psutil
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from server.client import Client
+from server.config import config_on_free_ports, read_properties
+from server.errors import ServerError
 from serving_bench import (
-    answers,
+    answer_comparison,
     archives,
-    checking,
     command,
     engine_speed,
     environment,
@@ -37,17 +39,18 @@ from serving_bench import (
     page,
     peers,
     prometheus,
+    reference_answers,
     report,
     sweep,
-    wrk,
+    wrk_generator,
 )
-from serving_bench.load import Endpoint, Generator, GeneratorError, Load
-from serving_bench.measure import Bench, Setting, line_of, troubles
+from serving_bench.address import find
+from serving_bench.generator import Endpoint, Generator, GeneratorError, Load
+from serving_bench.measure import Bench, Setting
 from serving_bench.peers import processes
-from serving_bench.running import find
-from serving_bench.streams import Streams
-from serving_bench.watch import Gpus, Watch, read_sample
-from torchserve import Client, ServerError, config_on_free_ports, read_properties
+from serving_bench.resource_usage import GpuMonitor, ProcessMonitor, read_sample
+from serving_bench.rows import line_of, troubles
+from serving_bench.stream_generator import StreamGenerator
 
 TWO = Load("two bodies", [b"one", b"three"], {"Content-Type": "text/plain", "X-Top-K": "1"}, "texts", 3)
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
@@ -108,29 +111,29 @@ def server() -> Iterator[tuple[Endpoint, Seen]]:
 
 @pytest.fixture(params=["streams", pytest.param("wrk", marks=needs_wrk)])
 def generator(request: pytest.FixtureRequest) -> Generator:
-    return Streams(2) if request.param == "streams" else wrk.Wrk("wrk", 2)
+    return StreamGenerator(2) if request.param == "streams" else wrk_generator.WrkGenerator("wrk", 2)
 
 
 def test_a_closed_loop_sends_all_bodies_and_counts(server: tuple[Endpoint, Seen], generator: Generator) -> None:
     endpoint, seen = server
     seen.wait_s = 0.02
-    counted = generator.closed(endpoint, TWO, 4, 1)
+    result = generator.closed(endpoint, TWO, 4, 1)
     assert seen.bodies == {b"one", b"three"}
     assert seen.headers["Authorization"] == "Bearer key"
     assert seen.headers["X-Top-K"] == "1"
-    assert counted.errors == 0
-    assert 20 < counted.answered <= 220  # 4 clients, 20 ms each: at most 200 in a second
-    assert 20 <= counted.latency_ms["p50"] <= counted.latency_ms["p99"] <= counted.latency_ms["max"]
-    assert counted.cpu_seconds > 0
+    assert result.errors == 0
+    assert 20 < result.answered <= 220  # 4 clients, 20 ms each: at most 200 in a second
+    assert 20 <= result.latency_ms["p50"] <= result.latency_ms["p99"] <= result.latency_ms["max"]
+    assert result.cpu_seconds > 0
 
 
 def test_errors_count_by_status_and_not_as_answers(server: tuple[Endpoint, Seen], generator: Generator) -> None:
     endpoint, seen = server
     seen.status, seen.wait_s = 503, 0.02
-    counted = generator.closed(endpoint, TWO, 2, 1)
-    assert list(counted.statuses) == ["503"]
-    assert counted.answered == counted.requests_per_s == 0
-    assert counted.errors == counted.statuses["503"] > 0
+    result = generator.closed(endpoint, TWO, 2, 1)
+    assert list(result.statuses) == ["503"]
+    assert result.answered == result.requests_per_s == 0
+    assert result.errors == result.statuses["503"] > 0
 
 
 def test_nobody_listens(generator: Generator) -> None:
@@ -142,40 +145,40 @@ def test_nobody_listens(generator: Generator) -> None:
 def test_an_open_loop_keeps_its_rate_while_the_server_stalls(server: tuple[Endpoint, Seen]) -> None:
     endpoint, seen = server
     seen.wait_s = 0.2
-    counted = Streams(2).open(endpoint, TWO, rate=40, connections=64, seconds=2)
-    assert counted.errors == 0
-    assert 40 <= counted.answered <= 125  # 80 of a Poisson process; five standard deviations each way
-    assert counted.latency_ms["p50"] >= 200
-    assert counted.late_ms["p50"] < 150
-    closed = Streams(1).closed(endpoint, TWO, 1, 2)
+    result = StreamGenerator(2).open(endpoint, TWO, rate=40, connections=64, seconds=2)
+    assert result.errors == 0
+    assert 40 <= result.answered <= 125  # 80 of a Poisson process; five standard deviations each way
+    assert result.latency_ms["p50"] >= 200
+    assert result.late_ms["p50"] < 150
+    closed = StreamGenerator(1).closed(endpoint, TWO, 1, 2)
     assert closed.answered <= 11  # one client waits, and hides what waits behind it
 
 
 def test_requests_that_wait_for_a_connection_count_from_when_they_were_due(server: tuple[Endpoint, Seen]) -> None:
     endpoint, seen = server
     seen.wait_s = 0.1
-    counted = Streams(1).open(endpoint, TWO, rate=30, connections=1, seconds=1)
-    assert counted.latency_ms["max"] > 300  # some thirty of 0.1 s, one after another
+    result = StreamGenerator(1).open(endpoint, TWO, rate=30, connections=1, seconds=1)
+    assert result.latency_ms["max"] > 300  # some thirty of 0.1 s, one after another
 
 
 def test_an_answer_without_length_is_a_failure_of_its_own(server: tuple[Endpoint, Seen]) -> None:
     endpoint, seen = server
     seen.length = False
-    counted = Streams(1).closed(endpoint, TWO, 1, 1)
-    assert counted.answered == 0
-    assert set(counted.failures) == {"unreadable"}
+    result = StreamGenerator(1).closed(endpoint, TWO, 1, 1)
+    assert result.answered == 0
+    assert set(result.failures) == {"unreadable"}
 
 
 @pytest.mark.parametrize(("clients", "most", "threads"), [(1, 4, 1), (16, 4, 4), (6, 4, 3), (7, 4, 1), (256, 1, 1)])
 def test_wrks_threads_share_clients_evenly(clients: int, most: int, threads: int) -> None:
-    assert wrk.threads_for(clients, most) == threads
+    assert wrk_generator.threads_for(clients, most) == threads
 
 
 def test_wrk_takes_as_many_bodies_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wrk, "LUA_BYTES", 10)
-    assert wrk.write_bodies(tmp_path, [b"1234", b"12345", b"12"], 1) == 2
+    monkeypatch.setattr(wrk_generator, "LUA_BYTES", 10)
+    assert wrk_generator.write_bodies(tmp_path, [b"1234", b"12345", b"12"], 1) == 2
     with pytest.raises(GeneratorError, match="--generator streams"):
-        wrk.write_bodies(tmp_path, [b"123456"], 2)
+        wrk_generator.write_bodies(tmp_path, [b"123456"], 2)
 
 
 VECTOR = [0.1 * place for place in range(16)]
@@ -198,7 +201,7 @@ RANKING = [{"label": "cat", "probability": 0.9}, {"label": "dog", "probability":
     ],
 )
 def test_answers_that_say_the_same(found: object, wanted: object) -> None:
-    assert answers.difference(json.dumps(found).encode(), json.dumps(wanted).encode()) is None
+    assert answer_comparison.difference(json.dumps(found).encode(), json.dumps(wanted).encode()) is None
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ def test_answers_that_say_the_same(found: object, wanted: object) -> None:
     ],
 )
 def test_answers_that_differ(found: object, wanted: object, said: str) -> None:
-    difference = answers.difference(json.dumps(found).encode(), json.dumps(wanted).encode())
+    difference = answer_comparison.difference(json.dumps(found).encode(), json.dumps(wanted).encode())
     assert difference is not None
     assert said in difference
 
@@ -225,16 +228,16 @@ def test_answers_in_bytes() -> None:
     vector = np.linspace(-1, 1, 64)
     for kind in ("<f4", "<f2"):
         raw, near, other = (values.astype(kind).tobytes() for values in (vector, vector + 1e-3, vector[::-1]))
-        assert answers.difference(near, raw) is None
-        assert "cosine" in str(answers.difference(other, raw))
+        assert answer_comparison.difference(near, raw) is None
+        assert "cosine" in str(answer_comparison.difference(other, raw))
         encoded = [json.dumps({"b64": base64.b64encode(data).decode()}).encode() for data in (near, raw, other)]
-        assert answers.difference(encoded[0], encoded[1]) is None
-        assert answers.difference(encoded[2], encoded[1]) is not None
+        assert answer_comparison.difference(encoded[0], encoded[1]) is None
+        assert answer_comparison.difference(encoded[2], encoded[1]) is not None
     with io.BytesIO() as one, io.BytesIO() as two:
         np.save(one, vector)
         np.save(two, vector + 1e-3)
-        assert answers.difference(two.getvalue(), one.getvalue()) is None
-    assert answers.difference(b"\x00", b"\x00\x01") == "has 1 bytes, not 2"
+        assert answer_comparison.difference(two.getvalue(), one.getvalue()) is None
+    assert answer_comparison.difference(b"\x00", b"\x00\x01") == "has 1 bytes, not 2"
 
 
 METRICS = """\
@@ -262,11 +265,11 @@ def test_metrics_are_read_as_prometheus_reads_them() -> None:
         (name.removesuffix("_total"), *labels.values(), value) for name, labels, value in prometheus.samples(METRICS)
     }
     assert found_here == oracle
-    spans = prometheus.Spans({"BatchSize_count": 2, "BatchSize_sum": 2}, found)
-    assert spans.mean("BatchSize") == 14
-    assert spans.mean("BatchTime") is None
-    assert spans.per_request_ms("ts_queue_latency_microseconds") == 2
-    assert spans.histograms() == ["BatchSize"]
+    change = prometheus.MetricChange({"BatchSize_count": 2, "BatchSize_sum": 2}, found)
+    assert change.mean("BatchSize") == 14
+    assert change.mean("BatchTime") is None
+    assert change.per_request_ms("ts_queue_latency_microseconds") == 2
+    assert change.histograms() == ["BatchSize"]
 
 
 def test_photographs_are_resized_and_two() -> None:
@@ -335,12 +338,12 @@ def test_config_on_free_ports(tmp_path: Path) -> None:
 
 
 def test_watch_counts_cpu_and_memory() -> None:
-    with Watch({"me": [psutil.Process()]}) as watch:
+    with ProcessMonitor({"me": [psutil.Process()]}) as usage:
         until = time.process_time() + 0.2
         while time.process_time() < until:
             pass
-    assert watch.cpu_seconds["me"] >= 0.15
-    assert watch.rss_mib["me"] > 10
+    assert usage.cpu_seconds["me"] >= 0.15
+    assert usage.rss_mib["me"] > 10
 
 
 def test_nvidia_smis_lines() -> None:
@@ -348,7 +351,7 @@ def test_nvidia_smis_lines() -> None:
     assert sample is not None
     assert (sample.index, sample.busy, sample.memory_mib) == (1, 0.87, 70123)
     assert read_sample("0, [N/A], [N/A]") is None
-    gpus = Gpus([sample, sample])
+    gpus = GpuMonitor([sample, sample])
     assert gpus.between(sample.at, sample.at) == {1: (0.87, 70123)}
     assert gpus.memory_mib() is None
 
@@ -367,13 +370,13 @@ class Echo:
     def groups(self) -> dict[str, list[psutil.Process]]:
         return {"java": [psutil.Process()], "workers": []}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {}
 
 
 @pytest.fixture
 def bench() -> Bench:
-    return Bench(Streams(1), Streams(1), Gpus(), 1, 1, lambda _: None, lambda _: None)
+    return Bench(StreamGenerator(1), StreamGenerator(1), GpuMonitor(), 1, 1, lambda _: None, lambda _: None)
 
 
 def test_a_point(server: tuple[Endpoint, Seen], bench: Bench) -> None:
@@ -381,8 +384,8 @@ def test_a_point(server: tuple[Endpoint, Seen], bench: Bench) -> None:
     seen.wait_s = 0.01
     bench.engine_items_per_s = 1000
     bench.noop["two bodies", 2] = 10_000
-    lone = checking.ask(endpoint, TWO)
-    row = bench.closed(Echo(endpoint), TWO, lone, Setting(1, 8, 5), 2)
+    reference = reference_answers.ask(endpoint, TWO)
+    row = bench.closed(Echo(endpoint), TWO, reference, Setting(1, 8, 5), 2)
     assert row["items_per_s"] == pytest.approx(3 * row["requests_per_s"], rel=1e-3)
     assert row["share_of_engine"] == pytest.approx(row["items_per_s"] / 1000, rel=1e-3)
     assert row["headroom"] == pytest.approx(10_000 / row["requests_per_s"], rel=1e-3)
@@ -390,43 +393,43 @@ def test_a_point(server: tuple[Endpoint, Seen], bench: Bench) -> None:
     assert row["answers_wrong"] == 0
     assert row["mean_ms"] == pytest.approx(2000 / row["requests_per_s"], rel=1e-3)
     assert "echo 1 worker, 2 clients" in line_of(row)
-    slow = bench.open(Echo(endpoint), TWO, lone, Setting(), 20.0)
+    slow = bench.open(Echo(endpoint), TWO, reference, Setting(), 20.0)
     assert slow["loop"] == "open"
     assert bench.rows == [row, slow]
 
 
 def test_wrong_answers_and_errors_are_said(server: tuple[Endpoint, Seen], bench: Bench) -> None:
     endpoint, seen = server
-    lone = checking.ask(endpoint, TWO)
+    reference = reference_answers.ask(endpoint, TWO)
     seen.answer = b"other"
-    row = bench.closed(Echo(endpoint), TWO, lone, Setting(1), 1)
+    row = bench.closed(Echo(endpoint), TWO, reference, Setting(1), 1)
     assert row["answers_right"] == 0
     assert any("WRONG ANSWERS" in said for said in troubles(row))
     assert report.best([row]) == []  # a fast wrong result is none
     seen.status = 503
-    refused = bench.closed(Echo(endpoint), TWO, lone, Setting(1), 1)
+    refused = bench.closed(Echo(endpoint), TWO, reference, Setting(1), 1)
     assert any("job_queue_size" in said for said in troubles(refused))
     with pytest.raises(GeneratorError, match="answered 503"):
-        checking.ask(endpoint, TWO)
+        reference_answers.ask(endpoint, TWO)
 
 
 def test_a_no_op_that_is_no_faster_is_said(server: tuple[Endpoint, Seen], bench: Bench) -> None:
     endpoint, _ = server
     bench.closed(Echo(endpoint, "no-op", "noop"), TWO, None, Setting(1), 1)
-    row = bench.closed(Echo(endpoint), TWO, checking.ask(endpoint, TWO), Setting(1), 1)
+    row = bench.closed(Echo(endpoint), TWO, reference_answers.ask(endpoint, TWO), Setting(1), 1)
     bench.noop["two bodies", 1] = row["requests_per_s"] * 1.1
-    row = bench.closed(Echo(endpoint), TWO, checking.ask(endpoint, TWO), Setting(1), 1)
+    row = bench.closed(Echo(endpoint), TWO, reference_answers.ask(endpoint, TWO), Setting(1), 1)
     row["headroom"] = 1.1
     assert any("the front end or the generator limits" in said for said in troubles(row))
 
 
 def test_report_and_page(server: tuple[Endpoint, Seen], bench: Bench, tmp_path: Path) -> None:
     endpoint, _ = server
-    lone = checking.ask(endpoint, TWO)
+    reference = reference_answers.ask(endpoint, TWO)
     odd = Echo(endpoint, name="<b>echo</b>")
     for clients in (1, 2):
-        bench.closed(odd, TWO, lone, Setting(1, 8, 5), clients)
-    bench.open(odd, TWO, lone, Setting(1, 8, 5), 20.0)
+        bench.closed(odd, TWO, reference, Setting(1, 8, 5), clients)
+    bench.open(odd, TWO, reference, Setting(1, 8, 5), 20.0)
     bench.skip("another", "it is not installed")
     about = {
         "conditions": environment.environment("abc") | {"generator": "g", "open_loop": "o"},
@@ -474,7 +477,7 @@ def test_the_engines_own_speed(tmp_path: Path) -> None:
         (["--redraw", "x.csv"], "FILE.json"),
         (["--address", "localhost:8080"], "http://HOST:PORT"),
         (["--address", "http://h/x", "--body", __file__], "--content-type"),
-        (["--address", "http://h/x"], "Say --image"),
+        (["--address", "http://h/x"], "give --image"),
         (["--address", "http://h/x", "--tensors", "int4", "2"], "uint8, fp16, fp32"),
         (["--address", "http://h/x", "--size", "8x8", "--wrk", "/nowhere/wrk"], "apt install wrk"),
     ],
@@ -522,9 +525,9 @@ def test_interrupted_generators_leave_no_process(server: tuple[Endpoint, Seen], 
     program.write_text(
         "import sys\n"
         f"sys.path[:0] = {[str(Path(bench_serving.__file__).parent)]!r}\n"
-        "from serving_bench.load import Endpoint, Load\n"
-        "from serving_bench.streams import Streams\n"
-        f"Streams(2).closed(Endpoint({endpoint.url!r}, {{}}), Load('x', [b'x'], {{}}), 2, 60)\n"
+        "from serving_bench.generator import Endpoint, Load\n"
+        "from serving_bench.stream_generator import StreamGenerator\n"
+        f"StreamGenerator(2).closed(Endpoint({endpoint.url!r}, {{}}), Load('x', [b'x'], {{}}), 2, 60)\n"
     )
     running = subprocess.Popen([sys.executable, str(program)], start_new_session=True, stderr=subprocess.DEVNULL)
     wait_for(lambda: len(psutil.Process(running.pid).children()) == 2)
@@ -558,14 +561,14 @@ def wait_for(holds: Callable[[], Any], timeout_s: float = 20) -> None:
     ],
 )
 def test_peers_agree_whatever_the_form(one: object, other: object, agrees: bool | None) -> None:
-    assert answers.agree(json.dumps(one).encode(), json.dumps(other).encode()) is agrees
-    assert answers.agree(b"\x00", json.dumps(other).encode()) is None
+    assert answer_comparison.agree(json.dumps(one).encode(), json.dumps(other).encode()) is agrees
+    assert answer_comparison.agree(b"\x00", json.dumps(other).encode()) is None
 
 
 def test_the_usual_hugging_face_handler_answers_as_the_archive_does(tmp_path: Path) -> None:
     """Row by row as TorchServe hands them over, against sentence-transformers' own pooling."""
+    from demo import demo_text_encoder
     from sentence_transformers import SentenceTransformer
-    from serve import demo_text_encoder
     from serving_bench.peers.hf_text_handler import HuggingFaceText
 
     folder = demo_text_encoder()
@@ -614,6 +617,6 @@ def test_a_peer_is_started_asked_and_ended(tmp_path: Path) -> None:
         "http.server.HTTPServer(('127.0.0.1', job['port']), Handler).serve_forever()\n"
     )
     with processes.program("peer", server, {}, "/", tmp_path, TWO) as program:
-        assert checking.ask(program.endpoint(), TWO).answers == [b"ok", b"ok"]
+        assert reference_answers.ask(program.endpoint(), TWO).answers == [b"ok", b"ok"]
         assert [process.pid for process in program.groups()["server"]] == [program.process.pid]
     assert program.process.poll() is not None

@@ -13,7 +13,19 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from benchmarks import clocks, commands, kernels, layers, points, report, runners, text_peers, text_plans, texts
+from benchmarks import (
+    engine_loading,
+    kernel_times,
+    layers,
+    points,
+    report,
+    results,
+    shared_command,
+    text_peers,
+    text_tensorrt,
+    texts,
+    timing,
+)
 from benchmarks.points import Point
 from benchmarks.sweep import Ceilings
 from torch.profiler import profile
@@ -78,7 +90,7 @@ def test_a_row_for_every_engine_and_point(content: Any) -> None:
     found = [((row["engine"], row["precision"]), (row["batch"], row["length"], row["mix"])) for row in rows]
     assert found == [(engine, point) for engine in ran for point in at]
     for row in rows:
-        assert sorted(row) == sorted(report.COLUMNS)
+        assert sorted(row) == sorted(results.COLUMNS)
         assert row["model"] == "bert-2x16"
         assert row["items_per_s"] == pytest.approx(row["batch"] / row["ms_p50"] * 1000, rel=1e-4)
         assert row["relative_error"] < (1e-5 if row["precision"] == "fp32" else 5e-2)
@@ -131,7 +143,7 @@ def test_kernels_stand_beside_their_floors(content: Any) -> None:
     *products, whole = found["products"]
     assert [row["part"] for row in products] == ["qkv", "attention output", "feed-forward in", "feed-forward out"]
     assert whole["us"] == pytest.approx(sum(row["us"] for row in products), rel=1e-4)
-    assert {"floor", "product by itself"} <= {line[22:] for line in kernels.table(found).splitlines()}
+    assert {"floor", "product by itself"} <= {line[22:] for line in kernel_times.table(found).splitlines()}
 
 
 def test_a_product_is_timed_in_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,16 +153,16 @@ def test_a_product_is_timed_in_its_own_shape(monkeypatch: pytest.MonkeyPatch) ->
         shapes.append(call().shape)
         return [3.0, 1.0, 2.0]
 
-    monkeypatch.setattr(clocks, "times_ms", once)
-    assert clocks.product_ms(CPU, "fp32", (5, 7, 3), 0) == 2.0
-    assert clocks.matmul_tflops(CPU, "fp32", 0) == pytest.approx(2 * 512**3 / 2e-3 / 1e12)
+    monkeypatch.setattr(timing, "times_ms", once)
+    assert timing.product_ms(CPU, "fp32", (5, 7, 3), 0) == 2.0
+    assert timing.matmul_tflops(CPU, "fp32", 0) == pytest.approx(2 * 512**3 / 2e-3 / 1e12)
     assert shapes == [(5, 3), (512, 512)]
 
 
 def test_floors_add_up_to_the_roofline() -> None:
     workload = texts.TextWorkload("bert-large", BERT_LARGE, CPU, 16_384, {})
     ceilings, point = Ceilings({"fp16": 650.0}, 4.2), points.parse("32x384")
-    *parts, whole = kernels.floors(workload, point, "fp16", ceilings)
+    *parts, whole = kernel_times.floors(workload, point, "fp16", ceilings)
     least = layers.roofline_ms(workload.layers_at(point), 2, 650.0, 4.2)
     assert whole["us_per_layer"] * 24 == pytest.approx(least * 1e3, rel=1e-4)
     assert {part["part"]: part["bound"] for part in parts}["norms"] == "copy"
@@ -205,8 +217,8 @@ def test_ids_are_the_same_each_time_and_never_padding(spec: EngineSpec) -> None:
 @pytest.mark.parametrize("lengths", [MIXED, UNIFORM])
 def test_the_fast_path_is_taken_and_right(spec: EngineSpec, lengths: tuple[int, ...]) -> None:
     batch = batch_of(lengths)
-    wanted = runners.load("hf-eager-fp32", spec).run(batch)
-    engine = runners.load("torch-fastpath-fp32", spec)
+    wanted = engine_loading.load("hf-eager-fp32", spec).run(batch)
+    engine = engine_loading.load("torch-fastpath-fp32", spec)
     with profile() as seen:
         found = engine.run(batch)
     assert relative_errors(found.numpy(), wanted.numpy()).max() < 1e-5
@@ -218,12 +230,12 @@ def test_the_fast_path_is_taken_and_right(spec: EngineSpec, lengths: tuple[int, 
 def test_the_fast_path_refuses_what_it_cannot_be(tmp_path: Path) -> None:
     spec = save(tmp_path, hidden_act="gelu_new")
     with pytest.raises(ValueError, match="bert with gelu_new came"):
-        runners.load("torch-fastpath-fp32", spec)
+        engine_loading.load("torch-fastpath-fp32", spec)
 
 
 def test_hf_engines_attend_as_they_say(spec: EngineSpec) -> None:
-    assert runners.load("hf-eager-fp32", spec).details["attention"] == "eager"
-    assert runners.load("hf-sdpa-fp32", spec).details["attention"] == "sdpa"
+    assert engine_loading.load("hf-eager-fp32", spec).details["attention"] == "eager"
+    assert engine_loading.load("hf-sdpa-fp32", spec).details["attention"] == "sdpa"
 
 
 def test_a_network_is_compiled_anew_for_each_shape(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +247,7 @@ def test_a_network_is_compiled_anew_for_each_shape(spec: EngineSpec, monkeypatch
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: None)
-    engine, wanted = runners.load("compile-fp32", spec), runners.load("hf-sdpa-fp32", spec)
+    engine, wanted = engine_loading.load("compile-fp32", spec), engine_loading.load("hf-sdpa-fp32", spec)
     for lengths in (UNIFORM, UNIFORM, (4,)):
         batch = batch_of(lengths)
         assert torch.equal(engine.run(batch), wanted.run(batch))
@@ -252,13 +264,13 @@ def test_tensorrt_gets_the_same_network(
 ) -> None:
     network = text_peers.load_network(spec).to(engines.DTYPES[precision])
     batch = batch_of(lengths)
-    inputs = text_plans.inputs_of(batch, 0, engines.DTYPES[precision])
-    session = onnxruntime.InferenceSession(text_plans.export(text_plans.PlainBert(network), len(inputs) == 3))
+    inputs = text_tensorrt.inputs_of(batch, 0, engines.DTYPES[precision])
+    session = onnxruntime.InferenceSession(text_tensorrt.export(text_tensorrt.PlainBert(network), len(inputs) == 3))
     names = [one.name for one in session.get_inputs()]
-    assert names == list(text_plans.INPUTS[: len(inputs)])
+    assert names == list(text_tensorrt.INPUTS[: len(inputs)])
     (hidden,) = session.run(None, {name: one.numpy() for name, one in zip(names, inputs, strict=True)})
     found = text_peers.unpadded(torch.from_numpy(hidden), batch).float().numpy()
-    wanted = runners.load("hf-eager-fp32", spec).run(batch).numpy()
+    wanted = engine_loading.load("hf-eager-fp32", spec).run(batch).numpy()
     assert relative_errors(found, wanted).max() < limit
 
 
@@ -291,7 +303,7 @@ def test_fp8_is_a_precision_once_the_engines_have_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(engines.DTYPES, "fp8", torch.float16)
-    assert runners.split_name("fused-fp8") == ("fused", "fp8")
+    assert engine_loading.split_name("fused-fp8") == ("fused", "fp8")
     assert layers.item_bytes("fp8") == 1
 
     def refuse(device: torch.device, precision: str, seconds: float) -> float:
@@ -299,8 +311,8 @@ def test_fp8_is_a_precision_once_the_engines_have_it(
             raise RuntimeError("no such thing\nhere")
         return 1.0
 
-    monkeypatch.setattr(clocks, "matmul_tflops", refuse)
-    assert commands.measure_ceilings(CPU, ["fused-fp8"], 0).matmul_tflops == {"fp16": 1.0}
+    monkeypatch.setattr(timing, "matmul_tflops", refuse)
+    assert shared_command.measure_ceilings(CPU, ["fused-fp8"], 0).matmul_tflops == {"fp16": 1.0}
     assert "no matmul in fp8: no such thing\n" in capsys.readouterr().out
 
 

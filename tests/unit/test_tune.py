@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import tune
 import yaml
-from serving_bench import applying
-from serving_bench.tuning import Choice, Search, doubled, halved
-from torchserve import ServerError
+from server.errors import ServerError
+from serving_bench import apply_choice
+from serving_bench.search import Choice, Search, doubled, halved
 
 START = Choice(1, 32, 5)
 
@@ -93,7 +93,7 @@ def test_the_choice_is_written_into_the_archive_and_nothing_else(tmp_path: Path)
         archive.writestr("model-config.yaml", CONFIG)
         archive.writestr("weights", b"x" * 1000)
         archive.writestr(zipfile.ZipInfo("stored"), b"y")
-    applying.write(mar, Choice(4, 64, 2))
+    apply_choice.write(mar, Choice(4, 64, 2))
     with zipfile.ZipFile(mar) as archive:
         text = archive.read("model-config.yaml").decode()
         assert archive.read("weights") == b"x" * 1000
@@ -111,7 +111,7 @@ def test_an_archive_without_a_config(tmp_path: Path) -> None:
     with zipfile.ZipFile(mar, "w") as archive:
         archive.writestr("weights", b"x")
     with pytest.raises(ValueError, match=r"no model-config.yaml; use --apply"):
-        applying.write(mar, START)
+        apply_choice.write(mar, START)
 
 
 @pytest.mark.parametrize(

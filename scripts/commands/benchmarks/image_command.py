@@ -6,10 +6,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from benchmarks import commands, resnets, runners
-from benchmarks.commands import FIGURES
+from argument_types import parts, positive
+
+from benchmarks import engine_loading, resnets, shared_command
 from benchmarks.conditions import conditions
 from benchmarks.points import Point
+from benchmarks.shared_command import FIGURES
 from handlers.engines import EngineSpec
 
 BATCHES = "1,2,4,8,16,32,64,128,256"
@@ -42,9 +44,9 @@ Times are p50 and p90 of single calls (20 or more, CUDA events around each) afte
 def add_options(command: argparse.ArgumentParser) -> None:
     """What the command takes."""
     command.add_argument(
-        "--image-size", type=commands.positive, default=IMAGE_SIZE, metavar="PX", help="(default: %(default)s)"
+        "--image-size", type=positive, default=IMAGE_SIZE, metavar="PX", help="(default: %(default)s)"
     )
-    commands.add_shared(command, ENGINES, "random weights, calibrated on photographs")
+    shared_command.add_shared(command, ENGINES, "random weights, calibrated on photographs")
     command.add_argument(
         "--plan-buckets",
         type=_batches,
@@ -64,14 +66,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _batches(text: str) -> list[int]:
-    return sorted({commands.positive(part) for part in commands.parts(text)})
+    return sorted({positive(part) for part in parts(text)})
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Raises ValueError or OSError where nothing can be timed."""
-    commands.be_quiet()
-    runners.check_names(chosen.engines, "image-classifier")
-    device = commands.device_of(chosen.device)
+    shared_command.be_quiet()
+    engine_loading.check_names(chosen.engines, "image-classifier")
+    device = shared_command.device_of(chosen.device)
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
         onnx = device.type == "cuda" and any(name.startswith("tensorrt-") for name in chosen.engines)
@@ -88,14 +90,14 @@ def run(chosen: argparse.Namespace) -> int:
         )
         workload = resnets.workload(spec)
         about = {**conditions(device, chosen.commit), "image_size": chosen.image_size}
-        sweep, out = commands.sweep_of(
+        sweep, out = shared_command.sweep_of(
             chosen,
             workload,
             spec,
             about,
             chosen.engines,
             whole={
-                "engines": commands.names(ENGINES),
+                "engines": shared_command.names(ENGINES),
                 "batches": _batches(BATCHES),
                 "compile_batches": _batches(COMPILE_BATCHES),
             },
@@ -103,8 +105,8 @@ def run(chosen: argparse.Namespace) -> int:
         )
         points = [Point(batch) for batch in chosen.batches]
         fewer = {
-            runners.COMPILE: ("--compile-batches", [Point(batch) for batch in chosen.compile_batches]),
-            runners.STATIC: ("--plan-buckets", [Point(batch) for batch in chosen.plan_buckets]),
+            engine_loading.COMPILE: ("--compile-batches", [Point(batch) for batch in chosen.compile_batches]),
+            engine_loading.STATIC: ("--plan-buckets", [Point(batch) for batch in chosen.plan_buckets]),
         }
-        commands.run_engines(sweep, chosen.engines, points, fewer)
-        return commands.finish(sweep, out)
+        shared_command.run_engines(sweep, chosen.engines, points, fewer)
+        return shared_command.finish(sweep, out)

@@ -14,7 +14,7 @@ import yaml
 
 from archive import jobs
 from archive.parity import Array
-from benchmarks import layers, runners
+from benchmarks import engine_loading, layers
 from benchmarks.layers import Layer
 from benchmarks.points import Point
 from handlers import LOCAL
@@ -73,7 +73,7 @@ def workload(spec: EngineSpec) -> ResNetWorkload:
     preprocess = preprocess_of(spec.image_size)
     batcher = Batcher(preprocess, spec.device, torch.float32)
     photographs = batcher([crop for file in jobs.photographs() for crop in prepare(file, preprocess, MAX_PIXELS)])
-    logits = runners.load("eager-fp32", spec).run(photographs).cpu().numpy()
+    logits = engine_loading.load("eager-fp32", spec).run(photographs).cpu().numpy()
     if not np.isfinite(logits).all():
         raise ValueError(f"the fp32 logits of {spec.model_dir} are not finite, so nothing can be compared with them")
     counted = layers.resnet_layers(config, spec.image_size)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from archive.parity import Array, relative_errors
-from benchmarks import clocks, runners
+from benchmarks import engine_loading, timing
 from benchmarks.layers import Layer, item_bytes, roofline_ms, total_flops
 from benchmarks.points import Point, point_of, spoken
 from handlers.engines import Engine, EngineSpec
@@ -91,10 +91,10 @@ class Sweep:
 
     def load(self, name: str) -> Engine:
         """Raises ValueError where there is nothing to set its figures against, and whatever a library raises."""
-        precision = runners.split_name(name)[1]
+        precision = engine_loading.split_name(name)[1]
         if precision not in self.ceilings.matmul_tflops:
             raise ValueError(f"PyTorch cannot multiply {precision} here, so there is no ceiling to set it against")
-        return runners.load(name, self.spec)
+        return engine_loading.load(name, self.spec)
 
     def skip(self, name: str, point: Point | None, error: Exception) -> None:
         """Say and keep why an engine, or one point of it, was not timed."""
@@ -117,19 +117,19 @@ class Sweep:
         self.save(self)
 
     def _measure(self, name: str, engine: Engine, point: Point) -> Row:
-        precision = runners.split_name(name)[1]
+        precision = engine_loading.split_name(name)[1]
         call = calls(engine, self.workload.inputs(point, precision, engine))
         error = checked_error(torch.cat(call()), self.workload.reference(point))
         if self.device.type == "cuda":  # not before: the check above needs memory of its own
             torch.cuda.empty_cache()
-        spent = clocks.times_ms(call, self.device, self.seconds)
+        spent = timing.times_ms(call, self.device, self.seconds)
         # What the allocator has kept by now is what the point needed at most.
         taken = self.free_before - free_bytes(self.device)
         peak = taken / 1e6 if self.device.type == "cuda" else None
         return self._row(name, precision, point, spent) | {"peak_mb": rounded(peak), "relative_error": error}
 
     def _row(self, name: str, precision: str, point: Point, spent: Sequence[float]) -> Row:
-        p50, layers = clocks.quantile(spent, 0.5), self.workload.layers_at(point)
+        p50, layers = timing.quantile(spent, 0.5), self.workload.layers_at(point)
         matmul, copy = self.ceilings.matmul_tflops[precision], self.ceilings.copy_tb_per_s
         tflops = total_flops(layers) / (p50 * 1e-3) / 1e12
         least = roofline_ms(layers, item_bytes(precision), matmul, copy)
@@ -141,7 +141,7 @@ class Sweep:
             "length": point.length,
             "mix": point.mix,
             "ms_p50": rounded(p50),
-            "ms_p90": rounded(clocks.quantile(spent, 0.9)),
+            "ms_p90": rounded(timing.quantile(spent, 0.9)),
             "items_per_s": rounded(point.batch / (p50 * 1e-3)),
             "tflops": rounded(tflops),
             **{key: self.conditions[key] for key in ("gpu", "torch", "tensorrt", "commit")},

@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import commands, kernels, runners, texts
-from benchmarks.commands import FIGURES
+from argument_types import checked, parts, positive
+
+from benchmarks import engine_loading, kernel_times, shared_command, texts
 from benchmarks.conditions import conditions
 from benchmarks.points import Point, parse
+from benchmarks.shared_command import FIGURES
 from handlers.engines import DTYPES
 from handlers.settings import TextSettings
 
@@ -68,7 +70,7 @@ runs after everything was timed. A GPU at its power limit clocks lower than in t
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    commands.add_shared(command, ENGINES, "a BERT-Large with random weights")
+    shared_command.add_shared(command, ENGINES, "a BERT-Large with random weights")
     command.add_argument("--points", type=_points, default=POINTS, metavar="LIST", help="(default: %(default)s)")
     command.add_argument(
         "--compile-points",
@@ -85,7 +87,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--token-budget",
-        type=commands.positive,
+        type=positive,
         default=TextSettings.token_budget,
         metavar="TOKENS",
         help="of a micro-batch of a mix (default: what each engine runs fastest, as the handler does)",
@@ -95,29 +97,29 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-@commands.checked
+@checked
 def _points(text: str) -> list[Point]:
-    return [parse(part) for part in commands.parts(text)]
+    return [parse(part) for part in parts(text)]
 
 
-@commands.checked
+@checked
 def _profiled(text: str) -> list[tuple[str, Point]]:
     found = []
-    for part in commands.parts(text):
+    for part in parts(text):
         name, colon, point = part.partition(":")
         if not colon:
             raise ValueError(f"{part!r}; wanted: ENGINE-PRECISION:POINT, as fused-fp16:32x384")
-        runners.split_name(name)
+        engine_loading.split_name(name)
         found.append((name, parse(point)))
     return found
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Raises ValueError or OSError where nothing can be timed."""
-    commands.be_quiet()
+    shared_command.be_quiet()
     profiled = [name for name, _ in chosen.kernels]
-    runners.check_names([*chosen.engines, *profiled], "text-encoder")
-    device = commands.device_of(chosen.device)
+    engine_loading.check_names([*chosen.engines, *profiled], "text-encoder")
+    device = shared_command.device_of(chosen.device)
     points = list(dict.fromkeys([*chosen.points, *(point for _, point in chosen.kernels)]))
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
@@ -130,17 +132,17 @@ def run(chosen: argparse.Namespace) -> int:
             "mixes": {point.mix: workload.about(point) for point in points if point.mix},
         }
         whole: dict[str, Sequence[object]] = {
-            "engines": commands.names(ENGINES),
+            "engines": shared_command.names(ENGINES),
             "points": _points(POINTS),
             "compile_points": _points(COMPILE_POINTS),
         }
         same = {"token_budget": TextSettings.token_budget, "plan_points": None}
-        sweep, out = commands.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled], whole, same)
+        sweep, out = shared_command.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled], whole, same)
         limited = {
-            runners.COMPILE: ("--compile-points", chosen.compile_points),
-            runners.TENSORRT: ("--plan-points", chosen.plan_points or chosen.points),
+            engine_loading.COMPILE: ("--compile-points", chosen.compile_points),
+            engine_loading.TENSORRT: ("--plan-points", chosen.plan_points or chosen.points),
         }
-        commands.run_engines(sweep, chosen.engines, chosen.points, limited)
+        shared_command.run_engines(sweep, chosen.engines, chosen.points, limited)
         for name, point in chosen.kernels:
-            kernels.measure(sweep, workload, name, point)
-        return commands.finish(sweep, out)
+            kernel_times.measure(sweep, workload, name, point)
+        return shared_command.finish(sweep, out)

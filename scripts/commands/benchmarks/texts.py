@@ -16,7 +16,7 @@ import yaml
 
 from archive import jobs
 from archive.parity import Array
-from benchmarks import layers, runners
+from benchmarks import engine_loading, layers
 from benchmarks.layers import Layer
 from benchmarks.points import Point, label, lengths_of
 from handlers import LOCAL
@@ -93,7 +93,7 @@ def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> Te
     config = AutoConfig.from_pretrained(spec.model_dir, **LOCAL)
     check(config, points)
     found = TextWorkload(model_name(config), config, spec.device, token_budget, {})
-    reference = runners.load("hf-eager-fp32", spec)
+    reference = engine_loading.load("hf-eager-fp32", spec)
     for point in points:
         outputs = [reference.run(batch).cpu() for batch in found.inputs(point, "fp32", reference)]
         vectors = torch.cat(outputs).numpy()  # (T, hidden)

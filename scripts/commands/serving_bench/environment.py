@@ -1,4 +1,4 @@
-"""Under what conditions a benchmark of serving ran."""
+"""The conditions under which a benchmark of serving runs: machine and versions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 import psutil
 import torch
 from benchmarks.conditions import conditions
-from torchserve import ServerError, find_java_home
+from server.errors import ServerError
+from server.java import find_java_home
 
 PACKAGES = ("torchserve", "transformers", "tokenizers", "pillow", "orjson", "numpy", "triton", "litserve")
 
 
 def environment(commit: str | None) -> dict[str, Any]:
-    """Names, counts and versions; None for what is not there. No CUDA context is made in this process."""
+    """Names, counts and versions; None for what is not there. Makes no CUDA context in this process."""
     gpus = gpu_names()
     return {
         **conditions(torch.device("cpu"), commit),
@@ -59,17 +60,17 @@ def cpu_name() -> str:
 def _smi(field: str) -> list[str]:
     try:
         command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in said.splitlines() if line.strip()]
+    return [line.strip() for line in output.splitlines() if line.strip()]
 
 
 def _java() -> str | None:
     try:
         command = [f"{find_java_home()}/bin/java", "-version"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     except (OSError, ServerError, subprocess.SubprocessError):
         return None
-    found = re.search(r'version "([^"]+)"', said)
+    found = re.search(r'version "([^"]+)"', output)
     return found[1] if found else None

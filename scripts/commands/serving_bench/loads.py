@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from serving_bench.load import Load
+from serving_bench.generator import Load
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT / "archive" / "samples"

@@ -1,4 +1,4 @@
-"""A benchmark of serving as one HTML page that needs nothing else: pictures, tables, and what they mean."""
+"""A benchmark of serving as one self-contained HTML page: charts, tables, and what they mean."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving_bench import pictures, report
-from serving_bench.measure import Row
+from serving_bench import charts, report
+from serving_bench.rows import Row
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -42,7 +42,7 @@ COLUMNS = {
     "queue_ms": "queue ms",
     "handler_ms": "handler ms",
     "gpu": "GPU busy",
-    "gpu_mib_per_worker": "GPU MiB a worker",
+    "gpu_mib_per_worker": "GPU MiB per worker",
     "headroom": "no-op is faster",
     "share_of_engine": "of the engine's speed",
 }
@@ -54,14 +54,14 @@ MEANING = {
     "a request was due.",
     "p50, p90, p99, p99.9": "Half of all answers came within p50 milliseconds, 99 of 100 within p99.",
     "errors": "Requests that got another status than 2xx, or no answer.",
-    "answers right": "Answers compared with the one to the same request sent alone, while the load ran and after it.",
-    "as the archive": "Of a peer: lone answers with the archive's likeliest label, or its vector.",
+    "answers right": "Answers, during the load and after it, that mean the same as the answer to that request alone.",
+    "as the archive": "For a peer: how many of its answers have the archive's likeliest label, or its vector.",
     "mean batch": "Requests that TorchServe handed to the handler together.",
-    "queue": "From the request read to its batch complete.",
-    "handler": "Of the mean batch: decoding or tokenizing, the network, and writing answers.",
+    "queue": "From the moment at which the request was read until its batch is complete.",
+    "handler": "Mean time of a batch: decoding or tokenizing, the network, and writing answers.",
     "no-op is faster": "A handler that does nothing, with the same bytes in and out, answered so many times as many "
     "requests. A figure near 1 means that TorchServe's front end or the load generator was the limit.",
-    "GPU busy": "Share of time in which any kernel ran, as the driver says; not how much of the GPU it used.",
+    "GPU busy": "Share of the time in which any kernel ran, as the driver reports it, however small the kernel.",
 }
 
 
@@ -81,7 +81,7 @@ def page(content: Mapping[str, Any]) -> str:
         _verdict(content),
         *(_section(load, rows, conditions) for load, rows in _by_load(content["rows"]).items()),
         "<h2>What the figures mean</h2><dl>",
-        *(f"<dt>{html.escape(key)}</dt><dd>{html.escape(said)}</dd>" for key, said in MEANING.items()),
+        *(f"<dt>{html.escape(key)}</dt><dd>{html.escape(meaning)}</dd>" for key, meaning in MEANING.items()),
         "</dl>",
         _details(content),
     ]
@@ -108,17 +108,17 @@ def _conditions_line(conditions: Mapping[str, Any]) -> str:
 
 
 def _verdict(content: Mapping[str, Any]) -> str:
-    """What takes the figures' worth away, or that nothing does."""
+    """Reasons not to trust the figures, or that there are none."""
     found = report.remarks(content)
     if not found:
         return '<p class="good">No request failed, and all checked answers were right.</p>'
-    return f'<div class="bad"><ul>{"".join(f"<li>{html.escape(said)}</li>" for said in found)}</ul></div>'
+    return f'<div class="bad"><ul>{"".join(f"<li>{html.escape(remark)}</li>" for remark in found)}</ul></div>'
 
 
 def _section(load: str, rows: Sequence[Row], conditions: Mapping[str, Any]) -> str:
     parts = [f"<h2>{html.escape(load)}</h2>", _best(rows)]
     try:
-        drawn = pictures.draw(rows, conditions["cores"])
+        drawn = charts.draw(rows, conditions["cores"])
     except ImportError as error:
         drawn = {}
         parts.append(f"<p>No pictures: {html.escape(str(error))}. Install matplotlib, then --redraw.</p>")
@@ -128,18 +128,18 @@ def _section(load: str, rows: Sequence[Row], conditions: Mapping[str, Any]) -> s
 
 
 def _best(rows: Sequence[Row]) -> str:
-    """One sentence a target."""
-    said = []
+    """One sentence per target."""
+    sentences = []
     for row in report.best(rows):
         if row["kind"] != "no-op":
             workers = f" with {row['workers']} worker{'s' if row['workers'] > 1 else ''}" if row["workers"] else ""
             share = f", {row['share_of_engine']:.0%} of the engine's own speed" if row["share_of_engine"] else ""
-            said.append(
+            sentences.append(
                 f"<li><b>{html.escape(row['target'])}: {row['items_per_s']:,.0f} {row['unit']}/s</b>{workers} at "
                 f"{row['clients']} clients{share}; half of the answers within {row['p50_ms'] or 0:,.1f} ms, "
                 f"99 % within {row['p99_ms'] or 0:,.1f} ms.</li>"
             )
-    return f"<ul>{''.join(said)}</ul>"
+    return f"<ul>{''.join(sentences)}</ul>"
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -154,7 +154,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row, key: str) -> str:
-    """One figure in words; nothing if there is none."""
+    """A cell's text; "" if there is nothing to show."""
     if key == "load_of":
         return f"{row['clients']:,}" if row["clients"] else f"{row['rate']:,.0f}/s"
     if key == "answers":

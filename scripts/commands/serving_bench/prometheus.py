@@ -29,7 +29,7 @@ def of_model(text: str, model: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Spans:
+class MetricChange:
     """What a model's counters and histograms gained between two readings."""
 
     before: Mapping[str, float]

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import write_json
+from benchmarks.results import write_json
 
-from serving_bench.measure import Bench, Row, disturbed, troubles
+from serving_bench.measure import Bench
+from serving_bench.rows import Row, disturbed, troubles
 
 COLUMNS = (
     *("target", "kind", "load", "loop", "workers", "batch_size", "max_batch_delay_ms", "clients", "rate"),
@@ -34,12 +35,12 @@ Document = Mapping[str, Any]
 
 
 def document(bench: Bench, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What OUT.json holds. about: conditions, settings, archives."""
+    """The content of OUT.json. about: conditions, settings, archives."""
     return {**about, "rows": bench.rows, "skipped": bench.skipped}
 
 
 def write(out: Path, content: Document) -> None:
-    """OUT.json and OUT.csv."""
+    """Write OUT.json and OUT.csv."""
     write_json(out.with_name(f"{out.name}.json"), content)
     with out.with_name(f"{out.name}.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
@@ -48,7 +49,7 @@ def write(out: Path, content: Document) -> None:
 
 
 def flat(row: Row, conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """A row in COLUMNS; several GPUs' figures are joined by ";"."""
+    """A row in COLUMNS; the values of several GPUs are joined by ";"."""
     nested = {f"{key}_{group}": value for key in ("cores", "rss_mib") for group, value in row[key].items()}
     found = {**row, **nested, **{key: conditions[key] for key in ("gpu", "commit")}}
     joined = {key: ";".join(map(str, row[key])) for key in ("gpu_busy", "gpu_memory_mib")}
@@ -56,7 +57,7 @@ def flat(row: Row, conditions: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def best(rows: Sequence[Row]) -> list[Row]:
-    """Of each target and load the closed loop's row with the most requests/s, without wrong answers."""
+    """For each target and load: the closed loop's row with the most requests/s and no wrong answer."""
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
         key = (row["target"], row["load"])
@@ -67,16 +68,16 @@ def best(rows: Sequence[Row]) -> list[Row]:
 
 
 def table(content: Document) -> str:
-    """Markdown: the best point of each target, then what is wrong with any, and what was not run."""
+    """Markdown: the best point of each target, then the remarks."""
     head = "| target | load | workers | clients | requests/s | items/s | p50 ms | p99 ms | errors | no-op/s |"
     lines = [head, "|---|---|" + "---:|" * 8]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in best(content["rows"])]
-    lines += [f"- {said}" for said in remarks(content)]
+    lines += [f"- {remark}" for remark in remarks(content)]
     return "\n".join(lines)
 
 
 def cells(row: Row) -> Iterator[str]:
-    """Of the table."""
+    """A row's cells of the table."""
     yield from (row["target"], row["load"])
     yield from (str(row["workers"] or "-"), str(row["clients"] or "-"))
     yield from (f"{row['requests_per_s']:,.0f}", f"{row['items_per_s']:,.0f}")
@@ -87,12 +88,12 @@ def cells(row: Row) -> Iterator[str]:
 
 
 def remarks(content: Document) -> list[str]:
-    """What takes rows' worth away, and what was not run."""
+    """Reasons not to trust rows, and what was not run."""
     found = []
     for row in content["rows"]:
         where = f"{row['workers']} workers, " if row["workers"] else ""
         where += f"{row['clients']} clients" if row["clients"] else f"{row['rate']:,.0f} requests/s"
-        found += [f"{row['target']} ({where}): {said}" for said in troubles(row)]
+        found += [f"{row['target']} ({where}): {trouble}" for trouble in troubles(row)]
     if disturbed_rows := [row for row in content["rows"] if disturbed(row)]:
         most = max(row["cores"]["elsewhere"] for row in disturbed_rows)
         points = f"{len(disturbed_rows)} of {len(content['rows'])} points"
@@ -106,5 +107,5 @@ def read(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}; wanted: the FILE.json of an earlier run")
     content = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"conditions", "rows", "skipped"} <= content.keys():
-        raise ValueError(f"{file} is not of scripts/bench_serving")
+        raise ValueError(f"{file} was not written by scripts/bench_serving")
     return content

@@ -1,8 +1,13 @@
 """One process of the generator `streams`: HTTP/1.1 over asyncio, in a closed or an open loop.
 
-Runs as a program of its own: reads a job (JSON) from a file, says "ready" once its connections stand, waits for the
-moment to begin on its standard input, and writes what it saw as JSON. It imports the standard library alone, so that
-it starts quickly. It reads answers with a Content-Length; others count as a failure, "unreadable".
+It runs as a program of its own: it reads a job (JSON) from a file, prints "ready" once its connections stand, reads
+the moment to begin from its standard input, and writes what it saw as JSON. It reads answers with a Content-Length;
+others count as a failure, "unreadable".
+
+It speaks HTTP itself, where all other scripts use httpx: a request is bytes made once and written in one call, and of
+an answer only status and length are read. The CPU time that httpx spends on each request would limit what can be
+measured, because the generator shares the machine with the server. It needs the standard library alone, so that it
+starts quickly.
 """
 
 from __future__ import annotations
@@ -71,7 +76,7 @@ class Connection(asyncio.Protocol):
 
 
 def read_head(head: bytes) -> tuple[int, int]:
-    """Status and Content-Length of an answer. Raises ValueError if it has none."""
+    """Status and Content-Length of an answer. Raises ValueError if it has no Content-Length."""
     first, *lines = head.split(b"\r\n")
     for line in lines:
         name, _, value = line.partition(b":")
@@ -81,7 +86,7 @@ def read_head(head: bytes) -> tuple[int, int]:
 
 
 class Run:
-    """What a job does, and what came of it."""
+    """Does a job, and counts what came of it."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
@@ -94,7 +99,7 @@ class Run:
         self.requests: list[bytes] = [
             f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies
         ]
-        self.turn: int = job["place"] % len(bodies)
+        self.turn: int = job["index"] % len(bodies)
         self.statuses: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.latencies_us: list[int] = []
@@ -106,7 +111,7 @@ class Run:
         self.begin = self.end = 0.0
 
     async def connect(self, count: int) -> None:
-        """Open so many connections. Raises OSError."""
+        """Open `count` connections. Raises OSError."""
         while count > 0:
             together = min(count, CONNECT_AT_ONCE)
             self.idle += await asyncio.gather(*(self._connection() for _ in range(together)))
@@ -128,7 +133,7 @@ class Run:
         connection.send(self.next_request(), due)
 
     def answered(self, connection: Connection, status: int) -> None:
-        """Count an answer (0: none came), and let the connection do what comes next."""
+        """Count an answer (status 0: none came), and have the connection go on."""
         now = time.monotonic()
         due, connection.due = connection.due, None
         self.in_flight -= 1
@@ -176,8 +181,8 @@ class Run:
         await asyncio.sleep(self.end - time.monotonic())
 
     async def open(self) -> None:
-        """Send at random moments (a Poisson process), whatever is still unanswered; wait for the last answers."""
-        chance = random.Random(self.job["place"])  # noqa: S311 - the same moments in every run
+        """Send at random moments (a Poisson process), whether or not earlier requests are answered."""
+        chance = random.Random(self.job["index"])  # noqa: S311 - the same moments in every run
         due = self.begin
         while (due := due + chance.expovariate(self.job["rate"])) < self.end:
             if (pause := due - time.monotonic()) > 0:
@@ -189,7 +194,7 @@ class Run:
         self.failures[LATE] += self.in_flight + len(self.waiting)
 
     def submit(self, due: float) -> None:
-        """Send now on a connection that is idle, else as soon as one is."""
+        """Send on an idle connection, or as soon as there is one."""
         while self.idle:
             connection = self.idle.pop()
             if connection.open:

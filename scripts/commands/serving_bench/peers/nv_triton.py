@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serving_bench.archives import Archive
-from serving_bench.load import Load
+from serving_bench.generator import Load
 from serving_bench.peers import common_objection, missing
 from serving_bench.peers.processes import Program, program
 

@@ -14,7 +14,7 @@ import torch
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
-from torchserve import free_ports
+from server.ports import free_ports
 
 from serving_bench.peers import plain
 

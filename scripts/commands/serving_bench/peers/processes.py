@@ -1,4 +1,4 @@
-"""A peer that is a program of its own: started, waited for, ended."""
+"""Start a peer that is a program of its own, wait for it, and end it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from torchserve import ROOT, ServerError, free_ports, request
+from server.errors import ServerError
+from server.http import request
+from server.paths import ROOT
+from server.ports import free_ports
 
-from serving_bench.load import Endpoint, Load
-from serving_bench.watch import Groups
+from serving_bench.generator import Endpoint, Load
+from serving_bench.resource_usage import Groups
 
 START_TIMEOUT_S = 300
-REFUSALS = (400, 413, 415, 422)  # not 404: a server may answer before its model is there
+REFUSALS = (400, 413, 415, 422)  # not 404: a server may answer before it has loaded its model
 END_TIMEOUT_S = 20
 
 
@@ -42,7 +45,7 @@ class Program:
         root = psutil.Process(self.process.pid)
         return {"server": [root, *root.children(recursive=True)]}
 
-    def figures(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         return {}
 
 
@@ -79,31 +82,31 @@ def program(name: str, file: Path, job: dict[str, Any], path: str, folder: Path,
 
 
 def _prepended(key: str, paths: Sequence[str | None]) -> str:
-    """An environment variable's paths, these before its own."""
+    """An environment variable's paths, with `paths` before them."""
     return os.pathsep.join(filter(None, [*paths, os.environ.get(key)]))
 
 
 def _wait(found: Program, log: Path, load: Load) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    said = ""
+    refused = ""
     while time.monotonic() < deadline and found.process.poll() is None:
         with contextlib.suppress(OSError):
             answer = request("POST", found.url, load.bodies[0], load.headers)
             if answer.status == 200:
                 return
-            said = f"{answer.status} {answer.body[:200].decode(errors='replace')}"
+            refused = f"{answer.status} {answer.body[:200].decode(errors='replace')}"
             if answer.status in REFUSALS:  # it has started
                 break
         time.sleep(0.5)
     lines = log.read_text(errors="replace").strip().splitlines()[-5:]
-    raise ServerError(f"{found.name} did not start: {' | '.join(filter(None, [said, *lines]))}")
+    raise ServerError(f"{found.name} did not start: {' | '.join(filter(None, [refused, *lines]))}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The whole group, gently first."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+    """End the whole process group: SIGTERM first, then SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
+            os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_TIMEOUT_S)
     process.wait()

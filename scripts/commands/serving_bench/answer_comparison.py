@@ -1,6 +1,6 @@
-"""Whether an answer under load says the same as the answer to the lone request.
+"""Compare an answer under load with the answer to the same request sent alone.
 
-Batches of other sizes round otherwise, so figures are compared within bounds; a fast wrong answer is no result.
+Batches of other sizes round differently, so numbers are compared within bounds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-VECTOR = 8  # numbers from which a list of them is a vector, compared by its direction
+VECTOR = 8  # a list of so many numbers or more is a vector, compared by its direction
 LEAST_COSINE = 0.999
-MOST_DIFFERENCE = 0.02  # of probabilities and scores
-ENCODED = 64  # characters from which a string may be numbers in base64
+MOST_DIFFERENCE = 0.02  # between probabilities, or scores
+ENCODED = 64  # a string of so many characters or more may be numbers in base64
 
 
 def difference(found: bytes, wanted: bytes) -> str | None:
-    """What differs, in few words; None if they say the same."""
+    """What differs, in a few words; None if both mean the same."""
     try:
         parsed = json.loads(wanted)
     except ValueError:
@@ -42,7 +42,7 @@ def _of_json(found: Any, wanted: Any) -> str | None:
             return _of_lists(_ranked(found), _ranked(wanted))  # {label: probability}, as TorchServe's own handlers
         if found.keys() != wanted.keys():
             return f"has keys {sorted(found)}, not {sorted(wanted)}"
-        return next((said for key in wanted if (said := _of_json(found[key], wanted[key]))), None)
+        return next((reason for key in wanted if (reason := _of_json(found[key], wanted[key]))), None)
     if _is_number(wanted) and _is_number(found):
         return (
             None
@@ -61,20 +61,20 @@ def _of_lists(found: Sequence[Any], wanted: Sequence[Any]) -> str | None:
         return f"has {len(found)} entries, not {len(wanted)}"
     if len(wanted) >= VECTOR and all(map(_is_number, wanted)) and all(map(_is_number, found)):
         return _of_vectors(np.asarray(found, np.float64), np.asarray(wanted, np.float64))
-    return next((said for pair in zip(found, wanted, strict=True) if (said := _of_json(*pair))), None)
+    return next((reason for pair in zip(found, wanted, strict=True) if (reason := _of_json(*pair))), None)
 
 
 def _of_rankings(found: Sequence[Any], wanted: Sequence[Any]) -> str | None:
-    """The likeliest must agree; if two are about as likely, either may come first."""
-    said = _of_json(_score(found[0]), _score(wanted[0]))
-    if said is None and found[0].get("label") != wanted[0].get("label"):
+    """Compare the likeliest label and its score; of two labels about as likely, either may come first."""
+    reason = _of_json(_score(found[0]), _score(wanted[0]))
+    if reason is None and found[0].get("label") != wanted[0].get("label"):
         near = [item.get("label") for item in wanted if _score(wanted[0]) - _score(item) <= MOST_DIFFERENCE]
-        said = None if found[0].get("label") in near else "has another label first"
-    return said
+        reason = None if found[0].get("label") in near else "has another label first"
+    return reason
 
 
 def _is_ranking(value: Sequence[Any]) -> bool:
-    """Labels with scores, likeliest first, as classifiers answer; not entities, which carry their place in a text."""
+    """Whether these are labels with scores, as classifiers answer, and not entities, which carry their position."""
     return bool(value) and all(
         isinstance(item, dict) and "label" in item and "start" not in item and _is_number(_score(item))
         for item in value

@@ -1,46 +1,46 @@
-"""A TorchServe to measure: started here on free ports, or one that runs already."""
+"""A TorchServe to measure, started on free ports in a temporary folder."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import psutil
-from torchserve import Client, Server, ServerError, config_on_free_ports
+from server.client import Client, Report, refusal, silent
+from server.config import config_on_free_ports
+from server.errors import ServerError
+from server.process import Server
+from server.tokens import bearer
 
 from serving_bench.archives import Archive
-from serving_bench.load import Endpoint
+from serving_bench.generator import Endpoint
 
 START_TIMEOUT_S = 120
 MOST_LOG_BYTES = 256 << 20
-LOAD_TIMEOUT_S = 900  # engines may be built at load
+LOAD_TIMEOUT_S = 900  # TensorRT may build a plan at load
 
 
 @dataclass
-class Deployment:
-    """A TorchServe of its own, in a temporary folder, until the `with` block ends.
-
-    settings: of config.properties, in place of the project's.
-    """
+class TemporaryServer:
+    """Runs until the `with` block ends. settings: for config.properties, in place of the project's."""
 
     settings: Mapping[str, str]
     folder: Path = field(init=False)
     server: Server = field(init=False)
 
-    def __enter__(self) -> Deployment:
+    def __enter__(self) -> TemporaryServer:
         self.folder = Path(tempfile.mkdtemp(prefix="bench-serving-"))
         self.store.mkdir()
         config = config_on_free_ports(self.folder / "config.properties", self.settings)
         self.server = Server(self.folder, config, self.store, [])
         try:
             self.server.start()
-            self.server.wait({"TorchServe": _manages}, START_TIMEOUT_S, lambda _: None)
+            self.server.wait({"TorchServe": _manages}, START_TIMEOUT_S, silent)
         except BaseException:
             self._end()
             raise
@@ -53,28 +53,30 @@ class Deployment:
 
     def _end(self, keep: bool = False) -> None:
         self.server.stop()
-        if not keep:  # an error may name the log that lies there
+        if not keep:  # a ServerError's message names the log in this folder
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def store(self) -> Path:
+        """The folder of the archives."""
         return self.folder / "model_store"
 
     @property
     def client(self) -> Client:
+        """What asks and manages the server."""
         return self.server.client
 
     def endpoint(self, model: str) -> Endpoint:
-        """Where a model answers, with a token that is valid for minutes."""
+        """Where a model answers, with a valid token."""
         return endpoint(self.client, model)
 
     def trim_log(self) -> None:
-        """Empty the server's output if it has grown large: TorchServe writes several lines a request."""
+        """Empty the server's output if it has grown large: TorchServe writes several lines per request."""
         if self.server.log.stat().st_size > MOST_LOG_BYTES:
             os.truncate(self.server.log, 0)
 
     def register(self, archive: Archive, batch_size: int | None, delay_ms: int | None) -> None:
-        """Register without workers. None leaves what the archive says. Raises ServerError."""
+        """Register an archive without workers. None: as the archive says. Raises ServerError."""
         link = self.store / f"{archive.name}.mar"
         if not link.exists():
             link.symlink_to(archive.file)
@@ -83,17 +85,17 @@ class Deployment:
         query |= {"max_batch_delay": delay_ms} if delay_ms is not None else {}
         answer = self.client.manage("POST", "/models", query, timeout_s=LOAD_TIMEOUT_S)
         if answer.status != 200:
-            raise ServerError(f"{archive.file.name} was not registered: {answer.status} {said(answer.json())}")
+            raise ServerError(f"{archive.file.name} was not registered: {refusal(answer)}")
 
     def unregister(self, model: str) -> None:
-        """Raises ServerError."""
+        """Unregister a model. Raises ServerError."""
         answer = self.client.manage("DELETE", f"/models/{model}")
         if answer.status != 200:
-            raise ServerError(f"{model} was not unregistered: {answer.status} {said(answer.json())}")
+            raise ServerError(f"{model} was not unregistered: {refusal(answer)}")
 
-    def scale(self, model: str, workers: int, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Raises ServerError."""
-        self.client.scale(model, workers, LOAD_TIMEOUT_S, tell)
+    def scale(self, model: str, workers: int, report: Report = silent) -> None:
+        """Have `workers` workers, and wait until they are ready. Raises ServerError."""
+        self.client.scale(model, workers, LOAD_TIMEOUT_S, report)
 
     def groups(self) -> dict[str, list[psutil.Process]]:
         """The server's processes on this machine, by what they are."""
@@ -117,13 +119,7 @@ def grouped(processes: list[psutil.Process]) -> dict[str, list[psutil.Process]]:
 
 def endpoint(client: Client, model: str) -> Endpoint:
     """Where a model of that TorchServe answers, with a valid token."""
-    headers = {"Authorization": f"Bearer {client.token('inference')}"}
-    return Endpoint(f"{client.inference}/predictions/{model}", headers)
-
-
-def said(content: Any) -> str:
-    """The message of one of TorchServe's errors."""
-    return str(content.get("message", "")) if isinstance(content, dict) else ""
+    return Endpoint(f"{client.inference}/predictions/{model}", bearer(client.token("inference")))
 
 
 def _manages(client: Client) -> bool:

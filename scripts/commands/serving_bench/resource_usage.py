@@ -1,4 +1,4 @@
-"""What a server takes while it is under load: CPU, memory, GPU."""
+"""What a server uses under load: CPU, memory, GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL_MS = 200
 
 @dataclass(frozen=True)
 class GpuSample:
-    """At a moment of time.monotonic(): how busy a GPU was (0 to 1), and its memory in use (MiB)."""
+    """One reading of a GPU. at: time.monotonic(). busy: 0 to 1. memory_mib: in use."""
 
     at: float
     index: int
@@ -28,13 +28,13 @@ class GpuSample:
 
 
 @dataclass
-class Gpus:
-    """What nvidia-smi says of all GPUs, several times a second, until the `with` block ends."""
+class GpuMonitor:
+    """Reads all GPUs several times per second, through nvidia-smi, until the `with` block ends."""
 
     samples: list[GpuSample] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Gpus:
+    def __enter__(self) -> GpuMonitor:
         found = shutil.which("nvidia-smi")
         if found:
             query = "--query-gpu=index,utilization.gpu,memory.used"
@@ -57,7 +57,7 @@ class Gpus:
                 self.samples.append(sample)
 
     def between(self, start: float, end: float) -> dict[int, tuple[float, float]]:
-        """By GPU: mean share of time that it was busy, and most memory (MiB)."""
+        """By GPU: the mean share of time in which it was busy (0 to 1), and the most memory in use (MiB)."""
         found: dict[int, list[GpuSample]] = {}
         for sample in list(self.samples):
             if start <= sample.at <= end:
@@ -68,7 +68,7 @@ class Gpus:
         }
 
     def memory_mib(self) -> float | None:
-        """In use now, all GPUs together; None without GPUs."""
+        """Memory in use now on all GPUs together (MiB); None without GPUs."""
         if self.process is None:
             return None
         start = time.monotonic()
@@ -78,7 +78,7 @@ class Gpus:
 
 
 def read_sample(line: str) -> GpuSample | None:
-    """A line of nvidia-smi's CSV; None for one without figures."""
+    """A line of nvidia-smi's CSV; None for a line without numbers."""
     parts = [part.strip() for part in line.split(",")]
     with contextlib.suppress(ValueError, IndexError):
         return GpuSample(time.monotonic(), int(parts[0]), float(parts[1]) / 100, float(parts[2]))
@@ -86,11 +86,11 @@ def read_sample(line: str) -> GpuSample | None:
 
 
 @dataclass
-class Watch:
-    """CPU seconds and memory of groups of processes from the beginning to the end of a `with` block.
+class ProcessMonitor:
+    """Measures groups of processes from the beginning to the end of a `with` block.
 
-    cpu_seconds and rss_mib: by group; processes that end meanwhile count up to their end only by luck.
-    polled: what `poll`, called each second, returned.
+    cpu_seconds, rss_mib: by group. A process that ends meanwhile may be missing. polled: what `poll`, called each
+    second, returned.
     """
 
     groups: Groups
@@ -101,7 +101,7 @@ class Watch:
     start: float = 0.0
     end: float = 0.0
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProcessMonitor:
         self._before = {group: _cpu_seconds(processes) for group, processes in self.groups.items()}
         self._machine = _machine_seconds()
         self._done = threading.Event()
@@ -122,7 +122,7 @@ class Watch:
         self._thread.join()
 
     def cores(self) -> dict[str, float]:
-        """Cores kept busy, by group; under "machine" by all that ran on it."""
+        """Cores kept busy, by group; "machine" is everything that ran."""
         return {group: seconds / (self.end - self.start) for group, seconds in self.cpu_seconds.items()}
 
     def _poll(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
-from benchmarks import image_peers, text_peers, text_plans
+from benchmarks import image_peers, text_peers, text_tensorrt
 from handlers import engines
 from handlers.engines import DTYPES, Engine, EngineSpec
 from handlers.selection import candidates
@@ -27,7 +27,7 @@ PEERS: Mapping[str, Mapping[str, Callable[[EngineSpec], Engine]]] = {
         "hf-sdpa": text_peers.load_sdpa,
         COMPILE: text_peers.load_compiled,
         "torch-fastpath": text_peers.load_fast_path,
-        TENSORRT: text_plans.load,
+        TENSORRT: text_tensorrt.load,
     },
 }
 

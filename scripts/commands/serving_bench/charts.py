@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from serving_bench.measure import Row
+from serving_bench.rows import Row
 
 PARTS = {
     "outside_ms": "network, HTTP, load generator",

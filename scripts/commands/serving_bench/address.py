@@ -1,4 +1,4 @@
-"""A server that runs already, and was not started here."""
+"""A server that runs already, at an address."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import psutil
-from torchserve import Client, ServerError
+from server.client import Client
+from server.errors import ServerError
 
 from serving_bench import prometheus
-from serving_bench.deployment import LOAD_TIMEOUT_S, grouped
-from serving_bench.load import Endpoint
+from serving_bench.generator import Endpoint
 from serving_bench.measure import Setting
-from serving_bench.watch import Groups
+from serving_bench.resource_usage import Groups
+from serving_bench.temporary_server import LOAD_TIMEOUT_S, grouped
 
 HERE = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
-class Running:
-    """A server at `url`. client: of its TorchServe, if that can be managed from here."""
+class RunningServer:
+    """A server at `url`. client: manages it, if it is a TorchServe of this machine."""
 
     url: str
     client: Client | None = None
@@ -34,7 +35,7 @@ class Running:
 
     @property
     def model(self) -> str | None:
-        """Of a TorchServe's /predictions/NAME."""
+        """The NAME in /predictions/NAME; None if the address is another one."""
         found = re.fullmatch(r"/predictions/([^/]+)(/.*)?", urlsplit(self.url).path)
         return found[1] if found else None
 
@@ -43,7 +44,7 @@ class Running:
         return Endpoint(self.url, headers)
 
     def groups(self) -> Groups:
-        """Of a TorchServe on this machine: its Java and that one's children; nothing of others."""
+        """The processes of a TorchServe on this machine: its Java and the children of that; {} for other servers."""
         if self.client is None or self.model is None or urlsplit(self.url).hostname not in HERE:
             return {}
         pids = [int(worker["pid"]) for worker in self.client.describe(self.model)["workers"]]
@@ -52,28 +53,28 @@ class Running:
             return grouped([java, *java.children(recursive=True)]) if java is not None else {}
         return {}
 
-    def figures(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         with contextlib.suppress(OSError):
             if self.client is not None and self.model is not None:
                 return prometheus.of_model(self.client.metrics(), self.model)
         return {}
 
     def scale(self, workers: int | None) -> Setting:
-        """Have so many workers, if a number is given; how the model is served. Raises ServerError."""
+        """Have `workers` workers, unless that is None. Returns how the model is served. Raises ServerError."""
         if self.client is None or self.model is None:
             if workers is not None:
                 raise ServerError(
-                    "--workers wants a TorchServe that --folder and --ts-config find, at /predictions/NAME"
+                    "--workers needs a TorchServe that --folder and --ts-config find, at /predictions/NAME"
                 )
             return Setting()
         if workers is not None:
             self.client.scale(self.model, workers, LOAD_TIMEOUT_S)
-        said = self.client.describe(self.model)
-        return Setting(len(said["workers"]), said.get("batchSize"), said.get("maxBatchDelay"))
+        described = self.client.describe(self.model)
+        return Setting(len(described["workers"]), described.get("batchSize"), described.get("maxBatchDelay"))
 
 
-def find(url: str, client: Client) -> Running:
-    """The server at `url`, managed through `client` if that one's address and key file are there.
+def find(url: str, client: Client) -> RunningServer:
+    """The server at `url`; `client` manages it if it has the same address and there is a key file.
 
     Raises ValueError for an address without http://.
     """
@@ -84,4 +85,4 @@ def find(url: str, client: Client) -> Running:
     reachable = (parts.hostname, parts.port) == (same.hostname, same.port) and (
         client.folder / "key_file.json"
     ).is_file()
-    return Running(url, client if reachable else None)
+    return RunningServer(url, client if reachable else None)

@@ -1,4 +1,4 @@
-"""What generators share: whom to ask, with what, and what came of it."""
+"""What load generators share: the endpoint to ask, the load to send, and the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class GeneratorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go. headers: those of the server, such as its token."""
+    """Where requests go. headers: what the server needs, such as its token."""
 
     url: str
     headers: Mapping[str, str]
@@ -23,8 +23,8 @@ class Endpoint:
 class Load:
     """Requests to send, one body after another.
 
-    name: for reports. unit: what one item is called ("images"). items: in one request. headers: content type and
-    what else the handler shall read.
+    name: for reports. headers: content type, and what else the handler reads. unit: what one item is called, such as
+    "images". items: how many are in one request.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Load:
 
     @property
     def mean_bytes(self) -> int:
-        """Of a body."""
+        """Mean size of a body."""
         return round(sum(map(len, self.bodies)) / len(self.bodies))
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What a generator saw.
+class LoadResult:
+    """What a generator saw during one load.
 
     statuses: answers by HTTP status. failures: requests without an answer, by kind. latency_ms: p50, p90, p99, p999
     and max of all answers. cpu_seconds: of the generator. late_ms: how much later than planned an open loop sent.
@@ -62,12 +62,12 @@ class Counted:
 
     @property
     def errors(self) -> int:
-        """All that was not answered with 2xx."""
+        """Requests that were not answered with 2xx."""
         return sum(self.statuses.values()) - self.answered + sum(self.failures.values())
 
     @property
     def requests_per_s(self) -> float:
-        """Of those answered with 2xx."""
+        """Requests that were answered with 2xx, per second."""
         return self.answered / self.seconds if self.seconds else 0.0
 
 
@@ -77,6 +77,6 @@ class Generator(Protocol):
     @property
     def name(self) -> str: ...
 
-    def closed(self, endpoint: Endpoint, load: Load, clients: int, seconds: float) -> Counted:
-        """Raises GeneratorError."""
+    def closed(self, endpoint: Endpoint, load: Load, clients: int, seconds: float) -> LoadResult:
+        """Keep `clients` requests open for `seconds`. Raises GeneratorError."""
         ...

@@ -1,4 +1,4 @@
-"""A choice put into effect: in a running TorchServe, or in an archive."""
+"""Put a choice of scripts/tune into effect: in an archive, or in a running TorchServe."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import re
 import zipfile
 from pathlib import Path
 
-from torchserve import Client, ServerError
+from server.client import Client, refusal
+from server.errors import ServerError
 
 from serving_bench.archives import CONFIG
-from serving_bench.deployment import LOAD_TIMEOUT_S, said
-from serving_bench.tuning import Choice
+from serving_bench.search import Choice
+from serving_bench.temporary_server import LOAD_TIMEOUT_S
 
 
 def keys_of(choice: Choice) -> dict[str, int]:
-    """As model-config.yaml calls them."""
+    """The keys of model-config.yaml, with the choice's values."""
     return {
         "minWorkers": choice.workers,
         "maxWorkers": choice.workers,
@@ -24,14 +25,14 @@ def keys_of(choice: Choice) -> dict[str, int]:
 
 
 def write(mar: Path, choice: Choice) -> None:
-    """Set the choice in the archive's model-config.yaml, and leave everything else as it is, comments too.
+    """Write the choice into the archive's model-config.yaml. All else stays, comments too.
 
     Raises ValueError if the archive has no model-config.yaml.
     """
     partial = mar.with_name(f"{mar.name}.partial")
     with zipfile.ZipFile(mar) as old:
         if CONFIG not in old.namelist():
-            raise ValueError(f"{mar} holds no {CONFIG}; use --apply, or package it anew")
+            raise ValueError(f"{mar} holds no {CONFIG}; use --apply, or package it again")
         with zipfile.ZipFile(partial, "w") as new:
             for item in old.infolist():
                 data = old.read(item)
@@ -40,7 +41,7 @@ def write(mar: Path, choice: Choice) -> None:
 
 
 def changed(text: str, choice: Choice) -> str:
-    """model-config.yaml's text with the choice in it."""
+    """The text of model-config.yaml with the choice in it."""
     for key, value in keys_of(choice).items():
         line = f"{key}: {value}"
         text, count = re.subn(rf"(?m)^{key}\s*:.*$", line, text)
@@ -50,14 +51,14 @@ def changed(text: str, choice: Choice) -> str:
 
 
 def apply(client: Client, model: str, choice: Choice) -> None:
-    """Register the model anew with the choice: TorchServe cannot change batch size or delay of one that serves.
+    """Register the model again with the choice: TorchServe cannot change batch size or delay of a registered model.
 
-    Meanwhile requests for it get 404. Raises ServerError.
+    Requests get 404 meanwhile. Raises ServerError.
     """
     described = client.describe(model)
     answer = client.manage("DELETE", f"/models/{model}")
     if answer.status != 200:
-        raise ServerError(f"{model} was not unregistered: {answer.status} {said(answer.json())}")
+        raise ServerError(f"{model} was not unregistered: {refusal(answer)}")
     query = {
         "url": described["modelUrl"],
         "model_name": model,
@@ -67,9 +68,7 @@ def apply(client: Client, model: str, choice: Choice) -> None:
     }
     answer = client.manage("POST", "/models", query, timeout_s=LOAD_TIMEOUT_S)
     if answer.status != 200:
-        raise ServerError(
-            f"{model} is unregistered, and was not registered anew: {answer.status} {said(answer.json())}"
-        )
+        raise ServerError(f"{model} is unregistered, and could not be registered again: {refusal(answer)}")
     client.scale(model, choice.workers, LOAD_TIMEOUT_S)
     found = client.describe(model)
     if (found["batchSize"], found["maxBatchDelay"]) != (choice.batch_size, choice.delay_ms):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.report import Document, series
+from benchmarks.results import Document, series
 from benchmarks.sweep import Row
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import clocks, runners
+from benchmarks import engine_loading, timing
 from benchmarks.layers import Layer, encoder_layer, encoder_products, item_bytes
 from benchmarks.points import Point, lengths_of, spoken
 from benchmarks.sweep import Ceilings, Row, Sweep, calls, free, rounded
@@ -24,15 +24,15 @@ def measure(sweep: Sweep, workload: TextWorkload, name: str, point: Point) -> No
     """Profile one engine at one point, into sweep.kernels. What cannot run is said and passed over."""
     try:
         engine = sweep.load(name)
-        call = calls(engine, workload.inputs(point, runners.split_name(name)[1], engine))
-        spent = clocks.quantile(clocks.times_ms(call, sweep.device, sweep.seconds), 0.5)
+        call = calls(engine, workload.inputs(point, engine_loading.split_name(name)[1], engine))
+        spent = timing.quantile(timing.times_ms(call, sweep.device, sweep.seconds), 0.5)
         kernels = kernel_times(call, sweep.device, workload.config.num_hidden_layers)
     except Exception as error:  # whatever a library raises; the other points shall still be profiled
         sweep.skip(name, point, error)
         return
     finally:
         free(sweep.device)
-    engine_name, precision = runners.split_name(name)
+    engine_name, precision = engine_loading.split_name(name)
     products = product_times(workload, point, precision, sweep)
     sweep.kernels.append(
         {
@@ -102,7 +102,7 @@ def product_times(workload: TextWorkload, point: Point, precision: str, sweep: S
     tokens = sum(lengths_of(point))
     shapes = {name: (tokens, *shape) for name, shape in encoder_products(workload.config).items()}
     times = {
-        name: 1e3 * clocks.product_ms(sweep.device, precision, shape, sweep.seconds) for name, shape in shapes.items()
+        name: 1e3 * timing.product_ms(sweep.device, precision, shape, sweep.seconds) for name, shape in shapes.items()
     }
     return [{"part": name, "us": rounded(spent)} for name, spent in {**times, "sum": sum(times.values())}.items()]
 

@@ -16,33 +16,33 @@ from typing import Any
 
 import numpy as np
 
-from serving_bench.load import Counted, Endpoint, GeneratorError, Load
+from serving_bench.generator import Endpoint, GeneratorError, Load, LoadResult
 
 CLIENT = Path(__file__).with_name("stream_client.py")
-START_S = 0.2  # from the last process's "ready" to the first request
+START_S = 0.2  # between the last process's "ready" and the first request
 CONNECT_TIMEOUT_S = 60
-TIMEOUT_S = 30  # of the last answers in an open loop
+TIMEOUT_S = 30  # for the last answers of an open loop
 QUANTILES = {"p50": 50, "p90": 90, "p99": 99, "p999": 99.9, "max": 100}
 
 
 @dataclass(frozen=True)
-class Streams:
-    """So many processes."""
+class StreamGenerator:
+    """A generator of `processes` processes, each an asyncio loop (stream_client.py)."""
 
     processes: int
 
     @property
     def name(self) -> str:
-        """For reports."""
+        """Its name and size, for reports."""
         return f"streams ({self.processes} process{'es' if self.processes > 1 else ''})"
 
-    def closed(self, endpoint: Endpoint, load: Load, clients: int, seconds: float) -> Counted:
+    def closed(self, endpoint: Endpoint, load: Load, clients: int, seconds: float) -> LoadResult:
         """Keep `clients` requests open for `seconds`. Raises GeneratorError."""
         count = min(self.processes, clients)
-        shares = [clients // count + (place < clients % count) for place in range(count)]
+        shares = [clients // count + (index < clients % count) for index in range(count)]
         return self._run(endpoint, load, [{"connections": share, "rate": 0} for share in shares], seconds)
 
-    def open(self, endpoint: Endpoint, load: Load, rate: float, connections: int, seconds: float) -> Counted:
+    def open(self, endpoint: Endpoint, load: Load, rate: float, connections: int, seconds: float) -> LoadResult:
         """Send `rate` requests/s at random moments, on at most `connections`. Raises GeneratorError.
 
         Latencies count from the moment at which a request was due, so that a server that stalls can't hide it.
@@ -51,7 +51,7 @@ class Streams:
         share = {"connections": max(1, connections // count), "rate": rate / count}
         return self._run(endpoint, load, [share] * count, seconds)
 
-    def _run(self, endpoint: Endpoint, load: Load, shares: Sequence[dict[str, Any]], seconds: float) -> Counted:
+    def _run(self, endpoint: Endpoint, load: Load, shares: Sequence[dict[str, Any]], seconds: float) -> LoadResult:
         with tempfile.TemporaryDirectory(prefix="streams-") as name:
             folder = Path(name)
             common = {
@@ -62,20 +62,20 @@ class Streams:
                 "timeout_s": TIMEOUT_S,
             }
             jobs = []
-            for place, share in enumerate(shares):
-                jobs.append(folder / f"job-{place}.json")
+            for index, share in enumerate(shares):
+                jobs.append(folder / f"job-{index}.json")
                 jobs[-1].write_text(
-                    json.dumps({**common, **share, "place": place, "out": str(folder / f"out-{place}.json")})
+                    json.dumps({**common, **share, "index": index, "out": str(folder / f"out-{index}.json")})
                 )
             with _started(jobs) as clients:
                 _begin(clients)
                 _wait(clients, seconds + TIMEOUT_S + CONNECT_TIMEOUT_S)
-            found = [json.loads((folder / f"out-{place}.json").read_text()) for place in range(len(shares))]
+            found = [json.loads((folder / f"out-{index}.json").read_text()) for index in range(len(shares))]
         return _merged(self.name, found, seconds)
 
 
 def _write(folder: Path, bodies: Sequence[bytes]) -> list[str]:
-    files = [folder / f"body-{place}" for place in range(len(bodies))]
+    files = [folder / f"body-{index}" for index in range(len(bodies))]
     for file, body in zip(files, bodies, strict=True):
         file.write_bytes(body)
     return list(map(str, files))
@@ -83,7 +83,7 @@ def _write(folder: Path, bodies: Sequence[bytes]) -> list[str]:
 
 @contextlib.contextmanager
 def _started(jobs: Sequence[Path]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes, one a job; none is left behind."""
+    """One process per job. All have ended when the `with` block ends."""
     clients: list[subprocess.Popen[str]] = []
     try:
         for job in jobs:
@@ -99,7 +99,7 @@ def _started(jobs: Sequence[Path]) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def _begin(clients: Sequence[subprocess.Popen[str]]) -> None:
-    """Wait until each is ready, and have all begin at one moment."""
+    """Wait until all are ready, and have them begin at the same moment."""
     for client in clients:
         assert client.stdout is not None  # noqa: S101 - made with pipes
         if client.stdout.readline().strip() != "ready":
@@ -124,11 +124,11 @@ def _wait(clients: Sequence[subprocess.Popen[str]], timeout_s: float) -> None:
 
 def _failure(client: subprocess.Popen[str]) -> str:
     client.kill()
-    said = (client.stderr.read() if client.stderr is not None else "").strip().splitlines()
-    return f"the load generator failed: {said[-1] if said else 'without a word'}"
+    lines = (client.stderr.read() if client.stderr is not None else "").strip().splitlines()
+    return f"the load generator failed: {lines[-1] if lines else 'it gave no reason'}"
 
 
-def _merged(name: str, found: Sequence[dict[str, Any]], seconds: float) -> Counted:
+def _merged(name: str, found: Sequence[dict[str, Any]], seconds: float) -> LoadResult:
     statuses: Counter[str] = Counter()
     failures: Counter[str] = Counter()
     for part in found:
@@ -137,11 +137,11 @@ def _merged(name: str, found: Sequence[dict[str, Any]], seconds: float) -> Count
     latencies = [value for part in found for value in part["latencies_us"]]
     late = [value for part in found for value in part["late_us"]]
     cpu_seconds = sum(part["cpu_seconds"] for part in found)
-    return Counted(name, seconds, statuses, failures, _quantiles(latencies), cpu_seconds, _quantiles(late))
+    return LoadResult(name, seconds, statuses, failures, _quantiles(latencies), cpu_seconds, _quantiles(late))
 
 
 def _quantiles(values_us: Sequence[int]) -> dict[str, float]:
-    """In milliseconds, with the mean; nothing if there are none."""
+    """Quantiles and mean in milliseconds; {} without values."""
     if not values_us:
         return {}
     values = np.asarray(values_us) / 1e3

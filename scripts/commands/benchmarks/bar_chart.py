@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.points import label, point_of
-from benchmarks.report import Document, name_of, points, series
+from benchmarks.results import Document, name_of, points, series
 from benchmarks.sweep import Row
 
 GROUP_WIDTH = 0.84  # of the distance between two points

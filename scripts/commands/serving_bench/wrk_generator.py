@@ -1,4 +1,4 @@
-"""Closed-loop load by wrk, and the Lua script that it runs."""
+"""The load generator wrk (github.com/wg/wrk), and the Lua script that it runs: a closed loop."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from serving_bench.load import Counted, Endpoint, GeneratorError, Load
+from serving_bench.generator import Endpoint, GeneratorError, Load, LoadResult
 
-TIMEOUT_S = 60  # of one request; wrk drops the time of a later answer and counts it as a timeout
-LUA_BYTES = 256 << 20  # that all threads' bodies may have: some builds of LuaJIT address 2 GiB, the copies included
+TIMEOUT_S = 60  # for one request; wrk counts a later answer as a timeout, and drops its time
+LUA_BYTES = 256 << 20  # for the bodies of all threads: some builds of LuaJIT address 2 GiB, copies included
 
 # Each thread starts at another body. Latencies come in microseconds.
 SCRIPT = Template("""\
@@ -24,7 +24,7 @@ local folder, count, threads, out = $folder, $count, $threads, $out
 local started = 0
 
 function setup(thread)
-  thread:set("place", started)
+  thread:set("index", started)
   started = started + 1
   if not all then all = {} end
   table.insert(all, thread)
@@ -32,12 +32,12 @@ end
 
 function init(args)
   codes, requests = {}, {}
-  for index = 1, count do
-    local file = assert(io.open(folder .. "/" .. index, "rb"))
-    requests[index] = wrk.format("POST", nil, nil, file:read("*a"))
+  for number = 1, count do
+    local file = assert(io.open(folder .. "/" .. number, "rb"))
+    requests[number] = wrk.format("POST", nil, nil, file:read("*a"))
     file:close()
   end
-  turn = math.floor(place * count / threads)
+  turn = math.floor(index * count / threads)
 end
 
 function request()
@@ -68,20 +68,20 @@ end
 
 
 @dataclass(frozen=True)
-class Wrk:
-    """wrk, the program at `path`, with at most `threads` threads."""
+class WrkGenerator:
+    """The program wrk at `path`, with at most `threads` threads."""
 
     path: str
     threads: int
 
     @property
     def name(self) -> str:
-        """For reports, with the version."""
-        said = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=False).stdout
-        return " ".join(said.split()[:2]) or "wrk"
+        """Its name and version, for reports."""
+        output = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=False).stdout
+        return " ".join(output.split()[:2]) or "wrk"
 
-    def closed(self, endpoint: Endpoint, load: Load, clients: int, seconds: float) -> Counted:
-        """Keep `clients` requests open for `seconds` (whole ones, 1 or more). Raises GeneratorError."""
+    def closed(self, endpoint: Endpoint, load: Load, clients: int, seconds: float) -> LoadResult:
+        """Keep `clients` requests open for `seconds`, rounded to whole ones, 1 at least. Raises GeneratorError."""
         threads = threads_for(clients, self.threads)
         with tempfile.TemporaryDirectory(prefix="wrk-") as name:
             folder = Path(name)
@@ -97,7 +97,7 @@ class Wrk:
 
 
 def find(asked: str | None) -> str | None:
-    """Where wrk lies: as asked, else on the PATH; None if it is on neither. Raises ValueError for a wrong path."""
+    """The path of wrk: `asked`, else from the PATH; None if there is none. Raises ValueError for a wrong `asked`."""
     if asked is None:
         return shutil.which("wrk")
     found = shutil.which(asked)
@@ -107,12 +107,15 @@ def find(asked: str | None) -> str | None:
 
 
 def threads_for(clients: int, most: int) -> int:
-    """The most threads that share the clients out evenly: wrk rounds down."""
+    """The largest number of threads that divides the clients evenly: wrk would round down."""
     return max(threads for threads in range(1, max(1, min(clients, most)) + 1) if clients % threads == 0)
 
 
 def write_bodies(folder: Path, bodies: Sequence[bytes], threads: int) -> int:
-    """Files 1, 2, ... in `folder`, as many as fit into Lua's memory; how many. Raises GeneratorError if none does."""
+    """Write files 1, 2, ... into `folder`, as many as fit into Lua's memory, and return how many.
+
+    Raises GeneratorError if none fits.
+    """
     room, count = LUA_BYTES // threads, 0
     for body in bodies:
         room -= len(body)
@@ -131,25 +134,25 @@ def _script(folder: Path, count: int, threads: int) -> str:
 
 
 def _run(command: Sequence[str]) -> float:
-    """Run wrk to its end; the CPU seconds that it took. Ends it if this process is interrupted."""
+    """Run wrk to its end, and return its CPU seconds. It is ended if this process is interrupted."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ) as process:
         try:
-            _, said = process.communicate()
+            _, errors = process.communicate()
         except BaseException:
             process.kill()
             raise
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
-        raise GeneratorError(f"wrk failed with exit status {process.returncode}: {said.decode()[-500:].strip()}")
+        raise GeneratorError(f"wrk failed with exit status {process.returncode}: {errors.decode()[-500:].strip()}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _counted(out: Path, name: str, cpu_seconds: float) -> Counted:
+def _counted(out: Path, name: str, cpu_seconds: float) -> LoadResult:
     if not out.is_file():
         raise GeneratorError("wrk wrote no figures: its Lua script failed")
-    said = json.loads(out.read_text())
-    failures = {key: said[key] for key in ("connect", "read", "write", "timeout") if said[key]}
-    quantiles = ("p50", "p90", "p99", "p999", "max") if said["statuses"] else ()
-    latency_ms = {key: said[key] / 1e3 for key in quantiles}
-    return Counted(name, said["seconds"], said["statuses"], failures, latency_ms, cpu_seconds)
+    found = json.loads(out.read_text())
+    failures = {key: found[key] for key in ("connect", "read", "write", "timeout") if found[key]}
+    quantiles = ("p50", "p90", "p99", "p999", "max") if found["statuses"] else ()
+    latency_ms = {key: found[key] / 1e3 for key in quantiles}
+    return LoadResult(name, found["seconds"], found["statuses"], failures, latency_ms, cpu_seconds)

@@ -1,4 +1,4 @@
-"""The search for workers, batch size and delay: one after another, each by measuring, in few runs."""
+"""Search for the best number of workers, batch size and delay: one after another, by measuring, in few runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torchserve import ServerError
+from server.errors import ServerError
 
 MOST_CLIENTS = 512
-GAIN = 1.05  # that a setting has to bring to be taken: less is noise
+GAIN = 1.05  # a setting is taken if it is so many times as fast: less is noise
 DELAYS_MS = (1, 2, 5)
 
 
@@ -28,7 +28,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Score:
-    """What a choice gave. clients: with how many it was reached; 0 if it never met the goal."""
+    """What a choice reached, and with how many clients; clients is 0 if the choice never met the goal."""
 
     choice: Choice
     requests_per_s: float
@@ -41,18 +41,22 @@ Measure = Callable[[Choice, int], dict[str, Any]]
 
 @dataclass
 class Search:
-    """measure(choice, clients): a row of a closed loop. p99_ms: the goal, or None for throughput alone."""
+    """The search.
+
+    measure: measure(choice, clients) gives a row of a closed loop. p99_ms: the goal in milliseconds; None: the most
+    requests/s, whatever the latency. show: called with each line for a person.
+    """
 
     measure: Measure
     p99_ms: float | None
-    tell: Callable[[str], None]
+    show: Callable[[str], None]
     scores: dict[Choice, Score] = field(default_factory=dict)
 
     def run(self, start: Choice, most_workers: int, most_batch: int) -> Score | None:
-        """The best choice found; None if none meets the goal.
+        """The best choice found; None if no choice meets the goal.
 
-        Workers are doubled until that brings nothing, then the batch size is halved and doubled, then the delay
-        varied. If batches as large as they start with miss the goal, smaller ones are tried first.
+        Workers are doubled until that brings nothing; then the batch size is doubled, and halved; then the delay is
+        varied. If the first batch size misses the goal, smaller ones are tried first.
         """
         best = self._first(start)
         if best is None:
@@ -75,7 +79,7 @@ class Search:
         return None
 
     def _climb(self, best: Score, choices: Iterable[Choice]) -> Score:
-        """One choice after another, as long as each is clearly better than the best so far."""
+        """Try one choice after another, while each is clearly better than the best so far."""
         for choice in choices:
             score = self.score(choice)
             if not score.clients or score.requests_per_s < best.requests_per_s * GAIN:
@@ -91,12 +95,12 @@ class Search:
         return best
 
     def score(self, choice: Choice) -> Score:
-        """The most requests/s that the choice gives within the goal; measured once."""
+        """The most requests/s that the choice reaches within the goal. Each choice is measured once."""
         if choice not in self.scores:
             self.scores[choice] = self._within_goal(choice) if self.p99_ms else self._saturated(choice)
             found = self.scores[choice]
-            said = f"{found.requests_per_s:,.0f} requests/s, p99 {found.p99_ms:,.1f} ms at {found.clients} clients"
-            self.tell(f"{choice}: {said if found.clients else 'not within the goal, or not without errors'}")
+            result = f"{found.requests_per_s:,.0f} requests/s, p99 {found.p99_ms:,.1f} ms at {found.clients} clients"
+            self.show(f"{choice}: {result if found.clients else 'not within the goal, or not without errors'}")
         return self.scores[choice]
 
     def _saturated(self, choice: Choice) -> Score:
@@ -118,11 +122,11 @@ class Search:
         return best
 
     def _run(self, choice: Choice, clients: int) -> Score:
-        """A run with errors or wrong answers counts as one without answers; so does a server that does not start."""
+        """Measure once. Errors, wrong answers or a server that does not start count as no answers."""
         try:
             row = self.measure(choice, clients)
         except ServerError as error:
-            self.tell(f"{choice}: {error}")
+            self.show(f"{choice}: {error}")
             return Score(choice, 0, float("inf"), 0)
         sound = not row["errors"] and not row["answers_wrong"] and row["p99_ms"] is not None
         if not sound:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
+from argument_types import checked, parts
 from transformers.utils import logging as transformers_logging
 
-from benchmarks import clocks, report, runners
+from benchmarks import engine_loading, report, results, timing
 from benchmarks.conditions import ROOT, slug
 from benchmarks.points import Point
 from benchmarks.sweep import Ceilings, Sweep, Workload, free
 from handlers.engines import EngineSpec
 from handlers.engines.plans import default_cache
-
-T = TypeVar("T")
 
 SECONDS = 1  # of a point
 
@@ -65,36 +63,12 @@ def add_shared(command: argparse.ArgumentParser, engines: str, random_weights: s
     command.add_argument("--commit", help="to note where git cannot tell (default: git describe)")
 
 
-def checked(read: Callable[[str], T]) -> Callable[[str], T]:
-    """`read` as a type for argparse, which shows the text of its own error alone."""
-
-    def type_of(text: str) -> T:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return type_of
-
-
-def parts(text: str) -> list[str]:
-    """ "a, b,a" -> ["a", "b"]"""
-    return list(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
-@checked
-def positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{text!r}; wanted: a whole number, 1 or more")
-    return int(text)
-
-
 @checked
 def names(text: str) -> list[str]:
     """Engines, each with a precision."""
     found = parts(text)
     for name in found:
-        runners.split_name(name)
+        engine_loading.split_name(name)
     return found
 
 
@@ -129,7 +103,7 @@ def sweep_of(
         about,
         measure_ceilings(spec.device, engines, chosen.seconds_per_point),
         chosen.seconds_per_point,
-        save=lambda found: report.write_json(report.beside(out, "json"), report.document(found)),
+        save=lambda found: results.write_json(results.beside(out, "json"), results.document(found)),
         say=lambda line: print(line, flush=True),
     )
     return sweep, out
@@ -152,16 +126,16 @@ def out_of(
 def measure_ceilings(device: torch.device, engines: Sequence[str], seconds: float) -> Ceilings:
     """In fp16 always, and in every other precision that an engine shall run; without fp8 where PyTorch lacks it."""
     free(device)
-    precisions = sorted({"fp16", *(runners.split_name(name)[1] for name in engines)})
+    precisions = sorted({"fp16", *(engine_loading.split_name(name)[1] for name in engines)})
     matmul = {}
     for precision in precisions:
         try:
-            matmul[precision] = clocks.matmul_tflops(device, precision, seconds)
+            matmul[precision] = timing.matmul_tflops(device, precision, seconds)
         except (AttributeError, RuntimeError, ValueError) as error:
             if precision != "fp8":
                 raise
             print(f"no matmul in fp8: {str(error).splitlines()[0]}", flush=True)
-    ceilings = Ceilings(matmul, clocks.copy_tb_per_s(device, seconds))
+    ceilings = Ceilings(matmul, timing.copy_tb_per_s(device, seconds))
     free(device)
     shown = ", ".join(f"{precision} {value:.4g}" for precision, value in matmul.items())
     print(f"ceilings: matmul {shown} TFLOP/s, copy {ceilings.copy_tb_per_s:.3g} TB/s", flush=True)
@@ -173,7 +147,7 @@ def run_engines(
 ) -> None:
     """Time every engine. limited: by engine, the option with the points that it runs, and those points."""
     for name in engines:
-        option, allowed = limited.get(runners.split_name(name)[0], ("", points))
+        option, allowed = limited.get(engine_loading.split_name(name)[0], ("", points))
         its_points = [point for point in points if point in allowed]
         if its_points:
             sweep.run(name, its_points)
@@ -183,6 +157,6 @@ def run_engines(
 
 def finish(sweep: Sweep, out: Path) -> int:
     """Write everything. Exit status 1 where not one engine could be timed."""
-    report.write_rest(out, report.document(sweep))
-    print(f"\nwritten: {report.beside(out, 'json')} and what is drawn from it")
+    report.write_rest(out, results.document(sweep))
+    print(f"\nwritten: {results.beside(out, 'json')} and what is drawn from it")
     return 0 if sweep.rows else 1

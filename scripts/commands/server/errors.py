@@ -1,0 +1,5 @@
+"""What commands report to a person, without a traceback."""
+
+
+class ServerError(RuntimeError):
+    """TorchServe did not do what was asked. The message gives the reason, and the path of the log if that helps."""

@@ -1,0 +1,84 @@
+"""How scripts/bench_serving and scripts/tune read their options."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+
+from argument_types import checked, parts
+
+from serving_bench import archives, sweep
+from serving_bench.archives import Archive
+
+
+@checked
+def archive(text: str) -> Archive:
+    """FILE.mar or NAME=FILE.mar."""
+    return archives.read(text)
+
+
+@checked
+def counts(text: str) -> list[int]:
+    """Whole numbers from 1: "1,16,64"."""
+    found = parts(text)
+    if not all(part.isascii() and part.isdigit() and int(part) for part in found):
+        raise ValueError(f"{text!r}; wanted: whole numbers from 1, separated by commas")
+    return [int(part) for part in found]
+
+
+@checked
+def rates(text: str) -> list[str]:
+    """Rates of the open loop, "500,70%"; none for "none"."""
+    if text == "none":
+        return []
+    found = parts(text)
+    for part in found:
+        with contextlib.suppress(ValueError):
+            if 0 < float(part.removesuffix("%")) < float("inf"):
+                continue
+        raise ValueError(f"{part!r}; wanted: requests/s (500), a share of the most (70%), or none")
+    return found
+
+
+@checked
+def peers(text: str) -> list[str]:
+    """Names of peers: "stock,litserve"."""
+    found = parts(text)
+    for part in found:
+        if part not in sweep.PEERS:
+            raise ValueError(f"{part!r}; wanted: {', '.join(sweep.PEERS)}")
+    return found
+
+
+@checked
+def size(text: str) -> tuple[int, int]:
+    """Width and height in pixels: "500x375"."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not found or not int(found[1]) or not int(found[2]):
+        raise ValueError(f"{text!r}; wanted: WIDTHxHEIGHT in pixels, such as 500x375")
+    return int(found[1]), int(found[2])
+
+
+@checked
+def point_seconds(text: str) -> float:
+    """Seconds of a point, 1 or more: wrk counts whole ones."""
+    found = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0
+    if found < 1:
+        raise ValueError(f"{text!r}; wanted: seconds, 1 or more")
+    return found
+
+
+def _pair(separator: str, wanted: str) -> Callable[[str], tuple[str, str]]:
+    @checked
+    def read(text: str) -> tuple[str, str]:
+        key, found, value = text.partition(separator)
+        if not found or not key.strip():
+            raise ValueError(f"{text!r}; wanted: {wanted}")
+        return key.strip(), value.strip()
+
+    return read
+
+
+header: Callable[[str], tuple[str, str]] = _pair(":", "NAME: VALUE")
+setting: Callable[[str], tuple[str, str]] = _pair("=", "KEY=VALUE, such as job_queue_size=1024")

@@ -1,0 +1,137 @@
+"""The command line of scripts/bench_serving."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from server.options import add_server_options
+
+from serving_bench import option_types, sweep
+from serving_bench.generator_options import add_generator_options
+from serving_bench.load_options import add_load_options
+
+DESCRIPTION = """\
+Measure what a client gets: start a real TorchServe with the archives on free ports, put it under load, and report
+requests/s, latencies, errors, batch sizes, where a request's time goes, and what CPU, memory and GPU it takes.
+docs/serving.md explains each figure.
+
+For each archive and each number of workers it runs a closed loop with each number of clients: a client sends its next
+request as soon as its last is answered. Then it runs an open loop at --rate: requests come at random moments, even if
+earlier ones are unanswered, and latencies count from the moment at which a request was due.
+
+In the same run a handler that does nothing receives and returns as many bytes. Its requests/s are the most that
+TorchServe's front end and the load generator can do here; a figure near it tells nothing about the model.
+
+Answers under load, and after each point, are compared with those to requests sent alone.
+"""
+EPILOG = """\
+examples:
+  scripts/bench_serving model_store/resnet101.mar                              JPEGs of 500x375
+  scripts/bench_serving model_store/resnet101.mar --size 1280x960 --workers 4,8 --clients 256
+  scripts/bench_serving old=before.mar new=after.mar --tensors uint8 32        two archives side by side
+  scripts/bench_serving model_store/bert-large.mar --texts-per-request 32 --accept application/octet-stream
+  scripts/bench_serving bert-large.mar --engine-items-per-second docs/benchmarks/bert-large-h200.json:32x128
+  scripts/bench_serving model_store/resnet101.mar --setting job_queue_size=1024 --clients 512
+  scripts/bench_serving --quick model_store/digits.mar model_store/sentences.mar
+  scripts/bench_serving --redraw build/serving/resnet101-h200.json             write CSV and page again
+
+The load comes from wrk if it is installed (apt install wrk) or named by --wrk, else from a generator of this project,
+which takes about twice the CPU. The open loop always comes from the latter.
+
+Exit status: 0; 1 if an answer was wrong or nothing could be measured, and with --quick if a request failed or batches
+did not fill; 2 for a wrong command line; 130 if stopped.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    found = argparse.ArgumentParser(
+        prog="scripts/bench_serving",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument(
+        "archives",
+        nargs="*",
+        type=option_types.archive,
+        metavar="[NAME=]FILE.mar",
+        help="what to serve, one after another",
+    )
+    _add_address(found.add_argument_group("a server that runs already"))
+    add_load_options(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
+    _add_sweep(found.add_argument_group("what is varied (LIST: numbers, separated by commas)"))
+    _add_peers(found.add_argument_group("peers"))
+    add_generator_options(found.add_argument_group("load generator and server"))
+    _add_report(found.add_argument_group("report"))
+    return found
+
+
+def _add_address(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--address",
+        metavar="URL",
+        help="in place of archives: http://127.0.0.1:8080/predictions/NAME of a TorchServe, or the address at which "
+        "any other server answers POST. --folder and --ts-config find a TorchServe's token, workers and metrics; "
+        "--header sends the token of another server",
+    )
+    add_server_options(group)
+
+
+def _add_sweep(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers",
+        type=option_types.counts,
+        metavar="LIST",
+        help="(default: 1,2,4; with --address: unchanged)",
+    )
+    group.add_argument(
+        "--clients", type=option_types.counts, default=[1, 16, 64, 256], metavar="LIST", help="(default: 1,16,64,256)"
+    )
+    for option in ("--batch-size", "--batch-delay-ms"):
+        group.add_argument(
+            option, type=option_types.counts, default=[None], metavar="LIST", help="(default: the archive's)"
+        )
+    group.add_argument(
+        "--rate",
+        type=option_types.rates,
+        default=["70%"],
+        metavar="LIST",
+        help="rates of the open loop: requests/s, or a share of what the closed loop reached; none: no open loop "
+        "(default: 70%%)",
+    )
+
+
+def _add_peers(group: argparse._ArgumentGroup) -> None:
+    known = "; ".join(f"{name}: {module.WHAT}" for name, module in sweep.PEERS.items())
+    group.add_argument(
+        "--peer",
+        type=option_types.peers,
+        default=[],
+        metavar="LIST",
+        help=f"measure the same network and load through other servers too. {known}. A peer that cannot run here is "
+        "skipped, and the report gives the reason",
+    )
+
+
+def _add_report(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--no-noop", action="store_true", help="do not measure the handler that does nothing")
+    group.add_argument(
+        "--engine-items-per-second",
+        metavar="X|FILE.json[:POINT]",
+        help="the engine's own speed, to give the share of it that serving reaches: a number, or the fastest row of "
+        "a JSON of scripts/bench_model (at a point: 64, or 32x128)",
+    )
+    group.add_argument(
+        "--out", type=Path, metavar="PATH", help="file name without a suffix (default: build/serving/NAME-GPU)"
+    )
+    group.add_argument("--commit", help="for the report, if git cannot tell (default: git describe)")
+    group.add_argument(
+        "--quick",
+        action="store_true",
+        help="a short load that checks answers, errors and batching, not times; without archives: the demo's",
+    )
+    group.add_argument(
+        "--redraw", type=Path, metavar="FILE.json", help="write CSV and page of an earlier run's JSON again"
+    )
