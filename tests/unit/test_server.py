@@ -16,7 +16,7 @@ from server import config, ports
 from server.client import Client
 from server.errors import ServerError
 from server.http import request
-from server.logs import load_errors, read_from
+from server.logs import Logs, load_errors, read_from
 from server.paths import CONFIG
 
 
@@ -203,6 +203,51 @@ def test_failures_that_are_no_failed_load_are_left_out() -> None:
 
 def test_a_traceback_that_is_still_being_written_is_waited_for() -> None:
     assert load_errors(log_of(DIED, *TRACEBACK), "digits") == []
+
+
+def test_mismatched_weights_are_named_as_pytorch_names_them() -> None:
+    error = "RuntimeError: Error(s) in loading state_dict for ResNet:"
+    log = log_of("Failed to load model digits, exception x", *TRACEBACK, error, "\tsize mismatch for fc: (2) and (3)")
+    assert load_errors(log, "digits") == [f"{error} size mismatch for fc: (2) and (3)"]
+
+
+def test_the_workers_own_end_after_a_runtime_error_is_no_reason() -> None:
+    echo = [DIED, *TRACEBACK, "RuntimeError: 500 - Unknown exception"]
+    log = log_of("Failed to load model digits, exception x", *TRACEBACK, "RuntimeError: size mismatch", *echo)
+    assert load_errors(log, "digits") == ["RuntimeError: size mismatch"]
+
+
+def test_a_worker_that_was_killed_while_it_loaded_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    server_log = tmp_path / "logs" / "ts_log.log"
+    server_log.write_text("W-9000-digits_1.0 BatchAggregator - Load model failed: digits, error: Worker died.\n")
+    logs = Logs(tmp_path)
+    assert logs.load_error("digits") is None  # that was before
+    with server_log.open("a") as stream:
+        stream.write("W-9000-digits_1.0 BatchAggregator - Load model failed: digits, error: Worker died.\n")
+    assert logs.load_error("digits") is None  # its own words may still come
+    monkeypatch.setattr("server.logs.GRACE_S", -1.0)
+    assert "its process ended" in str(logs.load_error("digits"))
+    assert logs.load_error("digits2") is None
+    (tmp_path / "logs" / "model_log.log").write_text(log_of(DIED, *TRACEBACK, "ValueError: its own words"))
+    assert logs.load_error("digits") == logs.last_error("digits") == "ValueError: its own words"
+
+
+def test_workers_that_have_stopped_are_told_from_those_that_load(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    changes = {
+        "9000-digits_1.0": ["null -> WORKER_STARTED", "WORKER_STARTED -> WORKER_STOPPED"],
+        "9001-digits_1.0": ["WORKER_STARTED -> WORKER_STOPPED", "WORKER_STOPPED -> WORKER_STARTED"],
+        "9002-digits2_1.0": ["WORKER_STARTED -> WORKER_STOPPED"],
+    }
+    lines = [
+        f"W-{worker} o.p.s.w.WorkerThread - W-{worker} State change {text}"
+        for worker in changes
+        for text in changes[worker]
+    ]
+    (tmp_path / "logs" / "ts_log.log").write_text("\n".join(lines))
+    assert Logs(tmp_path).stopped("digits") == {"9000"}
+    assert Logs(tmp_path / "nowhere").stopped("digits") == set()
 
 
 def test_models_and_workers_are_told_apart() -> None:

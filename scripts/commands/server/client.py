@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from server import tokens
 from server.errors import ServerError
 from server.http import TIMEOUT_S, Answer, request
-from server.logs import load_errors, model_log, read_from
+from server.logs import GRACE_S, Logs
 
 POLL_S = 0.3
 Report = Callable[[str], None]
@@ -26,11 +26,13 @@ def silent(line: str) -> None:
 class Client:
     """A running TorchServe, with the tokens of its key file. All methods raise OSError if nobody answers.
 
-    folder: where torchserve was started. config: the content of its config.properties.
+    folder: where torchserve was started. config: the content of its config.properties. timeout_s: how long an answer
+    is waited for, unless a method is given another time.
     """
 
     folder: Path
     config: Mapping[str, str]
+    timeout_s: float = TIMEOUT_S
 
     @property
     def inference(self) -> str:
@@ -42,34 +44,33 @@ class Client:
         """The address of the management API."""
         return self.config["management_address"]
 
-    @property
-    def log(self) -> Path:
-        """The log of all workers."""
-        return model_log(self.folder)
-
     def token(self, kind: str) -> str:
         """A valid token of kind "inference" or "management". Raises ServerError."""
-        return tokens.valid_token(self.folder, self.management, kind)
+        return tokens.valid_token(self.folder, self.management, kind, self.timeout_s)
 
     def predict(
-        self, model: str, body: bytes, content_type: str = "", path: str = "", timeout_s: float = TIMEOUT_S
+        self, model: str, body: bytes, content_type: str = "", path: str = "", timeout_s: float | None = None
     ) -> Answer:
         """POST `body` to /predictions/MODEL followed by `path` (a version, or a query)."""
         headers = tokens.bearer(self.token("inference")) | ({"Content-Type": content_type} if content_type else {})
-        return request("POST", f"{self.inference}/predictions/{model}{path}", body, headers, timeout_s)
+        return request(
+            "POST", f"{self.inference}/predictions/{model}{path}", body, headers, timeout_s or self.timeout_s
+        )
 
     def manage(
-        self, method: str, path: str, query: Mapping[str, object] | None = None, timeout_s: float = TIMEOUT_S
+        self, method: str, path: str, query: Mapping[str, object] | None = None, timeout_s: float | None = None
     ) -> Answer:
         """Call the management API: manage("PUT", "/models/resnet101", {"min_worker": 2})."""
         url = f"{self.management}{path}{'?' + urlencode(query) if query else ''}"
-        return request(method, url, headers=tokens.bearer(self.token("management")), timeout_s=timeout_s)
+        return request(
+            method, url, headers=tokens.bearer(self.token("management")), timeout_s=timeout_s or self.timeout_s
+        )
 
-    def models(self, timeout_s: float = TIMEOUT_S) -> list[str]:
+    def models(self) -> list[str]:
         """The names of all registered models. Raises ServerError."""
         names, page = list[str](), "0"
         while page:
-            answer = self.manage("GET", "/models", {"limit": 100, "next_page_token": page}, timeout_s)
+            answer = self.manage("GET", "/models", {"limit": 100, "next_page_token": page})
             if answer.status != 200:
                 raise ServerError(f"the models could not be listed: {refusal(answer)}")
             content = answer.json()
@@ -77,55 +78,82 @@ class Client:
             page = content.get("nextPageToken")
         return names
 
-    def describe(self, model: str, version: str = "", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    def describe(self, model: str, version: str = "") -> dict[str, Any]:
         """TorchServe's description of a model: workers, batching. Raises ServerError if it has none."""
-        return self._described(f"/models/{model}{'/' + version if version else ''}", {}, timeout_s)
+        return self._described(f"/models/{model}{'/' + version if version else ''}", {})
 
-    def customized(self, model: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    def customized(self, model: str) -> dict[str, Any]:
         """The handler's own description: kind, engine, precision, device. A worker gives it. Raises ServerError."""
-        described = self._described(f"/models/{model}", {"customized": "true"}, timeout_s)
+        described = self._described(f"/models/{model}", {"customized": "true"})
         metadata: dict[str, Any] = described["customizedMetadata"]
         return metadata
 
-    def _described(self, path: str, query: Mapping[str, object], timeout_s: float) -> dict[str, Any]:
-        answer = self.manage("GET", path, query, timeout_s)
+    def _described(self, path: str, query: Mapping[str, object]) -> dict[str, Any]:
+        answer = self.manage("GET", path, query)
         if answer.status != 200:
             raise ServerError(f"{path}: {refusal(answer)}")
         description: dict[str, Any] = answer.json()[0]
         return description
 
+    def register(self, model: str, query: Mapping[str, object], timeout_s: float | None = None) -> None:
+        """Register an archive as `model`. query: "url", the archive's name in the model store, and further options.
+
+        Raises ServerError, with the reason if the model's first worker cannot load it.
+        """
+        logs = Logs(self.folder)
+        answer = self.manage("POST", "/models", {**query, "model_name": model}, timeout_s)
+        if answer.status == 200:
+            return
+        error = _wait_for_error(logs, model) if "start workers" in refusal(answer) else None
+        why = f": {error} (all of it: {logs.workers})" if error else ""
+        raise ServerError(f"{model} was not registered: {refusal(answer)}{why}")
+
     def scale(self, model: str, workers: int, timeout_s: float = 600, report: Report = silent) -> None:
         """Have exactly `workers` workers serve `model`, and wait until they are ready.
 
+        If all workers have failed before, they are started again at once. TorchServe itself waits longer from try to
+        try, and gives up after some minutes. Workers that are still loading are waited for.
+
         Raises ServerError if TorchServe refuses, if a worker cannot load the model, or after `timeout_s`.
         """
-        before = len(self.describe(model)["workers"])
-        known_bytes = self.log.stat().st_size if self.log.is_file() else 0
-        answer = self.manage("PUT", f"/models/{model}", {"min_worker": workers, "max_worker": workers})
-        if answer.status not in (200, 202):
-            raise ServerError(f"scaling {model} was refused: {refusal(answer)}")
         deadline = time.monotonic() + timeout_s
+        logs = Logs(self.folder)
+        before = self.describe(model)["workers"]
+        if before and {worker["id"] for worker in before} <= logs.stopped(model):
+            self._set_workers(model, 0)
+            while self.describe(model)["workers"] and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+        self._set_workers(model, workers)
         while time.monotonic() < deadline:
-            if errors := load_errors(read_from(self.log, known_bytes), model):
-                raise ServerError(f"a worker of {model} cannot load: {errors[-1]} (all of it: {self.log})")
+            if error := logs.load_error(model):
+                raise ServerError(f"a worker of {model} cannot load: {error} (all of it: {logs.workers})")
             states = [worker["status"] for worker in self.describe(model)["workers"]]
-            report(f"{model}: {states.count('READY')} of {workers} workers ready (was {before})")
+            report(f"{model}: {states.count('READY')} of {workers} workers ready (was {len(before)})")
             if states == ["READY"] * workers:
                 return
             time.sleep(POLL_S)
         raise ServerError(
-            f"{model} did not reach {workers} ready workers in {timeout_s:.0f} s{self.last_error(model)}"
+            f"{model} did not reach {workers} ready workers in {round(timeout_s, 2):g} s (log: {logs.workers})"
         )
 
-    def last_error(self, model: str) -> str:
-        """Why a worker of `model` last failed to load, and the log, to put behind a message."""
-        errors = load_errors(read_from(self.log, 0), model)
-        why = f"; a worker could not load: {errors[-1]}" if errors else ""
-        return f"{why} (log: {self.log})"
+    def _set_workers(self, model: str, workers: int) -> None:
+        answer = self.manage("PUT", f"/models/{model}", {"min_worker": workers, "max_worker": workers})
+        if answer.status not in (200, 202):
+            raise ServerError(f"scaling {model} was refused: {refusal(answer)}")
 
     def metrics(self) -> str:
         """The Prometheus text of the metrics port."""
         return request("GET", f"{self.config['metrics_address']}/metrics").body.decode()
+
+
+def _wait_for_error(logs: Logs, model: str) -> str | None:
+    """Why a worker has just failed to load; TorchServe writes its logs a little later than it answers."""
+    deadline = time.monotonic() + GRACE_S + 3 * POLL_S
+    while time.monotonic() < deadline:
+        if error := logs.load_error(model):
+            return error
+        time.sleep(POLL_S)
+    return None
 
 
 def refusal(answer: Answer) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+GRACE_S = 2.0  # the worker's own words may reach its log later than TorchServe's
+TAIL_BYTES = 4 << 20  # the part of a log in which the last failure is looked for
 
 # TorchServe's worker writes one of these, and then the traceback, if it could not load its model.
 _LOAD_FAILED = ("Backend worker process died", "Failed to load model", "Load model ")
@@ -13,11 +17,44 @@ _NOT_FATAL = ("Exception in thread", "Exception ignored")
 _CHAINED = ("During handling of the above", "The above exception was")
 # If a handler cannot be imported, TorchServe looks for a handler of its own by that name, and reports only that.
 _MISLEADING = "ts.torch_handler"
+# After a RuntimeError, the worker ends itself with one of its own.
+_ECHO = re.compile(r"RuntimeError: \d+ - (Unknown exception|System out of memory)")
 
 
-def model_log(folder: Path) -> Path:
-    """The log of all workers of the TorchServe that was started in `folder`."""
-    return folder / "logs" / "model_log.log"
+class Logs:
+    """The logs of a TorchServe from now on. folder: where it is, or will be, started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.workers = folder / "logs" / "model_log.log"  # what workers write
+        self.server = folder / "logs" / "ts_log.log"  # what TorchServe writes itself
+        self.offsets = {log: log.stat().st_size if log.is_file() else 0 for log in (self.workers, self.server)}
+        self.seen: dict[str, float] = {}
+
+    def load_error(self, model: str) -> str | None:
+        """Why a worker of `model` could not load, in one line; None if none has failed so far."""
+        if errors := load_errors(read_from(self.workers, self.offsets[self.workers]), model):
+            return errors[-1]
+        failed = re.search(rf"Load model failed: {re.escape(model)}, error: (.*)", self._of_server())
+        if failed and time.monotonic() - self.seen.setdefault(model, time.monotonic()) > GRACE_S:
+            return f"its process ended and gave no reason ({failed[1].strip()}); there may be too little memory"
+        return None
+
+    def _of_server(self) -> str:
+        return read_from(self.server, self.offsets[self.server])
+
+    def last_error(self, model: str) -> str | None:
+        """Why a worker of `model` last failed to load, however long ago; None if the log has nothing of it."""
+        errors = load_errors(_tail(self.workers), model)
+        return errors[-1] if errors else None
+
+    def stopped(self, model: str) -> set[str]:
+        """The ids of the workers of `model` that have failed, and wait for another try or have given up.
+
+        TorchServe's management API describes them as it describes a worker that is loading: "UNLOADING".
+        """
+        change = re.compile(rf"\bW-(\d+)-{re.escape(model)}_v?\d\S* State change \w+ -> (\w+)")
+        last = dict(change.findall(_tail(self.server)))
+        return {worker for worker, state in last.items() if state == "WORKER_STOPPED"}
 
 
 def load_errors(log: str, model: str) -> list[str]:
@@ -49,28 +86,37 @@ def _errors(stream: str, texts: Iterable[str]) -> Iterator[str]:
     rest = iter(texts)
     for text in rest:
         if text.startswith(_LOAD_FAILED):
-            announced = True
+            yield from _cause(chain)
+            announced, chain = True, []
         elif text == _TRACEBACK:
             error = _end_of_traceback(rest)
             if error and announced and not before.startswith(_NOT_FATAL):
                 chain.append(error)
         elif chain and text.strip() and not text.startswith(_CHAINED):
-            yield _cause(chain)
+            yield from _cause(chain)
             announced, chain = stream == "stderr", []
         before = text or before
-    if chain:
-        yield _cause(chain)
+    yield from _cause(chain)
 
 
 def _end_of_traceback(texts: Iterator[str]) -> str:
-    """The first line that is not indented: the exception and its message; "" if it is not written yet."""
-    return next((text for text in texts if text and not text.startswith(" ")), "")
+    """The first line that is not indented: the exception and its message; "" if it is not written yet.
+
+    A line that ends with a colon is continued with the next one, as PyTorch writes mismatched weights.
+    """
+    error = next((text for text in texts if text and not text.startswith(" ")), "")
+    return f"{error} {next(texts, '').strip()}".strip() if error.endswith(":") else error
 
 
-def _cause(chain: list[str]) -> str:
-    """The last exception of a chain, unless that is TorchServe's misleading one."""
+def _cause(chain: list[str]) -> list[str]:
+    """The last exception of a chain that is not one of TorchServe's own misleading ones; [] for an echo alone."""
     telling = [error for error in chain if _MISLEADING not in error]
-    return (telling or chain)[-1]
+    return [error for error in (telling or chain)[-1:] if not _ECHO.fullmatch(error)]
+
+
+def _tail(path: Path) -> str:
+    """The last TAIL_BYTES of a log."""
+    return read_from(path, max(0, path.stat().st_size - TAIL_BYTES)) if path.is_file() else ""
 
 
 def read_from(path: Path, offset: int) -> str:

@@ -21,7 +21,7 @@ from server.client import Client, Report
 from server.config import ADDRESSES, read_properties
 from server.errors import ServerError
 from server.java import find_java_home
-from server.logs import load_errors, read_from
+from server.logs import Logs, read_from
 from server.ports import check_free
 from server.tokens import KEY_FILE
 
@@ -80,6 +80,7 @@ class Server:
         # TorchServe keeps its pid file, sockets and unpacked models there, so each server needs its own.
         self.temporary = tempfile.mkdtemp(prefix="torchserve-")
         self.log.write_bytes(b"")
+        self.logs = Logs(self.folder)
         with self.log.open("ab") as log:  # appending, so that a log that is emptied meanwhile starts at its beginning
             self.process = subprocess.Popen(
                 self._command(),
@@ -127,10 +128,9 @@ class Server:
     def _check_start(self, waiting: Mapping[str, object], deadline: float, timeout_s: float) -> None:
         if self.process is None or self.process.poll() is not None:
             raise ServerError(f"TorchServe ended while starting:\n{self.tail()}")
-        log = read_from(self.log, 0)
         for model in waiting:
-            if errors := load_errors(log, model):
-                raise ServerError(f"{model} cannot be loaded: {errors[-1]} (all of it: {self.log})")
+            if error := self.logs.load_error(model):
+                raise ServerError(f"{model} cannot be loaded: {error} (all of it: {self.log})")
         if time.monotonic() > deadline:
             raise ServerError(f"{', '.join(waiting)} did not answer within {timeout_s:.0f} s:\n{self.tail()}")
 

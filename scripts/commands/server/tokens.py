@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ServerError
-from server.http import request
+from server.http import TIMEOUT_S, request
 
 KEY_FILE = "key_file.json"
 RENEW_BEFORE = datetime.timedelta(minutes=1)
 
 
-def valid_token(folder: Path, management_address: str, kind: str) -> str:
+def valid_token(folder: Path, management_address: str, kind: str, timeout_s: float = TIMEOUT_S) -> str:
     """A token that is valid for a minute at least.
 
     Args:
         folder: where torchserve was started; it holds key_file.json.
         management_address: where an expired token is renewed, http://HOST:PORT.
         kind: "inference" or "management".
+        timeout_s: how long the renewal is waited for.
 
     Raises:
         ServerError: there is no key file, or TorchServe does not renew the token.
@@ -30,7 +31,8 @@ def valid_token(folder: Path, management_address: str, kind: str) -> str:
     keys = read_keys(folder)
     expires = datetime.datetime.fromisoformat(_whole_seconds(keys[kind]["expiration time"]))
     if expires - datetime.datetime.now(datetime.timezone.utc) < RENEW_BEFORE:
-        answer = request("GET", f"{management_address}/token?type={kind}", headers=bearer(keys["API"]["key"]))
+        url = f"{management_address}/token?type={kind}"
+        answer = request("GET", url, headers=bearer(keys["API"]["key"]), timeout_s=timeout_s)
         if answer.status != 200:
             raise ServerError(f"the {kind} token could not be renewed: {answer.status} {answer.body!r}")
         keys = read_keys(folder)

@@ -61,14 +61,14 @@ def apply(client: Client, model: str, choice: Choice) -> None:
         raise ServerError(f"{model} was not unregistered: {refusal(answer)}")
     query = {
         "url": described["modelUrl"],
-        "model_name": model,
         "initial_workers": 0,
         "batch_size": choice.batch_size,
         "max_batch_delay": choice.delay_ms,
     }
-    answer = client.manage("POST", "/models", query, timeout_s=LOAD_TIMEOUT_S)
-    if answer.status != 200:
-        raise ServerError(f"{model} is unregistered, and could not be registered again: {refusal(answer)}")
+    try:
+        client.register(model, query, LOAD_TIMEOUT_S)
+    except ServerError as error:
+        raise ServerError(f"{error}; {model} is unregistered now") from error
     client.scale(model, choice.workers, LOAD_TIMEOUT_S)
     found = client.describe(model)
     if (found["batchSize"], found["maxBatchDelay"]) != (choice.batch_size, choice.delay_ms):

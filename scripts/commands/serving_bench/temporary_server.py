@@ -80,12 +80,10 @@ class TemporaryServer:
         link = self.store / f"{archive.name}.mar"
         if not link.exists():
             link.symlink_to(archive.file)
-        query: dict[str, object] = {"url": link.name, "model_name": archive.name, "initial_workers": 0}
+        query: dict[str, object] = {"url": link.name, "initial_workers": 0}
         query |= {"batch_size": batch_size} if batch_size is not None else {}
         query |= {"max_batch_delay": delay_ms} if delay_ms is not None else {}
-        answer = self.client.manage("POST", "/models", query, timeout_s=LOAD_TIMEOUT_S)
-        if answer.status != 200:
-            raise ServerError(f"{archive.file.name} was not registered: {refusal(answer)}")
+        self.client.register(archive.name, query, LOAD_TIMEOUT_S)
 
     def unregister(self, model: str) -> None:
         """Unregister a model. Raises ServerError."""
