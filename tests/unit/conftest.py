@@ -264,7 +264,7 @@ def bench() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def read_bench() -> Callable[[Path], Any]:
     """read_bench(out) -> the JSON that a benchmark has written beside `out`."""
-    return lambda out: json.loads(results.beside(out, "json").read_text(encoding="utf-8"))
+    return lambda out: json.loads(results.with_suffix(out, "json").read_text(encoding="utf-8"))
 
 
 def noise(*shape: int) -> NDArray[np.uint8]:

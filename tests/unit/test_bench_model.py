@@ -86,7 +86,7 @@ def test_what_cannot_run_is_reported_with_its_reason(content: Any) -> None:
 
 
 def test_csv_and_table_hold_every_row(out: Path, content: Any) -> None:
-    with results.beside(out, "csv").open(encoding="utf-8") as stream:
+    with results.with_suffix(out, "csv").open(encoding="utf-8") as stream:
         held = list(csv.DictReader(stream))
     assert [float(row["ms_p50"]) for row in held] == [row["ms_p50"] for row in content["rows"]]
     head, _, first, second, *_ = report.table(content).splitlines()

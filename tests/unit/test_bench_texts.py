@@ -320,7 +320,7 @@ def test_random_weights_need_no_tokenizer(tmp_path: Path, monkeypatch: pytest.Mo
     preset = tmp_path / "preset.yaml"
     preset.write_text("{hidden_size: 64, num_hidden_layers: 1}", encoding="utf-8")
     monkeypatch.setattr(texts, "PRESET", preset)
-    folder = texts.stage(None, tmp_path / "model", False)
+    folder = texts.model_folder(None, tmp_path / "model", False)
     spec = EngineSpec("text-encoder", folder, CPU, "fp32", task="embeddings")
     workload = texts.workload(spec, [Point(2, 4)], 256)
     assert workload.model == "bert-1x64"

@@ -1,4 +1,4 @@
-"""The picture of a text encoder's benchmark: TFLOP/s at each point, which sequences/s of other lengths are not."""
+"""The picture of a text encoder's benchmark: bars of TFLOP/s, which points of different lengths have in common."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from benchmarks.points import label, point_of
 from benchmarks.results import Document, name_of, points, series
 from benchmarks.sweep import Row
 
-GROUP_WIDTH = 0.84  # of the distance between two points
+GROUP_WIDTH = 0.84  # share of the distance between two points
 DASHES = ("--", ":", "-.")
 
 
 def draw(plt: Any, content: Document) -> Any:
-    """A figure: a group of bars a point, a colour an engine, matmul ceilings dashed; the best has its sequences/s."""
+    """Draw a group of bars per point and a colour per engine, with dashed lines at the speed of a plain matmul.
+
+    The highest bar of a group carries its sequences/s.
+    """
     figure, axes = plt.subplots(figsize=(11, 5.5), dpi=150, layout="constrained")
     _draw_bars(axes, content["rows"])
     _draw_ceilings(axes, content)
@@ -30,20 +33,20 @@ def draw(plt: Any, content: Document) -> Any:
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     for column, name in enumerate(series(content["rows"])):
-        axes.bar(0, 0, color=f"C{column}", label=name)  # for the legend alone
+        axes.bar(0, 0, color=f"C{column}", label=name)  # only for the legend
     figure.legend(loc="outside lower center", ncols=5, fontsize="small", frameon=False)
     return figure
 
 
 def _draw_bars(axes: Any, rows: Sequence[Row]) -> None:
-    """Side by side about their point, without gaps for engines that did not run it."""
+    """Draw each point's bars side by side, without gaps for engines that did not run it."""
     columns = list(series(rows))
     width = GROUP_WIDTH / len(columns)
-    for place, point in enumerate(points(rows)):
+    for index, point in enumerate(points(rows)):
         group = [row for row in rows if point_of(row) == point]
         best = max(group, key=lambda row: float(row["tflops"]))
         for column, row in enumerate(sorted(group, key=lambda row: columns.index(name_of(row)))):
-            middle = place + (column - (len(group) - 1) / 2) * width
+            middle = index + (column - (len(group) - 1) / 2) * width
             axes.bar(middle, row["tflops"], width * 0.92, color=f"C{columns.index(name_of(row))}")
             if row is best:
                 _write_above(axes, middle, row)
@@ -61,7 +64,7 @@ def _write_above(axes: Any, middle: float, row: Row) -> None:
 
 
 def _draw_ceilings(axes: Any, content: Document) -> None:
-    """Of each precision that runs, other than fp32, which would lie on the axis."""
+    """Draw the speed of a plain matmul in each precision but fp32, whose line would lie on the axis."""
     ceilings = content["conditions"]["ceilings"]["matmul_tflops"]
     ran = list(dict.fromkeys(row["precision"] for row in content["rows"]))
     shown = [precision for precision in ran if precision != "fp32"] or ran

@@ -34,5 +34,5 @@ class Compiled:
 
 
 def engine(run: Any) -> Engine:
-    """With what a person should know of it."""
+    """An Engine of `run`, with the library and mode for the report."""
     return Engine(run, {"library": f"torch {torch.__version__}", "mode": Compiled.MODE})

@@ -1,4 +1,4 @@
-"""Under what conditions a benchmark ran."""
+"""The conditions under which a benchmark runs: machine and versions."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ ROOT = Path(__file__).parents[3]
 
 
 def conditions(device: torch.device, commit: str | None = None) -> dict[str, object]:
-    """Versions and names, None where there is none. commit: instead of what git says of this checkout."""
+    """Versions and names; None for what is not there. commit: in place of git describe."""
     cuda = device.type == "cuda"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "gpu": gpu_name(device),
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "tensorrt": _tensorrt_version(),
         **({} if cuda else {"cpu": placement.device_name(device), "onnxruntime": version("onnxruntime")}),
         "python": platform.python_version(),
-        "commit": commit or _said("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+        "commit": commit or _first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
     }
 
 
 def gpu_name(device: torch.device) -> str:
-    """As the driver names it; "cpu" where that is what runs."""
+    """The driver's name for the GPU; "cpu" for a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
@@ -44,7 +44,8 @@ def slug(gpu: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
 
 
-def _said(*command: str) -> str | None:
+def _first_line(*command: str) -> str | None:
+    """The first line that a command prints; None if it fails."""
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()
     except (OSError, subprocess.CalledProcessError):

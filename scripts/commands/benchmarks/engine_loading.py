@@ -1,4 +1,4 @@
-"""An engine's name on the command line -> a loaded engine.
+"""Load the engine that a name on the command line means.
 
 NAME-PRECISION: a peer of image_peers.py or text_peers.py, or a file in handlers/engines; `eager` is short for
 torch_eager.
@@ -33,7 +33,7 @@ PEERS: Mapping[str, Mapping[str, Callable[[EngineSpec], Engine]]] = {
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """ "eager-fp16" -> ("eager", "fp16"). Raises ValueError where that is not its shape."""
+    """ "eager-fp16" -> ("eager", "fp16"). Raises ValueError for another form."""
     engine, _, precision = name.rpartition("-")
     if not engine or precision not in DTYPES:
         raise ValueError(f"{name!r}; wanted: ENGINE-PRECISION, the precision one of {', '.join(DTYPES)}")
@@ -41,7 +41,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def check_names(names: Iterable[str], kind: str) -> None:
-    """Raises ValueError for a name of no engine, before a minute is spent on the others."""
+    """Raises ValueError for an unknown engine, before minutes are spent on the others."""
     known = {*engines.names(kind), *PEERS[kind], *ALIASES}
     for name in names:
         if split_name(name)[0] not in known:
@@ -49,9 +49,9 @@ def check_names(names: Iterable[str], kind: str) -> None:
 
 
 def load(name: str, spec: EngineSpec) -> Engine:
-    """The engine, in the name's precision instead of the spec's.
+    """The engine, in the name's precision in place of the spec's.
 
-    Raises ValueError with the objection where it cannot run the spec here.
+    Raises ValueError with the reason if it cannot run the spec here.
     """
     engine, precision = split_name(name)
     spec = dataclasses.replace(spec, precision=precision)

@@ -28,21 +28,21 @@ Time a ResNet. Images are on the device before the clock starts: no decoding, no
   compile-fp16              torch.compile of that network, reduce-overhead; only at --compile-batches, as each costs
                             a minute of compiling
   torch2trt-fp16            TensorRT, its plan made by torch2trt instead of from ONNX, for the largest of
-                            --plan-buckets alone; converted at each run, which takes a minute or two
+                            --plan-buckets alone; converted in each run, which takes a minute or two
   tensorrt-static-fp16      TensorRT from ONNX, with a plan for each of --plan-buckets that runs this batch alone, in
-                            place of one plan with a profile for each; built at each run
+                            place of one plan with a profile for each; built in each run
   NAME-fp16, NAME-bf16      any other file in handlers/engines: cudnn-fp16, tensorrt-fp16, ...
   onnxruntime-fp32          ONNX Runtime, with --device cpu
-One that cannot run here is listed with its reason, and the others go on.
+An engine that cannot run here is skipped with the reason, and the others go on.
 
-Before it is timed, an engine's logits must be finite; their relative error to fp32 (worst image) stands in its row.
+Before an engine is timed, its logits must be finite. Its row has their relative error to fp32 (worst image).
 Times are p50 and p90 of single calls (20 or more, CUDA events around each) after a warm-up.
 
 {FIGURES_OF_IMAGES}"""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the command's options."""
     command.add_argument(
         "--image-size", type=positive, default=IMAGE_SIZE, metavar="PX", help="(default: %(default)s)"
     )
@@ -70,14 +70,14 @@ def _batches(text: str) -> list[int]:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Raises ValueError or OSError where nothing can be timed."""
+    """Time the engines; the exit status. Raises ValueError or OSError if nothing can be timed."""
     shared_command.be_quiet()
     engine_loading.check_names(chosen.engines, "image-classifier")
     device = shared_command.device_of(chosen.device)
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
         onnx = device.type == "cuda" and any(name.startswith("tensorrt-") for name in chosen.engines)
-        folder = resnets.stage(chosen.model_dir, Path(passing), chosen.image_size, onnx)
+        folder = resnets.model_folder(chosen.model_dir, Path(passing), chosen.image_size, onnx)
         spec = EngineSpec(
             "image-classifier",
             folder,
@@ -96,12 +96,12 @@ def run(chosen: argparse.Namespace) -> int:
             spec,
             about,
             chosen.engines,
-            whole={
+            full={
                 "engines": shared_command.names(ENGINES),
                 "batches": _batches(BATCHES),
                 "compile_batches": _batches(COMPILE_BATCHES),
             },
-            same={"image_size": IMAGE_SIZE, "plan_buckets": _batches(PLAN_BUCKETS)},
+            defaults={"image_size": IMAGE_SIZE, "plan_buckets": _batches(PLAN_BUCKETS)},
         )
         points = [Point(batch) for batch in chosen.batches]
         fewer = {

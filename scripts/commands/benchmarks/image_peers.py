@@ -1,4 +1,4 @@
-"""What image classifiers are also run with, to compare: torch.compile, and TensorRT plans of other making."""
+"""Peers for image classifiers: torch.compile, and TensorRT plans that are made in other ways."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def load_compiled(spec: EngineSpec) -> Engine:
 
 
 def load_static(spec: EngineSpec) -> Engine:
-    """A plan for each bucket, built for exactly that batch; others raise ValueError. Built at each load.
+    """A TensorRT plan for each bucket, built at each load for exactly that batch; other batches raise ValueError.
 
-    Raises ValueError where that cannot be done here.
+    Raises ValueError if TensorRT cannot run here.
     """
     if why := tensorrt.objection(spec):
         raise ValueError(why)
@@ -45,7 +45,7 @@ def load_static(spec: EngineSpec) -> Engine:
 def load_torch2trt(spec: EngineSpec) -> Engine:
     """The plan that `--converter torch2trt` would package, for the largest bucket alone; converted at each load.
 
-    Raises ValueError where that cannot be done here.
+    Raises ValueError if torch2trt cannot run here.
     """
     if spec.device.type != "cuda" or spec.precision != "fp16":
         raise ValueError(f"torch2trt needs an NVIDIA GPU and fp16; got {spec.device} and {spec.precision}")

@@ -1,5 +1,5 @@
-"""Where one point's time goes: each kernel's sum by name, the least that the layers could take, and their products
-as PyTorch alone multiplies them, under the same steady load."""
+"""Where the time of one point goes: the sum of each kernel, the least time that each part of a layer could take, and
+each matrix product as PyTorch alone computes it, under the same steady load."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NAME_WIDTH = 72
 
 
 def measure(sweep: Sweep, workload: TextWorkload, name: str, point: Point) -> None:
-    """Profile one engine at one point, into sweep.kernels. What cannot run is said and passed over."""
+    """Profile one engine at one point, into sweep.kernels. An engine that cannot run is skipped, with the reason."""
     try:
         engine = sweep.load(name)
         call = calls(engine, workload.inputs(point, engine_loading.split_name(name)[1], engine))
         spent = timing.quantile(timing.times_ms(call, sweep.device, sweep.seconds), 0.5)
         kernels = kernel_times(call, sweep.device, workload.config.num_hidden_layers)
-    except Exception as error:  # whatever a library raises; the other points shall still be profiled
+    except Exception as error:  # whatever a library raises: the other points are still profiled
         sweep.skip(name, point, error)
         return
     finally:
@@ -47,12 +47,12 @@ def measure(sweep: Sweep, workload: TextWorkload, name: str, point: Point) -> No
             "products": products,
         }
     )
-    sweep.say(table(sweep.kernels[-1]))
+    sweep.show(table(sweep.kernels[-1]))
     sweep.save(sweep)
 
 
 def kernel_times(call: Callable[[], object], device: torch.device, layers: int) -> list[Row]:
-    """Microseconds a call by kernel (on a CPU: by operation), longest first; `call` has been warmed up."""
+    """Microseconds per call of each kernel (CPU: each operation), longest first. `call` is warmed up already."""
     cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
         for _ in range(RUNS):
@@ -89,7 +89,8 @@ def _microseconds(event: Any, cuda: bool) -> float:
 def floors(workload: TextWorkload, point: Point, precision: str, ceilings: Ceilings) -> list[Row]:
     """The least microseconds of each part of one layer, and what bounds it.
 
-    norms: both of them read and written once more, as where they are kernels of their own; in the sum they are fused.
+    The part "norms" is the time to read and write both norms once more, as kernels of their own do; the sum leaves it
+    out, as if they were fused.
     """
     parts = _parts(workload.config, lengths_of(point))
     rows = [_floor(name, part, precision, ceilings) for name, part in parts.items()]
@@ -98,7 +99,7 @@ def floors(workload: TextWorkload, point: Point, precision: str, ceilings: Ceili
 
 
 def product_times(workload: TextWorkload, point: Point, precision: str, sweep: Sweep) -> list[Row]:
-    """Microseconds of each matrix product of one layer by itself, and of all: no bias and nothing else in it."""
+    """Microseconds of each matrix product of one layer alone, without bias, and their sum."""
     tokens = sum(lengths_of(point))
     shapes = {name: (tokens, *shape) for name, shape in encoder_products(workload.config).items()}
     times = {
@@ -123,7 +124,7 @@ def _floor(name: str, part: Layer, precision: str, ceilings: Ceilings) -> Row:
 
 
 def table(found: Row) -> str:
-    """All lists for a person at a terminal."""
+    """All lists as text for a terminal."""
     point = Point(found["batch"], found["length"], found["mix"])
     lines = [
         f"\n{found['engine']}-{found['precision']} {spoken(point)}: {found['ms_p50']:.3f} ms, of which "

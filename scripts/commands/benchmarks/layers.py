@@ -1,12 +1,13 @@
-"""What a network has to compute and to move, layer by layer, and how fast a machine could be at it.
+"""What a network has to compute and to move, layer by layer, and the least time that a machine needs for it.
 
-FLOPs are 2 a multiply-add, of convolutions, linear layers and attention's two products; of texts the real tokens'
-alone, whatever an engine pads them to. Bytes are what each of those reads (its input, its weight, and the residual
-that a block's last layer adds) and writes, once each: norms, activations and additions are taken as fused, attention
-as one kernel that keeps its scores to itself, embeddings, pooling and biases as free, and no layer as finding its
-input in a cache. A layer needs the longer of FLOPs / matmul ceiling and bytes / copy bandwidth, and the network the
-sum over its layers: the memory roofline.
-Engines that keep activations in a large L2 cache from one layer to the next may beat it at small batches.
+FLOPs: 2 per multiply-add, of convolutions, linear layers and the two products of attention; padding of texts does not
+count. Bytes: what each of these layers reads (its input, its weight, and the residual that a block's last layer adds)
+and writes, once each. This assumes that norms, activations and additions are fused, that attention is one kernel that
+does not write its scores, that embeddings, pooling and biases cost nothing, and that no input is in a cache.
+
+A layer needs the longer of FLOPs / matmul ceiling and bytes / copy bandwidth. The network needs the sum over its
+layers: the memory roofline. An engine that keeps activations in a large L2 cache between layers can be faster at
+small batches.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from handlers.engines import DTYPES
 
 @dataclass(frozen=True)
 class Layer:
-    """Of one call. activations: elements that it reads and writes. weights: elements, whatever the batch."""
+    """One layer in one call. activations: elements that it reads and writes. weights: elements, for any batch."""
 
     flops: int
     activations: int
     weights: int
 
     def times(self, batch: int) -> Layer:
-        """The layer for a batch of what it was for one item."""
+        """The layer for a batch, if this is the layer for one item."""
         return Layer(self.flops * batch, self.activations * batch, self.weights)
 
     def seconds(self, item_bytes: int, tflops: float, tb_per_s: float) -> tuple[float, float]:
-        """The least time for computing, and for moving."""
+        """The least seconds for computing, and for moving."""
         moved = (self.activations + self.weights) * item_bytes
         return self.flops / (tflops * 1e12), moved / (tb_per_s * 1e12)
 
@@ -45,7 +46,7 @@ def total_flops(layers: Sequence[Layer]) -> int:
 
 
 def roofline_ms(layers: Sequence[Layer], item_bytes: int, tflops: float, tb_per_s: float) -> float:
-    """The memory roofline in milliseconds; item_bytes: of one element. See the module."""
+    """The memory roofline in milliseconds (see the module). item_bytes: bytes of one element."""
     return 1e3 * sum(max(layer.seconds(item_bytes, tflops, tb_per_s)) for layer in layers)
 
 

@@ -1,4 +1,4 @@
-"""The picture of an image classifier's benchmark: items/s over batches."""
+"""The picture of an image classifier's benchmark: lines of images/s over batch sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.sweep import Row
 
 
 def draw(plt: Any, content: Document) -> Any:
-    """A figure: items/s against batch, one line an engine, the roofline dashed."""
+    """Draw images/s against the batch size: one line per engine, the memory roofline dashed."""
     figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
     _draw_lines(axes, content)
     first = content["rows"][0]
@@ -29,7 +29,7 @@ def _draw_lines(axes: Any, content: Document) -> None:
     batches = sorted({int(row["batch"]) for row in content["rows"]})
     for name, line in series(content["rows"]).items():
         found = {int(row["batch"]): row["items_per_s"] for row in line}
-        # A batch that this engine was not timed at leaves a gap: a line across it would claim what nobody measured.
+        # A batch size that the engine was not timed at leaves a gap: a line across would claim what was not measured.
         axes.plot(batches, [found.get(batch, math.nan) for batch in batches], marker="o", label=name)
     precision, roof = ceiling(content["rows"])
     ceilings = content["conditions"]["ceilings"]

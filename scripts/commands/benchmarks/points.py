@@ -1,4 +1,4 @@
-"""What is timed: how many items a batch has, and how long each is; and the mixes of lengths that have a name."""
+"""Points: how many items a batch has, and how long each is; and the named mixes of lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SQUAD_MEDIAN, SQUAD_SIGMA, SQUAD_MAX = 163, 0.35, 384
 
 
 class Point(NamedTuple):
-    """Items a batch; tokens an item (None for images, and in a mix); the mix's name, a key of MIXES."""
+    """Items per batch; tokens per item (None for images and mixes); the name of the mix, a key of MIXES."""
 
     batch: int
     length: int | None = None
@@ -19,23 +19,23 @@ class Point(NamedTuple):
 
 
 def _squad() -> tuple[int, ...]:
-    """256 lengths as of SQuAD's questions with their paragraphs: at most 384, 173 in the mean.
+    """256 lengths like those of SQuAD's questions with their paragraphs: at most 384 tokens, 173 in the mean.
 
-    The quantiles of a lognormal distribution, so that any machine gets the same ones.
+    They are the quantiles of a lognormal distribution, so that every machine gets the same.
     """
     normal = NormalDist(math.log(SQUAD_MEDIAN), SQUAD_SIGMA)
-    drawn = (math.exp(normal.inv_cdf((place + 0.5) / 256)) for place in range(256))
+    drawn = (math.exp(normal.inv_cdf((index + 0.5) / 256)) for index in range(256))
     return tuple(min(round(length), SQUAD_MAX) for length in drawn)
 
 
 def _half() -> tuple[int, ...]:
-    """64 lengths, even from 3 to 381: half of a batch that is padded to 384 would be padding."""
-    return tuple(round(384 * (place + 0.5) / 64) for place in range(64))
+    """64 lengths, evenly from 3 to 381: padded to 384, half of the batch would be padding."""
+    return tuple(round(384 * (index + 0.5) / 64) for index in range(64))
 
 
 def _short8() -> tuple[int, ...]:
-    """8 lengths, even from 10 to 128."""
-    return tuple(round(10 + 118 * place / 7) for place in range(8))
+    """8 lengths, evenly from 10 to 128."""
+    return tuple(round(10 + 118 * index / 7) for index in range(8))
 
 
 MIXES: Mapping[str, Callable[[], tuple[int, ...]]] = {"squad": _squad, "half": _half, "short8": _short8}
@@ -52,7 +52,7 @@ def parse(text: str) -> Point:
 
 
 def lengths_of(point: Point) -> tuple[int, ...]:
-    """Tokens of each sequence. Raises ValueError for a point that has no lengths: images."""
+    """The tokens of each sequence. Raises ValueError for a point of images, which has no lengths."""
     if point.mix is not None:
         return MIXES[point.mix]()
     if point.length is None:
@@ -61,7 +61,7 @@ def lengths_of(point: Point) -> tuple[int, ...]:
 
 
 def point_of(row: Mapping[str, Any]) -> Point:
-    """A row's point; rows from before there were mixes have none."""
+    """A row's point. Rows of old benchmarks have no mix."""
     return Point(row["batch"], row["length"], row.get("mix"))
 
 

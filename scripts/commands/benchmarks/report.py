@@ -9,12 +9,12 @@ from typing import Any
 
 from benchmarks import bar_chart, line_chart
 from benchmarks.points import Point, label, point_of
-from benchmarks.results import Document, beside, points, series, write_csv
+from benchmarks.results import Document, points, series, with_suffix, write_csv
 from benchmarks.sweep import Row
 
 
 def table(content: Document) -> str:
-    """Markdown: one row a point, one column an engine, items/s (ms); below it what was skipped."""
+    """Markdown: a row per point and a column per engine, with items/s (ms); below it what was skipped."""
     columns = series(content["rows"])
     found = points(content["rows"])
     head = "batch x tokens" if any(point.length or point.mix for point in found) else "batch"
@@ -40,7 +40,7 @@ def _table_line(point: Point, columns: Mapping[str, Sequence[Row]]) -> str:
 
 
 def conditions_line(conditions: Mapping[str, Any]) -> str:
-    """On what it ran, and the ceilings measured there."""
+    """The machine, versions, and the measured ceilings, in one line."""
     ceilings = conditions["ceilings"]
     matmul = ", ".join(f"{precision} {value:.4g}" for precision, value in ceilings["matmul_tflops"].items())
     versions = [f"{name} {conditions[name]}" for name in ("torch", "tensorrt") if conditions[name]]
@@ -51,7 +51,7 @@ def conditions_line(conditions: Mapping[str, Any]) -> str:
 
 
 def draw(path: Path, content: Document) -> None:
-    """The picture: of images lines over batches, of texts bars by point. Raises ImportError without matplotlib."""
+    """Draw the picture: lines for images, bars for texts. Raises ImportError without matplotlib."""
     matplotlib: Any = import_module("matplotlib")
     matplotlib.use("Agg")
     plt: Any = import_module("matplotlib.pyplot")
@@ -62,20 +62,20 @@ def draw(path: Path, content: Document) -> None:
 
 
 def write_rest(out: Path, content: Document) -> None:
-    """OUT.csv, OUT.png where matplotlib is installed, and the table to the terminal."""
-    write_csv(beside(out, "csv"), content["rows"])
+    """Write OUT.csv, and OUT.png if matplotlib is installed; print the table."""
+    write_csv(with_suffix(out, "csv"), content["rows"])
     if not content["rows"]:
         print("no engine could be timed, so there is no picture")
     else:
-        _draw_or_say(out, content)
+        _draw_if_possible(out, content)
     print(f"\n{table(content)}")
 
 
-def _draw_or_say(out: Path, content: Document) -> None:
+def _draw_if_possible(out: Path, content: Document) -> None:
     try:
-        draw(beside(out, "png"), content)
+        draw(with_suffix(out, "png"), content)
     except ImportError as error:
         print(
             f"no picture: {error}. `pip install matplotlib` into .venv, then: "
-            f"scripts/bench_model picture {beside(out, 'json')}"
+            f"scripts/bench_model picture {with_suffix(out, 'json')}"
         )

@@ -29,9 +29,10 @@ CALIBRATION = 8
 
 @dataclass(frozen=True)
 class ResNetWorkload:
-    """layers: for one image. photographs: (P, 3, S, S) fp32, normalised, on the device.
+    """A ResNet, its inputs and its reference outputs.
 
-    logits: (P, classes), transformers' in fp32.
+    layers: what one image costs. photographs: (P, 3, S, S) fp32, normalised, on the device. logits: (P, classes) of
+    transformers' network in fp32.
     """
 
     model: str
@@ -42,27 +43,28 @@ class ResNetWorkload:
     unit = "images/s"
 
     def inputs(self, point: Point, precision: str, engine: Engine) -> list[torch.Tensor]:
-        """One (batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
-        places = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
-        images = self.photographs[places].to(DTYPES[precision])
+        """One tensor (batch, 3, S, S), channels_last, in the precision: the photographs, repeated."""
+        indices = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
+        images = self.photographs[indices].to(DTYPES[precision])
         return [images.contiguous(memory_format=torch.channels_last)]
 
     def reference(self, point: Point) -> Array:
-        """(batch, classes) of `inputs`."""
+        """The fp32 logits of `inputs`, (batch, classes)."""
         rows: Array = self.logits[np.arange(point.batch) % len(self.logits)]
         return rows
 
     def layers_at(self, point: Point) -> list[Layer]:
+        """What the point costs in one call."""
         return [layer.times(point.batch) for layer in self.layers]
 
 
 def preprocess_of(size: int) -> Preprocess:
-    """ImageNet's, at another size in the same proportion: 224 from 256."""
+    """ImageNet's preprocessing at another size: resized and cropped as 224 is from 256."""
     return Preprocess(size=size, resize=round(size * 256 / 224))
 
 
 def workload(spec: EngineSpec) -> ResNetWorkload:
-    """Read the spec's Hugging Face folder, and compute what its network says of the photographs in fp32."""
+    """Read the spec's Hugging Face folder, and compute the network's fp32 logits of the photographs."""
     from transformers import AutoConfig
 
     from handlers.engines import networks
@@ -81,7 +83,7 @@ def workload(spec: EngineSpec) -> ResNetWorkload:
 
 
 def model_name(config: Any) -> str:
-    """By its layers with weights, as He et al. count them: resnet101; broader ones as torchvision names them."""
+    """The name by the number of layers with weights (He et al.): resnet101; wider networks as torchvision does."""
     from handlers.engines import networks
 
     convolutions = 3 if config.layer_type == "bottleneck" else 2
@@ -91,10 +93,10 @@ def model_name(config: Any) -> str:
     return f"resnet{count}" if width == 64 else f"wide_resnet{count}_{width / 64:g}"
 
 
-def stage(model_dir: Path | None, folder: Path, size: int, onnx: bool) -> Path:
-    """The folder that engines read: model_dir, or `folder` with random weights where that is None.
+def model_folder(model_dir: Path | None, folder: Path, size: int, onnx: bool) -> Path:
+    """The folder that engines read: model_dir, or `folder` with random weights if that is None.
 
-    onnx: TensorRT needs model.onnx; where model_dir lacks it, it is written beside a copy in `folder`.
+    onnx: whether TensorRT will read model.onnx. If model_dir lacks it, `folder` gets a copy of model_dir, and ONNX.
     """
     if model_dir is None:
         write_random(folder, size)

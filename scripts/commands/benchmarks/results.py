@@ -35,13 +35,13 @@ COLUMNS = (
 Document = Mapping[str, Any]
 
 
-def beside(out: Path, suffix: str) -> Path:
-    """OUT.suffix, whatever dots OUT has."""
+def with_suffix(out: Path, suffix: str) -> Path:
+    """OUT.suffix, even if OUT has dots of its own."""
     return out.with_name(f"{out.name}.{suffix}")
 
 
 def document(sweep: Sweep) -> dict[str, Any]:
-    """What OUT.json holds."""
+    """The content of OUT.json."""
     ceilings = asdict(sweep.ceilings)
     return {
         "conditions": {**sweep.conditions, "ceilings": ceilings},
@@ -54,7 +54,7 @@ def document(sweep: Sweep) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Document) -> None:
-    """In one step, so that whoever reads, or kills the run, finds a whole file."""
+    """Write the file in one step, so that it is complete whenever it is read, or the run is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
@@ -62,6 +62,7 @@ def write_json(path: Path, content: Document) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows' COLUMNS."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -69,7 +70,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by line of the picture and column of the table, in order of first appearance."""
+    """Rows by engine and precision, in order of first appearance: a line of the picture, a column of the table."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(name_of(row), []).append(row)
@@ -77,15 +78,15 @@ def series(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def name_of(row: Row) -> str:
-    """As on the command line: ENGINE-PRECISION."""
+    """ENGINE-PRECISION, as on the command line."""
     return f"{row['engine']}-{row['precision']}"
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    """By length, then batch; mixes last, in the order of MIXES."""
+    """All points of the rows: by length, then by batch; mixes last, in the order of MIXES."""
     mixes = list(MIXES)
 
-    def place(point: Point) -> tuple[int, int, int]:
+    def order(point: Point) -> tuple[int, int, int]:
         return (mixes.index(point.mix) + 1 if point.mix in mixes else 0, point.length or 0, point.batch)
 
-    return sorted({point_of(row) for row in rows}, key=place)
+    return sorted({point_of(row) for row in rows}, key=order)

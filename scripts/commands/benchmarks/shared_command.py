@@ -1,4 +1,4 @@
-"""What the commands of scripts/bench_model share: options, how those are read, and the run itself."""
+"""What the commands of scripts/bench_model share: options, and the run itself."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from benchmarks.sweep import Ceilings, Sweep, Workload, free
 from handlers.engines import EngineSpec
 from handlers.engines.plans import default_cache
 
-SECONDS = 1  # of a point
+SECONDS = 1  # time of a point
 
 FIGURES = """\
-Written after every point: OUT.json (conditions, ceilings, rows, what was skipped). At the end: OUT.csv, OUT.png
-(needs matplotlib; see the command picture), and a Markdown table on the terminal. In a row:
-  share_of_matmul             TFLOP/s over those of a matmul of random 8192 x 8192 matrices (on a CPU 512 x 512) in
-                              the same precision
+OUT.json (conditions, ceilings, rows, what was skipped) is written after every point. At the end OUT.csv and OUT.png
+are written (OUT.png needs matplotlib; see the command picture), and a Markdown table is printed. Columns of a row:
+  share_of_matmul             TFLOP/s divided by those of a matmul of random 8192 x 8192 matrices (on a CPU
+                              512 x 512) in the same precision
   share_of_memory_roofline    least time over measured time; the least time sums, layer by layer, the longer of
                               FLOPs / matmul ceiling and bytes / copy bandwidth, where {layers}
                               {reads} its output once; all else
                               is taken as fused
-  peak_mb                     device memory that the engine and the point took, CUDA graphs and TensorRT included
+  peak_mb                     device memory that the engine and the point used, with CUDA graphs and TensorRT
 """
 
 
 def add_shared(command: argparse.ArgumentParser, engines: str, random_weights: str) -> None:
-    """The options that every kind of model has."""
+    """Add the options that every kind of model has."""
     command.add_argument(
         "--model-dir",
         type=Path,
@@ -57,15 +57,15 @@ def add_shared(command: argparse.ArgumentParser, engines: str, random_weights: s
         "--out",
         type=Path,
         metavar="PATH",
-        help="without a suffix (default: docs/benchmarks/MODEL-GPU, and -part behind it for a run of less than these "
-        "defaults, or of others)",
+        help="file name without a suffix (default: docs/benchmarks/MODEL-GPU; MODEL-GPU-part for a run with less "
+        "than these defaults, or with others)",
     )
-    command.add_argument("--commit", help="to note where git cannot tell (default: git describe)")
+    command.add_argument("--commit", help="for the report, if git cannot tell (default: git describe)")
 
 
 @checked
 def names(text: str) -> list[str]:
-    """Engines, each with a precision."""
+    """Engines with their precisions: "cudnn-fp16,eager-fp32"."""
     found = parts(text)
     for name in found:
         engine_loading.split_name(name)
@@ -73,14 +73,14 @@ def names(text: str) -> list[str]:
 
 
 def be_quiet() -> None:
-    """Progress bars out; building a plan takes minutes, and says how it goes."""
+    """Switch off progress bars. Building a plan takes minutes, so its log is shown."""
     transformers_logging.disable_progress_bar()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("handlers").setLevel(logging.INFO)
 
 
 def device_of(asked: str) -> torch.device:
-    """Raises ValueError where there is no GPU and one is asked for."""
+    """The device. Raises ValueError if a GPU is asked for and there is none."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise ValueError("PyTorch sees no GPU here; --device cpu tries this out, at a CPU's speed")
     return torch.device(asked, 0) if asked == "cuda" else torch.device("cpu")
@@ -92,39 +92,43 @@ def sweep_of(
     spec: EngineSpec,
     about: dict[str, object],
     engines: Sequence[str],
-    whole: Mapping[str, Sequence[object]],
-    same: Mapping[str, object],
+    full: Mapping[str, Sequence[object]],
+    defaults: Mapping[str, object],
 ) -> tuple[Sweep, Path]:
-    """A sweep with its ceilings measured, and OUT. engines: whose precisions need ceilings; the rest: see out_of."""
-    out = chosen.out or out_of(chosen, f"{workload.model}-{slug(str(about['gpu']))}", whole, same)
+    """A sweep, its ceilings measured, and OUT.
+
+    engines: their precisions need ceilings. full, defaults: as in out_of.
+    """
+    out = chosen.out or out_of(chosen, f"{workload.model}-{slug(str(about['gpu']))}", full, defaults)
     sweep = Sweep(
         workload,
         spec,
         about,
         measure_ceilings(spec.device, engines, chosen.seconds_per_point),
         chosen.seconds_per_point,
-        save=lambda found: results.write_json(results.beside(out, "json"), results.document(found)),
-        say=lambda line: print(line, flush=True),
+        save=lambda found: results.write_json(results.with_suffix(out, "json"), results.document(found)),
+        show=lambda line: print(line, flush=True),
     )
     return sweep, out
 
 
 def out_of(
-    chosen: argparse.Namespace, name: str, whole: Mapping[str, Sequence[object]], same: Mapping[str, object]
+    chosen: argparse.Namespace, name: str, full: Mapping[str, Sequence[object]], defaults: Mapping[str, object]
 ) -> Path:
-    """Where results of `name` go; those of less than `whole`, or of other settings than `same`, beside the published.
+    """The path without a suffix at which results of `name` are written.
 
-    Both by option. Of weights of somebody's own as well.
+    A run of a user's own weights, of less than `full` or with other settings than `defaults` (both by option) ends in
+    -part, so that it does not replace a published result.
     """
     asked = vars(chosen)
-    less = chosen.seconds_per_point < SECONDS or chosen.model_dir is not None
-    less = less or any(set(all_of) - set(asked[key]) for key, all_of in whole.items())
-    less = less or any(asked[key] != value for key, value in same.items())
-    return ROOT / "docs" / "benchmarks" / f"{name}{'-part' if less else ''}"
+    partial = chosen.seconds_per_point < SECONDS or chosen.model_dir is not None
+    partial = partial or any(set(all_of) - set(asked[key]) for key, all_of in full.items())
+    partial = partial or any(asked[key] != value for key, value in defaults.items())
+    return ROOT / "docs" / "benchmarks" / f"{name}{'-part' if partial else ''}"
 
 
 def measure_ceilings(device: torch.device, engines: Sequence[str], seconds: float) -> Ceilings:
-    """In fp16 always, and in every other precision that an engine shall run; without fp8 where PyTorch lacks it."""
+    """Measure the ceilings in fp16, and in every precision of an engine; fp8 is left out if PyTorch lacks it."""
     free(device)
     precisions = sorted({"fp16", *(engine_loading.split_name(name)[1] for name in engines)})
     matmul = {}
@@ -145,7 +149,7 @@ def measure_ceilings(device: torch.device, engines: Sequence[str], seconds: floa
 def run_engines(
     sweep: Sweep, engines: Sequence[str], points: Sequence[Point], limited: Mapping[str, tuple[str, Sequence[Point]]]
 ) -> None:
-    """Time every engine. limited: by engine, the option with the points that it runs, and those points."""
+    """Time every engine. limited: by engine that runs fewer points, the option that names them, and the points."""
     for name in engines:
         option, allowed = limited.get(engine_loading.split_name(name)[0], ("", points))
         its_points = [point for point in points if point in allowed]
@@ -156,7 +160,7 @@ def run_engines(
 
 
 def finish(sweep: Sweep, out: Path) -> int:
-    """Write everything. Exit status 1 where not one engine could be timed."""
+    """Write everything. Exit status 1 if no engine could be timed."""
     report.write_rest(out, results.document(sweep))
-    print(f"\nwritten: {results.beside(out, 'json')} and what is drawn from it")
+    print(f"\nwritten: {results.with_suffix(out, 'json')} and what is drawn from it")
     return 0 if sweep.rows else 1

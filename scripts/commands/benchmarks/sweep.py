@@ -1,4 +1,4 @@
-"""Every engine at every point of a workload: checked first, then timed, one row each."""
+"""Check and time every engine at every point of a workload: one row each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from handlers.engines import Engine, EngineSpec
 
 Row = dict[str, Any]
 
-REASON_LENGTH = 300  # of a library's words for why something was skipped
+REASON_LENGTH = 300  # characters of a library's message that a report keeps
 
 
 class Workload(Protocol):
-    """A model, what it is fed with, and what it should answer."""
+    """A model, its inputs, and its reference outputs."""
 
     @property
     def model(self) -> str: ...
@@ -31,21 +31,21 @@ class Workload(Protocol):
     def unit(self) -> str: ...
 
     def inputs(self, point: Point, precision: str, engine: Engine) -> Sequence[Any]:
-        """What engine.run takes, on the device: one call after another makes the point."""
+        """What engine.run takes, on the device. A point is one call per entry, one after another."""
         ...
 
     def reference(self, point: Point) -> Array:
-        """(N, K) fp32 outputs of all `inputs`."""
+        """The fp32 outputs of all `inputs`, (N, K)."""
         ...
 
     def layers_at(self, point: Point) -> list[Layer]:
-        """Of the point in one call."""
+        """What the point costs in one call."""
         ...
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """matmul_tflops: by precision, where it can be had. copy_tb_per_s: read and written bytes together."""
+    """What the machine reaches. matmul_tflops: by precision. copy_tb_per_s: read and written bytes together."""
 
     matmul_tflops: dict[str, float]
     copy_tb_per_s: float
@@ -53,7 +53,10 @@ class Ceilings:
 
 @dataclass
 class Sweep:
-    """All that a run has found so far; `save` is called after every point, `say` with every line for a person."""
+    """All that a run has measured so far.
+
+    save: called after every point. show: called with every line for a person. seconds: time of a point.
+    """
 
     workload: Workload
     spec: EngineSpec
@@ -61,7 +64,7 @@ class Sweep:
     ceilings: Ceilings
     seconds: float
     save: Callable[[Sweep], None]
-    say: Callable[[str], None]
+    show: Callable[[str], None]
     rows: list[Row] = field(default_factory=list)
     skipped: list[Row] = field(default_factory=list)
     details: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -73,47 +76,47 @@ class Sweep:
         return self.spec.device
 
     def run(self, name: str, points: Sequence[Point]) -> None:
-        """Time one engine. What cannot run is said, kept in `skipped`, and passed over."""
+        """Time one engine at all points. What cannot run is shown, and kept in `skipped`."""
         started = time.monotonic()
         free(self.device)
         self.free_before = free_bytes(self.device)
         try:
             engine = self.load(name)
-        except Exception as error:  # whatever a library raises; the other engines shall still be timed
+        except Exception as error:  # whatever a library raises: the other engines are still timed
             self.skip(name, None, error)
             return
         self.details[name] = engine.details
-        self.say(f"{name}: loaded in {time.monotonic() - started:.1f} s")
+        self.show(f"{name}: loaded in {time.monotonic() - started:.1f} s")
         for point in points:
             self._try(name, engine, point)
         del engine
         free(self.device)
 
     def load(self, name: str) -> Engine:
-        """Raises ValueError where there is nothing to set its figures against, and whatever a library raises."""
+        """The engine. Raises ValueError without a ceiling in its precision, and whatever a library raises."""
         precision = engine_loading.split_name(name)[1]
         if precision not in self.ceilings.matmul_tflops:
             raise ValueError(f"PyTorch cannot multiply {precision} here, so there is no ceiling to set it against")
         return engine_loading.load(name, self.spec)
 
     def skip(self, name: str, point: Point | None, error: Exception) -> None:
-        """Say and keep why an engine, or one point of it, was not timed."""
-        said = str(error).strip().partition("; engine: auto")[0]  # advice for those who serve
-        reason = " ".join((said or type(error).__name__).split())[:REASON_LENGTH]
+        """Show and keep the reason for which an engine, or one point of it, was not timed."""
+        message = str(error).strip().partition("; engine: auto")[0]  # what follows is advice on serving
+        reason = " ".join((message or type(error).__name__).split())[:REASON_LENGTH]
         batch, length, mix = point or (None, None, None)
         self.skipped.append({"engine": name, "batch": batch, "length": length, "mix": mix, "reason": reason})
-        self.say(f"{name}{f' {spoken(point)}' if point else ''}: SKIPPED, {reason}")
+        self.show(f"{name}{f' {spoken(point)}' if point else ''}: SKIPPED, {reason}")
         self.save(self)
 
     def _try(self, name: str, engine: Engine, point: Point) -> None:
         try:
             row = self._measure(name, engine, point)
-        except Exception as error:  # too little memory for this batch, say
+        except Exception as error:  # for example too little memory for this batch
             self.skip(name, point, error)
             free(self.device)
             return
         self.rows.append(row)
-        self.say(line_of(row, self.workload.unit))
+        self.show(line_of(row, self.workload.unit))
         self.save(self)
 
     def _measure(self, name: str, engine: Engine, point: Point) -> Row:
@@ -123,7 +126,7 @@ class Sweep:
         if self.device.type == "cuda":  # not before: the check above needs memory of its own
             torch.cuda.empty_cache()
         spent = timing.times_ms(call, self.device, self.seconds)
-        # What the allocator has kept by now is what the point needed at most.
+        # The allocator still holds the most that the point has needed.
         taken = self.free_before - free_bytes(self.device)
         peak = taken / 1e6 if self.device.type == "cuda" else None
         return self._row(name, precision, point, spent) | {"peak_mb": rounded(peak), "relative_error": error}
@@ -151,17 +154,17 @@ class Sweep:
 
 
 def calls(engine: Engine, inputs: Sequence[Any]) -> Callable[[], list[torch.Tensor]]:
-    """What makes a point: the engine run on each of the inputs."""
+    """A function that runs the engine on each of the inputs."""
     return lambda: [engine.run(part) for part in inputs]
 
 
 def checked_error(outputs: torch.Tensor, reference: Array) -> float:
-    """The worst row's ||outputs - reference|| / ||reference||. Raises ValueError where that says nothing."""
+    """The worst row's ||outputs - reference|| / ||reference||. Raises ValueError if they cannot be compared."""
     found = outputs.float().cpu().numpy()
     if found.shape != reference.shape:
         raise ValueError(f"outputs of shape {found.shape} came; wanted: {reference.shape}")
     if not np.isfinite(found).all():
-        raise ValueError("outputs are not finite, and such a network runs at another speed")
+        raise ValueError("outputs are not finite, and a network with such numbers runs at another speed")
     return float(f"{relative_errors(found, reference).max():.3g}")
 
 
@@ -171,21 +174,23 @@ def rounded(value: float | None) -> float | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of the device's memory, for whoever asks; 0 for a CPU."""
+    """Free bytes of the device's memory; 0 for a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def free(device: torch.device) -> None:
-    """Give back what the last engine held."""
+    """Give back the memory of the last engine."""
     gc.collect()
     torch.compiler.reset()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # what was freed in a stream's order goes back when that is waited for
+        torch.cuda.synchronize(
+            device
+        )  # memory that is freed in a stream's order is returned when the stream has been waited for
         torch.cuda.empty_cache()
 
 
 def line_of(row: Row, unit: str) -> str:
-    """One row for a person at a terminal."""
+    """A row as one line for a terminal."""
     return (
         f"{row['engine']}-{row['precision']} {spoken(point_of(row))}: {row['ms_p50']:.3f} ms "
         f"(p90 {row['ms_p90']:.3f}), {row['items_per_s']:,.0f} {unit}, {row['tflops']:.1f} TFLOP/s, "

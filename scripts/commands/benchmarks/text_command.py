@@ -45,19 +45,19 @@ device before the clock starts: no tokenizing, no upload, no TorchServe.
   NAME-fp16, NAME-bf16      any file in handlers/engines that runs texts: fused-fp16, ...; also fused-fp8, the
                             network calibrated on random tokens where its folder has no fp8.json
   onnxruntime-fp32          ONNX Runtime, with --device cpu
-One that cannot run here is listed with its reason, and the others go on.
+An engine that cannot run here is skipped with the reason, and the others go on.
 
 --points takes BATCHxLENGTH, that many sequences of that many tokens, in one call; and mixes of lengths:
   squad     256 sequences as of SQuAD: quantiles of a lognormal, 173 tokens in the mean, at most 384
   half      64 sequences of 3 to 381 tokens, evenly: padded to the longest, half would be padding
   short8    8 sequences of 10 to 128 tokens, evenly
 A mix runs as the handler runs a batch: sorted by length, cut into micro-batches of at most --token-budget tokens.
-Where nothing is said, fused on a GPU takes 49,152 of them, all others 16,384. Engines that need padding pad each
-micro-batch to its own longest, as a careful user would, and padding counts. FLOPs, and so TFLOP/s, count real tokens
-alone, whatever an engine computes.
+By default that is 49,152 for fused on a GPU, and 16,384 for all others. Engines that need padding pad each
+micro-batch to its own longest sequence, as a careful user would, and the time for padding counts. FLOPs, and so
+TFLOP/s, count real tokens only.
 
-Before it is timed, an engine's vectors must be finite; their relative error (worst token) to transformers' own,
-eager and in fp32, stands in its row. Times are p50 and p90 of a whole point (20 runs or more, CUDA events around
+Before an engine is timed, its vectors must be finite. Its row has their relative error (worst token) to transformers'
+own network, eager and in fp32. Times are p50 and p90 of a whole point (20 runs or more, CUDA events around
 each) after a warm-up. fp8 is set against an fp8 matmul in all layers, though attention runs in half precision.
 
 {FIGURES_OF_TEXTS}
@@ -69,7 +69,7 @@ runs after everything was timed. A GPU at its power limit clocks lower than in t
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the command's options."""
     shared_command.add_shared(command, ENGINES, "a BERT-Large with random weights")
     command.add_argument("--points", type=_points, default=POINTS, metavar="LIST", help="(default: %(default)s)")
     command.add_argument(
@@ -115,7 +115,7 @@ def _profiled(text: str) -> list[tuple[str, Point]]:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Raises ValueError or OSError where nothing can be timed."""
+    """Time the engines; the exit status. Raises ValueError or OSError if nothing can be timed."""
     shared_command.be_quiet()
     profiled = [name for name, _ in chosen.kernels]
     engine_loading.check_names([*chosen.engines, *profiled], "text-encoder")
@@ -124,20 +124,22 @@ def run(chosen: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
         fp8 = any(name.endswith("-fp8") for name in [*chosen.engines, *profiled])
-        spec = texts.spec_of(texts.stage(chosen.model_dir, Path(passing), fp8), device, points, chosen.plans)
+        spec = texts.spec_of(texts.model_folder(chosen.model_dir, Path(passing), fp8), device, points, chosen.plans)
         workload = texts.workload(spec, points, chosen.token_budget)
         about = {
             **conditions(device, chosen.commit),
             "token_budget": chosen.token_budget,
             "mixes": {point.mix: workload.about(point) for point in points if point.mix},
         }
-        whole: dict[str, Sequence[object]] = {
+        full: dict[str, Sequence[object]] = {
             "engines": shared_command.names(ENGINES),
             "points": _points(POINTS),
             "compile_points": _points(COMPILE_POINTS),
         }
-        same = {"token_budget": TextSettings.token_budget, "plan_points": None}
-        sweep, out = shared_command.sweep_of(chosen, workload, spec, about, [*chosen.engines, *profiled], whole, same)
+        defaults = {"token_budget": TextSettings.token_budget, "plan_points": None}
+        sweep, out = shared_command.sweep_of(
+            chosen, workload, spec, about, [*chosen.engines, *profiled], full, defaults
+        )
         limited = {
             engine_loading.COMPILE: ("--compile-points", chosen.compile_points),
             engine_loading.TENSORRT: ("--plan-points", chosen.plan_points or chosen.points),

@@ -1,6 +1,6 @@
-"""What text encoders are also run with, to compare: transformers' own, torch.compile, PyTorch's fast path.
+"""Peers for text encoders: transformers' own network, torch.compile, PyTorch's fast path.
 
-Each runs the task "embeddings": a TokenBatch in, token vectors (T, hidden) out.
+Each takes a TokenBatch and returns token vectors (T, hidden).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def load_fast_path(spec: EngineSpec) -> Engine:
 
 
 class FastPath:
-    """transformers' embeddings, then PyTorch's encoder; padding goes in, and is left out inside the encoder alone."""
+    """transformers' embeddings, then PyTorch's encoder, which leaves padding out only inside itself."""
 
     def __init__(self, embeddings: nn.Module, encoder: nn.TransformerEncoder, pad_id: int) -> None:
         self.embeddings, self.encoder, self.pad_id = embeddings, encoder, pad_id
@@ -78,7 +78,7 @@ class FastPath:
 
 
 def torch_encoder(network: Any, device: torch.device, dtype: torch.dtype) -> nn.TransformerEncoder:
-    """A BertModel's layers as PyTorch's own. Raises ValueError where those cannot be the same function."""
+    """A BertModel's layers as PyTorch's own. Raises ValueError if those would compute something else."""
     config = network.config
     check_bert(config)
     layer = nn.TransformerEncoderLayer(
@@ -91,7 +91,7 @@ def torch_encoder(network: Any, device: torch.device, dtype: torch.dtype) -> nn.
         device=device,
         dtype=dtype,
     )
-    # The mask's check would wait for the GPU in each call; padding is on the right here, always.
+    # The check of the mask would wait for the GPU in each call, and padding is always on the right here.
     encoder = nn.TransformerEncoder(layer, config.num_hidden_layers, mask_check=False)
     for mine, theirs in zip(encoder.layers, network.encoder.layer, strict=True):
         mine.load_state_dict(remapped(theirs))
@@ -122,13 +122,13 @@ def remapped(layer: Any) -> dict[str, torch.Tensor]:
 
 
 def packed_qkv(attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Query's, key's and value's weights (3H, H) and biases (3H,), one below the other."""
+    """The weights (3H, H) and biases (3H,) of query, key and value, concatenated."""
     parts = (attention.query, attention.key, attention.value)
     return torch.cat([part.weight.detach() for part in parts]), torch.cat([part.bias.detach() for part in parts])
 
 
 def padded(batch: TokenBatch, pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Ids and token types (N, S), and a mask (N, S) that is true where there is a token; None where all are."""
+    """Ids and token types (N, S), and a mask (N, S) that is True for real tokens; no mask without padding."""
     if _uniform(batch):
         shape = (len(batch), batch.lengths[0])
         return batch.input_ids.view(shape), batch.token_type_ids.view(shape), None
@@ -137,7 +137,7 @@ def padded(batch: TokenBatch, pad_id: int) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def unpadded(hidden: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-    """(N, S, hidden) -> (T, hidden); a view where there is no padding."""
+    """(N, S, hidden) -> (T, hidden); a view if there is no padding."""
     return hidden.flatten(0, 1) if _uniform(batch) else unpad(hidden, batch)
 
 

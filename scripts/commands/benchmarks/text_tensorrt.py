@@ -2,7 +2,7 @@
 
 The network is written as ONNX in half precision, packed projections and attention spelled out, so that TensorRT may
 fuse them; where no sequence is padded, without a mask. Fixed shapes are what TensorRT is fastest at. A plan is built
-when its shape first comes, and kept in the cache of plans. TensorRT 8.6; its tactics are its own.
+when its shape first comes, and kept in the cache of plans. Written for TensorRT 8.6.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class PlainBert(nn.Module):
         self.embeddings: Any = network.embeddings
         self.layers: Any = network.encoder.layer
         packed = [packed_qkv(layer.attention.self) for layer in self.layers]
-        for place, (weight, bias) in enumerate(packed):
-            self.register_buffer(f"weight{place}", weight)
-            self.register_buffer(f"bias{place}", bias)
+        for index, (weight, bias) in enumerate(packed):
+            self.register_buffer(f"weight{index}", weight)
+            self.register_buffer(f"bias{index}", bias)
 
     def forward(self, ids: torch.Tensor, types: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """ids, types: (N, S) int32. mask: (N, S), 0 or FORBIDDEN, in the weights' dtype. -> (N, S, hidden)"""
@@ -69,16 +69,16 @@ class PlainBert(nn.Module):
         hidden: torch.Tensor = parts.word_embeddings(ids) + parts.token_type_embeddings(types)
         hidden = parts.LayerNorm(hidden + parts.position_embeddings.weight[: ids.shape[1]])
         scores = None if mask is None else mask[:, None, None, :]  # (N, 1, 1, S)
-        for place, layer in enumerate(self.layers):
-            context = self.attend(hidden, place, scores)
+        for index, layer in enumerate(self.layers):
+            context = self.attend(hidden, index, scores)
             hidden = _normed(layer.attention.output, context, hidden)
             hidden = _normed(layer.output, layer.intermediate(hidden), hidden)
         return hidden
 
-    def attend(self, hidden: torch.Tensor, place: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def attend(self, hidden: torch.Tensor, index: int, mask: torch.Tensor | None) -> torch.Tensor:
         """(N, S, hidden) -> (N, S, hidden), before the output projection"""
         count, tokens = hidden.shape[:2]
-        qkv = nn.functional.linear(hidden, self.get_buffer(f"weight{place}"), self.get_buffer(f"bias{place}"))
+        qkv = nn.functional.linear(hidden, self.get_buffer(f"weight{index}"), self.get_buffer(f"bias{index}"))
         heads = qkv.view(count, tokens, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
         query, key, value = heads[0], heads[1], heads[2]  # each (N, heads, S, D)
         scores = query @ key.transpose(2, 3) * self.head_size**-0.5  # (N, heads, S, S)
@@ -93,7 +93,7 @@ def _normed(output: Any, x: torch.Tensor, residual: torch.Tensor) -> torch.Tenso
 
 @torch.inference_mode()
 def export(encoder: PlainBert, masked: bool) -> bytes:
-    """The network as ONNX with open shapes; INPUTS (the mask where `masked`) -> OUTPUT (N, S, hidden)."""
+    """The network as ONNX with open shapes; INPUTS (the mask if `masked`) -> OUTPUT (N, S, hidden)."""
     weight = encoder.get_buffer("weight0")
     ids = torch.zeros(EXAMPLE, dtype=torch.int32, device=weight.device)
     example = (ids, ids, torch.zeros(EXAMPLE, dtype=weight.dtype, device=weight.device))[: 3 if masked else 2]
@@ -123,10 +123,10 @@ def build(spec: EngineSpec, onnx: bytes, shape: tuple[int, int]) -> bytes:
         network = builder.create_network(tensorrt._network_flags(trt))
         parser = trt.OnnxParser(network, said.logger)
         if not parser.parse(onnx):
-            errors = "; ".join(str(parser.get_error(place)) for place in range(parser.num_errors))
+            errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
             raise plans.PlanError(f"TensorRT cannot read the encoder: {errors}")
-        for place in range(network.num_inputs):
-            network.get_input(place).shape = shape
+        for index in range(network.num_inputs):
+            network.get_input(index).shape = shape
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, tensorrt.WORKSPACE_BYTES)
         if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__:
@@ -154,7 +154,7 @@ def fingerprint(spec: EngineSpec, onnx: bytes, shape: tuple[int, int]) -> plans.
 
 
 def inputs_of(batch: TokenBatch, pad_id: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """INPUTS, each (N, S); without the mask where nothing is padded."""
+    """INPUTS, each (N, S); without the mask if nothing is padded."""
     ids, types, mask = padded(batch, pad_id)
     inputs = [ids.int(), types.int()]
     return inputs if mask is None else [*inputs, torch.where(mask, 0.0, FORBIDDEN).to(dtype)]

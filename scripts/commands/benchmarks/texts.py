@@ -34,9 +34,10 @@ KNOWN_SIZES = {(12, 768): "base", (24, 1024): "large"}
 
 @dataclass(frozen=True)
 class TextWorkload:
-    """config: transformers'. vectors: by point, (T, hidden) of all its tokens, transformers' eager in fp32.
+    """A BERT-style encoder, its inputs and its reference outputs.
 
-    token_budget: of mixes; 0 for each engine's own.
+    config: that of transformers. token_budget: of a micro-batch of a mix; 0: each engine's own. vectors: by point,
+    (T, hidden) of all tokens, from transformers' eager network in fp32.
     """
 
     model: str
@@ -48,24 +49,24 @@ class TextWorkload:
     unit = "sequences/s"
 
     def inputs(self, point: Point, precision: str, engine: Engine) -> list[TokenBatch]:
-        """Random token ids, the same each time; one batch, or a mix's micro-batches, the longest first."""
+        """Random token ids, the same in each run: one batch, or the micro-batches of a mix, longest first."""
         seed = zlib.crc32(repr(point).encode())
         return token_batches(self.config, self.micro_batches(point, engine), self.device, seed)
 
     def micro_batches(self, point: Point, engine: Engine) -> list[tuple[int, ...]]:
-        """The lengths that go through the network together: a mix's as the handler cuts them for the engine."""
+        """The lengths that go through the network together. A mix is cut as the handler cuts it for this engine."""
         lengths = lengths_of(point)
         if point.mix is None:
             return [lengths]
         parts = micro_batches(lengths, self.token_budget or engine.token_budget, engine.pads)
-        return [tuple(lengths[place] for place in part) for part in parts]
+        return [tuple(lengths[index] for index in part) for part in parts]
 
     def reference(self, point: Point) -> Array:
-        """(T, hidden) of `inputs`, which are the same tokens in the same order however they are cut."""
+        """The fp32 vectors of `inputs`, (T, hidden): tokens and order do not depend on how a mix is cut."""
         return self.vectors[point]
 
     def layers_at(self, point: Point) -> list[Layer]:
-        """Of its real tokens, all in one call."""
+        """What the point's real tokens cost in one call."""
         return layers.encoder_layers(self.config, lengths_of(point))
 
     def about(self, point: Point) -> dict[str, int]:
@@ -75,7 +76,7 @@ class TextWorkload:
 
 
 def token_batches(config: Any, parts: Sequence[Sequence[int]], device: torch.device, seed: int) -> list[TokenBatch]:
-    """Sequences of these lengths, of any tokens but padding, all of the first token type."""
+    """Sequences of these lengths, of random tokens other than padding, all of token type 0."""
     skipped = int(config.pad_token_id or 0)
     drawn = np.random.default_rng(seed).integers(0, config.vocab_size - 1, sum(map(sum, parts)))
     ids = iter(np.where(drawn >= skipped, drawn + 1, drawn).tolist())
@@ -84,9 +85,9 @@ def token_batches(config: Any, parts: Sequence[Sequence[int]], device: torch.dev
 
 
 def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> TextWorkload:
-    """Read the spec's Hugging Face folder, and compute what its network says at the points in fp32.
+    """Read the spec's Hugging Face folder, and compute the network's fp32 vectors at all points.
 
-    Raises ValueError for lengths that the model does not take, and for a network that is no such encoder.
+    Raises ValueError for lengths that the model does not take, and for a network that is no BERT-style encoder.
     """
     from transformers import AutoConfig
 
@@ -106,7 +107,7 @@ def workload(spec: EngineSpec, points: Sequence[Point], token_budget: int) -> Te
 
 
 def check(config: Any, points: Sequence[Point]) -> None:
-    """Raises ValueError where the config does not say what an encoder costs, or a point is too long for it."""
+    """Raises ValueError if the config lacks the sizes of an encoder, or if a point is too long for it."""
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"):
         if not hasattr(config, key):
             raise ValueError(f"a {config.model_type} came, whose config has no {key}; wanted: a BERT-style encoder")
@@ -120,15 +121,15 @@ def check(config: Any, points: Sequence[Point]) -> None:
 
 
 def model_name(config: Any) -> str:
-    """bert-large, bert-base; of other sizes layers and hidden size: bert-6x384."""
+    """bert-large or bert-base; for other sizes the number of layers and the hidden size, such as bert-6x384."""
     size = (config.num_hidden_layers, config.hidden_size)
     return f"{config.model_type}-{KNOWN_SIZES.get(size, f'{size[0]}x{size[1]}')}"
 
 
-def stage(model_dir: Path | None, folder: Path, fp8: bool) -> Path:
-    """The folder that engines read: model_dir, or `folder` with random weights where that is None.
+def model_folder(model_dir: Path | None, folder: Path, fp8: bool) -> Path:
+    """The folder that engines read: model_dir, or `folder` with random weights if that is None.
 
-    fp8: engines need a calibration. Where model_dir lacks it, a copy in `folder` gets one, from random tokens.
+    fp8: whether engines need a calibration. If model_dir has none, `folder` gets a copy, calibrated on random tokens.
     """
     if model_dir is None:
         write_random(folder)
@@ -151,7 +152,7 @@ def write_random(folder: Path) -> None:
 
 
 def _stand_in_tokenizer(folder: Path) -> Path:
-    """A tokenizer of one token: a checkpoint has to have one, and nothing is tokenized here."""
+    """A tokenizer with one token. A checkpoint must have a tokenizer, and nothing is tokenized here."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -162,6 +163,6 @@ def _stand_in_tokenizer(folder: Path) -> Path:
 
 
 def spec_of(folder: Path, device: torch.device, points: Sequence[Point], plans: Path) -> EngineSpec:
-    """What engines are told; each one's precision replaces fp32."""
+    """The spec for all engines; each engine's precision replaces fp32."""
     spec = EngineSpec("text-encoder", folder, device, "fp32", task="embeddings", plan_cache=plans)
     return replace(spec, batch_size=max(point.batch for point in points))

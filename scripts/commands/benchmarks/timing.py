@@ -1,4 +1,4 @@
-"""Times of single calls, and the ceilings that the machine really reaches."""
+"""Time single calls, and measure the ceilings that the machine reaches: matmul and copy."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from handlers.engines import DTYPES
 
 MIN_CALLS = 20
 MIN_WARM_UPS = 3
-# A quarter of a point's time brings the clocks up.
+# The GPU's clock rises during the first quarter of a point's time.
 WARM_UP_SHARE = 0.25
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Linear between the two nearest ranks, as numpy's."""
+    """A quantile (share: 0 to 1), interpolated between the two nearest ranks as numpy does it."""
     ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
+    position = share * (len(ordered) - 1)
+    low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 def times_ms(call: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
-    """Milliseconds of each of at least MIN_CALLS calls, and about `seconds` of them in all, after a warm-up.
+    """Milliseconds of each call, after a warm-up: MIN_CALLS calls or more, in about `seconds` altogether.
 
     On a GPU calls are queued without waiting, and each is timed by CUDA events around it.
     """
@@ -35,7 +35,7 @@ def times_ms(call: Callable[[], object], device: torch.device, seconds: float) -
 
 
 def _warm_up(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds that the last of the warm-up's calls took."""
+    """Warm up. Returns the seconds of the last call."""
     started, done = time.perf_counter(), 0
     while True:
         last = _once(call, device)
@@ -63,19 +63,19 @@ def _events_ms(call: Callable[[], object], calls: int) -> list[float]:
 
 
 def matmul_tflops(device: torch.device, precision: str, seconds: float) -> float:
-    """TFLOP/s of a square matmul of random numbers: 8192 a side, on a CPU 512. fp32 without TF32; fp8 is e4m3.
+    """TFLOP/s of a matmul of random square matrices: 8192 x 8192, on a CPU 512 x 512. fp32 without TF32; fp8 is e4m3.
 
-    Random numbers, because zeros cost less power, and let a GPU clock higher than a network does.
-    Raises whatever PyTorch raises where it cannot multiply fp8 here.
+    The numbers are random: zeros use less power, so that a GPU would run at a higher clock than with a network.
+    Raises whatever PyTorch raises if it cannot multiply fp8 here.
     """
     side = 8192 if device.type == "cuda" else 512
     return 2 * side**3 / (product_ms(device, precision, (side, side, side), seconds) * 1e-3) / 1e12
 
 
 def product_ms(device: torch.device, precision: str, shape: tuple[int, int, int], seconds: float) -> float:
-    """Milliseconds (median) of x W^T by PyTorch alone: (T, K), (O, K), as linear layers have them. shape: (T, K, O).
+    """Median milliseconds of x @ W.T by PyTorch alone: x (T, K), W (O, K), as in a linear layer.
 
-    Else as matmul_tflops, which is this for a square.
+    shape: (T, K, O). For precisions and errors see matmul_tflops.
     """
     rows, depth, columns = shape
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -91,7 +91,7 @@ def _product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> Calla
 
 
 def _fp8_product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
-    """Scaled by 1 as a whole, into fp16, summed up the fast way (in the tensor cores' own precision)."""
+    """With one scale of 1 per matrix, fp16 output, and fast accumulation (in the tensor cores' own precision)."""
     x, weight = (part.to(torch.float8_e4m3fn) for part in (x, weight))
     one = torch.ones((), device=x.device)
     return lambda: torch._scaled_mm(
@@ -100,7 +100,7 @@ def _fp8_product(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], object]:
 
 
 def copy_tb_per_s(device: torch.device, seconds: float) -> float:
-    """TB/s of a copy from device memory to device memory, read and written bytes together."""
+    """TB/s of a copy within device memory, counting bytes read and bytes written."""
     size = 2**30 if device.type == "cuda" else 2**26
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
