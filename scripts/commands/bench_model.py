@@ -1,4 +1,4 @@
-"""Measure how fast the engines run a network, against what the machine can do: what scripts/bench_model does."""
+"""Measure how fast the engines run a network, and how fast this machine could: what scripts/bench_model does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks import image_command, report, text_command
 
 DESCRIPTION = """\
-Time engines of handlers/engines, and other ways to run the same network, side by side, in one run and on the same
-inputs, and set them against ceilings measured in that run: a large matmul, a copy in device memory.
+Time the engines of handlers/engines, and other ways to run the same network, in one run and on the same inputs.
+Compare them with two ceilings of the machine, measured in the same run: a large matmul, and a copy in device memory.
 """
 EPILOG = """\
 examples:
@@ -21,9 +21,11 @@ examples:
   scripts/bench_model text-encoder                                            all engines, random BERT-Large
   scripts/bench_model text-encoder --engines hf-sdpa-fp16,fused-fp16 --points 32x128,squad
   scripts/bench_model text-encoder --engines fused-fp16 --points 32x384 --kernels fused-fp16:32x384
-  scripts/bench_model picture docs/benchmarks/resnet101-h200.json             draw again
+  scripts/bench_model picture docs/benchmarks/resnet101-h200.json             draw the picture again
+
+Exit status: 0; 1 if nothing could be timed, with the reason; 2 for a wrong command line; 130 if stopped.
 """
-PICTURE = "Write the CSV and the picture beside a benchmark's JSON again, and print its table. Needs no GPU."
+PICTURE = "Write CSV and picture of a benchmark's JSON again, and print its table. This needs no GPU."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; a new kind of model is a new command beside these."""
+    """The whole command line. A new kind of model is one more command."""
     raw = argparse.RawDescriptionHelpFormatter
     found = argparse.ArgumentParser(
         prog="scripts/bench_model", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def redraw(chosen: argparse.Namespace) -> int:
-    """The command picture."""
+    """Run the command picture."""
     if chosen.json.suffix != ".json":
         raise ValueError(f"{chosen.json}; wanted: the FILE.json of a benchmark")
     report.write_rest(chosen.json.with_suffix(""), json.loads(chosen.json.read_text(encoding="utf-8")))

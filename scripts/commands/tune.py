@@ -26,21 +26,24 @@ from serving_bench.sweep import Served
 from serving_bench.temporary_server import TemporaryServer
 
 DESCRIPTION = """\
-Find how many workers, what batch size and what delay serve a model best on this machine, by measuring it in a
-TorchServe of its own. Workers are doubled until that brings nothing, then the batch size varied, then the delay.
-Answers are compared with those of lone requests; a setting with errors or wrong answers is not taken.
+Find the number of workers, the batch size and the delay that serve a model best on this machine, by measuring it in a
+TorchServe of its own. Workers are doubled until that brings nothing; then the batch size is varied, then the delay.
+Answers are compared with those to requests sent alone; a setting with errors or wrong answers is not taken.
 
-The goal is --max-throughput, or the most requests/s with 99 of 100 answers within --p99-ms. The choice is confirmed
-in an open loop at 70 % of what it reached (see docs/serving.md). Stop other programs on the GPU first, the model's
-own server too: they would be measured as well.
+The goal is the most requests/s: with --p99-ms under the condition that 99 of 100 answers come in time, with
+--max-throughput without a condition. The choice is confirmed in an open loop at 70 % of the rate that it reached (see
+docs/serving.md). First stop other programs on the GPU, the model's own server too: they would disturb this.
 """
 EPILOG = """\
 examples:
-  scripts/tune digits --p99-ms 50                       shows the best, and changes nothing
-  scripts/tune resnet101 --max-throughput --write       writes it into model_store/resnet101.mar's model-config.yaml
-  scripts/tune bert-large --p99-ms 50 --texts my.txt --apply    registers the model anew in the running TorchServe
+  scripts/tune digits --p99-ms 50                       shows the best setting, and changes nothing
+  scripts/tune resnet101 --max-throughput --write       writes it into model_store/resnet101.mar
+  scripts/tune bert-large --p99-ms 50 --texts my.txt --apply    registers the model again in the running TorchServe
 
-`scripts/package verify` will tell of an archive that --write has changed.
+`scripts/package verify` reports an archive that --write has changed.
+
+Exit status: 0; 1 if no setting meets the goal, if the choice is not confirmed, or if nothing can be measured; 2 for a
+wrong command line; 130 if stopped.
 """
 CONFIRMED_AT = 0.7
 
@@ -53,29 +56,42 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
     found = argparse.ArgumentParser(prog="scripts/tune", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
-    found.add_argument("model", metavar="NAME", help="an archive, or the name of one in model_store/")
+    found.add_argument("model", metavar="NAME", help="an archive's path, or its name in model_store/")
     goal = found.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--p99-ms", type=positive, metavar="MS", help="99 of 100 answers within so many milliseconds")
-    goal.add_argument("--max-throughput", action="store_true", help="whatever the latency")
+    goal.add_argument(
+        "--p99-ms", type=positive, metavar="MS", help="99 of 100 answers must come within MS milliseconds"
+    )
+    goal.add_argument("--max-throughput", action="store_true", help="the most requests/s, whatever the latency")
     effect = found.add_mutually_exclusive_group()
-    effect.add_argument("--write", action="store_true", help="write the best into the archive's model-config.yaml")
-    effect.add_argument("--apply", action="store_true", help="register NAME anew in the running TorchServe")
+    effect.add_argument(
+        "--write", action="store_true", help="write the best setting into the archive's model-config.yaml"
+    )
+    effect.add_argument(
+        "--apply", action="store_true", help="register NAME again in the running TorchServe, with the best setting"
+    )
     add_server_options(found.add_argument_group("the running TorchServe, for --apply"))
     bounds = found.add_argument_group("bounds")
-    bounds.add_argument("--most-workers", type=positive, default=8, metavar="N", help="(default: %(default)s)")
-    bounds.add_argument("--most-batch", type=positive, metavar="N", help="(default: the archive's batch size)")
+    bounds.add_argument(
+        "--most-workers", type=positive, default=8, metavar="N", help="try up to N workers (default: %(default)s)"
+    )
+    bounds.add_argument(
+        "--most-batch", type=positive, metavar="N", help="try batch sizes up to N (default: the archive's)"
+    )
     add_load_options(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
     add_generator_options(found.add_argument_group("load generator"))
     return found
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Raises ValueError, OSError, ServerError or GeneratorError."""
+    """Search, confirm, and do what was asked; the exit status.
+
+    Raises ValueError, OSError, ServerError or GeneratorError.
+    """
     archive = find(chosen.model)
     load = load_for(archive, chosen)
     generator, open_loop = generators(chosen)
     if chosen.apply:
-        client_of(chosen).describe(archive.name)  # before minutes are spent
+        client_of(chosen).describe(archive.name)  # fails now, before minutes are spent
     with GpuMonitor() as gpus, TemporaryServer(dict(chosen.setting)) as server:
         bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, silent, lambda _: None)
         tuned = Tuned(bench, server, archive, load)
@@ -84,13 +100,13 @@ def run(chosen: argparse.Namespace) -> int:
         if best is None:
             print(f"no setting answers within {chosen.p99_ms} ms, not even a single client", file=sys.stderr)
             return 1
-        held = confirm(tuned, best, chosen.p99_ms)
+        confirmed = confirm(tuned, best, chosen.p99_ms)
     put_into_effect(chosen, archive, best)
-    return 0 if held else 1
+    return 0 if confirmed else 1
 
 
 class Tuned:
-    """One archive in a TorchServe of its own, served as each choice says."""
+    """An archive in a TorchServe of this program's own, which serves it as each choice says."""
 
     def __init__(self, bench: Bench, server: TemporaryServer, archive: Archive, load: Load) -> None:
         self.bench, self.server, self.archive, self.load = bench, server, archive, load
@@ -100,16 +116,16 @@ class Tuned:
 
     @property
     def start(self) -> Choice:
-        """One worker, and what the archive says."""
+        """The first choice: one worker, and the archive's batch size and delay."""
         return Choice(1, int(self.archive.batching["batchSize"]), max(1, int(self.archive.batching["maxBatchDelay"])))
 
     def measure(self, choice: Choice, clients: int) -> dict[str, Any]:
-        """A closed loop's row."""
+        """Measure the choice in a closed loop; the row."""
         reference = self.serve(choice)
         return self.bench.closed(self.served, self.load, reference, _setting(choice), clients)
 
     def serve(self, choice: Choice) -> reference_answers.ReferenceAnswers:
-        """Have the choice in effect; the lone answers, which are the same for every choice."""
+        """Serve the model as the choice says. Returns the reference answers, which are the same for every choice."""
         same = self.current and (self.current.batch_size, self.current.delay_ms) == (
             choice.batch_size,
             choice.delay_ms,
@@ -121,7 +137,7 @@ class Tuned:
             self.current = choice
             try:
                 self.server.scale(self.archive.name, choice.workers)
-            except ServerError:  # too little memory for so many workers, say
+            except ServerError:  # for example too little memory for so many workers
                 self._unregister()
                 raise
         if self.reference is None:
@@ -135,20 +151,21 @@ class Tuned:
 
 
 def confirm(tuned: Tuned, best: Score, p99_ms: float | None) -> bool:
-    """Whether an open loop at 70 % of what was reached keeps up, within the goal and without errors."""
+    """Whether the choice meets the goal, without errors, in an open loop at 70 % of the rate that it reached."""
     rate = best.requests_per_s * CONFIRMED_AT
     reference = tuned.serve(best.choice)
     row = tuned.bench.open(tuned.served, tuned.load, reference, _setting(best.choice), rate)
     p99 = row["p99_ms"] or float("inf")
-    held = not row["errors"] and not row["answers_wrong"] and (p99_ms is None or p99 <= p99_ms)
+    confirmed = not row["errors"] and not row["answers_wrong"] and (p99_ms is None or p99 <= p99_ms)
     print(f"\nbest: {best.choice}: {best.requests_per_s:,.0f} requests/s at {best.clients} clients")
-    print(f"{'confirmed' if held else 'NOT CONFIRMED'} in an open loop at {rate:,.0f} requests/s: p99 {p99:,.1f} ms")
+    verdict = "confirmed" if confirmed else "NOT CONFIRMED"
+    print(f"{verdict} in an open loop at {rate:,.0f} requests/s: p99 {p99:,.1f} ms")
     print(f"{row['errors']} errors, {row['answers_wrong']} wrong answers")
-    return held
+    return confirmed
 
 
 def put_into_effect(chosen: argparse.Namespace, archive: Archive, best: Score) -> None:
-    """As asked; else say how."""
+    """Write or apply the best choice, as the options ask; else print the keys for model-config.yaml."""
     if chosen.write:
         apply_choice.write(archive.file, best.choice)
         print(f"written into {archive.file}")
@@ -161,7 +178,7 @@ def put_into_effect(chosen: argparse.Namespace, archive: Archive, best: Score) -
 
 
 def find(model: str) -> Archive:
-    """An archive's path, or its name in model_store/. Raises ValueError."""
+    """The archive at a path, or of that name in model_store/. Raises ValueError."""
     named = MODEL_STORE / f"{model}.mar"
     return archives.read(str(named) if named.is_file() and os.sep not in model else str(Path(model)))
 

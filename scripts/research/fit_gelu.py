@@ -1,7 +1,7 @@
-"""Fit the polynomial in the erf GELU of handlers/kernels/linear.py: coefficients, and the error that they leave.
+"""Fit the polynomial in the erf GELU of handlers/kernels/linear.py: its coefficients and its error.
 
-gelu(x) = x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), and log2 Phi(-|x|) is smooth, and nearly a parabola: a polynomial
-takes its place. Where the power of two is as good as zero it may say what it likes, as long as it falls.
+gelu(x) = x * Phi(x) = max(x, 0) - |x| * Phi(-|x|). log2 Phi(-|x|) is smooth, and nearly a parabola, so a polynomial
+replaces it. Where the power of two is practically zero, the polynomial only has to fall.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from numpy.polynomial import Polynomial, chebyshev
 from numpy.typing import NDArray
 
-DEGREE, END = 5, 5.0  # of the kernel
+DEGREE, END = 5, 5.0  # as in the kernel
 POINTS, ROUNDS = 1000, 500
 
 Floats = NDArray[np.float64]
 
 
 def fit(degree: int = DEGREE, end: float = END) -> list[float]:
-    """The coefficients of least absolute error of the GELU on [0, end], lowest power first, rounded to fp32.
+    """The coefficients with the least absolute error of the GELU on [0, end], lowest power first, rounded to fp32.
 
-    Lawson's algorithm: least squares again and again, each point weighted by the errors that it had so far.
+    This is Lawson's algorithm: repeated least squares, each point weighted by its errors so far.
     """
     at = end / 2 * (1 - np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS))  # (P,)
     exponent = torch.special.log_ndtr(torch.from_numpy(-at)).numpy() / math.log(2)  # (P,)
-    counts = at * np.exp2(exponent)  # (P,): by how much an error of the exponent moves the GELU
+    counts = at * np.exp2(exponent)  # (P,): how much an error of the exponent changes the GELU
     basis = chebyshev.chebvander(2 * at / end - 1, degree)  # (P, degree + 1)
     weights, found = np.ones_like(at), np.zeros(degree + 1)
     for _ in range(ROUNDS):
@@ -41,7 +41,7 @@ def fit(degree: int = DEGREE, end: float = END) -> list[float]:
 
 
 def gelu(x: torch.Tensor, coefficients: list[float]) -> torch.Tensor:
-    """In fp32, step by step as the kernel computes it."""
+    """The GELU in fp32, with the same steps as the kernel."""
     size = x.abs()
     exponent = torch.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):

@@ -35,7 +35,7 @@ FLOOR = 0.97
 BATCH = 128
 PEAK_LEARNING_RATE = 4e-3
 
-# What a user's file may be: the 8x8 digit as it is, or enlarged to this side by this filter.
+# What a user's file may be: the 8x8 digit as it is, or enlarged to this side with this filter.
 VIEWS = (
     (8, Image.Resampling.BILINEAR),
     (16, Image.Resampling.BILINEAR),
@@ -137,7 +137,7 @@ def build_model() -> ResNetForImageClassification:
 
 
 def train_batch(model: ResNetForImageClassification, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Gradients of one batch; answers its mean loss and how many of its digits were read right."""
+    """Compute the gradients of one batch. Returns its mean loss and how many of its digits were read right."""
     logits = model(pixel_values=normalise(pixels)).logits
     loss = F.cross_entropy(logits, labels, label_smoothing=0.05)
     model.zero_grad()
@@ -146,14 +146,14 @@ def train_batch(model: ResNetForImageClassification, pixels: torch.Tensor, label
 
 
 def train(data: Split, epochs: int, seed: int) -> ResNetForImageClassification:
-    """The held-out digits take no part: neither the weights nor the number of epochs depends on them."""
+    """Train on the training digits. Neither the weights nor the number of epochs depends on the held-out ones."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     all_views = torch.stack([views(data.train_images, side, filter_) for side, filter_ in VIEWS])
     labels = torch.from_numpy(data.train_labels)
     model = build_model()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    # A short last batch would disturb the BatchNorm statistics: it is left out, another one each epoch.
+    # A short last batch would disturb the BatchNorm statistics, so it is left out; it differs from epoch to epoch.
     steps = len(labels) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=epochs * steps)
     for epoch in range(1, epochs + 1):
@@ -191,14 +191,14 @@ def measure(model: ResNetForImageClassification, data: Split) -> Accuracy:
 
 
 def clearest(model: ResNetForImageClassification, data: Split, label: int) -> Pixels:
-    """The held-out digit of this label that the model is surest of when it comes as a 64x64 image."""
+    """The held-out digit of this label that the model is surest of, as a 64x64 image."""
     candidates = data.held_out_images[data.held_out_labels == label]
     best: Pixels = candidates[int(probabilities(model, candidates, 64)[:, label].argmax())]
     return best
 
 
 def preprocessor_config() -> dict[str, object]:
-    """How transformers is told the preprocessing: the shorter side to 32 pixels, then the centre 32x32.
+    """The preprocessing as transformers reads it: the shorter side to 32 pixels, then the centre 32x32.
 
     ConvNextImageProcessor resizes to size / crop_pct before the crop, so 1.0 crops nothing of a square.
     """
@@ -310,7 +310,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    # The network is too small to gain from more threads, and one adds up in the same order on every run.
+    # The network is too small to gain from more threads, and one thread adds up in the same order in every run.
     torch.set_num_threads(1)
     data = split()
     started = time.perf_counter()

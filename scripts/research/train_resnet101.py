@@ -1,7 +1,7 @@
-"""Train a whole ResNet-101 to read handwritten digits: trained weights of full size, for checks of lower precisions.
+"""Train a ResNet-101 to read handwritten digits: trained weights of full size, to check lower precisions with.
 
-Random weights prove little about fp16. This takes about a minute on a GPU; the demo's small network, which a CPU can
-train, is scripts/research/train_digits.py, whose data and augmentation are used here.
+Random weights prove little about fp16. This takes about a minute on a GPU. Data and augmentation are those of
+scripts/research/train_digits.py, which trains the demo's small network on a CPU.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def unseen(count: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """`count` augmented views of held-out digits: (count, 3, 64, 64) normalised, on the CPU, and labels (count,)."""
     data = train_digits.split()
     generator = torch.Generator().manual_seed(seed)
-    places = torch.arange(count) % len(data.held_out_labels)
-    pixels = train_digits.augment(train_digits.views(data.held_out_images, 64)[places], generator)
-    return network_input(pixels), torch.from_numpy(data.held_out_labels)[places]
+    indices = torch.arange(count) % len(data.held_out_labels)
+    pixels = train_digits.augment(train_digits.views(data.held_out_images, 64)[indices], generator)
+    return network_input(pixels), torch.from_numpy(data.held_out_labels)[indices]
 
 
 def train(device: torch.device, epochs: int = EPOCHS, seed: int = 0) -> ResNetForImageClassification:
@@ -74,7 +74,7 @@ def train(device: torch.device, epochs: int = EPOCHS, seed: int = 0) -> ResNetFo
 
 
 def save(model: ResNetForImageClassification, folder: Path) -> None:
-    """As a Hugging Face folder that scripts/package takes."""
+    """Write a Hugging Face folder that scripts/package takes."""
     model.save_pretrained(folder)
     config = {**train_digits.preprocessor_config(), "size": {"shortest_edge": SIZE}}
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

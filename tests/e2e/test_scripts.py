@@ -88,7 +88,7 @@ def test_ready_says_why_not(server: Server, client: Client, tmp_path: Path) -> N
 @pytest.fixture
 def broken(server: Server, client: Client) -> Iterator[Callable[[str], str]]:
     """broken(what): the name of a model that is registered without workers, and does `what` when it loads."""
-    made = []
+    made: list[str] = []
 
     def make(what: str) -> str:
         name = f"broken{len(made)}"

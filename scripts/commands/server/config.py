@@ -54,7 +54,7 @@ def _free_or_other(wanted: list[int], taken: int) -> Iterator[int]:
     """Each wanted port, or a free one in its place; no port twice, and never `taken`."""
     spare = iter(port for port in ports.free_ports(2 * len(wanted) + 1) if port not in (*wanted, taken))
     for port in wanted:
-        usable = port <= HIGHEST_PORT and port != taken and ports.objection(ports.HOST, port) is None
+        usable = port <= HIGHEST_PORT and port != taken and ports.why_taken(ports.HOST, port) is None
         yield port if usable else next(spare)
 
 

@@ -21,7 +21,7 @@ def free_ports(count: int) -> list[int]:
         return [int(item.getsockname()[1]) for item in sockets]
 
 
-def objection(host: str | None, port: int | None) -> str | None:
+def why_taken(host: str | None, port: int | None) -> str | None:
     """Why a server cannot listen there, in the system's words; None if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -35,7 +35,7 @@ def objection(host: str | None, port: int | None) -> str | None:
 def check_free(address: str, config_file: Path) -> None:
     """Raises ServerError if nobody may listen at `address` (http://HOST:PORT), which config_file gives."""
     parts = urlsplit(address)
-    if reason := objection(parts.hostname, parts.port):
+    if reason := why_taken(parts.hostname, parts.port):
         raise ServerError(
             f"{address} is taken ({reason}). If another TorchServe runs there, stop it; or serve on other ports: "
             f"scripts/serve --port 9080, or change the addresses in {config_file}"

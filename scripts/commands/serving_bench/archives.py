@@ -1,4 +1,4 @@
-"""The archives to measure: what each is, and the no-op one that is made here."""
+"""The archives to measure: what is inside, and how further ones are made."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Archive:
         return {"batchSize": 1, "maxBatchDelay": 100} | {k: v for k, v in self.config.items() if k != "handler"}
 
     def about(self) -> dict[str, Any]:
-        """For the report: the file's digest, and that of its content if this project packaged it."""
+        """For the report: the digest of the file, and of its content if this project packaged it."""
         with self.file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest() if _HAS_FILE_DIGEST else _digest(stream)
         return {"file": self.file.name, "sha256": digest, "content": self._json(PROVENANCE).get("digest")}
@@ -75,7 +75,7 @@ def _digest(stream: Any) -> str:
 
 
 def read(text: str) -> Archive:
-    """ "resnet101.mar" or "new=resnet101.mar". Raises ValueError for what is no archive."""
+    """ "resnet101.mar" or "new=resnet101.mar". Raises ValueError if that is no archive."""
     name, separator, path = text.rpartition("=")
     file = Path(path).resolve()
     if not zipfile.is_zipfile(file):
@@ -88,13 +88,13 @@ def read(text: str) -> Archive:
 
 
 def make_noop(store: Path, name: str, answer_bytes: int) -> Archive:
-    """An archive in `store` whose handler takes anything and answers so many bytes."""
+    """Make an archive in `store` whose handler accepts anything and answers `answer_bytes` bytes."""
     return make(store, name, NOOP, {"answerBytes": answer_bytes})
 
 
 def make(store: Path, name: str, handler: Path | str, config: Mapping[str, Any], *options: str) -> Archive:
-    """Archive a handler with torch-model-archiver. config: its model-config.yaml. options: more for the archiver."""
-    with tempfile.TemporaryDirectory() as private:  # the archiver deletes $TMPDIR/NAME
+    """Make an archive with torch-model-archiver. config: for model-config.yaml. options: more for the archiver."""
+    with tempfile.TemporaryDirectory() as private:  # the archiver deletes $TMPDIR/NAME, whoever made it
         settings = Path(private) / CONFIG
         settings.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
         subprocess.run(

@@ -1,4 +1,4 @@
-"""The pictures of a benchmark of serving, as SVG to put into a page."""
+"""The charts of a benchmark of serving, as SVG to put into a page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GREY = "0.6"
 
 
 def draw(rows: Sequence[Row], cores: int) -> dict[str, str]:
-    """SVG by title, of rows that share a load. Raises ImportError without matplotlib."""
+    """SVG by title, for rows that share a load. Raises ImportError without matplotlib."""
     matplotlib: Any = import_module("matplotlib")
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text: it can be read aloud, searched, and is small
@@ -53,7 +53,7 @@ def draw(rows: Sequence[Row], cores: int) -> dict[str, str]:
 
 
 def series(rows: Sequence[Row]) -> dict[tuple[str, Any], list[Row]]:
-    """Rows by what they have in common but for the number of clients."""
+    """Rows that differ only in the number of clients or the rate, by name."""
     found: dict[tuple[str, Any], list[Row]] = {}
     for row in rows:
         key = (row["target"], row["workers"], row["batch_size"], row["max_batch_delay_ms"])
@@ -100,18 +100,20 @@ def _throughput(plt: Any, rows: Sequence[Row]) -> Any:
         style = {"color": GREY, "linestyle": "--"} if noop else {"marker": "o"}
         axes.plot([row["clients"] for row in line], [row["items_per_s"] for row in line], label=name, **style)
     _over_clients(axes, rows)
-    axes.set_ylabel(f"{rows[0]['unit']} a second")
+    axes.set_ylabel(f"{rows[0]['unit']} per second")
     axes.set_ylim(0, top or None)  # the no-op may lie far above
     _legend(figure)
     return figure
 
 
 def _bare(plt: Any, rows: Sequence[Row]) -> Any:
-    """Bars instead of lines, for one number of clients; nothing to compare with one row."""
+    """Draw bars instead of lines, for one number of clients; None for a single row."""
     if len(rows) < 2:
         return None
     rows = rows[:MOST_BARS]
-    return _stacked(plt, rows, {"items_per_s": "at as many clients"}, lambda row: row, f"{rows[0]['unit']} a second")
+    return _stacked(
+        plt, rows, {"items_per_s": "at as many clients"}, lambda row: row, f"{rows[0]['unit']} per second"
+    )
 
 
 def _latency(plt: Any, rows: Sequence[Row]) -> Any:
@@ -129,13 +131,13 @@ def _latency(plt: Any, rows: Sequence[Row]) -> Any:
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(plain)
     axes.tick_params(axis="y", which="minor", labelsize="x-small")
-    axes.set_ylabel("milliseconds, in steps of the same ratio")
+    axes.set_ylabel("milliseconds (logarithmic scale)")
     _legend(figure)
     return figure
 
 
 def _bars(rows: Sequence[Row]) -> list[Row]:
-    """For each target and setting the closed loop's fastest point, and all of the open loop."""
+    """For each target and setting: the fastest point of the closed loop, and all points of the open loop."""
     found: list[Row] = []
     for line in series([row for row in rows if row["kind"] != "no-op"]).values():
         closed = [row for row in line if row["loop"] == "closed"]
@@ -146,7 +148,7 @@ def _bars(rows: Sequence[Row]) -> list[Row]:
 
 def _parts(plt: Any, rows: Sequence[Row]) -> Any:
     rows = [row for row in rows if row["queue_ms"] is not None]
-    return _stacked(plt, rows, PARTS, lambda row: row, "milliseconds a request") if rows else None
+    return _stacked(plt, rows, PARTS, lambda row: row, "milliseconds per request") if rows else None
 
 
 def _cores(plt: Any, rows: Sequence[Row], cores: int) -> Any:
@@ -163,10 +165,10 @@ def _stacked(
     figure, axes = _axes(plt, 1.4 + 0.42 * len(rows))
     names = [_bar_name(row, rows) for row in rows]
     left = [0.0] * len(rows)
-    for place, (key, label) in enumerate(parts.items()):
+    for index, (key, label) in enumerate(parts.items()):
         values = [float(read(row).get(key) or 0) for row in rows]
         if any(values):
-            axes.barh(range(len(rows)), values, left=left, label=label, color=f"C{place}")
+            axes.barh(range(len(rows)), values, left=left, label=label, color=f"C{index}")
         left = [before + value for before, value in zip(left, values, strict=True)]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""The engine's own speed, as scripts/bench_model has measured it."""
+"""The engine's own speed, from a JSON of scripts/bench_model."""
 
 from __future__ import annotations
 

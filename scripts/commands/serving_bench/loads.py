@@ -1,4 +1,4 @@
-"""Requests to measure with: photographs, tensors, texts, or a file as it is."""
+"""Make the requests of a load: photographs, tensors, texts, or files as they are."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from server.paths import ROOT
 
 from serving_bench.generator import Load
 
-ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT / "archive" / "samples"
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 SIZE = (500, 375)
 TEXTS = SAMPLES / "texts.txt"
 IMAGE_TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
-QUALITY = 94  # bytes as a camera or a web site would keep: 56 KB for 500x375
-MOST_BODIES = 64  # of a folder, or of texts: enough to be no one case
+QUALITY = 94  # as cameras and web sites write: 56 KB for 500x375
+MOST_BODIES = 64  # of a folder, or of texts: enough different ones
 TENSOR_KINDS = {"uint8": np.uint8, "fp16": np.float16, "fp32": np.float32}
 TENSOR_BODIES = 2
 
 
 def images(source: Path | None, size: tuple[int, int] | None) -> Load:
-    """One image a request. source: a file, a folder, or None for two photographs. size: width and height.
+    """One image per request.
 
-    Without a size, files go as they are. Raises ValueError for what is no image.
+    source: a file, a folder, or None for two photographs. size: width and height of the JPEGs to make; None sends the
+    files as they are. Raises ValueError if there is no image.
     """
     files = [SAMPLES / name for name in PHOTOGRAPHS] if source is None else _files(source)
     if size is None:
@@ -48,8 +49,8 @@ def tensors(kind: str, count: int, preprocess: dict[str, Any]) -> Load:
     """
     size = int(preprocess.get("size", 224))
     bodies = []
-    for place in range(TENSOR_BODIES):
-        crops = _crops(size, count, place)
+    for seed in range(TENSOR_BODIES):
+        crops = _crops(size, count, seed)
         if kind != "uint8":
             mean = np.asarray(preprocess.get("mean", [0.485, 0.456, 0.406]), np.float32)
             std = np.asarray(preprocess.get("std", [0.229, 0.224, 0.225]), np.float32)
@@ -62,19 +63,19 @@ def tensors(kind: str, count: int, preprocess: dict[str, Any]) -> Load:
 
 
 def texts(file: Path | None, count: int) -> Load:
-    """`count` texts a request, from a file with one a line: text/plain for one, else a JSON list.
+    """`count` texts per request, from a file with one text per line: text/plain for one, else a JSON list.
 
     Raises ValueError for a file without texts.
     """
     lines = [line for line in (file or TEXTS).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{file} holds no text; wanted: one a line")
+        raise ValueError(f"{file} holds no text; wanted: one per line")
     words = sum(len(line.split()) for line in lines) / len(lines)
     if count == 1:
         bodies = [line.encode() for line in lines[:MOST_BODIES]]
         return Load(f"one text ({words:.0f} words)", bodies, {"Content-Type": "text/plain; charset=utf-8"}, "texts")
     asked = min(MOST_BODIES, max(2, len(lines) // count))
-    groups = [[lines[(at * count + place) % len(lines)] for place in range(count)] for at in range(asked)]
+    groups = [[lines[(at * count + index) % len(lines)] for index in range(count)] for at in range(asked)]
     bodies = [json.dumps(group, ensure_ascii=False).encode() for group in groups]
     return Load(
         f"{count} texts as JSON ({words:.0f} words each)",
@@ -117,8 +118,8 @@ def _crops(size: int, count: int, seed: int) -> NDArray[np.uint8]:
     chance = np.random.default_rng(seed)
     photographs = [_open(SAMPLES / name) for name in PHOTOGRAPHS]
     found = []
-    for place in range(count):
-        image = photographs[(place + seed) % len(photographs)]
+    for index in range(count):
+        image = photographs[(index + seed) % len(photographs)]
         side = int(chance.integers(min(image.size) // 2, min(image.size)))
         left, top = (int(chance.integers(0, length - side + 1)) for length in image.size)
         found.append(np.asarray(image.resize((size, size), box=(left, top, left + side, top + side))))

@@ -1,7 +1,7 @@
-"""A TorchServe handler that does nothing: it takes any body and answers a constant number of bytes.
+"""A TorchServe handler that does nothing: it accepts any body and answers a constant number of bytes.
 
-Its requests/s are what TorchServe's front end and the load generator give at most. The file travels in an archive of
-its own, so it imports nothing of this project.
+Its requests/s are the most that TorchServe's front end and the load generator can do. The file travels in an archive
+of its own, so it imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Noop:
-    """Answers `answerBytes` bytes (model-config.yaml) a request."""
+    """Answers `answerBytes` bytes (model-config.yaml) per request."""
 
     def initialize(self, context: Any) -> None:
         """Make the answer once."""

@@ -1,4 +1,4 @@
-"""The text of TorchServe's metrics port, and what has changed between two of them."""
+"""TorchServe's metrics: parse the text of the metrics port, and compare two readings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MODEL_LABELS = ("ModelName", "model_name")
 
 
 def samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Name, labels and value of each sample that has labels."""
+    """The name, labels and value of each sample that has labels."""
     for line in text.splitlines():
         found = _SAMPLE.match(line)
         if found:
@@ -30,21 +30,22 @@ def of_model(text: str, model: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class MetricChange:
-    """What a model's counters and histograms gained between two readings."""
+    """The change of a model's counters and histograms between two readings."""
 
     before: Mapping[str, float]
     after: Mapping[str, float]
 
     def gained(self, name: str) -> float:
+        """How much a metric has grown."""
         return self.after.get(name, 0.0) - self.before.get(name, 0.0)
 
     def mean(self, histogram: str) -> float | None:
-        """Of what a histogram was given meanwhile; None if nothing."""
+        """The mean of the values that a histogram gained; None if it gained none."""
         count = self.gained(f"{histogram}_count")
         return self.gained(f"{histogram}_sum") / count if count > 0 else None
 
     def per_request_ms(self, counter: str) -> float | None:
-        """A counter of microseconds over the requests that TorchServe finished; None if there were none."""
+        """A counter of microseconds, per request that TorchServe finished, in ms; None without requests."""
         requests = self.gained("ts_inference_requests_total")
         return self.gained(counter) / requests / 1e3 if requests > 0 else None
 

@@ -1,9 +1,13 @@
-"""Other servers of the same network, measured in the same run with the same load.
+"""Peers: other servers of the same network, measured in the same run with the same load.
 
-A peer is a module with NAME, WHAT (one line for --help) and `objection(archive)` (why it cannot run here, or None);
-further `request(body, load)`, which turns a body of the load into what it takes, CONTENT_TYPE of that, and
-`served(archive, unpacked, load, workers, batch_size, delay_ms)`, a context manager that starts it, gives a subject to
-measure, and ends it. stock.py makes an archive for the same TorchServe instead (`make`).
+A peer is a module with:
+  NAME, WHAT                   its name, and one line for --help
+  objection(archive)           why it cannot run here, or None
+  CONTENT_TYPE                 of the requests that it takes
+  request(body, load)          a body of the load, in the form that it takes
+  served(archive, unpacked, load, workers, batch_size, delay_ms)
+                               a context manager that starts it, yields a subject to measure, and ends it
+stock.py has `make(archive, store)` in place of the last three: an archive for the same TorchServe.
 """
 
 from __future__ import annotations
@@ -30,21 +34,21 @@ def common_objection(archive: Archive) -> str | None:
 
 
 def missing(*modules: str) -> str | None:
-    """Which of these packages is not installed, in words; None if all are."""
+    """Names the packages that are not installed; None if all are."""
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
 
 
 def import_error(module: str) -> str | None:
-    """What importing `module` raises in a process of its own; None if nothing."""
+    """The error of importing `module` in a process of its own; None if it can be imported."""
     command = [sys.executable, "-c", f"import {module}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    lines = done.stderr.strip().splitlines() or ["without a word"]
+    lines = done.stderr.strip().splitlines() or ["it gave no reason"]
     return f"{module} cannot be imported: {lines[-1]}" if done.returncode else None
 
 
 def unpack(archive: Archive, folder: Path) -> Path:
-    """The archive's files, with its network in Hugging Face's layout."""
+    """Unpack the archive; its network has Hugging Face's layout."""
     target = folder / f"unpacked-{archive.name}"
     if not target.exists():
         with zipfile.ZipFile(archive.file) as content:

@@ -27,7 +27,7 @@ class HuggingFaceText:
         self.model = AutoModel.from_pretrained(properties["model_dir"]).eval().to(self.device)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
-        """A vector for one text, a list of them for a list."""
+        """A vector for one text, a list of vectors for a list."""
         import torch
 
         asked = [_texts(row.get("data") or row.get("body")) for row in rows]
@@ -45,7 +45,7 @@ class HuggingFaceText:
 
 
 def _texts(body: Any) -> Any:
-    """A text, or a list of them; JSON comes parsed or as bytes."""
+    """A text, or a list of texts. JSON comes parsed, or as bytes."""
     if isinstance(body, (bytes, bytearray)):
         body = body.decode()
     if isinstance(body, str) and body.startswith("["):

@@ -25,7 +25,7 @@ def objection(archive: Archive) -> str | None:
 
 
 def request(body: bytes, load: Load) -> bytes:
-    """LitServe reads JSON: the body in base64."""
+    """The body in base64, in JSON."""
     return json.dumps({"body": base64.b64encode(body).decode()}).encode()
 
 
@@ -33,7 +33,7 @@ def request(body: bytes, load: Load) -> bytes:
 def served(
     archive: Archive, unpacked: Path, load: Load, workers: int, batch_size: int, delay_ms: int
 ) -> Iterator[Program]:
-    """LitServe with so many workers per GPU. load: as `request` makes it."""
+    """Run LitServe with `workers` workers per GPU. load: as `request` makes it."""
     job = {
         "folder": str(unpacked),
         "kind": archive.kind,

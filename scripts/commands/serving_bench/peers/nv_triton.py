@@ -25,7 +25,7 @@ def objection(archive: Archive) -> str | None:
 
 
 def request(body: bytes, load: Load) -> bytes:
-    """The Open Inference Protocol in JSON; a body is a string in base64, as bytes may be anything."""
+    """The body in base64, in JSON of the Open Inference Protocol."""
     data = [base64.b64encode(body).decode()]
     return json.dumps({"inputs": [{"name": "body", "shape": [1, 1], "datatype": "BYTES", "data": data}]}).encode()
 
@@ -34,7 +34,7 @@ def request(body: bytes, load: Load) -> bytes:
 def served(
     archive: Archive, unpacked: Path, load: Load, workers: int, batch_size: int, delay_ms: int
 ) -> Iterator[Program]:
-    """Triton with so many instances of the model. load: as `request` makes it."""
+    """Run Triton with `workers` instances of the model. load: as `request` makes it."""
     job = {
         "folder": str(unpacked),
         "kind": archive.kind,

@@ -19,8 +19,8 @@ from server.ports import free_ports
 from serving_bench.peers import plain
 
 
-def inferred(network: Any) -> Callable[..., Any]:
-    """What Triton calls with a batch of bodies."""
+def infer_function(network: Any) -> Callable[..., Any]:
+    """The function that Triton calls with a batch of bodies."""
 
     @batch  # type: ignore[untyped-decorator, unused-ignore]
     def infer(body: Any) -> list[Any]:
@@ -34,8 +34,8 @@ def inferred(network: Any) -> Callable[..., Any]:
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     gpus = torch.cuda.device_count()
-    places = [f"cuda:{place % gpus}" if gpus else "cpu" for place in range(job["workers"])]
-    networks = {place: plain.load(job, place) for place in set(places)}
+    devices = [f"cuda:{index % gpus}" if gpus else "cpu" for index in range(job["workers"])]
+    networks = {device: plain.load(job, device) for device in set(devices)}
     grpc, metrics = free_ports(2)
     config = TritonConfig(
         http_address="127.0.0.1",
@@ -47,7 +47,7 @@ def main() -> None:
     with Triton(config=config) as triton:
         triton.bind(
             model_name="model",
-            infer_func=[inferred(networks[place]) for place in places],
+            infer_func=[infer_function(networks[device]) for device in devices],
             inputs=[Tensor(name="body", dtype=bytes, shape=(1,))],
             outputs=[Tensor(name="answer", dtype=bytes, shape=(1,))],
             config=ModelConfig(

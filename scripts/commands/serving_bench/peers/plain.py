@@ -1,6 +1,6 @@
-"""The network of an archive as a careful user of plain PyTorch runs it: half precision on a GPU, whole batches.
+"""Run an archive's network as a careful user of plain PyTorch does: whole batches, half precision on a GPU.
 
-Shared by the servers of peers, which run as programs of their own.
+The servers of peers, which are programs of their own, share this.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Images:
         return torch.tensor(self.preprocess[key], device=self.device).view(1, 3, 1, 1) * 255
 
     def decode(self, body: bytes) -> torch.Tensor:
-        """(3, S, S) uint8: the shorter side resized, the middle cut out."""
+        """The picture as (3, S, S) uint8: the shorter side resized, the centre cropped."""
         size, shorter = int(self.preprocess["size"]), int(self.preprocess["resize"])
         with Image.open(io.BytesIO(body)) as opened:
             image = opened.convert("RGB")
@@ -49,13 +49,13 @@ class Images:
 
     @torch.inference_mode()
     def run(self, crops: Sequence[torch.Tensor]) -> list[Any]:
-        """Top labels for each crop."""
+        """The likeliest labels of each crop."""
         images = (torch.stack(list(crops)).to(self.device).float() - self.mean) / self.std
         logits = self.network(images.to(self.dtype).contiguous(memory_format=torch.channels_last)).logits
-        values, places = logits.float().softmax(1).topk(min(TOP, len(self.labels)))
+        values, indices = logits.float().softmax(1).topk(min(TOP, len(self.labels)))
         return [
-            [{"label": self.labels[place], "probability": value} for value, place in zip(*pair, strict=True)]
-            for pair in zip(values.tolist(), places.tolist(), strict=True)
+            [{"label": self.labels[index], "probability": value} for value, index in zip(*pair, strict=True)]
+            for pair in zip(values.tolist(), indices.tolist(), strict=True)
         ]
 
 
@@ -73,14 +73,14 @@ class Texts:
         self.network = load_transformer(folder, "embeddings", dtype=dtype).eval().to(self.device)
 
     def decode(self, body: bytes) -> list[str]:
-        """text/plain, or a JSON list."""
+        """The texts of a body: text/plain, or a JSON list."""
         text = body.decode()
         texts: list[str] = json.loads(text) if text.startswith("[") else [text]
         return texts
 
     @torch.inference_mode()
     def run(self, asked: Sequence[list[str]]) -> list[Any]:
-        """A list of vectors for each list of texts: padded, in one batch, mean pooling."""
+        """A list of vectors for each list of texts: one padded batch, mean pooling."""
         texts = [text for one in asked for text in one]
         inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=self.most, return_tensors="pt")
         inputs = inputs.to(self.device)

@@ -28,7 +28,7 @@ def objection(archive: Archive) -> str | None:
 
 
 def make(archive: Archive, store: Path) -> Archive:
-    """An archive of the same network, batch size and delay."""
+    """Make an archive with the same network, batch size and delay."""
     folder = unpack(archive, store.parent)
     name = f"{NAME}-{archive.name}"
     if archive.kind == IMAGES:
@@ -50,7 +50,7 @@ def make(archive: Archive, store: Path) -> Archive:
 
 
 class _Logits(torch.nn.Module):
-    """A network of transformers that gives its logits alone."""
+    """A network of transformers that returns only its logits."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class _Logits(torch.nn.Module):
 
 
 def _script(folder: Path, size: int, target: Path) -> None:
-    """The network as TorchScript, as the stock handler loads it."""
+    """Write the network as TorchScript, which the stock handler loads."""
     network = _Logits(networks.load(folder, torch.float32))
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and still what the stock handler takes
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but the stock handler takes nothing else
         torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, size, size)), target)
