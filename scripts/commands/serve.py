@@ -27,7 +27,7 @@ TorchServe, send each a request, show the answers, and serve on until Ctrl-C.
 EPILOG = """\
 examples:
   scripts/serve                  on the ports of config.properties: 8080, 8081 (management), 8082 (metrics)
-  scripts/serve --port 9080      on 9080, 9081 and 9082; a free port takes the place of one that is taken
+  scripts/serve --port 9080      on 9080, and on 9081 and 9082, or free ports in their place if they are taken
   scripts/serve --check          only check that the answers are right
 
 If a model does not load, the reason is printed in one line, with the path of the log. If requests hang or fail later,
