@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import benchmarks_page
 import pytest
-from research import benchmarks_page
-from research.benchmarks_page import FOLDER, PAGE
+from benchmarks_page import FOLDER, PAGE
 
 
 def test_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:

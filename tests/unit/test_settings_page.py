@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import pytest
-from research import settings_page
+import settings_page
 
 from handlers import settings
 from handlers.settings import ImageSettings, Pooling, TextSettings
