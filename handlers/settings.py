@@ -60,7 +60,7 @@ class Settings:
 
     Attributes:
         engine: What runs the network: "cudnn", "tensorrt", "torch_eager", "fused" or "onnxruntime". "auto" takes the
-            fastest engine that can run the model on this machine. An engine that is named here is the only one tried.
+            best engine that can run the model on this machine. An engine that is named here is the only one tried.
         precision: "fp32", "fp16", "bf16", "fp8" or "auto". On a GPU "auto" takes fp16 if fp16 passed the parity gate
             when the archive was packaged, else fp32. On a CPU with native bf16 it takes the faster of bf16 and fp32
             if bf16 passed the gate. On any other CPU it takes fp32. "fp8" is never chosen by "auto". It needs a text
@@ -94,13 +94,13 @@ class ImageSettings(Settings):
     """Settings of an image classifier.
 
     Attributes:
-        preprocess: How an image becomes the network's input; see the table below.
+        preprocess: How an image becomes the network's input: the keys below.
         top_k: The number of classes in an answer. A request may ask for another number.
         max_pixels: The largest image, as width x height. It is checked before the image is decoded. The images of one
             request may have four times as many pixels together.
         micro_batch: The largest number of images in one run of the network. Larger batches are cut. For ResNet-101
-            256 is a tenth faster than 64, and takes about 1 GB more GPU memory per worker. On a GPU the limit is 256,
-            or less if the memory was short at load, when every size that can come is run once.
+            on an H200 256 is about a tenth faster than 64, but each worker takes more GPU memory. On a GPU the limit
+            is 256, or less if the memory was short at load, when every size that can come is run once.
         decoder: What decodes JPEGs. "gpu" is the GPU's JPEG engines, through nvImageCodec. "cpu" is Pillow. "auto"
             takes the GPU if it has such engines, nvImageCodec is installed, and both decoders give the same pixels.
         decode_threads: The number of threads that decode images. 0 is one thread per CPU of the worker's share, at
@@ -150,7 +150,7 @@ class TextSettings(Settings):
         task: "embeddings", "sequence-classification", "token-classification" or "fill-mask".
         max_tokens: The longest input in tokens, special tokens counted.
         truncate: Cut longer inputs to `maxTokens`. If false, they get a 400. A request may ask for the other.
-        pooling: How token vectors become an embedding; see the table below. Only embeddings use it.
+        pooling: How token vectors become an embedding: the keys below. Only embeddings use it.
         lower_case: Lower the text before it is tokenized, as some sentence-transformers checkpoints ask.
         top_k: The number of labels, or of fillings of a mask, in an answer. 0 is all labels, or five
             fillings. A request may ask for another number.

@@ -17,6 +17,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -52,13 +53,13 @@ handler:
 
 There are three ways to change a setting:
 
-- Package again with the option in the table. This is the best way: the new archive is checked as a whole.
+- Package again with the setting's packaging option. This is the best way: the new archive is checked as a whole.
 - Edit the file in the archive, which is a zip file: `unzip NAME.mar model-config.yaml`, change it in an editor, then
   `zip NAME.mar model-config.yaml`. The change takes effect when the model is registered again.
 - Let `scripts/tune NAME --write` set workers, batch size and delay; see [Batching](batching.md).
 
 `scripts/package show NAME.mar` prints the settings of an archive. `scripts/package verify NAME.mar` tells that an
-edited archive has changed. A key that is not on this page is refused when the model loads, with the key's name.
+edited archive has changed. A key under `handler:` that is not on this page is refused when the model loads, by its name.
 
 """
 
@@ -66,17 +67,39 @@ TORCHSERVE = """\
 ## Keys of TorchServe
 
 They stand at the top of `model-config.yaml`, outside `handler:`. TorchServe reads them when the model is registered.
-They come before those of `config.properties`, where `job_queue_size` stands.
+They come before those of `config.properties`.
 
-| key | written by packaging | packaging option | meaning |
-|---|---|---|---|
-| `minWorkers`, `maxWorkers` | `1` | `--workers` | Worker processes. TorchServe ignores `minWorkers` alone. |
-| `batchSize` | `8`; presets `64` | `--batch-size` | The largest number of requests in one batch. |
-| `maxBatchDelay` | `5` | `--max-batch-delay-ms` | Milliseconds that a batch waits to fill. 0 means 100. |
-| `responseTimeout` | `120` | | Seconds for one batch. TorchServe stops a worker that takes longer. |
-| `startupTimeout` | `600`, or more for TensorRT plans | | Seconds for loading the model. |
-| `jobQueueSize` | | | The most waiting requests. Others get a 503. Default: `job_queue_size`. |
-| `deviceIds` | | | The numbers of the GPUs that the workers use. Default: all, in turn. |
+### `minWorkers`, `maxWorkers`
+
+Packaging writes `1`, or what `--workers` says. The number of worker processes. TorchServe ignores `minWorkers` alone.
+
+### `batchSize`
+
+Packaging writes `8`, the presets `64`, or what `--batch-size` says. The most requests in one batch.
+
+### `maxBatchDelay`
+
+Packaging writes `5`, or what `--max-batch-delay-ms` says. Milliseconds that a batch waits for more requests.
+TorchServe takes 0 for 100.
+
+### `responseTimeout`
+
+Packaging writes `120`. Seconds for one batch. TorchServe stops a worker that takes longer.
+
+### `startupTimeout`
+
+Packaging writes `600`, or more if TensorRT plans are built at the first load. Seconds for loading the model.
+
+### `jobQueueSize`
+
+Packaging does not write it. The most requests that may wait; others get a 503. Without it `job_queue_size` in
+`config.properties` counts.
+
+### `deviceIds`
+
+Packaging does not write it. The GPUs that the workers use, as a list of numbers. Without it they use all, in turn.
+
+## Other settings
 
 Addresses, ports, tokens and sizes of requests are not settings of a model. They stand in `config.properties`, which
 says line by line what it sets.
@@ -107,25 +130,20 @@ def page() -> str:
         ValueError: A setting has no description.
     """
     image, text = packaging_options("image-classifier"), packaging_options("text-encoder")
-    both = image & text
     own = {field.name for field in dataclasses.fields(settings.Settings)}
-    image_defaults, text_defaults = settings.write(settings.ImageSettings()), settings.write(settings.TextSettings())
+    images, texts = settings.write(settings.ImageSettings()), settings.write(settings.TextSettings())
+    preprocess, pooling = part(settings.ImageSettings, "preprocess"), part(settings.TextSettings, "pooling")
     return "\n".join(
         [
-            HEAD + "## Both kinds of model\n",
-            *table(settings.Settings, image_defaults, both),
-            "\n## Image classifiers\n",
-            *table(settings.ImageSettings, image_defaults, image, without=own),
-            "\n### Keys of `preprocess`\n",
-            "Packaging writes what the checkpoint's own files say. The defaults serve an archive that has no such "
-            "section.\n",
-            *table(part(settings.ImageSettings, "preprocess"), image_defaults["preprocess"], image),
-            "\n## Text encoders\n",
-            *table(settings.TextSettings, text_defaults, text, without=own),
-            "\n### Keys of `pooling`\n",
-            "Packaging writes what the checkpoint's own files say.\n",
-            *table(part(settings.TextSettings, "pooling"), text_defaults["pooling"], text),
-            f"\n{TORCHSERVE}",
+            f"{HEAD}## Both kinds of model\n",
+            *entries(settings.Settings, images, image & text),
+            "## Image classifiers\n",
+            *entries(settings.ImageSettings, images, image, without=own),
+            *entries(preprocess, images["preprocess"], image, within="preprocess."),
+            "## Text encoders\n",
+            *entries(settings.TextSettings, texts, text, without=own),
+            *entries(pooling, texts["pooling"], text, within="pooling."),
+            TORCHSERVE,
         ]
     )
 
@@ -136,19 +154,33 @@ def part(kind: type[Any], name: str) -> type[Any]:
     return found
 
 
-def table(
-    kind: type[Any], defaults: dict[str, Any], options: set[str], without: set[str] | frozenset[str] = frozenset()
+def entries(
+    kind: type[Any],
+    defaults: dict[str, Any],
+    options: set[str],
+    without: set[str] | frozenset[str] = frozenset(),
+    within: str = "",
 ) -> list[str]:
-    """The lines of a table with one row per field of `kind`, except those in `without`."""
+    """Return the lines about each field of `kind`, except those in `without`.
+
+    within: The section that the keys stand in, with a dot behind it.
+    """
     said = descriptions(kind)
-    rows = ["| key | default | packaging option | meaning |", "|---|---|---|---|"]
+    lines = []
     for field in dataclasses.fields(kind):
         if field.name not in without:
-            key = camel(field.name)
-            default = "a section" if isinstance(defaults[key], dict) else f"`{json.dumps(defaults[key])}`"
-            option = option_of(field.name, options)
-            rows.append(f"| `{key}` | {default} | {f'`{option}`' if option else ''} | {said[field.name]} |")
-    return rows
+            key, option = camel(field.name), option_of(field.name, options)
+            default = "" if isinstance(defaults[key], dict) else f"Default: `{json.dumps(defaults[key])}`."
+            asked = f"Packaging option: `{option}`." if option else ""
+            facts = " ".join(filter(None, (default, asked)))
+            lines += [f"### `{within}{key}`", "", *([facts, ""] if facts else []), *wrapped(said[field.name]), ""]
+    return lines
+
+
+def wrapped(text: str) -> list[str]:
+    """The text as lines of Markdown, with its quoted values and its placeholders as code."""
+    coded = re.sub(r'"([^" ]*)"', lambda found: f"`{found[1]}`" if found[1] else '`""`', text)
+    return textwrap.wrap(coded, 118, break_long_words=False, break_on_hyphens=False)
 
 
 def descriptions(kind: type[Any]) -> dict[str, str]:
@@ -176,8 +208,8 @@ def _entries(docstring: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    """One line that fits into a cell of a table."""
-    line = " ".join(text.split()).replace("|", "\\|")
+    """One line that begins with a capital letter."""
+    line = " ".join(text.split())
     return line[:1].upper() + line[1:]
 
 

@@ -21,11 +21,11 @@ def test_stale_page_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings_page.main(["--check"]) == 1
 
 
-@pytest.mark.parametrize("kind", [ImageSettings, TextSettings, Pooling])
-def test_every_key_has_a_row(kind: type) -> None:
-    rows = settings_page.page().splitlines()
-    for field in dataclasses.fields(kind):
-        assert [row for row in rows if row.startswith(f"| `{settings_page.camel(field.name)}` |")]
+@pytest.mark.parametrize(("kind", "within"), [(ImageSettings, ""), (TextSettings, ""), (Pooling, "pooling.")])
+def test_every_key_has_a_heading(kind: type, within: str) -> None:
+    lines = settings_page.page().splitlines()
+    keys = [f"### `{within}{settings_page.camel(field.name)}`" for field in dataclasses.fields(kind)]
+    assert [key for key in keys if key not in lines] == []
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ class Silent(Sample):
 
 
 def test_entries_are_read_over_several_lines() -> None:
-    both = "First words, a \\| and more."
+    both = "First words, a | and more."
     assert settings_page.descriptions(Sample) == {"one": both, "two": both, "three": "Last words."}
 
 
@@ -83,3 +83,7 @@ def test_options_are_those_of_the_packaging_script() -> None:
     options = settings_page.packaging_options("image-classifier")
     assert settings_page.option_of("plan_buckets", options) == "--plan-buckets"
     assert settings_page.option_of("cpu_threads", options) == ""
+
+
+def test_quoted_values_become_code() -> None:
+    assert settings_page.wrapped('Either "a-b", "" or "two words".') == ['Either `a-b`, `""` or "two words".']
