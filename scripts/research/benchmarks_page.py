@@ -105,7 +105,7 @@ def engines(first: str, columns: Sequence[Column], points: Sequence[Point]) -> l
     lines = [_line([first, *(column.heading for column in columns)]), _line(["---:"] * (len(columns) + 1))]
     for point in points:
         lines.append(_line([_label(point), *(_speed(column, point) for column in columns)]))
-    return [*lines, _line(["commit", *(f"`{_conditions(column.run)['commit']}`" for column in columns)])]
+    return [*lines, _line(["commit", *(_conditions(column.run)["commit"] for column in columns)])]
 
 
 def serving(runs: Sequence[str]) -> list[str]:
@@ -120,7 +120,7 @@ def serving(runs: Sequence[str]) -> list[str]:
         "p50 ms",
         "p99 ms",
         "GPU busy",
-        "no-op",
+        "no-op / model",
     )
     lines = [_line(head), _line(["---", "---", *["---:"] * 8])]
     for run in runs:
@@ -205,7 +205,7 @@ def _served(row: Row) -> str:
             *(row["target"], row["load"], row["batch_size"], row["workers"], row["clients"]),
             *(f"{row['items_per_s']:,.0f}", f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}"),
             f"{row['gpu_busy'][0]:.0%}",
-            f"{headroom:.2f} times" if headroom else "-",
+            f"{headroom:.2f}" if headroom else "-",
         ]
     )
 
@@ -229,7 +229,7 @@ def _serving_condition(run: str) -> list[str]:
 
 def _origin(run: str) -> list[str]:
     said = _conditions(run)
-    return [f"[{run}](benchmarks/{run}.json)", said["date"][:10], f"`{said['commit']}`"]
+    return [f"[{run}](benchmarks/{run}.json)", said["date"][:10], said["commit"]]
 
 
 def _line(cells: Sequence[object]) -> str:

@@ -59,7 +59,7 @@ There are three ways to change a setting:
 - Let `scripts/tune NAME --write` set workers, batch size and delay; see [Batching](batching.md).
 
 `scripts/package show NAME.mar` prints the settings of an archive. `scripts/package verify NAME.mar` tells that an
-edited archive has changed. A key under `handler:` that is not on this page is refused when the model loads, by its name.
+edited archive has changed. A key under `handler:` that is not on this page is refused by its name at load.
 
 """
 
