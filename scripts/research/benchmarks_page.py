@@ -48,7 +48,7 @@ RESNET_H200 = (
 BERT_ENGINES = (
     ("fused fp16", "fused", "fp16"),
     ("fused fp8", "fused", "fp8"),
-    ("nn.TransformerEncoder, fast path, fp16", "torch-fastpath", "fp16"),
+    ("PyTorch fast path, fp16", "torch-fastpath", "fp16"),
     ("transformers, SDPA, fp16", "hf-sdpa", "fp16"),
     ("transformers, eager, fp16", "hf-eager", "fp16"),
     ("transformers, eager, fp32", "hf-eager", "fp32"),
