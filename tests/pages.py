@@ -1,16 +1,19 @@
-"""The Markdown pages of README and docs/: their code blocks, their links, and the anchors that links may name."""
+"""The Markdown pages of README and docs/: their code blocks, answers that they show, links, and anchors."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RUN = ("bash", "python")  # languages whose blocks are commands of this project
+MORE = "..."
 
 _FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
@@ -75,3 +78,37 @@ def anchors(page: Path) -> set[str]:
         names.add(f"{name}-{seen[name]}" if seen[name] else name)
         seen[name] += 1
     return names
+
+
+def unlike(shown: str, came: str) -> str | None:
+    """Where a JSON answer differs from the one that a page shows; None if it does not.
+
+    Keys, strings and whole numbers have to be the same, numbers with a point need not. `...` in the shown one stands
+    for more items, more keys, or more of a string.
+    """
+    return _unlike(json.loads(_whole(shown)), json.loads(came), "the answer")
+
+
+def _whole(shown: str) -> str:
+    """JSON of an answer that is shown in part: `...` becomes a last item, or a last key."""
+    return re.sub(r"(?<!\")\.\.\.(?!\")", '"..."', re.sub(r"(?<!\")\.\.\.(?=\s*\})", '"...": 0', shown))
+
+
+def _unlike(shown: Any, came: Any, at: str) -> str | None:
+    if isinstance(shown, dict) and isinstance(came, dict):
+        keys = set(shown) - {MORE}
+        if (keys - set(came)) if MORE in shown else (keys != set(came)):
+            return f"{at} has the keys {sorted(came)}"
+        return next(filter(None, (_unlike(shown[key], came[key], f"{at}.{key}") for key in sorted(keys))), None)
+    if isinstance(shown, list) and isinstance(came, list):
+        items = [item for item in shown if item != MORE]
+        if len(came) < len(items) or (MORE not in shown and len(came) != len(items)):
+            return f"{at} has {len(came)} items"
+        pairs = zip(items, came, strict=False)
+        return next(filter(None, (_unlike(a, b, f"{at}[{i}]") for i, (a, b) in enumerate(pairs))), None)
+    if isinstance(shown, str) and isinstance(came, str):
+        pattern = ".*".join(map(re.escape, shown.split(MORE)))
+        return None if re.fullmatch(pattern, came, re.DOTALL) else f"{at} is {came!r}"
+    if type(shown) is type(came):
+        return None if isinstance(shown, float) or shown == came else f"{at} is {came!r}"
+    return f"{at} is {came!r}"

@@ -8,23 +8,19 @@ A block with notest="REASON" behind its language is not run; tests/unit/test_doc
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from torchserve import Server
+from torchserve import Server, read_properties
 
-from tests.pages import PAGES, ROOT, RUN, Block, blocks
+from tests.pages import PAGES, ROOT, RUN, Block, blocks, unlike
 
 pytestmark = pytest.mark.e2e
 
 TO_RUN = {page: [block for block in blocks(page) if block.language in RUN and not block.notest] for page in PAGES}
 OWN = (".venv", "scripts", "model_store", "build", "logs", "key_file.json")  # of the workspace, not of the checkout
-MORE = "..."
 
 
 @pytest.fixture
@@ -53,7 +49,7 @@ def test_what_a_page_says_works(page: Path, workspace: Path, server: Server) -> 
     answers = _run_shell(shell, workspace, server)
     for block, answer in zip(shell, answers, strict=True):
         if block.answer is not None:
-            problem = unlike(json.loads(_whole(block.answer)), json.loads(answer))
+            problem = unlike(block.answer, answer)
             assert not problem, f"{block.where}: {problem}\n{answer[:1000]}"
     _run_python([block for block in TO_RUN[page] if block.language == "python"], workspace, server)
 
@@ -90,8 +86,6 @@ def _run(command: list[str], text: str, workspace: Path, server: Server) -> None
 
 def _at_its_ports(text: str, server: Server) -> str:
     """The text with the server's addresses in place of those of config.properties."""
-    from torchserve import read_properties
-
     usual = read_properties(ROOT / "config.properties")
     for key in ("inference_address", "management_address", "metrics_address"):
         text = text.replace(usual[key].removeprefix("http://"), server.config[key].removeprefix("http://"))
@@ -104,29 +98,3 @@ def _replace(path: Path, command: str) -> None:
     path.unlink()
     path.write_text(f"#!/usr/bin/env bash\nexec {command}\n", encoding="utf-8")
     path.chmod(0o755)
-
-
-def _whole(shown: str) -> str:
-    """JSON of an answer that is shown in part: `...` becomes a last item, or a last key."""
-    return re.sub(r"(?<!\")\.\.\.(?!\")", '"..."', re.sub(r"(?<!\")\.\.\.(?=\s*\})", '"...": 0', shown))
-
-
-def unlike(shown: Any, came: Any, at: str = "the answer") -> str | None:
-    """Where an answer differs from the one that is shown; None if it does not."""
-    if isinstance(shown, dict) and isinstance(came, dict):
-        keys = set(shown) - {MORE}
-        if (keys - set(came)) if MORE in shown else (keys != set(came)):
-            return f"{at} has the keys {sorted(came)}"
-        return next(filter(None, (unlike(shown[key], came[key], f"{at}.{key}") for key in sorted(keys))), None)
-    if isinstance(shown, list) and isinstance(came, list):
-        items = [item for item in shown if item != MORE]
-        if len(came) < len(items) or (MORE not in shown and len(came) != len(items)):
-            return f"{at} has {len(came)} items"
-        pairs = zip(items, came, strict=False)
-        return next(filter(None, (unlike(a, b, f"{at}[{i}]") for i, (a, b) in enumerate(pairs))), None)
-    if isinstance(shown, str) and isinstance(came, str):
-        pattern = ".*".join(map(re.escape, shown.split(MORE)))
-        return None if re.fullmatch(pattern, came, re.DOTALL) else f"{at} is {came!r}"
-    if type(shown) is type(came):
-        return None if isinstance(shown, float) or shown == came else f"{at} is {came!r}"
-    return f"{at} is {came!r}"

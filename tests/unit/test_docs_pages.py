@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import PAGES, ROOT, RUN, anchors, blocks, links
+from tests.pages import PAGES, ROOT, RUN, anchors, blocks, links, unlike
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
@@ -53,6 +53,33 @@ def test_most_blocks_are_run() -> None:
     found = [block for page in PAGES for block in blocks(page) if block.language in RUN]
     skipped = [block for block in found if block.notest]
     assert len(skipped) <= len(found) / 2, "\n".join(f"{block.where}: {block.notest}" for block in skipped)
+
+
+@pytest.mark.parametrize(
+    ("shown", "came"),
+    [
+        ('[{"label": "7", "probability": 0.9}, ...]', '[{"label": "7", "probability": 0.8}, {"label": "1"}]'),
+        ('{"code": 400, "message": "the text has 502 ..."}', '{"code": 400, "message": "the text has 502 tokens"}'),
+        ('{"name": "...", ...}', '{"name": "cudnn", "why": "asked for"}'),
+    ],
+)
+def test_an_answer_like_the_one_shown(shown: str, came: str) -> None:
+    assert unlike(shown, came) is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "came", "problem"),
+    [
+        ('[{"label": "7"}]', '[{"label": "7"}, {"label": "1"}]', "the answer has 2 items"),
+        ('[{"label": "7"}, ...]', '[{"label": "1"}]', "the answer[0].label is '1'"),
+        ('{"label": "7"}', '{"label": "7", "index": 7}', "the answer has the keys ['index', 'label']"),
+        ('{"label": "7", ...}', '{"index": 7}', "the answer has the keys ['index']"),
+        ('{"code": 400}', '{"code": 500}', "the answer.code is 500"),
+        ("[0.5]", '["0.5"]', "the answer[0] is '0.5'"),
+    ],
+)
+def test_an_answer_unlike_the_one_shown(shown: str, came: str, problem: str) -> None:
+    assert unlike(shown, came) == problem
 
 
 @pytest.mark.skipif(not TROUBLESHOOTING.is_file(), reason="no such page")
