@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from handlers.encoder import adapters
+from handlers.encoder import padded
 from handlers.encoder.swap import fused_encoder, swap_encoder, unswap_encoder
 
 pytestmark = [
@@ -52,5 +52,5 @@ def test_it_answers_as_before(model: Any, left: bool, dtype: torch.dtype) -> Non
 def test_tritons_kernels_run_it(model: Any) -> None:
     encoder = fused_encoder(swap_encoder(model).to(GPU, torch.float16))
     hidden = torch.randn(1, 2, 768, device=GPU)
-    assert type(adapters.operations_for(encoder, hidden.half())).__name__ == "TritonOperations"
-    assert adapters.operations_for(encoder, hidden) is encoder.operations
+    assert type(padded.ops_for(encoder, hidden.half())).__name__ == "TritonEncoderOps"
+    assert padded.ops_for(encoder, hidden) is encoder.ops

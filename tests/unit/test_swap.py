@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.activations import ACT2FN
 
-from handlers.encoder.adapters import SwappedEncoder
 from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.ops import ACTIVATIONS
 from handlers.encoder.swap import fused_encoder, swap_encoder, unswap_encoder
+from handlers.encoder.swapped import SwappedEncoder
 
 # Both sides are fp32 sums of the same terms in another order: roundings of 6e-8 of values around 1, some dozens of
 # them, over two layers with weights that are far from small.
