@@ -56,7 +56,7 @@ def require_plain_call(config: Any, options: dict[str, Any]) -> None:
     outputs = [name for name in OUTPUT_OPTIONS if options.get(name, getattr(config, name, False))]
     inputs = [name for name in INPUT_OPTIONS if options.get(name) is not None and options[name] is not False]
     if outputs or inputs:
-        raise UnsupportedError(f"{', '.join([*outputs, *inputs])}: the fused encoder has no such thing. {UNSWAP}")
+        raise UnsupportedError(f"{', '.join([*outputs, *inputs])}: the fused encoder does not support this. {UNSWAP}")
 
 
 def require_plain_modules(encoder: nn.Module, activation: str) -> None:
@@ -81,6 +81,7 @@ def require_plain_modules(encoder: nn.Module, activation: str) -> None:
         "hooks": [name or "itself" for name, module in named.items() if _has_hooks(module)],
         "a forward() of their own": [name or "itself" for name, module in named.items() if _has_own_forward(module)],
         "weights used twice": _tied_parameters(encoder),
+        "buffers": [name for name, _ in encoder.named_buffers()],
         "decoder's layers": [name for name, module in named.items() if _is_causal(module)],
         "a scale or a size of heads of its own": [name for name, module in named.items() if _is_rescaled(module)],
         "zero keys in attention": [name for name, module in named.items() if getattr(module, "add_zero_attn", False)],

@@ -47,7 +47,7 @@ def encoder_from_fairseq(
         if name.startswith((f"{prefix}layers.", f"{prefix}layer_norm."))
     }
     if not norm_first and any(name.startswith("layer_norm.") for name in own):
-        raise ValueError(f"{prefix}layer_norm is behind the last layer, which only norm_first=True has")
+        raise ValueError(f"{prefix}layer_norm follows the last layer, which only norm_first=True has")
     stacked = "layers.0.self_attn.in_proj_weight" in own
     state = fused_state(own, FAIRSEQ_STACKED if stacked else FAIRSEQ)
     return build_encoder(state, heads=heads, activation=activation, eps=eps, norm_first=norm_first)
@@ -77,7 +77,7 @@ def _find_prefix(state_dict: Tensors) -> str:
         raise ValueError(f"{stacks}; wanted: one encoder, or prefix= to say which and where it is")
     if found[0].endswith("decoder."):
         raise UnsupportedError(
-            f"the only stack of layers is {found[0]!r}, and a decoder's queries see no keys behind them; "
+            f"the only stack of layers is {found[0]!r}, and a decoder's tokens attend to earlier ones only; "
             "prefix= says that it is an encoder all the same"
         )
     return found[0]

@@ -88,7 +88,9 @@ def check_embeddings(network: Any) -> None:
         raise UnsupportedError(f"{type(network).__name__} has no embeddings where BERT has them")
     wrong = ({name for name, _ in vanilla.named_parameters()} - OPTIONAL) ^ REQUIRED
     if wrong:
-        raise UnsupportedError(f"{type(vanilla).__name__} is not of BERT's kind, for {listed(sorted(wrong))}")
+        raise UnsupportedError(
+            f"{type(vanilla).__name__} has other parameters than BERT's embeddings: {listed(sorted(wrong))}"
+        )
 
 
 def _find_positions(vanilla: Any, packed: PackedEmbeddings) -> Positions:

@@ -24,6 +24,7 @@ from handlers.encoder.conversion import convert
 from handlers.encoder.errors import UnsupportedError
 from handlers.encoder.families import class_name, find_encoders
 from handlers.encoder.fused import FusedEncoder
+from handlers.encoder.references import used_outside
 from handlers.encoder.swapped import SwappedEncoder
 from handlers.encoder.weights import listed
 
@@ -52,7 +53,7 @@ def swap_encoder(model: nn.Module) -> nn.Module:
         raise ValueError(f"already swapped: {_names(swapped)}; unswap_encoder(model) undoes it")
     found = find_encoders(model)
     for name, encoder in found.items():
-        if outside := _used_outside(model, encoder):
+        if outside := used_outside(model, encoder):
             raise UnsupportedError(
                 f"{listed(outside)}: used by {name or 'the encoder'} and outside it too; its weights would be gone "
                 "there. Give the outside a copy of its own first"
@@ -120,19 +121,6 @@ def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> n
             if child is not None and child in replacements:
                 setattr(module, name, replacements[child])
     return replacements.get(model, model)
-
-
-def _used_outside(model: nn.Module, encoder: nn.Module) -> list[str]:
-    """Return the names outside `encoder` of its layers and parameters. The encoder itself may have many names."""
-    inside = set(encoder.modules())
-    owned: set[object] = {*(inside - {encoder}), *encoder.parameters()}
-    return [
-        f"{name}.{key}".lstrip(".")
-        for name, module in model.named_modules()
-        if module not in inside
-        for key, value in (*module._modules.items(), *module._parameters.items())
-        if value in owned
-    ]
 
 
 def _names(swapped: Mapping[str, SwappedEncoder]) -> str:
