@@ -9,6 +9,7 @@ Shapes: N sequences, S the length that they are padded to, H hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,6 +45,11 @@ class SwappedEncoder(nn.Module):
         self.fused, self.layout = fused, layout
         self._vanilla = (vanilla,)  # in a tuple, where nn.Module does not look for submodules
         state_hooks.register(self)
+        for parameter, parts in self._parameter_pairs():
+            # The fused parameters stand for the vanilla ones: who freezes or counts them sees no difference.
+            if not parameter.is_inference():
+                parameter.requires_grad = any(part.requires_grad for part in parts)
+        self._required_grad = [parameter.requires_grad for parameter in fused.parameters()]
         self.train(vanilla.training)
 
     def take_weights(self) -> None:
@@ -56,19 +62,34 @@ class SwappedEncoder(nn.Module):
         Raises:
             UnsupportedError: the model is being trained, and no gradient would pass.
         """
-        if self.training and torch.is_grad_enabled():
-            wanted = [name for name, one in self._vanilla[0].named_parameters() if one.requires_grad]
-            if wanted or hidden.requires_grad:
-                raise UnsupportedError(
-                    f"the model is in training mode, and the fused encoder passes no gradients. {UNSWAP}"
-                )
+        if self.training and torch.is_grad_enabled() and (hidden.requires_grad or self._learns()):
+            raise UnsupportedError(
+                f"the model is in training mode, and the fused encoder passes no gradients. {UNSWAP}"
+            )
         return run_padded(self.fused, hidden, valid, self.reads_first)
 
     def vanilla(self) -> nn.Module:
-        """Return the vanilla encoder with the weights as they are now: their values, dtype and device."""
+        """Return the vanilla encoder with the weights as they are now: values, dtype, device and requires_grad."""
         encoder = self._vanilla[0]
         encoder.load_state_dict(vanilla_state(self.fused.state_dict(), self.layout), assign=True)
+        for before, (parameter, parts) in zip(self._required_grad, self._parameter_pairs(), strict=True):
+            for part in parts if parameter.requires_grad != before else ():
+                part.requires_grad = parameter.requires_grad
         return encoder.train(self.training)
+
+    def _learns(self) -> bool:
+        """Whether a parameter wants gradients. One made in inference mode cannot say so; the vanilla ones do then."""
+        return any(
+            any(part.requires_grad for part in parts) if parameter.is_inference() else parameter.requires_grad
+            for parameter, parts in self._parameter_pairs()
+        )
+
+    def _parameter_pairs(self) -> Iterator[tuple[nn.Parameter, list[nn.Parameter]]]:
+        """Each parameter of the fused encoder, with the vanilla ones that are stacked in it."""
+        config, vanilla = self.fused.config, dict(self._vanilla[0].named_parameters())
+        table = self.layout.table(config.layers, config.final_norm)
+        for name, parameter in self.fused.named_parameters():
+            yield parameter, [vanilla[part] for part in table[name]]
 
 
 class SwappedBert(SwappedEncoder):
@@ -143,7 +164,7 @@ class SwappedTorch(SwappedEncoder):
         """
         if mask is not None or is_causal:
             raise UnsupportedError(
-                f"mask and is_causal tell queries apart; the fused encoder takes src_key_padding_mask. {UNSWAP}"
+                f"mask and is_causal differ between queries; the fused encoder takes src_key_padding_mask. {UNSWAP}"
             )
         if src.is_nested:
             raise UnsupportedError(f"src is nested; wanted: 2 or 3 dimensions, the last {self.fused.config.hidden}")

@@ -170,7 +170,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"heads": 5}, "heads that divide"),
         ({"heads": 0}, "all positive"),
@@ -179,6 +179,6 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     ],
     ids=["5 heads of 24", "no heads", "no layers", "clipped gelu"],
 )
-def test_what_cannot_be_built(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_built(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(BASE, **changes)
