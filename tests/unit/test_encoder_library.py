@@ -86,6 +86,23 @@ back = fairseq_state(encoder, stacked=True)
 assert all(torch.equal(back[name], value) for name, value in state.items() if "embed" not in name)
 assert_not_imported(*SERVER)
 """
+PACKED = """
+import transformers
+from handlers.encoder import PackedModel, TokenBatch, pad, unpad
+config = transformers.RobertaConfig(
+    vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+)
+network = transformers.RobertaForTokenClassification(config).eval()
+ids = [[5, 6, 7, 8, 9], [9, 8]]
+batch = TokenBatch.pack(ids, [[0] * len(one) for one in ids], torch.device("cpu"))
+with torch.inference_mode():
+    padded = pad(batch.input_ids, batch, config.pad_token_id)
+    wanted = network(input_ids=padded, attention_mask=VALID.long()).logits
+    model = PackedModel(network, "token-classification")
+    hidden = model.hidden(batch.input_ids, batch.token_type_ids, batch.segments)
+    torch.testing.assert_close(model.outputs(hidden, batch), unpad(wanted, batch), rtol=1e-5, atol=2e-5)
+assert_not_imported(*SERVER)
+"""
 OLD_PATHS = """
 from handlers.encoder.fairseq import encoder_from_fairseq, fairseq_state
 from handlers.encoder.fused import EncoderConfig, FusedEncoder
@@ -96,7 +113,14 @@ import handlers.encoder
 assert swap_encoder is handlers.encoder.swap_encoder
 assert_not_imported(*SERVER, "transformers", "triton")
 """
-PROGRAMS = {"import": IMPORT, "bert": BERT, "torch": TORCH, "fairseq": FAIRSEQ, "old paths": OLD_PATHS}
+PROGRAMS = {
+    "import": IMPORT,
+    "bert": BERT,
+    "torch": TORCH,
+    "fairseq": FAIRSEQ,
+    "packed": PACKED,
+    "old paths": OLD_PATHS,
+}
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
