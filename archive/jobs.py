@@ -163,7 +163,7 @@ class TextJob(Job):
         texts = [text.lower() if self.settings.lower_case else text for text in texts]
         ids = self.checkpoint.tokenizer(texts, truncation=True, max_length=self.settings.max_tokens)["input_ids"]
         batches = (TokenBatch.pack([row], [[0] * len(row)], torch.device("cpu")) for row in ids)
-        return PackedModel(network, self.settings.task).largest_inputs(batches)
+        return PackedModel(network, self.settings.task).calibrate_fp8(batches)
 
     def samples(self) -> list[bytes]:
         path = self.parity_data or SAMPLES / "texts.txt"

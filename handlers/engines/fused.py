@@ -84,7 +84,7 @@ def load(spec: EngineSpec) -> Engine:
         emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, for a CPU has no fp8"
         details["kernels"] = emulated if spec.precision == "fp8" else "PyTorch"
         return Engine(Packed(model), details, pads=False)
-    model.encoder.operations = _triton(spec)
+    model.encoder.ops = _triton(spec)
     graphed = Graphed(model, spec.device)
     graphed.capture_all()
     graphed.launch_beyond()
@@ -96,10 +96,10 @@ def load(spec: EngineSpec) -> Engine:
 
 
 def _triton(spec: EngineSpec) -> Any:
-    from handlers.encoder.fp8_triton import Fp8Triton
-    from handlers.encoder.triton_ops import TritonOperations
+    from handlers.encoder.fp8_triton import Fp8TritonOps
+    from handlers.encoder.triton_ops import TritonEncoderOps
 
-    return (Fp8Triton if spec.precision == "fp8" else TritonOperations)(spec.device)
+    return (Fp8TritonOps if spec.precision == "fp8" else TritonEncoderOps)(spec.device)
 
 
 class Packed:

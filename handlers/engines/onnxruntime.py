@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from handlers.encoder.ops import Segments, TorchOperations
+from handlers.encoder.ops import Segments, TorchEncoderOps
 from handlers.engines import Engine, EngineSpec
 from handlers.engines.onnx_graph import Graph
 from handlers.engines.onnx_networks import HIDDEN, IMAGES, LENGTHS, encoder, encoder_objection, resnet
@@ -124,7 +124,7 @@ class OnnxEncoder(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        self.operations = TorchOperations()  # what the embeddings are computed with
+        self.ops = TorchEncoderOps()  # what the embeddings are computed with
 
     def forward(self, hidden: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Rows of texts of like length together, padded to the longest of them."""

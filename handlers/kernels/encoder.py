@@ -1,4 +1,4 @@
-"""Triton kernels of the fused encoder: LayerNorm, attention, embeddings. Their twin: encoder/ops.py, TorchOperations.
+"""Triton kernels of the fused encoder: LayerNorm, attention, embeddings. Their twin: encoder/ops.py, TorchEncoderOps.
 
 T: packed tokens; H: hidden size; N: sequences; D: size of a head. Sums and statistics are in fp32. Each kernel has
 one tensor's worth of work behind a pointer, named as in its launcher below, whose docstring has the shapes.

@@ -15,7 +15,7 @@ from benchmarks.texts import write_random
 
 from handlers import engines
 from handlers.encoder.fused import EncoderConfig, FusedEncoder
-from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchOperations
+from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchEncoderOps
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec, fused
 from handlers.engines.torch_eager import AUTO_MODELS
@@ -28,7 +28,7 @@ pytestmark = [
 
 GPU = torch.device("cuda", 0)
 HALF = torch.float16
-TWIN = TorchOperations()
+TWIN = TorchEncoderOps()
 IDS = range(1000, 20_000)  # words of BERT's vocabulary
 GATE = 1e-2  # the parity gate's for fp16: relative error of a token's vector
 
@@ -258,7 +258,7 @@ def test_texts_reach_their_outputs_without_waiting_for_the_gpu(
 @pytest.fixture(scope="module")
 def operations() -> Any:
     triton_ops = cast("Any", pytest.importorskip("handlers.encoder.triton_ops", reason="needs Triton"))
-    return triton_ops.TritonOperations(GPU)
+    return triton_ops.TritonEncoderOps(GPU)
 
 
 def values(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -312,7 +312,7 @@ def test_attention_and_positions_are_the_twins(
     tokens, segments = sum(lengths), on_gpu(lengths)
     ids = torch.randint(0, 4, (tokens + 3,), generator=torch.Generator().manual_seed(0)).to(GPU)
     qkv = values(tokens + 3, 3 * 4 * size)
-    laid_out, positions = operations.lay_out(ids, segments, way)
+    laid_out, positions = operations.prepare_packed(ids, segments, way)
     assert torch.equal(positions[:tokens], way.of(ids[:tokens], segments.cu_seqlens))
     found = operations.attention(qkv, laid_out, 4, size**-0.5)[:tokens]
     assert_close(found, TWIN.attention(qkv.float(), segments, 4, size**-0.5)[:tokens])
@@ -341,7 +341,9 @@ def test_kernels_that_start_early_wait_for_what_they_read(
         torch.nn.init.normal_(parameter, mean=1.0 if "norm_weight" in name else 0.0, std=0.02)
     encoder = encoder.to(GPU, HALF)
     hidden, segments = values(sum(lengths), 1024), on_gpu(lengths)
-    segments, _ = operations.lay_out(torch.zeros(len(hidden), dtype=torch.int64, device=GPU), segments, Positions())
+    segments, _ = operations.prepare_packed(
+        torch.zeros(len(hidden), dtype=torch.int64, device=GPU), segments, Positions()
+    )
 
     def encode(x: torch.Tensor) -> torch.Tensor:
         encoded: torch.Tensor = encoder(x.clone(), segments, operations)

@@ -61,7 +61,7 @@ def break_attention(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     def attention(self: object, qkv: torch.Tensor, *_: object) -> torch.Tensor:
         return torch.full((len(qkv), qkv.shape[1] // 3), value, dtype=qkv.dtype)
 
-    monkeypatch.setattr(ops.TorchOperations, "attention", attention)
+    monkeypatch.setattr(ops.TorchEncoderOps, "attention", attention)
 
 
 @pytest.mark.parametrize("kept_in", ["archive", "nothing"])

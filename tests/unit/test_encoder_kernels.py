@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from handlers.encoder.fused import EncoderConfig, FusedEncoder
-from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchOperations
+from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchEncoderOps
 
-TWIN = TorchOperations()
+TWIN = TorchEncoderOps()
 LINEAR = Path(__file__).parents[2] / "handlers" / "kernels" / "linear.py"
 # Those of handlers.kernels.linear, which cannot be imported without Triton. "" is none.
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
@@ -301,14 +301,14 @@ def encode(
     config: EncoderConfig, state: dict[str, torch.Tensor], hidden: torch.Tensor, segments: Segments, whole: bool
 ) -> torch.Tensor:
     """In the interpreter's process: a fused encoder on Triton's operations. whole: products with activations."""
-    from handlers.encoder.triton_ops import TritonOperations
+    from handlers.encoder.triton_ops import TritonEncoderOps
 
     encoder = FusedEncoder(config)
     encoder.load_state_dict(state)
-    operations = TritonOperations(hidden.device, programs=3)
+    operations = TritonEncoderOps(hidden.device, programs=3)
     operations.fused_activation = whole
     ids = torch.zeros(len(hidden), dtype=torch.int64)
-    laid_out, _ = operations.lay_out(ids, segments, Positions())
+    laid_out, _ = operations.prepare_packed(ids, segments, Positions())
     encoded: torch.Tensor = encoder.to(hidden.dtype)(hidden, laid_out, operations)
     return encoded
 
@@ -355,7 +355,7 @@ def test_attention_without_tiles_is_refused(kernels: Any) -> None:
 
 def without_tiles(config: EncoderConfig) -> None:
     """In the interpreter's process."""
-    from handlers.encoder.triton_ops import TritonOperations
+    from handlers.encoder.triton_ops import TritonEncoderOps
 
     encoder, x = FusedEncoder(config), random(2, 64)
-    encoder(x, Segments(offsets_of((2,))), TritonOperations(x.device, programs=3))
+    encoder(x, Segments(offsets_of((2,))), TritonEncoderOps(x.device, programs=3))

@@ -138,7 +138,7 @@ def stage(model_dir: Path | None, folder: Path, fp8: bool) -> Path:
         shutil.copytree(model_dir, folder, dirs_exist_ok=True)
     network = load_transformer(folder, "embeddings", dtype=torch.float32).eval()
     batches = token_batches(network.config, [CALIBRATION], torch.device("cpu"), seed=0)
-    write(PackedModel(network, "embeddings").largest_inputs(batches), folder)
+    write(PackedModel(network, "embeddings").calibrate_fp8(batches), folder)
     return folder
 
 
