@@ -13,7 +13,7 @@ import orjson
 from handlers.protocol.errors import InvalidInput, InvalidJson, UnsupportedMediaType
 
 JSON = "application/json"
-UNTELLING = ("", "application/octet-stream")  # content types that say nothing
+UNSPECIFIC = ("", "application/octet-stream")  # content types that say nothing
 # The longer mark first: UTF-32's begins with UTF-16's.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -88,7 +88,7 @@ def json(value: bytes | bytearray, charset: str | None, what: str) -> object:
         raise InvalidJson(f"{what} is not valid JSON: {_where(error)}") from None
 
 
-def untold_json(value: bytes | bytearray | str, what: str) -> object:
+def undeclared_json(value: bytes | bytearray | str, what: str) -> object:
     """Parsed JSON where no content type tells whether it is some; NOT_JSON for what is none.
 
     Raises InvalidJson for what begins as hardly anything but JSON does and is not valid.

@@ -20,6 +20,7 @@ from handlers.protocol.options import one_of
 JSON, RAW, NPY = "application/json", "application/octet-stream", "application/x-npy"
 MEDIA_TYPES = (JSON, RAW, NPY)
 ENCODINGS = ("float", "base64")
+EXACT = "exact"  # encoding_format of an answer that is not JSON: values as computed, not rounded to DIGITS
 DTYPES: dict[object, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 # Significant decimal digits: what tells two neighbouring values of the type apart.
 DIGITS = {"fp32": 9, "fp16": 5, "bf16": 4, "fp8": 5}

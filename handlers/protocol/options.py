@@ -1,10 +1,19 @@
-"""Options that a client may send: what each takes, and the header that carries it."""
+"""Options that a client may send: what each takes, and how it comes: as a header, a parameter, or in JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from handlers.protocol.errors import InvalidOption
+from handlers.protocol.wording import names_of
+
+if TYPE_CHECKING:
+    from handlers.protocol.interface import Interface
+    from handlers.protocol.row import Row
+
+# Turns a value as sent into a valid one, or raises ValueError with what is wanted.
 OptionReader = Callable[[object], object]
 
 
@@ -43,3 +52,67 @@ def one_of(known: Sequence[str]) -> Any:
         return value
 
     return read
+
+
+def of_row(row: Row, model: Interface) -> dict[str, object]:
+    """Return the options that a row brings as headers (X-Top-K for top_k), fields, entries or query parameters.
+
+    A parameter goes before the header of the same option. Raises InvalidOption.
+    """
+    refuse_misspelt(row.headers, model)
+    found: dict[str, object] = {}
+    for name in model.options:
+        header = header_of(name)
+        if name in row.parameters and row.parameters[name] is not None:
+            found[name] = read(name, _as_text(row.parameters[name]), model, f"parameter {name}")
+        elif header in row.headers:
+            found[name] = read(name, row.headers[header], model, f"header {header}")
+    return found
+
+
+def read(name: str, value: object, model: Interface, source: str) -> object:
+    """Return an option's valid value.
+
+    Args:
+        name: as the client sent it.
+        value: a str or JSON value.
+        source: what brought the option, for the message: "parameter top_k", "header x-top-k".
+
+    Raises InvalidOption.
+    """
+    refuse_unknown([name], model, "parameter")
+    try:
+        return model.options[name](value)
+    except ValueError as error:
+        raise InvalidOption(f"{source}: {error}") from None
+
+
+def refuse_unknown(names: Collection[str], model: Interface, kind: str = "query parameter") -> None:
+    """Raises InvalidOption if one of these names is no option of the model."""
+    unknown = [name for name in names if name not in model.options]
+    if unknown:
+        raise InvalidOption(f"unknown {kind} {names_of(unknown)}; known: {model.option_names}")
+
+
+def refuse_misspelt(headers: Iterable[str], model: Interface) -> None:
+    """Raises InvalidOption for a header that means an option and is none of this model: Top-K, top_k, X-TopK."""
+    meanings = {_letters(option): option for option in (*model.other_options, *model.options)}
+    for header in headers:
+        option = meanings.get(_meaning(header))
+        if option is not None and not (option in model.options and header == header_of(option)):
+            known = ", ".join(map(header_of, sorted(model.options))) or "none"
+            raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {known}")
+
+
+@functools.lru_cache(4096)  # most requests have the same headers
+def _meaning(header: str) -> str:
+    return _letters(header).removeprefix("x")
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _as_text(value: object) -> object:
+    """A parameter's value: TorchServe hands it over as bytes."""
+    return value.decode("utf-8", errors="replace") if isinstance(value, (bytes, bytearray)) else value

@@ -12,7 +12,9 @@ from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
 from handlers.protocol.errors import NotFinite
 from handlers.settings import Pooling
-from handlers.tasks.base import Archive, Input, TextTask
+from handlers.tasks.shared.task import Archive, Input, TextTask
+
+OPTIONS = tuple(encodings.OPTIONS)
 
 
 def pool(vectors: torch.Tensor, cu_seqlens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -64,16 +66,16 @@ class Embeddings(TextTask):
     """
 
     options = encodings.OPTIONS
-    forms = encodings.MEDIA_TYPES
+    media_types = encodings.MEDIA_TYPES
 
     def __init__(self, pooling: Pooling, digits: int = encodings.DIGITS["fp32"]) -> None:
         self.pooling, self.digits = pooling, digits
 
-    def figures(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    def comparable(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         return pool(outputs, batch.cu_seqlens, self.pooling)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        embeddings = self.figures(outputs, batch)  # (N, hidden)
+        embeddings = self.comparable(outputs, batch)  # (N, hidden)
         finite = embeddings.isfinite().all(dim=1)
         wanted = [options.get("encoding_format", "float") for _, options in inputs]
         if "float" in wanted:

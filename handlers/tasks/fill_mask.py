@@ -13,10 +13,11 @@ import torch
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import InvalidInput, NotFinite, PayloadTooLarge
 from handlers.protocol.options import whole_number
-from handlers.tasks.base import Archive, Input, TextTask
-from handlers.tasks.scores import download_top, finite, float_or_nan
+from handlers.tasks.shared.scores import download_top, finite, float_or_nan
+from handlers.tasks.shared.task import Archive, Input, TextTask
 from handlers.texts.tokenization import Encoded, Tokenizer
 
+OPTIONS = ("top_k",)
 MAX_FILLINGS = 1000  # of one request: each is decoded with the whole text around it, and comes back with it
 
 

@@ -10,8 +10,10 @@ import torch
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import NotFinite
 from handlers.protocol.options import whole_number
-from handlers.tasks.base import Archive, Input, TextTask
-from handlers.tasks.scores import download_top, finite, labels_of, score_function, scores_of
+from handlers.tasks.shared.scores import download_top, finite, labels_of, score_function, scores_of
+from handlers.tasks.shared.task import Archive, Input, TextTask
+
+OPTIONS = ("top_k",)
 
 
 class SequenceClassification(TextTask):

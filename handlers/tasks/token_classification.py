@@ -10,9 +10,11 @@ import torch
 
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import NotFinite
-from handlers.tasks.base import Archive, Input, TextTask
-from handlers.tasks.scores import download_top, finite, float_or_nan, labels_of
+from handlers.tasks.shared.scores import download_top, finite, float_or_nan, labels_of
+from handlers.tasks.shared.task import Archive, Input, TextTask
 from handlers.texts.tokenization import Encoded
+
+OPTIONS: tuple[str, ...] = ()
 
 
 class TokenClassification(TextTask):

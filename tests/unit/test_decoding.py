@@ -114,7 +114,7 @@ def test_any_bytes_are_read_or_refused(data: bytes, charset: str | None) -> None
 
 
 # What a body without a telling content type is, for a model of texts. A RequestError's name, or what JSON holds.
-UNTOLD = [
+UNDECLARED = [
     ('"a"', "a"),
     (' \n["a", "b"]\n', ["a", "b"]),
     ('{"text": "a"}', {"text": "a"}),
@@ -152,20 +152,20 @@ UNTOLD = [
 ]
 
 
-@pytest.mark.parametrize(("sent", "found"), UNTOLD)
+@pytest.mark.parametrize(("sent", "found"), UNDECLARED)
 @pytest.mark.parametrize("kind", [str, str.encode, lambda text: bytearray(text.encode())])
 def test_json_that_nothing_announces(sent: str, found: object, kind: object) -> None:
     assert callable(kind)
     if found == "InvalidJson":
-        error = refused(charsets.untold_json, kind(sent), "the body")
+        error = refused(charsets.undeclared_json, kind(sent), "the body")
         assert (type(error).__name__, "text/plain" in error.message) == ("InvalidJson", True)
     else:
-        assert charsets.untold_json(kind(sent), "the body") == found
+        assert charsets.undeclared_json(kind(sent), "the body") == found
 
 
 def test_bytes_of_an_image_are_no_json() -> None:
     for data in (b"\xff\xd8\xff", b"\x89PNG", b"GIF89a", b"\x93NUMPY", b"BM", b"{\xff", b'"\xff"'):
-        assert charsets.untold_json(data, "the body") is charsets.NOT_JSON
+        assert charsets.undeclared_json(data, "the body") is charsets.NOT_JSON
 
 
 @pytest.mark.parametrize(

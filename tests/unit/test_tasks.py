@@ -22,11 +22,11 @@ from handlers import tasks
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from handlers.settings import POOLINGS, Pooling, TextSettings
-from handlers.tasks.base import TextTask
 from handlers.tasks.embeddings import Embeddings, pool
 from handlers.tasks.fill_mask import FillMask, mask_token
-from handlers.tasks.scores import score_function, top_k
 from handlers.tasks.sequence_classification import SequenceClassification
+from handlers.tasks.shared.scores import score_function, top_k
+from handlers.tasks.shared.task import TextTask
 from handlers.tasks.token_classification import TokenClassification
 from handlers.texts.tokenization import Encoded, Text, Tokenizer
 

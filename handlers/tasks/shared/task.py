@@ -35,12 +35,12 @@ class Archive:
 class TextTask:
     """What a task needs besides the encoder.
 
-    options: may come with a request. forms: media types that its answers can come as, the default first.
+    options: may come with a request. media_types: that its answers can come as, the default first.
     """
 
     takes_pairs = False
     options: Mapping[str, OptionReader] = {}
-    forms: Sequence[str] = (encodings.JSON,)
+    media_types: Sequence[str] = (encodings.JSON,)
 
     def check(self, encoded: Encoded) -> Encoded:
         """The input itself, or a RequestError where the task cannot answer it."""
@@ -53,7 +53,7 @@ class TextTask:
         """Packed positions whose outputs the task reads, or None for all."""
         return None
 
-    def figures(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    def comparable(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         """What two precisions are compared by: embeddings, or the logits themselves, in fp32."""
         return outputs.float()
 
