@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from handlers.protocol import charsets
-from handlers.protocol.errors import EmptyRequest, InvalidInput, UnsupportedMediaType
+from handlers.protocol.errors import EmptyRequest, InvalidInput, InvalidJson, UnsupportedMediaType
 from handlers.protocol.interface import Interface
 from handlers.protocol.wording import kind_of
+
+# How files begin, and their media types. Neither JSON nor a text begins so.
+FILES = (
+    (re.compile(rb"\x89PNG\r\n"), "image/png"),
+    (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "image/webp"),
+    (re.compile(rb"GIF8[79]a"), "image/gif"),
+    (re.compile(rb"BM.{4}\0{4}", re.DOTALL), "image/bmp"),
+    (re.compile(rb"II\*\0|MM\0\*"), "image/tiff"),
+    (re.compile(rb"\x93NUMPY"), "application/octet-stream"),  # .npy
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ def read(value: object, part: Part, model: Interface) -> Body:
     Raises EmptyRequest, InvalidInput, InvalidJson or UnsupportedMediaType.
     """
     if part.is_json:
-        return Body(_json(value, part), is_json=True)
+        return Body(_json(value, part, model), is_json=True)
     if not model.accepts(part.media_type):
         raise UnsupportedMediaType(f"{part.what} came as {part.media_type[:80]}; wanted: {model.wanted}")
     if isinstance(value, (str, bytes, bytearray)) and len(value) == 0:
@@ -59,13 +71,22 @@ def read(value: object, part: Part, model: Interface) -> Body:
     return Body(value, is_json=False) if found is charsets.NOT_JSON else Body(found, is_json=True)
 
 
-def _json(value: object, part: Part) -> object:
+def _json(value: object, part: Part, model: Interface) -> object:
     if not isinstance(value, (bytes, bytearray)):  # parsed by TorchServe, as UTF-8
         charsets.refuse_other_charset(part.charset, part.what)
         return value
     if not value.strip():
         raise EmptyRequest(f"{part.what} is empty; wanted: JSON, as its content type says")
+    _refuse_file(value, part, model)
     return charsets.json(value, part.charset, part.what)
+
+
+def _refuse_file(value: bytes | bytearray, part: Part, model: Interface) -> None:
+    """Raises InvalidJson for a file that came with the content type of JSON."""
+    kind = next((kind for magic, kind in FILES if magic.match(value)), None)
+    if kind is not None:
+        way = f"send it as {kind}, or in base64 in JSON" if model.takes_images else f"wanted: {model.wanted}"
+        raise InvalidJson(f"{part.what} came as {part.media_type} and is a file of {kind}; {way}")
 
 
 def _decoded(value: object, part: Part) -> object:

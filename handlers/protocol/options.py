@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 # Turns a value as sent into a valid one, or raises ValueError with what is wanted.
 OptionReader = Callable[[object], object]
+# Ratio of difflib.SequenceMatcher from which a header resembles an option: 0.75 is X-Top-N beside top_k. Headers that
+# proxies, tracers and clients add stay below 0.67 (tests/unit/test_options.py has a list).
+NEAR = 0.75
+SHORTEST_PART = 4  # letters of a header that is a part of an option's name: X-Format, and not X-K
 
 
 def header_of(option: str) -> str:
@@ -95,18 +100,33 @@ def refuse_unknown(names: Collection[str], model: Interface, kind: str = "query 
 
 
 def refuse_misspelt(headers: Iterable[str], model: Interface) -> None:
-    """Raises InvalidOption for a header that means an option and is none of this model: Top-K, top_k, X-TopK."""
-    meanings = {_letters(option): option for option in (*model.other_options, *model.options)}
+    """Raises InvalidOption for a header that seems to mean an option and is none of this model's own.
+
+    That is any header whose name differs from an option's in case, hyphens, underscores or the X- alone (Top-K,
+    top_k, X-TopK), and one with X- that resembles an option's name (X-Top-N, X-Truncated).
+    """
+    own = {header_of(option) for option in model.options}
+    known = (*model.options, *model.other_options)
     for header in headers:
-        option = meanings.get(_meaning(header))
-        if option is not None and not (option in model.options and header == header_of(option)):
-            known = ", ".join(map(header_of, sorted(model.options))) or "none"
-            raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {known}")
+        if header not in own and _resembles(header, known):
+            wanted = ", ".join(sorted(own)) or "none"
+            raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {wanted}")
 
 
 @functools.lru_cache(4096)  # most requests have the same headers
-def _meaning(header: str) -> str:
-    return _letters(header).removeprefix("x")
+def _resembles(header: str, options: tuple[str, ...]) -> bool:
+    meaning = _letters(header).removeprefix("x")
+    if meaning in map(_letters, options):
+        return True
+    return header.startswith("x-") and any(_is_near(header, meaning, option) for option in options)
+
+
+def _is_near(header: str, meaning: str, option: str) -> bool:
+    """Whether two names are near: by their letters, or because all words of one are in the other."""
+    words, sent = set(option.split("_")), set(header[len("x-") :].split("-"))
+    if words <= sent or (sent <= words and len(meaning) >= SHORTEST_PART):
+        return True
+    return difflib.SequenceMatcher(None, meaning, _letters(option)).ratio() >= NEAR
 
 
 def _letters(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
 from handlers.protocol import internal_errors
-from handlers.protocol.adapter import Answer
+from handlers.protocol.adapter import Adapter, Answer
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
 from handlers.protocol.request import Request
@@ -49,4 +49,7 @@ def _answer(request: Request) -> Answer:
             request.error = error
         except BaseException as error:
             request.error = internal_errors.log_failure(error, "writing the answer")
-    return request.adapter.write_error(request.error)
+    try:
+        return request.adapter.write_error(request.error)
+    except BaseException as error:
+        return Adapter.write_error(request.adapter, internal_errors.log_failure(error, "writing the error"))

@@ -1,4 +1,4 @@
-"""One batch's figures for TorchServe's metrics endpoint, as metrics.yaml declares them, and for the log."""
+"""Counts and times of each batch, for TorchServe's metrics endpoint (declared in metrics.yaml) and the log."""
 
 from __future__ import annotations
 

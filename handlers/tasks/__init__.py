@@ -1,7 +1,10 @@
 """The tasks of a text encoder, from a network's outputs to what a client reads: one file each, found by its name.
 
-The file of "token-classification" is token_classification.py. It offers `make(archive)`, which returns the TextTask
-of an archive, and `OPTIONS`, the names of the options that a request may bring to it.
+The file of "token-classification" is token_classification.py. It offers
+
+- `HEAD`: what the task reads from a network, and which checkpoints are made for it (tasks/shared/head.py);
+- `OPTIONS`: names of the options that a request may bring;
+- `make(archive)`: the TextTask that answers (tasks/shared/task.py).
 """
 
 from __future__ import annotations
@@ -15,8 +18,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from handlers.settings import TextSettings
+    from handlers.tasks.shared.head import Head
     from handlers.tasks.shared.task import TextTask
     from handlers.texts.tokenization import Tokenizer
+
+# Of image classifiers, and of every text encoder.
+OPTIONS_BESIDE_TASKS = ("top_k", "truncate")
 
 
 def names() -> tuple[str, ...]:
@@ -24,9 +31,15 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(found.name.replace("_", "-") for found in pkgutil.iter_modules(__path__) if not found.ispkg))
 
 
+def head(task: str) -> Head:
+    """Return what a task reads from a network. Raises ModuleNotFoundError for an unknown task."""
+    found: Head = _module(task).HEAD
+    return found
+
+
 def option_names() -> tuple[str, ...]:
     """Return the names of the options that any model of this package has, of texts or of images."""
-    return tuple(sorted({"top_k", "truncate", *(name for task in names() for name in _module(task).OPTIONS)}))
+    return tuple(sorted({*OPTIONS_BESIDE_TASKS, *(name for task in names() for name in _module(task).OPTIONS)}))
 
 
 def load(folder: Path, settings: TextSettings, tokenizer: Tokenizer, precision: str = "fp32") -> TextTask:

@@ -6,9 +6,11 @@ import bz2
 import codecs
 import contextlib
 import gzip
+import io
 import lzma
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,7 @@ def refused(work: object, *arguments: object) -> RequestError:
         (WORD.encode(), None),
         (WORD.encode(), "utf-8"),
         (WORD.encode(), "UTF8"),
+        (WORD.encode(), "utf-8, utf8"),  # declared twice, and alike
         (codecs.BOM_UTF8 + WORD.encode(), None),
         (codecs.BOM_UTF8 + WORD.encode(), "utf-8"),
         (codecs.BOM_UTF8 + WORD.encode(), "utf-8-sig"),
@@ -64,7 +67,8 @@ def test_texts_are_read_by_their_charset(data: bytes, charset: str | None) -> No
         (b"a", "unicode_escape", 415, "charset"),
         (b"a", "idna", 415, "charset"),
         (b"a", "../os", 415, "charset"),
-        (b"a", "utf-8, utf-16le", 415, "charset"),  # two declarations
+        (b"a", "utf-8, utf-16le", 415, "different charsets, 'utf-8' and 'utf-16le'; declare one"),
+        (b"a", "klingon, utf-8", 415, "unknown charset 'klingon'"),
         (b"\xff", None, 400, "not UTF-8: byte 0 of 1"),
         (codecs.BOM_UTF8 + b"\xff", None, 400, "not UTF-8: byte 3 of 4"),
         (b"\x81", "windows-1252", 400, "cp1252: byte 0 of 1"),
@@ -98,6 +102,15 @@ def test_what_is_not_as_declared_is_refused(data: bytes, charset: str | None, st
 def test_compressed_texts_are_refused_by_name(data: bytes, name: str, charset: str | None) -> None:
     error = refused(charsets.text, data, charset)
     assert (error.status, f"({name})" in error.message, "uncompressed" in error.message) == (415, True, True)
+
+
+def test_several_arrays_in_one_file_are_refused_as_such() -> None:
+    stream = io.BytesIO()
+    np.savez(stream, first=np.zeros(3), second=np.ones(2))
+    for data in (stream.getvalue(), bytearray(stream.getvalue())):
+        error = refused(charsets.refuse_compressed, data, "the body")
+        assert (error.status, "compressed" in error.message) == (415, False)
+        assert "the body is a .npz file, which holds several arrays; send one as a .npy file" in error.message
 
 
 def test_a_declared_charset_goes_before_a_look_of_compression() -> None:

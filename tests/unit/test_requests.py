@@ -227,6 +227,38 @@ class TestJson:
         assert "4" in error.message
 
 
+IMAGE_FILES = [
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff\xe0", "image/jpeg"),
+    (b"GIF89a", "image/gif"),
+    (b"RIFF\x10\0\0\0WEBPVP8 ", "image/webp"),
+    (b"BM\x36\0\0\0\0\0\0\0", "image/bmp"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+    (b"\x93NUMPY\x01\0", "application/octet-stream"),
+]
+
+
+class TestFilesDeclaredAsJson:
+    @pytest.mark.parametrize(("data", "media_type"), IMAGE_FILES)
+    @pytest.mark.parametrize("headers", [JSON, {"content-type": "application/json; charset=utf-8"}])
+    def test_the_right_content_type_is_named(
+        self, read: Read, data: bytes, media_type: str, headers: dict[str, str]
+    ) -> None:
+        error = error_of(read({"body": bytearray(data + bytes(40))}, headers))
+        assert (type(error).__name__, error.status) == ("InvalidJson", 400)
+        assert f"came as application/json and is a file of {media_type}; send it as {media_type}" in error.message
+
+    @pytest.mark.parametrize(("data", "media_type"), IMAGE_FILES)
+    def test_a_model_of_texts_names_what_it_takes(self, read_text: Read, data: bytes, media_type: str) -> None:
+        message = error_of(read_text({"body": data + bytes(40)}, JSON)).message
+        assert (f"is a file of {media_type}" in message, "wanted: a text" in message) == (True, True)
+
+    @pytest.mark.parametrize("body", [b"BMW is a car", b"RIFFs", b"GIF", b"MM"])
+    def test_other_bytes_are_json_that_is_not_valid(self, read: Read, body: bytes) -> None:
+        assert "is not valid JSON" in error_of(read({"body": body}, JSON)).message
+
+
 class TestOptions:
     @pytest.mark.parametrize(("sent", "value"), [(b"3", 3), (bytearray(b"10"), 10), ("1", 1), (5, 5), (b"007", 7)])
     def test_whole_numbers(self, read: Read, sent: object, value: int) -> None:
@@ -333,6 +365,12 @@ class TestParts:
             assert str(length) in error_of(request).message
         else:
             assert request.error is None
+
+    @pytest.mark.parametrize("length", [120, 180, 100_000])
+    def test_an_option_alone_is_no_input(self, read: Read, read_text: Read, length: int) -> None:
+        for reading in (read, read_text):
+            error = error_of(reading({"top_k": b"3"}, {**MULTIPART, "content-length": str(length)}))
+            assert (type(error).__name__, "holds no input" in error.message) == ("EmptyRequest", True)
 
     @pytest.mark.parametrize("length", ["", "²", "٣", "9" * 5000, "-5", "many"])
     def test_a_content_length_that_is_none_says_nothing(self, read: Read, length: str) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from handlers import tasks
 from handlers.encoder.packing import TokenBatch
+from handlers.protocol import encodings
 from handlers.protocol.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from handlers.settings import POOLINGS, Pooling, TextSettings
 from handlers.tasks.embeddings import Embeddings, pool
@@ -154,7 +155,7 @@ class TestPooling:
     def test_numbers_are_rounded_and_other_forms_are_exact(self) -> None:
         batch = TokenBatch.pack([[1], [2], [3]], [[0], [0], [0]], torch.device("cpu"))
         vectors = torch.tensor([[1 / 3, 2 / 3]] * 3)
-        forms = [{}, {"encoding_format": "base64", "dtype": "float16"}, {"encoding_format": "bytes"}]
+        forms = [{}, {"encoding_format": "base64", "dtype": "float16"}, {"encoding_format": encodings.EXACT}]
         inputs: list[Any] = [(None, options) for options in forms]
         numbers, text, exact = Embeddings(Pooling(("mean",)), digits=4).answer(vectors, batch, inputs)
         assert orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY) == b"[0.3333,0.6667]"
@@ -165,7 +166,9 @@ class TestPooling:
     def test_what_float16_cannot_hold_is_an_error_of_that_text(self) -> None:
         batch = TokenBatch.pack([[1], [2]], [[0], [0]], torch.device("cpu"))
         vectors = torch.tensor([[70000.0, 1.0]] * 2)
-        inputs: list[Any] = [(None, {"encoding_format": "bytes", "dtype": kind}) for kind in ("float16", "float32")]
+        inputs: list[Any] = [
+            (None, {"encoding_format": encodings.EXACT, "dtype": kind}) for kind in ("float16", "float32")
+        ]
         half, full = Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
         assert isinstance(half, InferenceFailed)
         assert np.array_equal(np.asarray(full), vectors[1].numpy())
