@@ -116,7 +116,7 @@ def _set_labels(config: Any, content: Mapping[str, Any], task: str, sentence: Se
     config.id2label = {place: str(labels[place]) for place in range(len(labels))}
     config.label2id = {label: place for place, label in config.id2label.items()}
     activation = sentence.activation or _activation(content)
-    if task != "sequence-classification" or activation is None:
+    if tasks.head(task).rows != "text" or activation is None:
         return ()
     if activation not in ACTIVATIONS:
         raise CheckpointError(
