@@ -6,6 +6,7 @@ byte again. So its work grows with the square of a batch's answers: 64 answers o
 
 from __future__ import annotations
 
+from handlers import tasks
 from handlers.protocol.encodings import DIGITS
 from handlers.settings import TextSettings
 
@@ -18,7 +19,7 @@ def largest_answer(settings: TextSettings, hidden: int) -> int:
 
     hidden: numbers of an embedding. Other tasks answer with far fewer bytes; 0 is returned for them.
     """
-    if settings.task != "embeddings":
+    if not tasks.head(settings.task).is_embedding:
         return 0
     digits = DIGITS["fp16" if settings.precision == "auto" else settings.precision]  # "auto" is fp16 on a GPU
     numbers = settings.max_inputs * hidden * len(settings.pooling.modes)

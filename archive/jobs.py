@@ -16,7 +16,7 @@ from archive import convert, reference_pixels
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
 from archive.parity import PRECISIONS, Array
-from handlers import settings
+from handlers import settings, tasks
 from handlers.encoder import fp8
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
@@ -148,7 +148,7 @@ class TextJob(Job):
 
     @property
     def embeddings(self) -> bool:
-        return self.settings.task == "embeddings"
+        return tasks.head(self.settings.task).is_embedding
 
     def stage(self, folder: Path) -> None:
         self.checkpoint.model.save_pretrained(folder)
@@ -173,7 +173,7 @@ class TextJob(Job):
             raise ValueError(f"--parity-data {path}: {error}; wanted: a file in UTF-8, one text a line") from None
         if not lines:
             raise ValueError(f"{path} holds no texts for the parity gate; wanted: one text a line")
-        if self.settings.task == "fill-mask":
+        if tasks.head(self.settings.task).rows == "mask":
             lines = self._with_masks(lines)
         # Neighbours of similar length keep padding, and so the time of the gate, small.
         return [line.encode() for line in sorted(lines, key=len)]
@@ -200,14 +200,9 @@ class TextJob(Job):
         text = text.lower() if chosen.lower_case else text
         tokens = tokenizer(text, truncation=True, max_length=chosen.max_tokens, return_tensors="pt")
         outputs = self.checkpoint.model(**tokens)
-        if chosen.task == "embeddings":
+        if self.embeddings:
             return _pool_one(outputs.last_hidden_state[0], chosen.pooling).unsqueeze(0)  # (1, hidden)
-        logits: torch.Tensor = outputs.logits
-        if chosen.task == "sequence-classification":
-            return logits  # (1, labels)
-        if chosen.task == "token-classification":
-            return logits[0]  # (T, labels)
-        return logits[0][tokens["input_ids"][0] == tokenizer.mask_token_id]  # (M, vocabulary)
+        return tasks.head(chosen.task).read(outputs, tokens["input_ids"][0] == tokenizer.mask_token_id)
 
 
 def _pool_one(vectors: torch.Tensor, pooling: settings.Pooling) -> torch.Tensor:

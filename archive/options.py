@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 from archive.parity import PRECISIONS
+from handlers import tasks
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
+TASKS = tasks.names()
 PRESETS = {"resnet101": "image-classifier", "bert-large": "text-encoder"}
 
 MAIN = """\

@@ -168,17 +168,17 @@ def _initialise(
 
 def _image_logits(handler: Any, samples: list[bytes]) -> Any:
     """(N, classes), each sample as one image."""
-    return handler.inference([item for sample in samples for item in handler.prepare(sample)])
+    return handler.run([item for sample in samples for item in handler.prepare_one(sample)])
 
 
 def _texts(handler: Any, samples: list[bytes]) -> Any:
     """What the task reads from the network, all samples packed into one batch, truncated to the model's maximum."""
     import torch
 
-    texts = [handler.read((sample, {"truncate": True})) for sample in samples]
+    texts = [handler.read(sample, {"truncate": True}) for sample in samples]
     encoded = [handler.task.check(item) for item in handler.tokenizer.encode(texts)]
     with torch.inference_mode():
-        return handler.task.figures(*handler.forward(encoded))
+        return handler.task.comparable(*handler.run(encoded))
 
 
 def _check_origin(folder: Path) -> None:

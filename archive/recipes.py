@@ -19,7 +19,7 @@ from archive.checkpoints.sources import CheckpointError, listed
 from archive.checkpoints.text_checkpoints import TextCheckpoint
 from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
 from archive.jobs import ImageJob, TextJob
-from handlers import engines
+from handlers import engines, tasks
 from handlers.engines import networks
 from handlers.images.preparation import Preprocess
 from handlers.settings import ImageSettings, Pooling, Settings, TextSettings
@@ -233,7 +233,7 @@ def _read_labels(path: Path) -> list[str]:
 
 
 def _pooling(chosen: argparse.Namespace, checkpoint: TextCheckpoint) -> Pooling | None:
-    if checkpoint.task != "embeddings":
+    if not tasks.head(checkpoint.task).is_embedding:
         return None
     if chosen.pooling:
         return Pooling(tuple(chosen.pooling), normalize=bool(chosen.normalize))

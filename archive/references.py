@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from archive.jobs import ImageJob, Job, TextJob
+from handlers import tasks
 from handlers.images import preparation
 from handlers.selection.references import COUNT, LONGEST, Images, Texts
 
@@ -52,7 +53,7 @@ def _of_texts(job: TextJob) -> Texts:
     texts = [text.lower() if job.settings.lower_case else text for text in texts]
     rows = [_run(job, text) for text in texts]
     rows = [row for row in rows if len(row["outputs"])]  # of a masked-word task, those whose mask is left
-    masked = job.settings.task == "fill-mask"
+    masked = tasks.head(job.settings.task).rows == "mask"
     return Texts(
         job.settings.task,
         [row["ids"] for row in rows],
@@ -79,15 +80,8 @@ def _run(job: TextJob, text: str) -> dict[str, Any]:
     tokenizer, most = job.checkpoint.tokenizer, min(job.settings.max_tokens, LONGEST)
     tokens = tokenizer(text, truncation=True, max_length=most, return_tensors="pt")
     ids = tokens["input_ids"][0]
-    outputs, selected = job.checkpoint.model(**tokens), []
-    if job.settings.task == "embeddings":
-        found = outputs.last_hidden_state[0]  # (T, hidden)
-    elif job.settings.task == "sequence-classification":
-        found = outputs.logits  # (1, labels)
-    elif job.settings.task == "token-classification":
-        found = outputs.logits[0]  # (T, labels)
-    else:
-        selected = (ids == tokenizer.mask_token_id).nonzero().flatten().tolist()
-        found = outputs.logits[0][selected]  # (M, vocabulary)
+    head, is_masked = tasks.head(job.settings.task), ids == tokenizer.mask_token_id
+    found = head.read(job.checkpoint.model(**tokens), is_masked)
+    selected = is_masked.nonzero().flatten().tolist() if head.rows == "mask" else []
     types = tokens["token_type_ids"][0].tolist() if "token_type_ids" in tokens else [0] * len(ids)
     return {"ids": ids.tolist(), "types": types, "selected": selected, "outputs": found.float()}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from handlers import tasks
 from handlers.images.preparation import Preprocess
 
 ON_MISMATCH = ("rebuild", "refuse")
@@ -22,7 +23,7 @@ DECODERS = ("auto", "gpu", "cpu")
 IMAGE_PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PRECISIONS = (*IMAGE_PRECISIONS, "fp8")
 DEVICES = ("auto", "cuda", "cpu")
-TEXT_TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
+TEXT_TASKS = tasks.names()
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 T = TypeVar("T")

@@ -12,18 +12,18 @@ from archive.checkpoints.checkpoint_files import sha256
 from archive.checkpoints.guards import reading
 from archive.checkpoints.sentence_folders import SentenceFolder
 from archive.checkpoints.sources import HUB_TEXT, CheckpointError, listed, locate, weight_file
+from handlers import tasks
 from handlers.engines.torch_eager import AUTO_MODELS
 from handlers.settings import Pooling
 from handlers.texts.tokenization import positions_of
 
-TASKS = {
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForMaskedLM": "fill-mask",
-    "ForPreTraining": "fill-mask",
-    "Model": "embeddings",
-}
-LABELLED = ("sequence-classification", "token-classification")
+# How a class name in config.json ends -> the task that it is made for. Longer endings are tried first.
+TASKS = dict(
+    sorted(
+        ((ending, task) for task in tasks.names() for ending in tasks.head(task).architectures),
+        key=lambda pair: -len(pair[0]),
+    )
+)
 # A CrossEncoder's activation -> the problem_type with which transformers' pipelines compute the same scores.
 ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": "regression",
@@ -104,7 +104,7 @@ def _task(config: Mapping[str, Any]) -> str:
 
 def _set_labels(config: Any, content: Mapping[str, Any], task: str, sentence: SentenceFolder) -> tuple[str, ...]:
     """Have the config name the labels, and the function that makes scores; returns what to tell of it."""
-    if task not in LABELLED:
+    if not tasks.head(task).has_labels:
         return ()
     labels = config.id2label
     if not isinstance(labels, dict) or sorted(labels) != list(range(len(labels))):
@@ -116,7 +116,7 @@ def _set_labels(config: Any, content: Mapping[str, Any], task: str, sentence: Se
     config.id2label = {place: str(labels[place]) for place in range(len(labels))}
     config.label2id = {label: place for place, label in config.id2label.items()}
     activation = sentence.activation or _activation(content)
-    if task != "sequence-classification" or activation is None:
+    if tasks.head(task).rows != "text" or activation is None:
         return ()
     if activation not in ACTIVATIONS:
         raise CheckpointError(

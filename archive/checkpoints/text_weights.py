@@ -17,7 +17,7 @@ import transformers
 from archive.checkpoints.checkpoint_files import load_tensors
 from archive.checkpoints.guards import reading
 from archive.checkpoints.sources import CheckpointError, listed, weight_file
-from handlers import LOCAL
+from handlers import LOCAL, tasks
 from handlers.engines.torch_eager import AUTO_MODELS, without_pooling
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -108,7 +108,7 @@ def _refuse_misfits(model: Any, task: str, report: Mapping[str, Any], file: str)
 
 def _spare(missing: Iterable[str], task: str) -> list[str]:
     """Missing weights that no answer depends on: embeddings are pooled from token vectors, not by the pooler."""
-    return [name for name in sorted(missing) if task == "embeddings" and POOLER.fullmatch(name)]
+    return [name for name in sorted(missing) if tasks.head(task).is_embedding and POOLER.fullmatch(name)]
 
 
 def _within_encoder(name: str, model: Any) -> bool:

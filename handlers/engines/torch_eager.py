@@ -12,19 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from handlers import LOCAL
+from handlers import LOCAL, tasks
 from handlers.encoder.packing import TokenBatch, pad, unpad
 from handlers.engines import Engine, EngineSpec
 
 KINDS = ("image-classifier", "text-encoder")
 RANK = 0
 
-AUTO_MODELS = {
-    "embeddings": "AutoModel",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "fill-mask": "AutoModelForMaskedLM",
-}
+AUTO_MODELS = {name: tasks.head(name).auto_model for name in tasks.names()}
 
 
 def objection(spec: EngineSpec) -> str | None:
@@ -106,7 +101,7 @@ def without_pooling(config: Any, task: str) -> dict[str, bool]:
     """How to build the task's model without the pooling layer, where its class can be."""
     import transformers
 
-    if task != "embeddings":
+    if not tasks.head(task).is_embedding:
         return {}
     model_class: Any = transformers.MODEL_MAPPING[type(config)]
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class  # Funnel has two, both without
@@ -118,7 +113,7 @@ class PaddedEncoder:
     """A transformers model behind the packed interface: pads, runs, and gives back valid tokens only."""
 
     def __init__(self, network: nn.Module, task: str) -> None:
-        self.network, self.task = network, task
+        self.network, self.head = network, tasks.head(task)
         self.base: nn.Module = network.base_model  # type: ignore[assignment]
         self.pad_id = int(network.config.pad_token_id or 0)  # type: ignore[union-attr, arg-type]
         self.takes_types = "token_type_ids" in inspect.signature(self.base.forward).parameters
@@ -130,10 +125,10 @@ class PaddedEncoder:
             inputs["attention_mask"] = pad(torch.ones_like(batch.input_ids), batch, 0)  # (N, S)
         if self.takes_types:
             inputs["token_type_ids"] = pad(batch.token_type_ids, batch, 0)  # (N, S)
-        if self.task == "sequence-classification":
+        if self.head.rows == "text":
             logits: torch.Tensor = self.network(**inputs).logits  # (N, labels)
             return logits
-        if self.task == "embeddings":
+        if self.head.is_embedding:
             return unpad(self.network(**inputs).last_hidden_state, batch)  # (T, hidden)
         return self._per_token_logits(inputs, batch)
 

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from handlers import tasks
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import Engine, EngineSpec, load
 from handlers.engines.graphs import sizes_up_to
@@ -129,7 +130,7 @@ class Texts:
     def _figure(self, engine: Engine, spec: EngineSpec, places: Sequence[int]) -> Figure:
         batch = self.batch(places, spec.device)
         outputs, wanted = engine.run(batch), torch.cat([self.outputs[place] for place in places])
-        if self.task != "embeddings":
+        if not tasks.head(self.task).is_embedding:
             return figures.of_logits(outputs, wanted, spec.precision)
         from handlers.tasks.embeddings import pool
 
@@ -196,7 +197,7 @@ def worst_that_fit(compare: Callable[[T], Figure], batches: Sequence[T]) -> Figu
 def _compute_texts(spec: EngineSpec, exact: Engine) -> Texts:
     ids = _token_ids(spec)
     types = [[0] * len(row) for row in ids]
-    selected = [[len(row) // 2] for row in ids] if spec.task == "fill-mask" else []
+    selected = [[len(row) // 2] for row in ids] if tasks.head(spec.task).rows == "mask" else []
     texts = Texts(spec.task, ids, types, selected, [], OF_THIS_MACHINE)
     outputs = [exact.run(texts.batch([place], torch.device("cpu"))) for place in range(len(ids))]
     return dataclasses.replace(texts, outputs=outputs)

@@ -378,7 +378,7 @@ def test_auto_leaves_out_a_precision_that_fails_and_records_it(
         "name": "fp32",
         "why": "bf16 did not pass the parity gate when the archive was packaged",
     }
-    assert handler.inference([preparation.blank(handler.model.settings.preprocess)]).isfinite().all()
+    assert handler.run([preparation.blank(handler.model.settings.preprocess)]).isfinite().all()
 
 
 def test_an_archive_that_does_not_load_is_refused_with_the_reason(

@@ -111,8 +111,8 @@ def test_no_request_captures_a_graph(minilm: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fused, "captured", lambda *_: pytest.fail("captured"))
     long = " ".join(["word"] * 100)
     for texts in (["a"], ["a"] * 64, ["a b c"] * 64, ["a b c d e f"] * 300, [long] * 200, [long] * 3 + ["a"] * 900):
-        encoded = handler.tokenizer.encode([handler.read((text.encode(), {})) for text in texts])
-        assert len(handler.inference([(item, {}) for item in encoded])) == len(texts)  # type: ignore[misc]
+        encoded = handler.tokenizer.encode([handler.read(text.encode(), {}) for text in texts])
+        assert len(handler.predict([(item, {}) for item in encoded])) == len(texts)  # type: ignore[misc]
 
 
 # Images
@@ -132,9 +132,9 @@ def test_no_request_captures_a_graph_of_images(tmp_path: Path, monkeypatch: pyte
     assert handler.at_once == 200
     monkeypatch.setattr(graphs, "captured", lambda *_: pytest.fail("captured"))
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images]
-    crops = [item for file in files for item in handler.prepare(file)]
+    crops = [item for file in files for item in handler.prepare_one(file)]
     for count in (1, 3, 33, 64, 200, 360):
-        assert len(handler.inference(crops[:count])) == count
+        assert len(handler.run(crops[:count])) == count
 
 
 def test_graphs_share_the_memory_of_the_largest(tmp_path: Path) -> None:

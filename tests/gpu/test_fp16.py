@@ -64,7 +64,7 @@ def encoder(folder: Path, placed: dict[str, str]) -> TextEncoder:
     return handler
 
 
-def ask(handler: Handler[Any], bodies: list[bytes]) -> list[Any]:
+def ask(handler: Handler[Any, Any], bodies: list[bytes]) -> list[Any]:
     """One batch with one request a body -> its answers, in order."""
     context = ProbeContext(handler.model.folder, "model", {})
     answers = handler.handle([{"body": body} for body in bodies], context)
@@ -80,7 +80,7 @@ def least_cosine(a: Floats, b: Floats) -> float:
     return float(((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
-def assert_described_as_fp16_on_the_gpu(handler: Handler[Any]) -> None:
+def assert_described_as_fp16_on_the_gpu(handler: Handler[Any, Any]) -> None:
     description = handler.model.description
     assert description["precision"] == {"name": "fp16", "why": "asked for"}
     assert description["device"]["name"].startswith("cuda:0 (")
@@ -119,8 +119,8 @@ def test_fp32_on_the_gpu_is_fp32(tmp_path: Path) -> None:
     handler = classifier(tmp_path / "gpu", {"device": "cuda", "precision": "fp32"})
     reference = classifier(tmp_path / "cpu", REFERENCE)
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images[:64]]
-    outputs = handler.inference([item for file in files for item in handler.prepare(file)]).cpu()
-    wanted = reference.inference([item for file in files for item in reference.prepare(file)])
+    outputs = handler.run([item for file in files for item in handler.prepare_one(file)]).cpu()
+    wanted = reference.run([item for file in files for item in reference.prepare_one(file)])
     assert ((outputs - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-4
 
 
@@ -130,12 +130,12 @@ def test_images_reach_their_logits_without_waiting_for_the_gpu(tmp_path: Path) -
     """One upload, no download: PyTorch raises here at anything that makes the host wait."""
     handler = classifier(tmp_path, GPU)
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images[:8]]
-    crops = [item for file in files for item in handler.prepare(file)]
-    handler.inference(crops)  # kernels of this batch size are chosen now
+    crops = [item for file in files for item in handler.prepare_one(file)]
+    handler.run(crops)  # kernels of this batch size are chosen now
     with torch.inference_mode():
         torch.cuda.set_sync_debug_mode("error")
         try:
-            logits = handler.inference(crops)
+            logits = handler.run(crops)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert logits.is_cuda

@@ -108,7 +108,7 @@ def context_for() -> Callable[..., FakeContext]:
 def ask() -> Callable[..., Answers]:
     """ask(handler, rows, headers by row) -> (status, parsed JSON) by row; checks what every answer must hold."""
 
-    def send(handler: Handler[Any], rows: Sequence[Mapping[str, Any]], headers: Sequence[Any] = ()) -> Answers:
+    def send(handler: Handler[Any, Any], rows: Sequence[Mapping[str, Any]], headers: Sequence[Any] = ()) -> Answers:
         context = FakeContext(headers)
         bodies = handler.handle(rows, context)
         assert len(bodies) == len(rows)

@@ -421,7 +421,7 @@ def test_every_bucket_that_can_come_is_run_before_the_first_request(digits: Imag
     buckets = {graphs.bucket_of(size) for size in fake.ran}
     assert buckets == {graphs.bucket_of(count) for count in range(1, 41)}
     fake.ran.clear()
-    assert len(fake.handler.inference([None] * 100)) == 100  # type: ignore[list-item]
+    assert len(fake.handler.run([None] * 100)) == 100  # type: ignore[list-item]
     assert fake.ran == [40, 40, 20]
 
 
@@ -431,7 +431,7 @@ def test_batches_are_cut_to_what_memory_sufficed_for(
     fake = OnGpu(digits, 40, room=20)
     fake.handler._warm_up()
     fake.ran.clear()
-    assert len(fake.handler.inference([None] * 40)) == 40  # type: ignore[list-item]
+    assert len(fake.handler.run([None] * 40)) == 40  # type: ignore[list-item]
     assert fake.ran == [17, 17, 6]
     assert "batches of more than 17 images are cut" in caplog.text
     with pytest.raises(torch.OutOfMemoryError):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from handlers.protocol import unexpected
+from handlers.protocol import internal_errors
+from handlers.protocol.interface import Interface
 from handlers.protocol.reader import Reader
-from handlers.protocol.request import Request
 from handlers.serving.handler import Handler
+from handlers.serving.inputs import Inputs, Options
 
 if TYPE_CHECKING:
     from tests.unit.conftest import FakeContext
@@ -25,29 +26,34 @@ class PanicException(BaseException):
     """As pyo3_runtime has it."""
 
 
-class Fake(Handler[Any]):
-    """Answers a text by itself, and fails where it is told to."""
+class Fake(Handler[Any, str]):
+    """Answers a text by itself, and fails in the step that it is told to."""
 
     def __init__(self) -> None:
-        self.model = SimpleNamespace(description={"kind": "fake"})  # type: ignore[assignment]
         self.metrics = SimpleNamespace(report=lambda *arguments: self.fail("metrics", ""))  # type: ignore[assignment]
-        self.reader = Reader({}, "a text", lambda media_type: media_type in ("", "text/plain"), 9)
+        self.reader = Reader(Interface("a text", lambda media_type: media_type in ("", "text/plain"), 9))
         self.failing: dict[str, tuple[str, type[BaseException]]] = {}
 
-    def fail(self, stage: str, text: str) -> None:
-        culprit, error = self.failing.get(stage, ("none", ValueError))
+    def fail(self, step: str, text: str) -> None:
+        culprit, error = self.failing.get(step, ("none", ValueError))
         if culprit in text:
             raise error(f"{MARKER} in {text}")
 
-    def preprocess(self, batch: Sequence[Request]) -> None:
-        for request in filter(lambda request: request.open, batch):
-            request.inputs = list(request.payloads)
-            self.fail("preprocess", request.inputs[0])
+    def prepare(self, inputs: Inputs[object]) -> Inputs[str]:
+        return inputs.together(self.prepare_all)
 
-    def postprocess(self, batch: Sequence[Request]) -> None:
-        for request in filter(lambda request: request.open, batch):
-            self.fail("postprocess", request.inputs[0])
-            request.results = list(request.inputs)
+    def prepare_all(self, texts: Sequence[object]) -> list[str]:
+        for text in texts:
+            self.fail("prepare", str(text))
+        return list(map(str, texts))
+
+    def answer(self, inputs: Inputs[str]) -> None:
+        for text, request in zip(inputs.values, inputs.requests, strict=True):
+            self.fail("answer", text)
+            request.answers = [text]
+
+    def predict(self, inputs: Sequence[tuple[str, Options]]) -> list[object]:
+        raise AssertionError("answer() does not call it here")
 
 
 @pytest.fixture
@@ -76,7 +82,7 @@ def test_in_preparing_only_the_culprit_fails(
     ask_fake: Ask, caplog: pytest.LogCaptureFixture, error: type[BaseException], culprit: int
 ) -> None:
     handler = Fake()
-    handler.failing["preprocess"] = (f"text {culprit}", error)
+    handler.failing["prepare"] = (f"text {culprit}", error)
     answers = ask_fake(handler)
     assert [status for status, _ in answers] == [500 if row == culprit else 200 for row in range(4)]
     assert [answer for status, answer in answers if status == 200] == [
@@ -93,7 +99,7 @@ def test_behind_it_the_rows_without_an_answer_fail(
     ask_fake: Ask, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
     handler = Fake()
-    handler.failing["postprocess"] = ("text 2", error)
+    handler.failing["answer"] = ("text 2", error)
     answers = ask_fake(handler)
     assert [status for status, _ in answers] == [200, 200, 500, 500]
     assert [answer for _, answer in answers[:2]] == ["text 0", "text 1"]
@@ -106,12 +112,12 @@ def test_figures_that_cannot_be_reported_cost_no_answer(ask_fake: Ask) -> None:
     assert [status for status, _ in ask_fake(handler)] == [200] * 4
 
 
-@pytest.mark.parametrize("stage", ["preprocess", "postprocess", "metrics"])
-@pytest.mark.parametrize("end", unexpected.ENDS)
-def test_what_ends_the_process_ends_it(ask_fake: Ask, stage: str, end: type[BaseException]) -> None:
+@pytest.mark.parametrize("step", ["prepare", "answer", "metrics"])
+@pytest.mark.parametrize("end", internal_errors.EXITS)
+def test_what_ends_the_process_ends_it(ask_fake: Ask, step: str, end: type[BaseException]) -> None:
     """As handlers/serving/isolation.py does with a GPU that is lost."""
     handler = Fake()
-    handler.failing[stage] = ("", end)
+    handler.failing[step] = ("", end)
     with pytest.raises(end):
         ask_fake(handler)
 
@@ -127,9 +133,9 @@ def test_a_chain_of_errors_is_logged_without_their_messages(caplog: pytest.LogCa
 
     with pytest.raises(ValueError) as caught:
         deep(300)
-    found = unexpected.failed(caught.value, "answering")
+    found = internal_errors.log_failure(caught.value, "answering")
     assert (found.status, found.message) == (500, "answering failed: ValueError; the server's log has where")
     assert MARKER not in caplog.text
     assert caplog.text.count("raised from:") == 1
     assert "PanicException" in caplog.text
-    assert caplog.text.count("in deep") <= 2 * unexpected.FRAMES
+    assert caplog.text.count("in deep") <= 2 * internal_errors.FRAMES
