@@ -85,7 +85,7 @@ def operations_for(encoder: FusedEncoder, hidden: torch.Tensor) -> Operations:
 
 @functools.cache
 def _fastest(device: torch.device) -> Operations | None:
-    if kernels.objection(device):
+    if kernels.why_not_on(device):
         return None
     from handlers.encoder.triton_ops import TritonOperations
 

@@ -145,7 +145,7 @@ class PackedModel(nn.Module):
         return encoded
 
     def outputs(self, hidden: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-        """(T, H) -> what handlers.engines.Engine.run gives for the task."""
+        """(T, H) -> what handlers.engines.LoadedEngine.run gives for the task."""
         if self.head is None:
             return hidden
         if self.task == "sequence-classification":

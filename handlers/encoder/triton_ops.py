@@ -35,7 +35,7 @@ class TritonOperations(TorchOperations):
         if len(x) <= SPLIT_ROWS and x.shape[1] % 64 == 0:
             return linear.linear(x, weight, bias, activation)
         aligned = x.shape[1] % 8 == 0 and len(weight) % 8 == 0
-        if self.fused_activation and aligned and linear.tiled_fits(len(x), len(weight), self.programs):
+        if self.fused_activation and aligned and linear.persistent_is_faster(len(x), len(weight), self.programs):
             return linear.linear_activation(x, weight, bias, activation, self.programs)
         return linear.activate(F.linear(x, weight, bias), activation)
 
@@ -55,7 +55,7 @@ class TritonOperations(TorchOperations):
         return encoder.attention(qkv, tiles_of(segments), heads, scale)
 
     def lay_out(self, ids: torch.Tensor, segments: Segments, positions: Positions) -> tuple[Segments, torch.Tensor]:
-        tiles, places = encoder.lay_out(segments.cu_seqlens, ids, positions.offset, positions.skipped)
+        tiles, places = encoder.tiles_and_positions(segments.cu_seqlens, ids, positions.offset, positions.skipped)
         return dataclasses.replace(segments, tiles=tiles), places
 
     def embed_norm(self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm) -> torch.Tensor:
@@ -65,7 +65,9 @@ class TritonOperations(TorchOperations):
 def tiles_of(segments: Segments) -> torch.Tensor:
     """(M, 3) int32, what `lay_out` has put there. Raises ValueError where it has not."""
     if segments.tiles is None:
-        raise ValueError("attention: segments without tiles came; wanted: those of kernels.encoder.lay_out")
+        raise ValueError(
+            "attention: segments without tiles came; wanted: those of kernels.encoder.tiles_and_positions"
+        )
     return segments.tiles
 
 
