@@ -34,7 +34,7 @@ class Segments:
 
     cu_seqlens: (N + 1,) int32 on the device, from 0 to at most T.
     lengths: N ints on the host, or None inside a CUDA graph, where they differ from replay to replay.
-    tiles: (M, 3) int32, of handlers.kernels.encoder.tiles_and_positions, or None: what Triton's attention kernel reads.
+    tiles: (M, 3) int32, what Triton's attention reads (handlers.kernels.encoder.tiles_and_positions), or None.
     """
 
     cu_seqlens: torch.Tensor

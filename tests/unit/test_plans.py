@@ -8,6 +8,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,39 @@ def test_four_workers_build_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("build-*"))) == 1
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_an_error_and_gets_no_marker_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A marker file, which filelock could make instead, would outlive a worker that is killed."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", fail)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))), plans.locked(tmp_path):
+            pass
+    with plans.locked(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_worker_that_is_killed_lets_its_lock_go_and_the_wait_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    holder = context.Process(target=_hold, args=(tmp_path,))
+    holder.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.05)
+    threading.Timer(0.3, holder.kill).start()
+    with caplog.at_level("INFO"), plans.locked(tmp_path):
+        holder.join()
+    assert holder.exitcode == -9
+    assert f"waiting for another worker, which does the same in {tmp_path}" in caplog.text
+    assert "the other worker was done after" in caplog.text
+
+
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
     """An archive without a plan, on a machine whose fingerprint is HERE."""
@@ -331,6 +366,12 @@ def test_a_file_is_hashed_once_and_again_where_it_changed(tmp_path: Path, monkey
     assert reads == [path]
     path.write_bytes(b"another network")
     assert plans.file_digest(path) == hashlib.sha256(b"another network").hexdigest()
+
+
+def _hold(folder: Path) -> None:
+    with plans.locked(folder):
+        (folder / "held").touch()
+        time.sleep(60)
 
 
 def _fail() -> bytes:
