@@ -88,7 +88,7 @@ def _temporary() -> Path:
     try:
         path = Path(tempfile.gettempdir()) / f"{PROJECT}-{os.getuid()}"
         if not path.is_symlink() and not path.exists():
-            logger.info("no home can be written to, so %s is used; XDG_CACHE_HOME names another folder", path)
+            logger.info("no home can be written to, so %s is used; set XDG_CACHE_HOME to use another folder", path)
         path.mkdir(mode=0o700, exist_ok=True)
         return path if _is_private(path) else _another()
     except OSError as error:
@@ -105,5 +105,8 @@ def _is_private(path: Path) -> bool:
 @functools.cache
 def _another() -> Path:
     path = tempfile.mkdtemp(prefix=f"{PROJECT}-")
-    logger.warning("the folder for temporary files holds one of another user by our name: %s is used", path)
+    logger.warning(
+        "the folder for temporary files has a folder of this name that is not this user's alone; %s is used instead",
+        path,
+    )
     return Path(path)

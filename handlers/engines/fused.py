@@ -77,11 +77,11 @@ def _why_not_in_fp8(spec: EngineSpec) -> str | None:
     if config.hidden % 16 == config.intermediate % 16 == 0:
         return None
     sizes = f"hidden size {config.hidden} and intermediate size {config.intermediate}"
-    return f"fp8 products want sizes that are multiples of 16, and this has {sizes}"
+    return f"fp8 needs sizes that are multiples of 16, and this network has {sizes}"
 
 
 def _load_on_cpu(model: Any, spec: EngineSpec) -> LoadedEngine:
-    emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, for a CPU has no fp8"
+    emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, because a CPU has no fp8"
     used = emulated if spec.precision == "fp8" else "PyTorch"
     return LoadedEngine(Packed(model), {**_details(), "kernels": used}, pads=False)
 

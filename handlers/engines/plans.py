@@ -118,7 +118,7 @@ def check(folder: Path, wanted: Fingerprint) -> str:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         theirs, digest = dict(record["fingerprint"]), record["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise PlanError(f"{folder / RECORD} is missing or unreadable, so the plan beside it is not trusted") from None
+        raise PlanError(f"{folder / RECORD} is missing or unreadable, so its plan is not trusted") from None
     if different := wanted.differences(theirs):
         raise PlanError(f"the plan was built for something else: {'; '.join(different)}")
     return str(digest)

@@ -227,8 +227,8 @@ def timing_cache(trt: Any, config: Any, spec: EngineSpec, log: TensorRTLog) -> I
     attached = _attach(config, earlier)
     if earlier and (log.last_error or not attached):
         logger.warning(
-            "TensorRT %s does not take the timings that a build before this one kept in %s; this one takes as long "
-            "as the first, and replaces them",
+            "TensorRT %s does not accept the timings that an earlier build kept in %s; this build takes as long as "
+            "the first one, and replaces them",
             trt.__version__,
             path,
         )
@@ -370,7 +370,8 @@ class PlanRunner:
         """Return graphs for every bucket that a profile holds; None if a profile takes no second context."""
         if self._try_context(0) is None:
             logger.warning(
-                "the plan runs without CUDA graphs, which one that is built anew has: %s", self.log.last_error
+                "the plan runs without CUDA graphs; a plan that is built again runs with them: %s",
+                self.log.last_error,
             )
             return None
         sizes = tuple(sorted({*(bucket for bucket in BUCKETS if bucket < self.buckets[-1]), self.buckets[-1]}))

@@ -238,7 +238,7 @@ def _load_kept(path: Path, among: Sequence[Candidate]) -> tuple[str, EngineSpec,
         engine = engines.load(name, spec)
         return _described(found, among, engine, "earlier")
     except Exception as error:  # as in measure
-        logger.warning("measuring again, for %s does not serve: %r", path, error)
+        logger.warning("measuring again, because %s cannot be used: %r", path, error)
         return None
 
 
@@ -263,7 +263,7 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> None:
     try:
         stack.enter_context(plans.locked(folder / "cpu"))
     except OSError as error:  # the folder cannot be written to, or its file system has no locks
-        logger.warning("workers that load at once may measure each other, for there is no lock: %s", error)
+        logger.warning("there is no lock, so workers that load at once may disturb each other's times: %s", error)
 
 
 def _label(name: str, spec: EngineSpec) -> str:

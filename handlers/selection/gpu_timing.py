@@ -144,7 +144,7 @@ def _lock(spec: EngineSpec, stack: contextlib.ExitStack) -> None:
     try:
         stack.enter_context(plans.locked(spec.plan_cache / f"gpu-{_gpu_id(spec.device)}"))
     except OSError as error:  # the folder cannot be written to, or its file system has no locks
-        logger.warning("workers that load at once may measure each other, for there is no lock: %s", error)
+        logger.warning("there is no lock, so workers that load at once may disturb each other's times: %s", error)
 
 
 def _load_kept(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[str, LoadedEngine] | None:
@@ -157,7 +157,7 @@ def _load_kept(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[str
             raise ValueError("it holds other batch sizes or engines")
         loaded = {name: engines.load(name, spec) for name in sorted(set(table.fastest))}
     except Exception as error:  # see load_passing
-        logger.warning("measuring again, for %s does not serve: %r", path, error)
+        logger.warning("measuring again, because %s cannot be used: %r", path, error)
         return None
     return combine(loaded, table, "earlier")
 

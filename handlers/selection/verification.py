@@ -119,10 +119,10 @@ def _load_kept(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[str
             raise ValueError("it names other engines")
         engine = engines.load(verdict.engine, spec)
     except Exception as error:  # as in compare
-        logger.warning("comparing with fp32 again, for %s does not serve: %r", path, error)
+        logger.warning("comparing with fp32 again, because %s cannot be used: %r", path, error)
         return None
     for name, why in verdict.dropped.items():
-        logger.warning("engine %s dropped, as an earlier comparison has it: %s", name, why)
+        logger.warning("engine %s dropped by an earlier comparison: %s", name, why)
     return _described(engine, verdict, "earlier")
 
 

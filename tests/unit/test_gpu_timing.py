@@ -151,7 +151,7 @@ def test_a_broken_table_is_measured_anew(
     path.write_text(content, encoding="utf-8")
     assert gpu_timing.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
     assert len(timed) == 12
-    assert f"measuring again, for {path} does not serve" in caplog.text
+    assert f"measuring again, because {path} cannot be used" in caplog.text
     assert json.loads(path.read_text(encoding="utf-8"))["servedBy"]["1"] == "torch_eager"
 
 

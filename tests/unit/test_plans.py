@@ -319,7 +319,7 @@ def test_timings_that_tensorrt_does_not_take_are_said_and_replaced(
         with tensorrt.timing_cache(one, one, spec, one):
             assert one.last_error == ""
     assert third.given == [b"others"]
-    assert caplog.text.count("TensorRT 10.0 does not take the timings") == 1
+    assert caplog.text.count("TensorRT 10.0 does not accept the timings") == 1
 
 
 @pytest.mark.usefixtures("on_h200")
