@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from archive import onnx_export
 from handlers.engines import EngineSpec, plans, tensorrt
-from handlers.engines.folding import Convolution, TorchOperations, convolve
+from handlers.engines.folding import Convolution, TorchResNetOps, convolve
 
 
 class ConvertError(ValueError):
@@ -39,7 +39,7 @@ def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, c
 
     Raises ConvertError; ValueError where it cannot be exported; plans.PlanError where TensorRT builds none.
     """
-    usable = tensorrt.installed() and torch.cuda.is_available() and tensorrt.broken() is None
+    usable = tensorrt.installed() and torch.cuda.is_available() and tensorrt.import_problem() is None
     builds = plan_at != "first-load" and usable
     _refuse(converter, plan_at, builds)
     onnx_export.export(model, folder / tensorrt.ONNX, image_size)
@@ -66,7 +66,7 @@ def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
         )
     from torch2trt import torch2trt
 
-    network = onnx_export.module(model, spec.device, torch.float16, _TraceableOperations())
+    network = onnx_export.module(model, spec.device, torch.float16, _TraceableOps())
     largest = spec.buckets[-1]
     shapes = {
         f"{name}_shapes": [(count, 3, spec.image_size, spec.image_size)]
@@ -109,13 +109,13 @@ def _refuse_no_torch2trt() -> None:
         )
 
 
-class _TraceableOperations(TorchOperations):
+class _TraceableOps(TorchResNetOps):
     """The fused calls in words that torch2trt has converters for."""
 
-    def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+    def conv_relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
         return F.relu(convolve(images, conv))
 
-    def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
+    def conv_add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
         return F.relu(convolve(images, conv) + residual)
 
 

@@ -20,7 +20,7 @@ from handlers import settings, tasks
 from handlers.encoder import fp8
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
-from handlers.engines.torch_eager import load_transformer
+from handlers.engines.text_networks import load_transformer
 from handlers.images import preparation
 from handlers.protocol.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from handlers.engines import networks
-from handlers.engines.folding import FoldedResNet, Operations, TorchOperations, contiguous, fold_resnet, run
+from handlers.engines.folding import FoldedResNet, ResNetOps, TorchResNetOps, contiguous, fold_resnet, run
 from handlers.engines.tensorrt import INPUT, OUTPUT
 
 OPSET = 17  # the newest that TensorRT 8.6 reads
@@ -26,7 +26,7 @@ OPSET = 17  # the newest that TensorRT 8.6 reads
 class FoldedModule(nn.Module):
     """A folded ResNet as the module that exporters and converters ask for, in the operations that they can read."""
 
-    def __init__(self, network: FoldedResNet, operations: Operations) -> None:
+    def __init__(self, network: FoldedResNet, operations: ResNetOps) -> None:
         super().__init__()
         self.network, self.operations = network, operations
 
@@ -61,7 +61,7 @@ class ChannelsLastModule(nn.Module):
         return logits
 
 
-def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Operations) -> nn.Module:
+def module(model: Any, device: torch.device, dtype: torch.dtype, operations: ResNetOps) -> nn.Module:
     """What exporters and converters get of a classifier of handlers.engines.networks, which is left as it is."""
     if networks.is_resnet(model.config) and model.config.hidden_act == "relu":
         return FoldedModule(contiguous(fold_resnet(model.eval(), device, dtype)), operations)
@@ -75,7 +75,7 @@ def export(model: Any, path: Path, image_size: int, dtype: torch.dtype = torch.f
     Input `images`: (N, image_size, image_size, 3) of `dtype`; output `logits`: (N, classes).
     Raises ValueError, with the network's name, where PyTorch cannot express it in ONNX.
     """
-    network = ChannelsLastModule(module(model, torch.device("cpu"), dtype, TorchOperations()))
+    network = ChannelsLastModule(module(model, torch.device("cpu"), dtype, TorchResNetOps()))
     example = torch.zeros((2, image_size, image_size, 3), dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own age

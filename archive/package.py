@@ -194,9 +194,9 @@ def _refuse_unfit(job: Job, stage: Path) -> None:
     precision = _main_precision(asked)
     spec = loading.engine_spec(job.kind, stage, torch.device("cpu"), precision, asked, 1)
     engine = "fused" if (asked.engine, precision) == ("auto", "fp8") else asked.engine  # the only one that knows fp8
-    why = None if engine == "auto" else engines.unfit(engine, spec)
+    why = None if engine == "auto" else engines.get(engine).why_never(spec)
     if why is None and asked.device == "cpu" and asked.engine != "auto":
-        why = engines.objection(engine, spec)
+        why = engines.get(engine).why_not_here(spec)
     if why:
         option = "--precision" if precision == "fp8" else "--engine"
         raise PackagingError(f"engine {engine} runs this on no machine: {why}; {option} auto takes one that can")

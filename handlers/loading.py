@@ -15,7 +15,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from handlers import caches, placement, settings
-from handlers.engines import Engine, EngineSpec
+from handlers.engines import EngineSpec, LoadedEngine
 from handlers.protocol.context import Context
 from handlers.selection import choosing
 
@@ -33,7 +33,7 @@ class Model(Generic[S]):
     folder: Path
     settings: S
     spec: EngineSpec
-    engine: Engine
+    engine: LoadedEngine
     description: dict[str, Any]
 
     @property

@@ -13,7 +13,7 @@ from archive.checkpoints.guards import reading
 from archive.checkpoints.sentence_folders import SentenceFolder
 from archive.checkpoints.sources import HUB_TEXT, CheckpointError, listed, locate, weight_file
 from handlers import tasks
-from handlers.engines.torch_eager import AUTO_MODELS
+from handlers.engines.text_networks import AUTO_MODELS
 from handlers.settings import Pooling
 from handlers.texts.tokenization import positions_of
 

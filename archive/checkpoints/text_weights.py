@@ -18,7 +18,7 @@ from archive.checkpoints.checkpoint_files import load_tensors
 from archive.checkpoints.guards import reading
 from archive.checkpoints.sources import CheckpointError, listed, weight_file
 from handlers import LOCAL, tasks
-from handlers.engines.torch_eager import AUTO_MODELS, without_pooling
+from handlers.engines.text_networks import AUTO_MODELS, without_pooling
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Buffers that older releases stored, and that transformers computes itself.

@@ -79,7 +79,7 @@ def ops_for(encoder: FusedEncoder, hidden: torch.Tensor) -> EncoderOps:
 
 @functools.cache
 def _triton_ops(device: torch.device) -> EncoderOps | None:
-    if kernels.objection(device):
+    if kernels.why_not_on(device):
         return None
     from handlers.encoder.triton_ops import TritonEncoderOps
 

@@ -47,7 +47,7 @@ class TritonEncoderOps(TorchEncoderOps):
         if len(x) <= SPLIT_ROWS and x.shape[1] % 64 == 0:
             return linear.linear(x, weight, bias, activation)
         aligned = x.shape[1] % 8 == 0 and len(weight) % 8 == 0
-        if self.fused_activation and aligned and linear.tiled_fits(len(x), len(weight), self.programs):
+        if self.fused_activation and aligned and linear.persistent_is_faster(len(x), len(weight), self.programs):
             return linear.linear_activation(x, weight, bias, activation, self.programs)
         return linear.activate(F.linear(x, weight, bias), activation)
 
@@ -71,7 +71,8 @@ class TritonEncoderOps(TorchEncoderOps):
     def prepare_packed(
         self, ids: torch.Tensor, segments: Segments, positions: Positions
     ) -> tuple[Segments, torch.Tensor]:
-        tiles, position_ids = encoder.lay_out(segments.cu_seqlens, ids, positions.offset, positions.skipped)
+        offset, skipped = positions.offset, positions.skipped
+        tiles, position_ids = encoder.tiles_and_positions(segments.cu_seqlens, ids, offset, skipped)
         return dataclasses.replace(segments, tiles=tiles), position_ids
 
     def embed_norm(self, tables: tuple[torch.Tensor, ...], ids: tuple[torch.Tensor, ...], norm: Norm) -> torch.Tensor:

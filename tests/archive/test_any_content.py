@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from archive import package as packaging
 from archive.checkpoints import text_checkpoints
 from archive.checkpoints.sources import CheckpointError
-from handlers.engines.torch_eager import load_transformer
+from handlers.engines.text_networks import load_transformer
 
 Run = Callable[..., tuple[int, str]]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n"

@@ -42,7 +42,7 @@ from handlers.engines import networks, tensorrt
 from handlers.image_classifier import ImageClassifier
 from handlers.images import preparation
 from handlers.images.preparation import Preprocess
-from handlers.selection import on_cpu
+from handlers.selection import cpu_timing
 
 Run = Callable[..., tuple[int, str]]
 Package = Callable[..., str]
@@ -364,7 +364,7 @@ def test_auto_leaves_out_a_precision_that_fails_and_records_it(
 
     # The same on this machine, whose own fast precision is bf16, unless fp32 is measured to be faster.
     monkeypatch.setattr(placement, "cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(on_cpu, "least_ms", lambda run: 1.0)
+    monkeypatch.setattr(cpu_timing, "least_ms", lambda run: 1.0)
     folder = tmp_path / "unpacked"
     assert handler_of(mar, folder).model.description["precision"]["name"] == "bf16"
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
@@ -677,7 +677,7 @@ def test_a_build_within_a_step_is_seen(capsys: pytest.CaptureFixture[str]) -> No
     before = (teller.level, teller.propagate, teller.handlers)
     try:
         probe.tell_of_plans(progress.tell)
-        with progress.step("staging"), tensorrt._progress(3):
+        with progress.step("staging"), tensorrt.log_progress(3):
             pass
     finally:
         teller.setLevel(before[0])

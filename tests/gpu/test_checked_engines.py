@@ -108,7 +108,7 @@ def test_no_request_captures_a_graph(minilm: Path, monkeypatch: pytest.MonkeyPat
     handler = TextEncoder()
     config = {"handler": {"device": "cuda", "precision": "fp16", "maxTokens": 256}}
     handler.initialize(ProbeContext(minilm, "model", config))
-    monkeypatch.setattr(fused, "captured", lambda *_: pytest.fail("captured"))
+    monkeypatch.setattr(fused, "capture_graph", lambda *_: pytest.fail("captured"))
     long = " ".join(["word"] * 100)
     for texts in (["a"], ["a"] * 64, ["a b c"] * 64, ["a b c d e f"] * 300, [long] * 200, [long] * 3 + ["a"] * 900):
         encoded = handler.tokenizer.encode([handler.read(text.encode(), {}) for text in texts])
@@ -130,7 +130,7 @@ def test_no_request_captures_a_graph_of_images(tmp_path: Path, monkeypatch: pyte
     """One request may bring 64 images, and eight come together."""
     handler = classifier(tmp_path, engine="cudnn", microBatch=200)
     assert handler.at_once == 200
-    monkeypatch.setattr(graphs, "captured", lambda *_: pytest.fail("captured"))
+    monkeypatch.setattr(graphs, "capture_graph", lambda *_: pytest.fail("captured"))
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images]
     crops = [item for file in files for item in handler.prepare_one(file)]
     for count in (1, 3, 33, 64, 200, 360):
@@ -145,7 +145,7 @@ def test_graphs_share_the_memory_of_the_largest(tmp_path: Path) -> None:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(GPU)
         spec = EngineSpec("image-classifier", staged(digits_job(), tmp_path / str(len(batches))), GPU, "fp16")
-        engine = cudnn.load(spec)
+        engine = cudnn.ENGINE.load(spec)
         for count in batches:
             images = torch.zeros(count, 3, 224, 224, dtype=torch.float16, device=GPU)
             engine.run(images.contiguous(memory_format=torch.channels_last))
@@ -159,12 +159,12 @@ def test_graphs_share_the_memory_of_the_largest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", ["cudnn", "auto"])
 def test_a_wrong_convolution_does_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
-    classify = cudnn.CudnnOperations.classify
+    classify = cudnn.CudnnResNetOps.classify
 
     def wrong(self: Any, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return classify(self, images, weight, bias) * (1 if len(images) < 5 else 0)
 
-    monkeypatch.setattr(cudnn.CudnnOperations, "classify", wrong)
+    monkeypatch.setattr(cudnn.CudnnResNetOps, "classify", wrong)
     if asked == "cudnn":
         with pytest.raises(ValueError, match="cudnn: relative error 1 against fp32"):
             classifier(tmp_path, engine="cudnn")

@@ -55,7 +55,7 @@ def test_cudnn_runs_groups_and_widths(
 ) -> None:
     folder, network = broad
     spec = spec_of(folder, precision)
-    engine = cudnn.load(spec)
+    engine = cudnn.ENGINE.load(spec)
     assert engine.details["network"] == networks.title(folder) != "ResNetForImageClassification"
     batch = images[:count].to("cuda", spec.dtype).contiguous(memory_format=torch.channels_last)
     reference = network(images[:count]).logits
@@ -70,7 +70,7 @@ def test_tensorrt_runs_them(broad: tuple[Path, Any], images: torch.Tensor, tmp_p
     onnx_export.export(network, tmp_path / tensorrt.ONNX, 64)
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     spec = dataclasses.replace(spec_of(tmp_path), buckets=(16,), plan_cache=tmp_path / "plans")
-    engine = tensorrt.load(spec)
+    engine = tensorrt.ENGINE.load(spec)
     for count in (1, 5, 16):
         batch = images[:count].to("cuda", torch.float16)
         reference = network(images[:count]).logits
@@ -93,7 +93,7 @@ def test_a_vit_runs_in_pytorch_and_cudnn_says_why_not(tmp_path: Path, images: to
     config = ViTConfig.from_dict({**tiny, "image_size": 64, "num_labels": 10, "initializer_range": 0.1})
     network = networks.build(config).eval()
     network.save_pretrained(tmp_path)
-    assert "of type vit" in str(cudnn.objection(spec_of(tmp_path)))
+    assert "of type vit" in str(cudnn.ENGINE.why_not_here(spec_of(tmp_path)))
     name, engine = load_chosen("auto", spec_of(tmp_path))
     assert name == "torch_eager"
     with torch.inference_mode():

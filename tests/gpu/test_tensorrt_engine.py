@@ -121,7 +121,7 @@ def test_tensorrt_has_nothing_to_warn_of(
 def test_a_plan_whose_profiles_are_not_shared_runs_without_graphs(
     spec: EngineSpec, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trt = tensorrt._tensorrt()
+    trt = tensorrt.tensorrt_module()
     if "STRONGLY_TYPED" in trt.NetworkDefinitionCreationFlag.__members__:
         pytest.skip("this TensorRT shares every profile")
     monkeypatch.setattr(tensorrt, "_configure_old", lambda trt, config: config.set_flag(trt.BuilderFlag.FP16))

@@ -19,8 +19,8 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 from handlers import engines
 from handlers.encoder.packed import PackedEmbeddings, check_embeddings
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec
-from handlers.engines.torch_eager import AUTO_MODELS
+from handlers.engines import EngineSpec, LoadedEngine
+from handlers.engines.text_networks import AUTO_MODELS
 from handlers.selection import candidates
 from handlers.text_encoder import TextEncoder
 
@@ -55,8 +55,8 @@ LENGTHS = {
 class Pair(NamedTuple):
     """The same checkpoint loaded twice."""
 
-    fused: Engine
-    reference: Engine
+    fused: LoadedEngine
+    reference: LoadedEngine
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -691,10 +691,10 @@ class TestLoading:
         passed: bool,
     ) -> None:
         from handlers import placement
-        from handlers.selection import on_cpu
+        from handlers.selection import cpu_timing
 
         monkeypatch.setattr(placement, "cpu_has_bf16", lambda: True)
-        monkeypatch.setattr(on_cpu, "least_ms", lambda run: 1.0)  # of engines that are as fast, the first serves
+        monkeypatch.setattr(cpu_timing, "least_ms", lambda run: 1.0)  # of engines that are as fast, the first serves
         for path in digits_folder.iterdir():
             (tmp_path / path.name).symlink_to(path)
         provenance = {"digest": "sha256:0", "parity": {"bf16": {"passed": passed, "device": "some CPU"}}}

@@ -128,7 +128,7 @@ def test_triton_norms_twice(interpreted: Callable[[str], Any]) -> None:
 @pytest.mark.parametrize(("heads", "size"), [(4, 8), (2, 20), (1, 64)])
 def test_triton_rounds_attention(interpreted: Callable[[str], Any], heads: int, size: int) -> None:
     kernels, qkv = interpreted("encoder"), torch.randn(38, 3 * heads * size)
-    tiles, _ = kernels.lay_out(SEGMENTS.cu_seqlens, torch.zeros(38, dtype=torch.int64), 0, -1)
+    tiles, _ = kernels.tiles_and_positions(SEGMENTS.cu_seqlens, torch.zeros(38, dtype=torch.int64), 0, -1)
     found = kernels.attention(qkv, tiles, heads, 0.35, 0.01)
     assert found.shape == (38, heads * size)
     assert_rounded_alike(found, fp8.Fp8TorchOps().attention8(qkv, SEGMENTS, heads, 0.35, 0.01))

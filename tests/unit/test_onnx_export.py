@@ -28,7 +28,7 @@ from transformers import (
 
 from archive import convert, onnx_export
 from handlers.engines import EngineSpec, networks, tensorrt
-from handlers.engines.folding import TorchOperations
+from handlers.engines.folding import TorchResNetOps
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
 
@@ -196,6 +196,6 @@ def test_onnx_goes_where_tensorrt_may_serve(
 def test_converters_get_weights_that_lie_as_they_read_them() -> None:
     """TensorRT's Weights refuse others, and torch2trt hands them on as they are."""
     model = ResNetForImageClassification.from_pretrained(DIGITS)
-    network: Any = onnx_export.module(model, torch.device("cpu"), torch.float32, TorchOperations()).network
+    network: Any = onnx_export.module(model, torch.device("cpu"), torch.float32, TorchResNetOps()).network
     convolutions = [network.stem, *(conv for block in network.blocks for conv in (*block.body, block.shortcut))]
     assert all(conv.weight.is_contiguous() for conv in convolutions if conv is not None)

@@ -18,7 +18,7 @@ from benchmarks import layers, runners
 from benchmarks.layers import Layer
 from benchmarks.points import Point
 from handlers import LOCAL
-from handlers.engines import DTYPES, Engine, EngineSpec
+from handlers.engines import DTYPES, EngineSpec, LoadedEngine
 from handlers.engines.tensorrt import ONNX
 from handlers.images.preparation import Batcher, Preprocess, prepare
 
@@ -41,7 +41,7 @@ class ResNetWorkload:
 
     unit = "images/s"
 
-    def inputs(self, point: Point, precision: str, engine: Engine) -> list[torch.Tensor]:
+    def inputs(self, point: Point, precision: str, engine: LoadedEngine) -> list[torch.Tensor]:
         """One (batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
         places = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
         images = self.photographs[places].to(DTYPES[precision])

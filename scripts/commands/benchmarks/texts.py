@@ -23,8 +23,8 @@ from handlers import LOCAL
 from handlers.encoder.fp8 import FILE, write
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec
-from handlers.engines.torch_eager import load_transformer
+from handlers.engines import EngineSpec, LoadedEngine
+from handlers.engines.text_networks import load_transformer
 from handlers.texts.tokenization import micro_batches, positions_of
 
 PRESET = Path(jobs.__file__).parent / "bert_large" / "preset.yaml"
@@ -47,12 +47,12 @@ class TextWorkload:
 
     unit = "sequences/s"
 
-    def inputs(self, point: Point, precision: str, engine: Engine) -> list[TokenBatch]:
+    def inputs(self, point: Point, precision: str, engine: LoadedEngine) -> list[TokenBatch]:
         """Random token ids, the same each time; one batch, or a mix's micro-batches, the longest first."""
         seed = zlib.crc32(repr(point).encode())
         return token_batches(self.config, self.micro_batches(point, engine), self.device, seed)
 
-    def micro_batches(self, point: Point, engine: Engine) -> list[tuple[int, ...]]:
+    def micro_batches(self, point: Point, engine: LoadedEngine) -> list[tuple[int, ...]]:
         """The lengths that go through the network together: a mix's as the handler cuts them for the engine."""
         lengths = lengths_of(point)
         if point.mix is None:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from handlers import engines, loading
 from handlers.encoder import ops
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec, fused, graphs, torch_eager
+from handlers.engines import EngineSpec, LoadedEngine, fused, graphs, torch_eager
 from handlers.image_classifier import ImageClassifier
-from handlers.selection import checked, choosing, figures, kept, references
+from handlers.selection import choosing, deviations, references, results_cache, verification
 from handlers.selection.references import Images, Texts
 from handlers.settings import TEXT_TASKS, ImageSettings, Pooling, TextSettings
 from handlers.text_encoder import TextEncoder
@@ -129,11 +129,11 @@ def test_one_that_raises_is_dropped_and_back_the_next_time(
 ) -> None:
     spec = spec_of(archive_of("embeddings"))
 
-    def fail(spec: EngineSpec) -> Engine:
+    def fail(spec: EngineSpec) -> LoadedEngine:
         raise RuntimeError("no kernel")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fused, "load", fail)
+        patch.setattr(fused.ENGINE, "load", fail)
         name, engine = choosing.load_chosen("auto", spec)
         assert (name, engine.details["dropped"]) == ("torch_eager", {"fused": "RuntimeError: no kernel"})
         with pytest.raises(RuntimeError, match="no kernel"):
@@ -146,13 +146,13 @@ def test_later_loads_compare_nothing_until_something_changes(
 ) -> None:
     spec = spec_of(archive_of("embeddings"))
     compared: list[int] = []
-    compare = checked.compare
+    compare = verification.compare
 
     def counted(spec: EngineSpec, candidates: list[str]) -> Any:
         compared.append(1)
         return compare(spec, candidates)
 
-    monkeypatch.setattr(checked, "compare", counted)
+    monkeypatch.setattr(verification, "compare", counted)
     for changes in ({}, {}, {"precision": "bf16"}, {"pooling": Pooling(("cls",))}, {}):
         choosing.load_chosen("auto", dataclasses.replace(spec, **changes))
     assert len(compared) == 3
@@ -160,7 +160,7 @@ def test_later_loads_compare_nothing_until_something_changes(
     save_file(weights, spec.model_dir / "model.safetensors", {"format": "pt"})
     for name, value in ((None, None), ("device_name", "another"), ("source_digest", "newer")):
         if name:
-            monkeypatch.setattr(kept, name, lambda *_, value=value: value)
+            monkeypatch.setattr(results_cache, name, lambda *_, value=value: value)
         choosing.load_chosen("auto", spec)
     assert len(compared) == 6
 
@@ -256,8 +256,8 @@ def test_a_gpu_is_asked_for_each_text_alone_for_all_and_for_as_many_as_run_at_on
     seen: list[tuple[int, ...]] = []
 
     class OnGpu(Texts):
-        def batch(self, places: Sequence[int], device: torch.device) -> TokenBatch:
-            return super().batch(places, CPU)
+        def batch(self, indices: Sequence[int], device: torch.device) -> TokenBatch:
+            return super().batch(indices, CPU)
 
     def run(batch: TokenBatch) -> torch.Tensor:
         seen.append(batch.lengths)
@@ -267,10 +267,10 @@ def test_a_gpu_is_asked_for_each_text_alone_for_all_and_for_as_many_as_run_at_on
     on_gpu = OnGpu(**vars(texts))
     for pads, repeats in ((True, 2), (False, 3)):
         seen.clear()
-        assert on_gpu.compare(Engine(run, {}, pads=pads, token_budget=20), spec).passed
+        assert on_gpu.compare(LoadedEngine(run, {}, pads=pads, token_budget=20), spec).passed
         assert seen == [(3,), (1,), (2,), (3, 1, 2), (3, 1, 2) * repeats]
     seen.clear()
-    on_gpu.compare(Engine(run, {}), dataclasses.replace(spec, token_budget=9))
+    on_gpu.compare(LoadedEngine(run, {}), dataclasses.replace(spec, token_budget=9))
     assert seen[-1] == (3, 1, 2)
 
 
@@ -284,17 +284,17 @@ def image_spec(folder: Path, cache: Path) -> EngineSpec:
 def test_a_named_engine_of_images_is_compared_on_a_cpu_too(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec, load = image_spec(digits_folder, tmp_path), torch_eager.load
+    spec, load = image_spec(digits_folder, tmp_path), torch_eager.ENGINE.load
     for asked in ("torch_eager", "auto"):
         details: Any = choosing.load_chosen(asked, spec)[1].details
         assert 0 < details["checked"]["relativeError"] < 5e-2
 
-    def wrong(spec: EngineSpec) -> Engine:
+    def wrong(spec: EngineSpec) -> LoadedEngine:
         engine = load(spec)
-        return engine if spec.precision == "fp32" else Engine(lambda images: engine.run(images) * 0, {})
+        return engine if spec.precision == "fp32" else LoadedEngine(lambda images: engine.run(images) * 0, {})
 
-    monkeypatch.setattr(torch_eager, "load", wrong)
-    monkeypatch.setattr(kept, "source_digest", lambda: "newer")
+    monkeypatch.setattr(torch_eager.ENGINE, "load", wrong)
+    monkeypatch.setattr(results_cache, "source_digest", lambda: "newer")
     with pytest.raises(
         ValueError, match=r"in bf16 on cpu .*torch_eager: relative error 1 against fp32; at most 0.05"
     ):
@@ -330,48 +330,48 @@ def test_a_gpu_is_asked_for_every_batch_size_that_memory_suffices_for(caplog: py
         return images
 
     spec = EngineSpec("image-classifier", Path("nowhere"), torch.device("cuda", 0), "fp16", batch_size=9)
-    figure = OnGpu(torch.ones(7, 3, 2, 2), torch.ones(7, 3)).compare(Engine(run, {}), spec)
-    assert figure.passed
-    assert not figure.complete, "so nothing is kept, and the next load compares again"
+    deviation = OnGpu(torch.ones(7, 3, 2, 2), torch.ones(7, 3)).compare(LoadedEngine(run, {}), spec)
+    assert deviation.passed
+    assert not deviation.complete, "so nothing is kept, and the next load compares again"
     assert seen == [9, 8, 5, 4, 3, 2, 1]
     assert "memory is short" in caplog.text
 
 
-# --- Figures
+# --- Deviations
 
 
 def test_a_row_near_zero_is_set_against_the_others() -> None:
     """The one logit of a cross-encoder: 0.001 may be off by as much as 5 may."""
     reference = torch.tensor([[5.0], [-4.0], [0.001]])
-    assert figures.of_logits(reference + 0.003, reference, "fp16").passed
-    assert not figures.of_logits(reference + 0.1, reference, "fp16").passed
+    assert deviations.of_logits(reference + 0.003, reference, "fp16").passed
+    assert not deviations.of_logits(reference + 0.1, reference, "fp16").passed
 
 
 def test_fp8_has_to_agree_on_the_likeliest_class() -> None:
     reference = torch.tensor([[1.0, 0.9, 8.0], [0.9, 1.0, 8.0]])
     swapped = torch.tensor([[8.0, 0.9, 8.1], [0.9, 1.0, 8.0]])
-    assert figures.of_logits(reference * 1.1, reference, "fp8").passed
+    assert deviations.of_logits(reference * 1.1, reference, "fp8").passed
     close = torch.tensor([[2.0, 1.9]]), torch.tensor([[1.9, 2.0]])
-    figure = figures.of_logits(close[0], close[1], "fp8")
-    assert figure.value < 0.2
-    assert not figure.passed
-    assert "agreement 0" in str(figure)
-    assert not figures.of_logits(swapped, reference, "fp8").passed
+    deviation = deviations.of_logits(close[0], close[1], "fp8")
+    assert deviation.value < 0.2
+    assert not deviation.passed
+    assert "agreement 0" in str(deviation)
+    assert not deviations.of_logits(swapped, reference, "fp8").passed
 
 
 def test_the_worst_figure_decides() -> None:
-    def of(value: float, cosine: bool = False) -> figures.Figure:
-        return figures.Figure(value, "fp16", cosine)
+    def of(value: float, cosine: bool = False) -> deviations.Deviation:
+        return deviations.Deviation(value, "fp16", cosine)
 
-    assert figures.worst([of(1e-3), of(2e-3), of(1e-4)]).value == 2e-3
-    assert figures.worst([of(0.99999, True), of(0.9), of(0.99999, True)]).value == 0.9
-    assert figures.worst([of(0.3), of(float("nan")), of(0.5)]).as_dict() == {"relativeError": "not finite"}
-    assert figures.worst([of(0.99, True), of(0.98, True)]).value == 0.98
+    assert deviations.worst([of(1e-3), of(2e-3), of(1e-4)]).value == 2e-3
+    assert deviations.worst([of(0.99999, True), of(0.9), of(0.99999, True)]).value == 0.9
+    assert deviations.worst([of(0.3), of(float("nan")), of(0.5)]).as_dict() == {"relativeError": "not finite"}
+    assert deviations.worst([of(0.99, True), of(0.98, True)]).value == 0.98
 
 
 def test_another_shape_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"outputs of shape \(2, 3\) came; wanted: \(2, 4\)"):
-        figures.of_logits(torch.zeros(2, 3), torch.zeros(2, 4), "fp16")
+        deviations.of_logits(torch.zeros(2, 3), torch.zeros(2, 4), "fp16")
 
 
 # --- What runs at once
@@ -402,7 +402,7 @@ class OnGpu:
         self.ran: list[int] = []
         self.handler = ImageClassifier()
         spec = dataclasses.replace(handler.model.spec, device=torch.device("cuda", 0), batch_size=most)
-        engine = Engine(self.run, {})
+        engine = LoadedEngine(self.run, {})
         self.room = room
         self.handler.model = dataclasses.replace(handler.model, spec=spec, engine=engine)
         self.handler.batcher = lambda inputs: torch.zeros(len(inputs), 3)  # type: ignore[assignment]

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, graphs
-from handlers.selection import kept, measured, references
+from handlers.engines import EngineSpec, LoadedEngine, graphs
+from handlers.selection import gpu_timing, references, results_cache
 
 CANDIDATES = ["torch_eager", "other"]
 
@@ -42,7 +42,7 @@ def spec(digits_folder: Path, tmp_path: Path) -> EngineSpec:
 class Other:
     """What the other engine runs."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: LoadedEngine) -> None:
         self.engine = engine
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -55,16 +55,16 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     load = engines.load
 
-    def loaded(name: str, spec: EngineSpec) -> Engine:
+    def loaded(name: str, spec: EngineSpec) -> LoadedEngine:
         engine = load("torch_eager", spec)
-        return Engine(Other(engine), {"library": "other"}) if name == "other" else engine
+        return LoadedEngine(Other(engine), {"library": "other"}) if name == "other" else engine
 
     def milliseconds(run: object, images: torch.Tensor) -> float:
         sizes.append(len(images))
         return 1.0 if isinstance(run, Other) == (len(images) > 1) else 2.0
 
-    monkeypatch.setattr(measured, "load", loaded)
-    monkeypatch.setattr(measured, "milliseconds", milliseconds)
+    monkeypatch.setattr(engines, "load", loaded)
+    monkeypatch.setattr(gpu_timing, "milliseconds", milliseconds)
     return sizes
 
 
@@ -75,18 +75,18 @@ def table_of(spec: EngineSpec) -> Path:
 
 def when(spec: EngineSpec, candidates: list[str] = CANDIDATES) -> object:
     """ "here" or "earlier": when what serves was measured."""
-    found: Any = measured.load_fastest(spec, candidates)[1].details["measured"]
+    found: Any = gpu_timing.load_fastest(spec, candidates)[1].details["measured"]
     return found["when"]
 
 
 def test_each_batch_size_gets_the_fastest_and_later_loads_measure_nothing(spec: EngineSpec, timed: list[int]) -> None:
-    name, engine = measured.load_fastest(spec, CANDIDATES)
+    name, engine = gpu_timing.load_fastest(spec, CANDIDATES)
     assert name == "other+torch_eager"
     assert timed == [3, 3, 2, 2, 1, 1]
     first: Any = engine.details["measured"]
     assert first["when"] == "here"
     assert first["servedBy"] == {"1": "torch_eager", "2-3": "other"}
-    again_name, again = measured.load_fastest(spec, CANDIDATES)
+    again_name, again = gpu_timing.load_fastest(spec, CANDIDATES)
     assert len(timed) == 6
     assert again_name == name
     assert again.details["measured"] == {**first, "when": "earlier"}
@@ -104,7 +104,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_another_spec_is_measured_anew(spec: EngineSpec, timed: list[int], changes: dict[str, Any]) -> None:
-    measured.load_fastest(spec, CANDIDATES)
+    gpu_timing.load_fastest(spec, CANDIDATES)
     assert when(dataclasses.replace(spec, **changes)) == "here"
     assert when(spec) == "earlier"
 
@@ -116,7 +116,7 @@ FILES = ["config.json", "model.safetensors", "model.onnx", "plan/model.json", "p
 def test_another_file_is_measured_anew(spec: EngineSpec, timed: list[int], name: str) -> None:
     (spec.model_dir / "plan").mkdir()
     (spec.model_dir / "plan" / "model.json").write_text("{}", encoding="utf-8")
-    measured.load_fastest(spec, CANDIDATES)
+    gpu_timing.load_fastest(spec, CANDIDATES)
     path = spec.model_dir / name
     if name == "parity.safetensors":
         references.compute(spec).save(spec.model_dir)
@@ -131,14 +131,14 @@ def test_another_file_is_measured_anew(spec: EngineSpec, timed: list[int], name:
 def test_another_machine_or_code_is_measured_anew(
     spec: EngineSpec, timed: list[int], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    measured.load_fastest(spec, CANDIDATES)
-    monkeypatch.setattr(kept, name, lambda *_: "another")
+    gpu_timing.load_fastest(spec, CANDIDATES)
+    monkeypatch.setattr(results_cache, name, lambda *_: "another")
     assert when(spec) == "here"
     monkeypatch.undo()
 
 
 def test_other_candidates_are_measured_anew(spec: EngineSpec, timed: list[int]) -> None:
-    measured.load_fastest(spec, CANDIDATES)
+    gpu_timing.load_fastest(spec, CANDIDATES)
     assert when(spec, ["torch_eager"]) == "here"
 
 
@@ -146,18 +146,18 @@ def test_other_candidates_are_measured_anew(spec: EngineSpec, timed: list[int]) 
 def test_a_broken_table_is_measured_anew(
     spec: EngineSpec, timed: list[int], caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
-    measured.load_fastest(spec, CANDIDATES)
+    gpu_timing.load_fastest(spec, CANDIDATES)
     path = table_of(spec)
     path.write_text(content, encoding="utf-8")
-    assert measured.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
+    assert gpu_timing.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
     assert len(timed) == 12
-    assert f"measuring again, for {path} does not serve" in caplog.text
+    assert f"measuring again, because {path} cannot be used" in caplog.text
     assert json.loads(path.read_text(encoding="utf-8"))["servedBy"]["1"] == "torch_eager"
 
 
-def table_with(times: dict[int, tuple[float, float]]) -> measured.Table:
+def table_with(times: dict[int, tuple[float, float]]) -> gpu_timing.Table:
     """times: by batch size, of the engines `pads` and `exact`."""
-    return measured.Table({size: {"pads": pads, "exact": exact} for size, (pads, exact) in times.items()})
+    return gpu_timing.Table({size: {"pads": pads, "exact": exact} for size, (pads, exact) in times.items()})
 
 
 def test_times_are_of_the_least_and_the_largest_batch_of_each_bucket() -> None:
@@ -178,15 +178,15 @@ def test_an_engine_that_pads_serves_where_its_padding_is_worth_it() -> None:
 
 def test_what_is_warmed_up_at_both_ends_of_a_bucket_is_all_that_serves_in_between() -> None:
     """A third engine may be the fastest in the middle alone: it would have its first run there while one waits."""
-    table = measured.Table({5: {"a": 1.0, "b": 9.0, "c": 2.0}, 8: {"a": 9.0, "b": 1.0, "c": 2.0}})
+    table = gpu_timing.Table({5: {"a": 1.0, "b": 9.0, "c": 2.0}, 8: {"a": 9.0, "b": 1.0, "c": 2.0}})
     assert set(table.fastest) == {"a", "b"}
 
 
 def test_batches_beyond_the_largest_that_was_timed_are_cut(spec: EngineSpec, timed: list[int]) -> None:
     sizes = []
-    engine = Engine(lambda images: sizes.append(len(images)) or images.flatten(1), {})  # type: ignore[func-returns-value]
-    table = measured.Table({1: {"one": 1.0}, 2: {"one": 1.0}})
-    _, combined = measured.combine({"one": engine}, table, "here")
+    engine = LoadedEngine(lambda images: sizes.append(len(images)) or images.flatten(1), {})  # type: ignore[func-returns-value]
+    table = gpu_timing.Table({1: {"one": 1.0}, 2: {"one": 1.0}})
+    _, combined = gpu_timing.combine({"one": engine}, table, "here")
     images = torch.randn(5, 3, 2, 2)
     assert torch.equal(combined.run(images), images.flatten(1))
     assert sizes == [2, 2, 1]
@@ -195,10 +195,10 @@ def test_batches_beyond_the_largest_that_was_timed_are_cut(spec: EngineSpec, tim
 def test_batches_that_memory_does_not_suffice_for_are_cut_and_nothing_is_kept(
     spec: EngineSpec, timed: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load: Any = vars(measured)["load"]
+    load = engines.load
 
-    def small(name: str, spec: EngineSpec) -> Engine:
-        engine: Engine = load(name, spec)
+    def small(name: str, spec: EngineSpec) -> LoadedEngine:
+        engine = load(name, spec)
 
         def run(images: torch.Tensor) -> torch.Tensor:
             if len(images) > 2:
@@ -211,9 +211,9 @@ def test_batches_that_memory_does_not_suffice_for_are_cut_and_nothing_is_kept(
         run(images)
         return 1.0
 
-    monkeypatch.setattr(measured, "load", small)
-    monkeypatch.setattr(measured, "milliseconds", milliseconds)
-    _, engine = measured.load_fastest(spec, CANDIDATES)
+    monkeypatch.setattr(engines, "load", small)
+    monkeypatch.setattr(gpu_timing, "milliseconds", milliseconds)
+    _, engine = gpu_timing.load_fastest(spec, CANDIDATES)
     found: Any = engine.details["measured"]
     assert set(found["milliseconds"]) == {"1", "2"}
     assert engine.run(torch.randn(3, 3, 32, 32)).shape == (3, 10)
@@ -224,17 +224,17 @@ def test_batches_that_memory_does_not_suffice_for_are_cut_and_nothing_is_kept(
 def test_outputs_that_are_not_finite_are_named_so_in_valid_json(
     spec: EngineSpec, timed: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load: Any = vars(measured)["load"]
+    load = engines.load
 
-    def broken(name: str, spec: EngineSpec) -> Engine:
-        engine: Engine = load(name, spec)
+    def broken(name: str, spec: EngineSpec) -> LoadedEngine:
+        engine = load(name, spec)
         if name != "other":
             return engine
         return dataclasses.replace(engine, run=lambda images: engine.run(images) * torch.nan)
 
-    monkeypatch.setattr(measured, "load", broken)
+    monkeypatch.setattr(engines, "load", broken)
     for when_measured in ("here", "earlier"):
-        name, engine = measured.load_fastest(spec, CANDIDATES)
+        name, engine = gpu_timing.load_fastest(spec, CANDIDATES)
         found: Any = json.loads(orjson.dumps(engine.details))["measured"]
         assert (name, found["when"]) == ("torch_eager", when_measured)
         assert found["relativeError"]["other"] == "not finite"
@@ -257,23 +257,22 @@ def test_an_engine_that_fails_to_load_once_is_back_the_next_time(
     earlier: bool,
 ) -> None:
     if earlier:
-        measured.load_fastest(spec, CANDIDATES)
-    load: Any = vars(measured)["load"]
+        gpu_timing.load_fastest(spec, CANDIDATES)
+    load = engines.load
 
-    def failing(name: str, spec: EngineSpec) -> Engine:
+    def failing(name: str, spec: EngineSpec) -> LoadedEngine:
         if name == "other":
             raise kind("no memory is left")
-        engine: Engine = load(name, spec)
-        return engine
+        return load(name, spec)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measured, "load", failing)
-        name, engine = measured.load_fastest(spec, CANDIDATES)
+        patch.setattr(engines, "load", failing)
+        name, engine = gpu_timing.load_fastest(spec, CANDIDATES)
     assert name == "torch_eager"
     found: Any = engine.details["measured"]
     assert found["dropped"] == {"other": f"{kind.__name__}: no memory is left"}
     assert f"engine other dropped: {kind.__name__}: no memory is left" in caplog.text
-    assert measured.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
+    assert gpu_timing.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
 
 
 def test_two_at_once_measure_one_after_the_other(
@@ -290,7 +289,7 @@ def test_two_at_once_measure_one_after_the_other(
         busy.release()
         return 1.0
 
-    monkeypatch.setattr(measured, "milliseconds", milliseconds)
+    monkeypatch.setattr(gpu_timing, "milliseconds", milliseconds)
     specs = [spec, dataclasses.replace(spec, image_size=64)]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(when, specs))
@@ -321,6 +320,6 @@ def test_where_nothing_can_be_kept_it_measures_and_says_so(
     else:
         monkeypatch.setattr("os.fsync", fail)
     for count in (1, 2):
-        assert measured.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
+        assert gpu_timing.load_fastest(spec, CANDIDATES)[0] == "other+torch_eager"
         assert len(timed) == 6 * count
     assert "cannot be kept" in caplog.text

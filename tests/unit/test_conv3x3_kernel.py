@@ -34,12 +34,12 @@ CUTS = {
 
 @pytest.mark.parametrize(("depth", "height", "width", "columns"), CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_window_however_it_is_cut(
+def test_conv3x3_however_it_is_cut(
     kernels: Any, depth: int, height: int, width: int, columns: int, stride: int
 ) -> None:
     images, weight = random(1, depth, height, width), random(columns, depth, 3, 3, seed=1) / depth**0.5
     bias = torch.linspace(-1, 1, columns)
-    found = kernels.window(images, weight, bias, stride)
+    found = kernels.conv3x3_relu(images, weight, bias, stride)
     wanted = F.conv2d(images, weight, bias, stride, padding=1).relu()
     # fp32 sums of 2304 terms, in another order.
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
@@ -54,16 +54,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("images", "weight"), REFUSED.values(), ids=REFUSED)
-def test_window_refuses_what_blocks_do_not_fill(
+def test_conv3x3_refuses_what_blocks_do_not_fill(
     kernels: Any, images: tuple[int, ...], weight: tuple[int, ...]
 ) -> None:
-    assert not kernels.window_fits(random(*images), random(*weight))
-    with pytest.raises(ValueError, match="came; see window_fits"):
-        kernels.window(random(*images), random(*weight), torch.zeros(weight[0]), 1)
+    assert not kernels.conv3x3_fits(random(*images), random(*weight))
+    with pytest.raises(ValueError, match="came; see conv3x3_fits"):
+        kernels.conv3x3_relu(random(*images), random(*weight), torch.zeros(weight[0]), 1)
 
 
-def test_window_refuses_other_layouts(kernels: Any) -> None:
+def test_conv3x3_refuses_other_layouts(kernels: Any) -> None:
     images, weight = random(1, 64, 4, 4), random(64, 64, 3, 3)
-    assert kernels.window_fits(images, weight)
-    assert not kernels.window_fits(images.contiguous(), weight)
-    assert not kernels.window_fits(images, weight.contiguous())
+    assert kernels.conv3x3_fits(images, weight)
+    assert not kernels.conv3x3_fits(images.contiguous(), weight)
+    assert not kernels.conv3x3_fits(images, weight.contiguous())

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from handlers import engines, placement
-from handlers.engines import Engine, EngineSpec, onnxruntime, plans
+from handlers.engines import EngineSpec, LoadedEngine, onnxruntime, plans
 from handlers.image_classifier import ImageClassifier
-from handlers.selection import choosing, on_cpu, references
-from handlers.selection.on_cpu import Measurement
+from handlers.selection import choosing, cpu_timing, references
+from handlers.selection.cpu_timing import Measurement
 
 CPU = torch.device("cpu")
 IN_BF16 = {"bf16": {"passed": True}}
@@ -39,7 +39,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
             run()
             return left.pop(0)
 
-        monkeypatch.setattr(on_cpu, "least_ms", least_ms)
+        monkeypatch.setattr(cpu_timing, "least_ms", least_ms)
         return left
 
     return set_times
@@ -133,14 +133,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[Any], Any
     """spoil("onnxruntime", what to make of its outputs)"""
 
     def change(name: str, outputs: Callable[[Any], Any]) -> None:
-        module = engines.module(name)
-        load = module.load
+        engine = engines.get(name)
+        load = engine.load
 
-        def spoilt(spec: EngineSpec) -> Engine:
+        def spoilt(spec: EngineSpec) -> LoadedEngine:
             right = load(spec).run
-            return Engine(lambda images: outputs(right(images)), {})
+            return LoadedEngine(lambda images: outputs(right(images)), {})
 
-        monkeypatch.setattr(module, "load", spoilt)
+        monkeypatch.setattr(engine, "load", spoilt)
 
     return change
 
@@ -185,9 +185,9 @@ def test_of_pytorchs_engines_the_first_that_passes_is_timed(
         assert all("text" in key and "token" in key for key in ran)
 
 
-@pytest.mark.parametrize(("lengths", "places"), [([300], [0]), ([100, 300, 2, 90, 80], [2, 4, 3]), ([256], [0])])
-def test_long_texts_are_not_timed(lengths: Sequence[int], places: list[int]) -> None:
-    assert on_cpu._short(lengths) == places
+@pytest.mark.parametrize(("lengths", "indices"), [([300], [0]), ([100, 300, 2, 90, 80], [2, 4, 3]), ([256], [0])])
+def test_long_texts_are_not_timed(lengths: Sequence[int], indices: list[int]) -> None:
+    assert cpu_timing._shortest(lengths) == indices
 
 
 def test_a_named_engine_is_measured_in_its_precisions(
@@ -242,8 +242,8 @@ def test_one_worker_measures_at_a_time(
 
 def test_the_least_of_several_runs_counts() -> None:
     calls: list[int] = []
-    assert 0 <= on_cpu.least_ms(lambda: calls.append(1)) < 10
-    assert len(calls) == 1 + on_cpu.MOST_RUNS
+    assert 0 <= cpu_timing.least_ms(lambda: calls.append(1)) < 10
+    assert len(calls) == 1 + cpu_timing.MOST_RUNS
 
 
 def test_the_description_says_why(
@@ -277,5 +277,5 @@ def test_precisions() -> None:
 
 
 def test_names_of_other_libraries_are_engines() -> None:
-    assert set(on_cpu.NOT_PYTORCH) <= set(engines.names())
-    assert max(engines.module(name).RANK for name in engines.names()) == onnxruntime.RANK
+    assert set(cpu_timing.NOT_PYTORCH) <= set(engines.names())
+    assert max(engines.get(name).rank for name in engines.names()) == onnxruntime.ENGINE.rank
