@@ -28,8 +28,10 @@ class Answer:
 class Adapter(ABC):
     """One protocol. Adapters keep no state: a batch mixes requests of several protocols.
 
-    priority: of the adapters that claim a row, the one with the highest reads it. 0 is TorchServe's own, which claims
-        every row; a path of one protocol is 1; what is told apart on the same path by more than the path is 2.
+    Args:
+        priority: if several adapters claim a row, the one with the highest priority reads it. 0 is TorchServe's own,
+            which claims every row; 1 is a protocol with a path of its own; 2 is one that shares its path with
+            another, and is recognised by a header or the body.
     """
 
     priority = 1
@@ -40,9 +42,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def read(self, row: Row, model: Interface) -> Request:
-        """Return the row's request: one input per run of the model, and how their answers become one.
+        """Return the row's request: the model's inputs, and how the answers to them are combined into one.
 
-        Raises RequestError for what is not understood as a whole; nothing that a client sent is passed over.
+        Raises RequestError unless everything that the client sent is understood.
         """
 
     def write(self, request: Request) -> Answer:

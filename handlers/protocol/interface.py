@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from handlers.protocol import encodings
 from handlers.protocol.errors import PayloadTooLarge
-from handlers.protocol.options import OptionReader
+from handlers.protocol.options import OptionReader, header_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,17 @@ class Interface:
     task: str = ""
     description: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
+    def headers(self) -> frozenset[str]:
+        """The headers that carry the options, in lower case."""
+        return frozenset(map(header_of, self.options))
+
+    @functools.cached_property
+    def every_option(self) -> tuple[str, ...]:
+        """Names of the options of this model and of others."""
+        return (*self.options, *self.other_options)
+
+    @functools.cached_property
     def takes_texts(self) -> bool:
         """Whether an input is a text."""
         return self.accepts("text/plain")

@@ -105,11 +105,9 @@ def refuse_misspelt(headers: Iterable[str], model: Interface) -> None:
     That is any header whose name differs from an option's in case, hyphens, underscores or the X- alone (Top-K,
     top_k, X-TopK), and one with X- that resembles an option's name (X-Top-N, X-Truncated).
     """
-    own = {header_of(option) for option in model.options}
-    known = (*model.options, *model.other_options)
     for header in headers:
-        if header not in own and _resembles(header, known):
-            wanted = ", ".join(sorted(own)) or "none"
+        if header not in model.headers and _resembles(header, model.every_option):
+            wanted = ", ".join(sorted(model.headers)) or "none"
             raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {wanted}")
 
 

@@ -20,6 +20,7 @@ dict. A request header is a string. So the name of a part or entry is never mist
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,20 +62,21 @@ class Row:
             parameters: what TorchServe puts into the batch for the request.
             sent: what its context holds as the request's headers.
         """
-        values: dict[str, set[str]] = {}
+        headers: dict[str, str] = {}
+        types: dict[str, str] = {}
         for name, value in sent.items():
             if isinstance(value, str):
-                values.setdefault(name.lower(), set()).add(value)
-        types = {
-            name: str(value.get("content-type") or "") for name, value in sent.items() if isinstance(value, Mapping)
-        }
-        return cls(parameters, {name: ", ".join(sorted(held)) for name, held in values.items()}, types)
+                if headers.setdefault(name.lower(), value) != value:
+                    headers[name.lower()] = _both(name.lower(), sent)
+            elif isinstance(value, Mapping):
+                types[name] = str(value.get("content-type") or "")
+        return cls(parameters, headers, types)
 
     def header(self, name: str) -> str:
         """Return the value of a request header by its lower-case name; "" if it did not come."""
         return self.headers.get(name, "")
 
-    @property
+    @functools.cached_property
     def content_type(self) -> tuple[str, str | None]:
         """The whole body's media type in lower case ("" for none), and its charset if one is declared."""
         return charsets.content_type(self.header("content-type"))
@@ -130,7 +132,7 @@ class Row:
         if "content-range" in self.headers:
             raise InvalidInput("the header Content-Range says that this is a part; wanted: the whole in one request")
         for name, plain in UNCODED.items():
-            for coding in self.header(name).lower().split(","):
+            for coding in self.header(name).lower().split(",") if name in self.headers else ():
                 if coding.strip() not in plain:
                     raise UnsupportedMediaType(f"the body came with a {name}; send it as it is, without one")
 
@@ -159,3 +161,8 @@ class Row:
                 "/models/NAME?customized=true, without a content type"
             )
         return None
+
+
+def _both(name: str, sent: Mapping[str, Any]) -> str:
+    """All values of a header, by its lower-case name, that came in several spellings."""
+    return ", ".join(sorted({value for key, value in sent.items() if key.lower() == name and isinstance(value, str)}))
