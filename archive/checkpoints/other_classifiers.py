@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import CONFIG_MAPPING
@@ -23,9 +23,6 @@ from archive.checkpoints.sources import CheckpointError, listed, weight_file
 from handlers import LOCAL
 from handlers.engines import networks
 from handlers.images.preparation import Preprocess
-
-if TYPE_CHECKING:
-    from archive.checkpoints.image_checkpoints import ImageCheckpoint
 
 # Buffers may be numbered or masks; what is multiplied may not.
 _WHOLE = (torch.int64, torch.int32, torch.bool)
@@ -158,24 +155,28 @@ def _refuse_dtypes(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 @torch.inference_mode()
-def refuse_size(checkpoint: ImageCheckpoint, size: int) -> None:
-    """Run the network once on a blank image of this many pixels a side.
+def refuse_size(network: Any, size: int) -> None:
+    """Run the network once on a blank image.
 
-    Raises CheckpointError where it takes other sizes only (ViT), or gives something else than a row of logits.
+    Args:
+        network: transformers' classifier, in eval mode, fp32 on the CPU.
+        size: side of the image, in pixels.
+
+    Raises:
+        CheckpointError: if the network takes other sizes only (ViT), or gives something else than a row of logits.
     """
-    network = checkpoint.network()
-    name, wanted = type(network).__name__, getattr(checkpoint.config, "image_size", None)
+    name, config = type(network).__name__, network.config
     try:
         output = network(torch.zeros(1, 3, size, size))
     except Exception as error:  # each network has its own words for it
         raise CheckpointError(
             f"{name} does not take images of {size} x {size} pixels, which --size or the checkpoint's preprocessing "
-            f"asks for; its config.json says image_size {wanted} ({error})"
+            f"asks for; its config.json says image_size {getattr(config, 'image_size', None)} ({error})"
         ) from error
     logits = getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):
         raise CheckpointError(f"{name} gives {type(output).__name__} for one image, wanted logits")
-    if tuple(logits.shape) != (1, checkpoint.config.num_labels):
+    if tuple(logits.shape) != (1, config.num_labels):
         raise CheckpointError(
-            f"{name} gives {tuple(logits.shape)} for one image, wanted logits (1, {checkpoint.config.num_labels})"
+            f"{name} gives {tuple(logits.shape)} for one image, wanted logits (1, {config.num_labels})"
         )

@@ -6,16 +6,17 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import ConvNextConfig, ImageGPTConfig, PPLCNetConfig, RegNetConfig, ViTConfig, ViTModel
 
-from archive import options, package, recipes
+from archive import command_line, package, resolve
 from archive.checkpoints import other_classifiers
 from archive.checkpoints.image_checkpoints import CheckpointError, read
+from archive.options import ImageOptions
 from handlers.engines import networks
 from handlers.images.preparation import Preprocess
 
@@ -267,7 +268,7 @@ def test_refuses_preprocessing_that_cannot_be_expressed(vit: Path) -> None:
 
 def job(folder: Path, *arguments: object) -> Any:
     command = ["image-classifier", "--name", "model", "--weights", folder, *arguments]
-    return recipes.image_job(options.parser().parse_args(list(map(str, command))), {})
+    return resolve.image_model(cast("ImageOptions", command_line.parse(list(map(str, command)))))
 
 
 def test_a_network_of_one_size_gets_images_of_that_size(vit: Path, tmp_path: Path) -> None:
@@ -286,8 +287,8 @@ def test_refuses_the_engine_of_resnets(vit: Path) -> None:
         package.PackagingError,
         match=r"cudnn runs this on no machine: it runs ResNets, .* and the network is of type vit; --engine auto",
     ):
-        package._refuse_unfit(job(vit, "--engine", "cudnn"), vit)
-    package._refuse_unfit(job(vit, "--engine", "tensorrt"), vit)
+        package._refuse_impossible_engine(job(vit, "--engine", "cudnn"), vit)
+    package._refuse_impossible_engine(job(vit, "--engine", "tensorrt"), vit)
 
 
 @pytest.mark.parametrize(
@@ -311,12 +312,11 @@ def test_refuses_networks_that_take_or_give_something_else(tmp_path: Path, confi
         job(tmp_path)
 
 
-def test_refuses_a_network_that_gives_something_else(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = read(vit)
-    found.config.id2label = {0: "a"}
-    monkeypatch.setattr(type(found), "network", lambda _: networks.load(vit, torch.float32))
+def test_refuses_a_network_that_gives_something_else(vit: Path) -> None:
+    network = networks.load(vit, torch.float32)
+    network.config.id2label = {0: "a"}
     with pytest.raises(CheckpointError, match=r"gives \(1, 5\) for one image, wanted logits \(1, 1\)"):
-        other_classifiers.refuse_size(found, 32)
+        other_classifiers.refuse_size(network, 32)
 
 
 def test_timms_other_networks_go_to_transformers_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
