@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archive import command_line, fingerprint, inspection, package
-from archive.checkpoints.guards import described, is_failure
-from archive.checkpoints.sources import HUB_CONFIGS, HUB_TEXT, locate
+from archive.checkpoints.errors import is_failure, one_line
+from archive.checkpoints.locations import HUB_CONFIGS, HUB_TEXT, locate
 from archive.options import ImageOptions, InspectionOptions, TextOptions
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _message(error: BaseException, options: ImageOptions | TextOptions | Inspect
         return str(error) or type(error).__name__
     source = options.mar if isinstance(options, InspectionOptions) else options.weights or options.command
     return (
-        f"{source} cannot be served: {described(error)}. Nothing was put in place. Wanted: a checkpoint as "
+        f"{source} cannot be served: {one_line(error)}. Nothing was put in place. Wanted: a checkpoint as "
         f"save_pretrained writes it; the environment variable {TRACEBACK}=1 shows where this happened"
     )
 

@@ -18,8 +18,8 @@ from transformers import AutoImageProcessor
 from transformers.image_transforms import center_crop
 from transformers.image_utils import ChannelDimension, load_image
 
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
-from archive.checkpoints.sources import CheckpointError
 from handlers import LOCAL
 from handlers.images import preparation
 from handlers.images.preparation import Preprocess

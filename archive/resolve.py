@@ -12,9 +12,8 @@ from typing import Any
 from archive import answer_sizes, random_weights, sample_images, tensorrt_files
 from archive.checkpoints import image_checkpoints, other_classifiers, text_checkpoints
 from archive.checkpoints.class_labels import names_in
-from archive.checkpoints.guards import reading
+from archive.checkpoints.errors import CheckpointError, explain_failure
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
-from archive.checkpoints.sources import CheckpointError, listed
 from archive.checkpoints.text_checkpoints import TextCheckpoint
 from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
 from archive.models import ImageModel, TextModel
@@ -22,6 +21,7 @@ from archive.options import ImageOptions, PackagingOptions, TextOptions
 from handlers import engines
 from handlers.engines import networks
 from handlers.images.preparation import Preprocess
+from handlers.misfits import listed
 from handlers.settings import ImageSettings, Pooling, TextSettings
 
 IMAGENET_LABELS = Path(__file__).parent / "resnet101" / "labels.txt"
@@ -105,7 +105,7 @@ def text_model(options: TextOptions) -> TextModel:
 
 
 def _read_image(options: ImageOptions, weights: str) -> ImageCheckpoint:
-    with reading(f"{weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
+    with explain_failure(f"{weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
         checkpoint = image_checkpoints.read(weights, options.revision)
     if options.architecture:
         _refuse_other_architecture(options, ("depths",), checkpoint.config)

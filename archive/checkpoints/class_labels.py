@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 _WANTED = 'a list of names, or {"0": name, "1": name, ...}'
 C = TypeVar("C", bound=Any)

@@ -15,12 +15,15 @@ import transformers
 from transformers import ResNetConfig
 
 from archive.checkpoints import other_classifiers, timm_folders
-from archive.checkpoints.checkpoint_files import left_out, load_tensors, sha256
 from archive.checkpoints.class_labels import labels_of, with_labels
-from archive.checkpoints.foreign_settings import plain
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.image_configs import plain
+from archive.checkpoints.json_files import read_json, refuse_custom_code
+from archive.checkpoints.locations import locate, weight_file
 from archive.checkpoints.preprocess_configs import folder_preprocess, read_preprocess, read_timm_preprocess
 from archive.checkpoints.resnet_layouts import infer_config, layout_of, refuse_variants, served_state, unused
-from archive.checkpoints.sources import CheckpointError, locate, read_json, refuse_custom_code, weight_file
+from archive.checkpoints.weight_checks import unused_note
+from archive.checkpoints.weight_files import load_tensors, sha256
 from handlers.engines import networks
 from handlers.images.preparation import Preprocess
 
@@ -122,7 +125,7 @@ def _read_resnet(path: Path, weights: Path, beside: Mapping[str, object]) -> dic
         # As transformers does; of a file without config.json the weights alone say what it is.
         extra = unused(tensors, described.config) if beside else []
         used = {name: value for name, value in tensors.items() if name not in set(extra)}
-        notes = left_out(extra, "ResNetForImageClassification")
+        notes = unused_note(extra, "ResNetForImageClassification")
         return {**described._asdict(), "state": served_state(used, "huggingface", described.config), "notes": notes}
     except CheckpointError as error:
         stripped = f"(names without their prefix {prefix!r}) " if prefix else ""

@@ -14,17 +14,16 @@ import torch
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from archive.checkpoints import timm_folders
-from archive.checkpoints.checkpoint_files import beyond, left_out, load_tensors
+from archive.checkpoints import timm_folders, weight_checks
 from archive.checkpoints.class_labels import labels_of
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.locations import weight_file
 from archive.checkpoints.preprocess_configs import folder_preprocess, read_timm_preprocess
-from archive.checkpoints.resnet_layouts import FLOATS
-from archive.checkpoints.sources import CheckpointError, listed, weight_file
-from handlers import LOCAL
+from archive.checkpoints.weight_files import load_tensors
+from handlers import LOCAL, misfits
 from handlers.engines import networks
 from handlers.images.preparation import Preprocess
 
-# Buffers may be numbered or masks; what is multiplied may not.
 _WHOLE = (torch.int64, torch.int32, torch.bool)
 
 
@@ -108,7 +107,7 @@ def _preprocess(folder: Path, beside: Mapping[str, object]) -> Preprocess:
 def _load(folder: Path, served: Mapping[str, object]) -> tuple[Any, tuple[str, ...]]:
     """The network with the folder's weights, and notes. Nothing but `served` and the weight file is read."""
     tensors, _ = load_tensors(weight_file(folder))
-    _refuse_dtypes(tensors)
+    weight_checks.refuse_non_floats(tensors, _is_index_or_mask)
     try:
         config = CONFIG_MAPPING[str(served["model_type"])].from_dict(dict(served))
         model, report = networks.class_of(config).from_pretrained(
@@ -118,40 +117,29 @@ def _load(folder: Path, served: Mapping[str, object]) -> tuple[Any, tuple[str, .
     except Exception as error:  # transformers' and strict dataclasses' own; whatever a network's builder trips over
         raise CheckpointError(f"transformers cannot load it as an image classifier ({error})") from error
     _refuse_misfits(model, report)
-    return model.eval(), left_out(sorted(report["unexpected_keys"]), type(model).__name__)
+    return model.eval(), weight_checks.unused_note(sorted(report["unexpected_keys"]), type(model).__name__)
 
 
 def _refuse_misfits(model: Any, report: Mapping[str, Any]) -> None:
-    """Raises CheckpointError, with their names, for weights that do not make the whole network."""
-    state, unexpected = model.state_dict(), sorted(report["unexpected_keys"])
+    """Raise CheckpointError, with their names, for weights that do not make the whole network."""
+    state, found = model.state_dict(), misfits.loading_misfits(report)
     problems = {
-        "missing": [name for name in sorted(report["missing_keys"]) if not name.endswith("num_batches_tracked")],
-        "of more layers than config.json has": beyond(unexpected, state),
-        "misshapen": [f"{name} is {tuple(a)}, wanted {tuple(b)}" for name, a, b in sorted(report["mismatched_keys"])],
-        "not finite": [name for name, value in state.items() if not value.isfinite().all()],
+        "missing": [name for name in found["missing"] if not name.endswith(weight_checks.COUNTER)],
+        "of more layers than config.json has": weight_checks.surplus_layers(found["unexpected"], state),
+        "misshapen": found["misshapen"],
+        "not finite": weight_checks.not_finite(state),
     }
-    if any(problems.values()):
-        problems["unexpected"] = unexpected  # may be what is missing, under a wrong name
-        found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
-        raise CheckpointError(
-            f"the weights are not those of a {type(model).__name__}. {'; '.join(found)}. "
-            "A part that is missing would be random. Wanted: the whole classifier, as save_pretrained writes it"
+    if any(problems.values()):  # what is unexpected may be what is missing, under a wrong name
+        weight_checks.refuse(
+            {**problems, "unexpected": found["unexpected"]},
+            f"the weights are not those of a {type(model).__name__}",
+            "A part that is missing would be random. Wanted: the whole classifier, as save_pretrained writes it",
         )
 
 
-def _refuse_dtypes(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises CheckpointError for quantized or sparse weights, which transformers would take for plain numbers."""
-    wrong = [
-        f"{name} ({value.dtype})"
-        for name, value in tensors.items()
-        if value.layout != torch.strided
-        or (value.dtype not in FLOATS and (value.dtype not in _WHOLE or name.endswith((".weight", ".bias"))))
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"not dense floating-point weights: {listed(wrong)}. Wanted: {listed(map(str, FLOATS))}; "
-            "of a quantised model, save the float weights that it was made from"
-        )
+def _is_index_or_mask(name: str, tensor: torch.Tensor) -> bool:
+    """Return whether it can be a buffer of indices or a mask. What is multiplied with inputs has to be floats."""
+    return tensor.dtype in _WHOLE and not name.endswith((".weight", ".bias"))
 
 
 @torch.inference_mode()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from archive.checkpoints.sources import CheckpointError, listed, read_json, refuse_custom_code
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.json_files import read_json, refuse_custom_code
 from handlers.images.preparation import Preprocess
+from handlers.misfits import listed
 
 Triple = tuple[float, float, float]
 

@@ -7,20 +7,18 @@ of torchvision/models/resnet.py, whose names timm/models/resnet.py keeps.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import torch
 from transformers import ResNetConfig
 
-from archive.checkpoints.checkpoint_files import beyond
-from archive.checkpoints.sources import CheckpointError, listed
+from archive.checkpoints import weight_checks
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.timm_folders import WRAPPED
+from archive.checkpoints.weight_checks import COUNTER, Tensors
+from handlers import misfits
 from handlers.engines import networks
+from handlers.misfits import Shapes, listed
 
-Tensors = Mapping[str, torch.Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STEM = "resnet.embedder.embedder.convolution.weight"
 HEAD = "classifier.1.weight"
 CONVOLUTION = "resnet.encoder.stages.{}.layers.{}.layer.{}.convolution.weight"
@@ -199,11 +197,16 @@ def served_state(tensors: Tensors, layout: str, config: ResNetConfig) -> dict[st
     without them. Raises CheckpointError, by the checkpoint's own names, for tensors that are missing, left
     over, of another shape (with both shapes), not floating-point, or not finite.
     """
-    own_tensors = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+    own_tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
     shapes = _shapes(config)
     served = {own_name(name, layout): name for name in shapes}
-    _refuse_dtypes(own_tensors)
-    _refuse_differences(own_tensors, {own: shapes[name] for own, name in served.items()})
+    weight_checks.refuse_non_floats(own_tensors)
+    found = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
+    weight_checks.refuse(
+        misfits.misfits(found, {own: shapes[name] for own, name in served.items()}),
+        "the weights are not those of the ResNet that they, or their configuration, describe",
+        "Wanted: all weights of one classifier, under the names of one library",
+    )
     state = {name: _float32(own_tensors[own]) for own, name in served.items()}
     _refuse_values({own: state[name] for own, name in served.items()})
     return state
@@ -217,9 +220,9 @@ def unused(tensors: Tensors, config: ResNetConfig) -> list[str]:
     wanted = _shapes(config)
     if not wanted.keys() <= tensors.keys():
         return []
-    names = [name for name in tensors if name not in wanted and not name.endswith("num_batches_tracked")]
-    more = set(beyond(names, wanted))
-    return [name for name in names if name not in more]
+    names = [name for name in tensors if name not in wanted and not name.endswith(COUNTER)]
+    surplus = set(weight_checks.surplus_layers(names, wanted))
+    return [name for name in names if name not in surplus]
 
 
 def _shapes(config: ResNetConfig) -> Shapes:
@@ -228,35 +231,7 @@ def _shapes(config: ResNetConfig) -> Shapes:
             state = networks.build(config).state_dict()
     except Exception as error:  # KeyError for an unknown activation, RuntimeError for a negative width, ...
         raise CheckpointError(f"no ResNet can be built from the configuration ({error!r})") from error
-    return {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
-
-
-def _refuse_dtypes(tensors: Tensors) -> None:
-    wrong = [f"{n} ({t.dtype})" for n, t in tensors.items() if t.dtype not in FLOATS or t.layout != torch.strided]
-    if wrong:
-        raise CheckpointError(
-            f"not dense floating-point weights: {listed(wrong)}. Wanted: {listed(map(str, FLOATS))}; "
-            "of a quantised model, save the float weights that it was made from"
-        )
-
-
-def _refuse_differences(tensors: Tensors, wanted: Shapes) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    misshapen = [
-        f"{name} is {shapes[name]}, wanted {shape}"
-        for name, shape in wanted.items()
-        if shapes.get(name, shape) != shape
-    ]
-    problems = {
-        "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in shapes],
-        "unexpected": [f"{name} {shape}" for name, shape in shapes.items() if name not in wanted],
-        "misshapen": misshapen,
-    }
-    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
-    if found:
-        raise CheckpointError(
-            f"the weights are not those of the ResNet that they, or their configuration, describe. {'; '.join(found)}"
-        )
+    return {name: tuple(t.shape) for name, t in state.items() if not name.endswith(COUNTER)}
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -264,10 +239,10 @@ def _float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse_values(tensors: Tensors) -> None:
-    problems = {
-        "not finite (in float32)": [n for n, t in tensors.items() if not t.isfinite().all()],
-        "negative": [n for n, t in tensors.items() if n.endswith("running_var") and (t < 0).any()],
-    }
-    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
-    if found:
-        raise CheckpointError(f"values {'; '.join(found)}. The training diverged, or the file is damaged")
+    """Raise CheckpointError, by the checkpoint's own names, for values that no trained network has."""
+    negative = [name for name, t in tensors.items() if name.endswith("running_var") and (t < 0).any()]
+    weight_checks.refuse(
+        {"not finite (in float32)": weight_checks.not_finite(tensors), "negative": negative},
+        "the weights hold values that no trained network has",
+        "The training diverged, or the file is damaged",
+    )

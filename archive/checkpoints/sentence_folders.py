@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from archive.checkpoints import sentence_keys
-from archive.checkpoints.sources import (
-    SENTENCE_CONFIGS,
-    SENTENCE_PROMPTS,
-    CheckpointError,
-    inside,
-    listed,
-    read_any_json,
-    read_json,
-)
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.json_files import path_inside, read_any_json, read_json
+from archive.checkpoints.locations import SENTENCE_CONFIGS, SENTENCE_PROMPTS
+from handlers.misfits import listed
 from handlers.settings import Pooling
 
 MODULES = "modules.json"
@@ -103,7 +98,7 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
         )
     for module in content:
         sentence_keys.refuse_unknown(module, sentence_keys.MODULE, MODULES)
-        inside(folder, module.get("path"), MODULES)
+        path_inside(folder, module.get("path"), MODULES)
     return content
 
 
@@ -154,7 +149,7 @@ def _nested(content: Mapping[str, Any], key: str, file: str) -> dict[str, Any]:
 
 
 def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling:
-    path = inside(folder, modules[1]["path"], MODULES) / "config.json"
+    path = path_inside(folder, modules[1]["path"], MODULES) / "config.json"
     name = f"{modules[1]['path']}/config.json"
     if not path.is_file():
         raise CheckpointError(f"{MODULES} names the folder {modules[1]['path']!r}, which has no config.json")

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import normalizers
 
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 PACKAGES = ("sentencepiece", "google.protobuf")
 SAMPLES = Path(__file__).parents[1] / "samples" / "texts.txt"

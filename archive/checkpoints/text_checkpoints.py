@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from archive.checkpoints import sentence_folders, text_configs, text_tokenizers, text_weights
-from archive.checkpoints.checkpoint_files import sha256
-from archive.checkpoints.guards import reading
+from archive.checkpoints.errors import CheckpointError, explain_failure
+from archive.checkpoints.locations import HUB_TEXT, locate, weight_file
 from archive.checkpoints.sentence_folders import SentenceFolder
-from archive.checkpoints.sources import HUB_TEXT, CheckpointError, listed, locate, weight_file
+from archive.checkpoints.weight_files import sha256
 from handlers.engines.torch_eager import AUTO_MODELS
+from handlers.misfits import listed
 from handlers.settings import Pooling
 from handlers.texts.tokenization import positions_of
 
@@ -61,7 +62,7 @@ def read(source: str, task: str | None = None, revision: str | None = None) -> T
     folder = locate(source, revision, HUB_TEXT)
     if not folder.is_dir():
         raise CheckpointError(f"{source} is a file; a text encoder needs its folder: config.json, weights, tokenizer")
-    with reading(f"{source} cannot be read", "Wanted: the folder as save_pretrained wrote it"):
+    with explain_failure(f"{source} cannot be read", "Wanted: the folder as save_pretrained wrote it"):
         return _read(folder, source, task)
 
 
@@ -156,7 +157,9 @@ def _tokenizer(folder: Path, model: Any, sentence: SentenceFolder) -> Any:
 
 def _max_tokens(config: Any, tokenizer: Any, sentence: SentenceFolder) -> int:
     """What sentence-transformers' files say, else the tokenizer's maximum; never more than there are positions."""
-    with reading("the longest text that tokenizer_config.json and config.json allow", "Wanted: whole numbers there"):
+    with explain_failure(
+        "the longest text that tokenizer_config.json and config.json allow", "Wanted: whole numbers there"
+    ):
         own = int(sentence.max_tokens or tokenizer.model_max_length)
         positions = positions_of(config.to_dict())
     most = own if positions is None else min(own, positions)

@@ -13,8 +13,8 @@ from typing import Any
 import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from archive.checkpoints.guards import reading
-from archive.checkpoints.sources import CheckpointError, custom_code, read_json
+from archive.checkpoints.errors import CheckpointError, explain_failure
+from archive.checkpoints.json_files import custom_code_message, read_json
 
 FILE = "config.json"
 # What decides how fast, or from where, but not what is computed: chosen here and at load, whatever the file says.
@@ -111,7 +111,7 @@ def build(content: Mapping[str, Any]) -> Any:
         )
     served = _without_orders(_renamed(content) if kind == "nomic_bert" else content)
     _refuse_other_networks(served, config_class)
-    with reading(
+    with explain_failure(
         f"{FILE} does not describe a {kind} model", "Wanted: the file as transformers' save_pretrained wrote it"
     ):
         return config_class.from_dict(served)
@@ -129,11 +129,11 @@ def refuse_foreign_code(content: Mapping[str, Any], config: Any, auto_class: str
     wanted = {"AutoConfig": type(config).__name__, auto_class: own_class}
     known = isinstance(named, Mapping) and auto_class in named
     if not known or any(str(named.get(key, name)).rpartition(".")[2] != name for key, name in wanted.items()):
-        raise CheckpointError(custom_code(named, FILE))
+        raise CheckpointError(custom_code_message(named, FILE))
 
 
 def _own_code(content: Mapping[str, Any]) -> str:
-    return f". {custom_code(content['auto_map'], FILE)}" if content.get("auto_map") else ""
+    return f". {custom_code_message(content['auto_map'], FILE)}" if content.get("auto_map") else ""
 
 
 def _without_orders(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any
 from tokenizers import normalizers, processors
 
 from archive.checkpoints import sentencepiece_models
-from archive.checkpoints.guards import reading
-from archive.checkpoints.sources import LFS, SENTENCEPIECE, CheckpointError, read_json, refuse_custom_code
+from archive.checkpoints.errors import CheckpointError, explain_failure
+from archive.checkpoints.json_files import LFS_POINTER, read_json, refuse_custom_code
+from archive.checkpoints.locations import SENTENCEPIECE
 from handlers import LOCAL
 
 CONFIG = "tokenizer_config.json"
@@ -47,7 +48,10 @@ def load(folder: Path, config: Any, options: Mapping[str, Any]) -> Any:
     if set(held) <= set(SENTENCEPIECE):
         sentencepiece_models.refuse_without_library(held[0])
     settings = _settings(folder)
-    with tempfile.TemporaryDirectory() as private, reading(f"its tokenizer ({held[0]}) cannot be loaded", RESAVED):
+    with (
+        tempfile.TemporaryDirectory() as private,
+        explain_failure(f"its tokenizer ({held[0]}) cannot be loaded", RESAVED),
+    ):
         _copy(folder, Path(private), settings)
         tokenizer = _from(Path(private), config, options)
         if not tokenizer.is_fast:
@@ -89,8 +93,8 @@ def _copy(folder: Path, private: Path, settings: Mapping[str, Any]) -> None:
         path = folder / name
         if path.is_file():
             with path.open("rb") as stream:
-                if stream.read(len(LFS)) == LFS.encode():
-                    raise CheckpointError(f"{name} is a Git LFS pointer, not the file: run `git lfs pull`")
+                if stream.read(len(LFS_POINTER)) == LFS_POINTER.encode():
+                    raise CheckpointError(f"{name} is a Git LFS_POINTER pointer, not the file: run `git lfs pull`")
             shutil.copyfile(path, private / name)
     for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer.json"):
         if (private / name).is_file():

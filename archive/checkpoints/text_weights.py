@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from archive.checkpoints.checkpoint_files import load_tensors
-from archive.checkpoints.guards import reading
-from archive.checkpoints.sources import CheckpointError, listed, weight_file
-from handlers import LOCAL
+from archive.checkpoints import weight_checks
+from archive.checkpoints.errors import explain_failure
+from archive.checkpoints.locations import weight_file
+from archive.checkpoints.weight_files import load_tensors
+from handlers import LOCAL, misfits
 from handlers.engines.torch_eager import AUTO_MODELS, without_pooling
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Buffers that older releases stored, and that transformers computes itself.
 BUFFERS = re.compile(r"(.*\.)?(position_ids|token_type_ids|inv_freq|original_inv_freq|relative_position_index)")
 POOLER = re.compile(r"(.*\.)?pooler\..*")
@@ -37,7 +37,7 @@ def class_for(config: Any, task: str) -> Any:
     """transformers' own class for the task. Raises CheckpointError where this architecture has none."""
     auto = getattr(transformers, AUTO_MODELS[task])
     failure = f"transformers builds no {config.model_type} model for {task} from config.json"
-    with reading(failure, "Choose another --task, or mend the file"), torch.device("meta"):
+    with explain_failure(failure, "Choose another --task, or mend the file"), torch.device("meta"):
         return type(auto.from_config(config, trust_remote_code=False, **without_pooling(config, task)))
 
 
@@ -50,16 +50,9 @@ def load(folder: Path, config: Any, task: str) -> Loaded:
     """
     path = weight_file(folder)
     tensors, _ = load_tensors(path)
-    strange = [name for name, value in tensors.items() if value.dtype not in FLOATS and not BUFFERS.fullmatch(name)]
-    quantised = [name for name in strange if name.endswith(("weight", "bias"))]
-    if quantised:
-        types = sorted({str(tensors[name].dtype) for name in quantised})
-        raise CheckpointError(
-            f"{path.name} holds {', '.join(types)} where floats are wanted, so it is quantised: {listed(quantised)}. "
-            "Wanted: the checkpoint that it was made from, in float32, float16 or bfloat16"
-        )
+    weight_checks.refuse_non_floats(tensors, _is_buffer)
     model_class = class_for(config, task)
-    with reading(
+    with explain_failure(
         f"{path.name} does not fit {model_class.__name__}", "Wanted: the files as save_pretrained wrote them"
     ):
         model, report = _fill(model_class, config, task, tensors)
@@ -67,9 +60,11 @@ def load(folder: Path, config: Any, task: str) -> Loaded:
     with torch.no_grad():
         for name in _spare(report["missing_keys"], task):  # random otherwise; no answer depends on it
             model.get_parameter(name).zero_()
-    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"these weights are not finite (NaN or infinity): {listed(broken)}")
+    weight_checks.refuse(
+        {"not finite (NaN or infinity)": weight_checks.not_finite(model.state_dict())},
+        f"{path.name} holds values that no trained network has",
+        "The training diverged, or the file is damaged",
+    )
     return Loaded(model.eval(), tuple(sorted(report["unexpected_keys"])))
 
 
@@ -90,20 +85,18 @@ def _fill(
 
 
 def _refuse_misfits(model: Any, task: str, report: Mapping[str, Any], file: str) -> None:
-    spare = _spare(report["missing_keys"], task)
-    missing = [f"missing {name}" for name in sorted(set(report["missing_keys"]) - set(spare))]
-    misshapen = [
-        f"misshapen {name} {tuple(came)}, wanted {tuple(wanted)}"
-        for name, came, wanted in sorted(report["mismatched_keys"])
-    ]
-    inside = [f"unexpected {name}" for name in sorted(report["unexpected_keys"]) if _within_encoder(name, model)]
-    problems = [*missing, *misshapen, *inside]
-    if problems:
-        raise CheckpointError(
-            f"the weights of {file} do not fit {type(model).__name__} as config.json has it: {listed(problems)}. "
-            "A head that is missing would be random: choose the --task that the checkpoint was trained for. "
-            "Unexpected weights within the encoder are of more layers, or of another network, than config.json says"
-        )
+    """Raise CheckpointError, with their names, for weights that do not make the whole encoder and the task's head."""
+    found, spare = misfits.loading_misfits(report), _spare(report["missing_keys"], task)
+    weight_checks.refuse(
+        {
+            "missing": [name for name in found["missing"] if name not in spare],
+            "misshapen": found["misshapen"],
+            "unexpected": [name for name in found["unexpected"] if _within_encoder(name, model)],
+        },
+        f"the weights of {file} do not fit {type(model).__name__} as config.json has it",
+        "A head that is missing would be random: choose the --task that the checkpoint was trained for. "
+        "Unexpected weights within the encoder are of more layers, or of another network, than config.json says",
+    )
 
 
 def _spare(missing: Iterable[str], task: str) -> list[str]:
@@ -118,6 +111,11 @@ def _within_encoder(name: str, model: Any) -> bool:
     inner = name.removeprefix(f"{model.base_model_prefix}.")
     parts = {child for child, _ in model.base_model.named_children()} - {"pooler"}
     return inner.partition(".")[0] in parts
+
+
+def _is_buffer(name: str, tensor: torch.Tensor) -> bool:
+    """Return whether it is none of the weights, which have to be floats."""
+    return BUFFERS.fullmatch(name) is not None or not name.endswith(("weight", "bias"))
 
 
 def _buffers(model: Any) -> set[str]:

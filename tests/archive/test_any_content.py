@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from archive import package as packaging
 from archive.checkpoints import text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from handlers.engines.torch_eager import load_transformer
 
 Run = Callable[..., tuple[int, str]]

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from archive import command_line, fingerprint, resolve
 from archive import package as packaging
 from archive.checkpoints import text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES
 from archive.options import ImageOptions, TextOptions
 from handlers.engines import networks
@@ -151,24 +151,24 @@ def test_the_preset_of_another_size(tiny_bert: Path, refuse: Callable[..., str])
 @pytest.mark.parametrize("task", ["sequence-classification", "token-classification", "fill-mask"])
 def test_a_task_whose_head_is_missing(tiny_bert: Path, refuse: Callable[..., str], task: str) -> None:
     message = refuse("text-encoder", "--weights", tiny_bert, "--task", task)
-    assert ("missing cls." if task == "fill-mask" else "missing classifier.weight") in message
+    assert ("missing: cls." if task == "fill-mask" else "missing: classifier.") in message
     assert "A head that is missing would be random" in message
 
 
 def test_text_weights_that_are_unexpected(text_folder: Path, refuse: Callable[..., str]) -> None:
     edit_weights(text_folder, lambda state: state.update({"encoder.layer.7.strange": torch.zeros(1)}))
-    assert "unexpected encoder.layer.7.strange" in refuse("text-encoder", "--weights", text_folder)
+    assert "unexpected: encoder.layer.7.strange" in refuse("text-encoder", "--weights", text_folder)
 
 
 def test_text_weights_that_are_missing(text_folder: Path, refuse: Callable[..., str]) -> None:
     edit_weights(text_folder, lambda state: state.pop("encoder.layer.1.output.dense.bias"))
-    assert "missing encoder.layer.1.output.dense.bias" in refuse("text-encoder", "--weights", text_folder)
+    assert "missing: encoder.layer.1.output.dense.bias" in refuse("text-encoder", "--weights", text_folder)
 
 
 def test_text_weights_of_another_shape(text_folder: Path, refuse: Callable[..., str]) -> None:
     edit_weights(text_folder, lambda state: state.update({"embeddings.LayerNorm.bias": torch.zeros(7)}))
     message = refuse("text-encoder", "--weights", text_folder)
-    assert "misshapen embeddings.LayerNorm.bias (7,), wanted (32,)" in message
+    assert "misshapen: embeddings.LayerNorm.bias is (7,), wanted (32,)" in message
 
 
 def test_text_weights_that_are_not_finite(text_folder: Path, refuse: Callable[..., str]) -> None:

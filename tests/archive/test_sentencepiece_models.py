@@ -13,7 +13,7 @@ import transformers
 
 from archive import command_line, resolve
 from archive.checkpoints import sentencepiece_models, text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from archive.options import TextOptions
 from handlers.settings import TextSettings
 from handlers.texts.tokenization import Text, Tokenizer

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
 from archive.checkpoints import text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 # transformers 5.20 scripts a part of DeBERTa with TorchScript.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -111,14 +111,14 @@ def test_what_lies_beside_the_encoder_is_told_of(folder_of: Callable[..., Path],
 def test_what_lies_within_the_encoder_is_an_error(folder_of: Callable[..., Path], name: str, prefix: str) -> None:
     folder = folder_of("BertForMaskedLM" if prefix else "BertModel")
     edit_weights(folder, lambda state: state.update({f"{prefix}{name}": torch.zeros(32, 32)}))
-    with pytest.raises(CheckpointError, match=r"unexpected \S*" + name.replace(".", r"\.")):
+    with pytest.raises(CheckpointError, match=r"unexpected: \S*" + name.replace(".", r"\.")):
         text_checkpoints.read(str(folder))
 
 
 def test_fewer_layers_than_the_weights_hold(folder_of: Callable[..., Path]) -> None:
     folder = folder_of("BertModel")
     edit_config(folder, num_hidden_layers=1)
-    with pytest.raises(CheckpointError, match=r"unexpected encoder\.layer\.1\..*of more layers"):
+    with pytest.raises(CheckpointError, match=r"unexpected: encoder\.layer\.1\..*of more layers"):
         text_checkpoints.read(str(folder))
 
 
@@ -138,7 +138,7 @@ def test_weights_that_are_quantised(folder_of: Callable[..., Path]) -> None:
     folder = folder_of("BertModel")
     name = "encoder.layer.0.output.dense.weight"
     edit_weights(folder, lambda state: state.update({name: state[name].to(torch.int8)}))
-    with pytest.raises(CheckpointError, match=r"holds torch\.int8 where floats are wanted, so it is quantised"):
+    with pytest.raises(CheckpointError, match=r"dense\.weight \(torch\.int8\)\. Wanted: .*if the model is quantised"):
         text_checkpoints.read(str(folder))
 
 

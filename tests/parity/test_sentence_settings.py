@@ -13,7 +13,7 @@ import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from archive.checkpoints import text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from handlers.text_encoder import TextEncoder
 
 Serve = Callable[..., TextEncoder]

@@ -9,7 +9,7 @@ import pytest
 
 from archive import resolve
 from archive.checkpoints.class_labels import names_in
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -63,5 +63,7 @@ def test_refuses(content: object, named: str) -> None:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name} cannot be read .*wanted: one name per line, or JSON, in UTF-8"):
+    with pytest.raises(
+        CheckpointError, match=rf"{name} cannot be read .*wanted: one name per line, or JSON, in UTF-8"
+    ):
         resolve._read_labels(path)

@@ -207,7 +207,7 @@ def test_other_foreign_settings_are_left_out(vit: Path, tmp_path: Path, offline:
             lambda s: s.update({"head.bias": s.pop("classifier.bias")}),
             r"missing: classifier\.bias; unexpected: head\.bias",
         ),
-        (lambda s: s.pop("classifier.bias"), r"not those of a ViTForImageClassification\. missing: classifier\.bias"),
+        (lambda s: s.pop("classifier.bias"), r"not those of a ViTForImageClassification; missing: classifier\.bias"),
         (
             lambda s: s.update({name.replace(".0.", ".7."): value.clone() for name, value in s.items()}),
             r"of more layers than config\.json has: vit\..*\.7\.attention",

@@ -13,8 +13,8 @@ from PIL import Image
 
 from archive import parity, reference_pixels, sample_images
 from archive.checkpoints import image_checkpoints
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
-from archive.checkpoints.sources import CheckpointError
 from archive.checkpoints.torchvision_releases import TORCHVISION_V1, TORCHVISION_V2
 from archive.models import ImageModel
 from handlers.images import preparation

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from archive.checkpoints import timm_folders
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from handlers.engines import networks
 
 CHILD = Path(__file__).with_name("timm_child.py")

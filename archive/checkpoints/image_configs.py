@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 # Ways to compute one and the same attention; transformers chooses among them where the network is loaded.
 _ATTENTIONS = ("eager", "sdpa", "flex_attention", *(f"flash_attention_{version}" for version in (2, 3, 4)))
