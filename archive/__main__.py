@@ -1,8 +1,4 @@
-"""`python -m archive`, which `scripts/package` calls: runs one command. See `--help`, or archive/command_line.py.
-
-Imports within archive/ go one way: __main__ -> command_line, resolve -> package, models -> checkpoints -> handlers.
-tests/archive/test_imports.py holds the whole order and fails if a module imports one above it.
-"""
+"""`python -m archive`, which `scripts/package` calls: runs one command. Its options are in command_line.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The weights of a text encoder's folder -> transformers' model for a task, with a name for all that does not fit.
+"""Builds transformers' model for a task with the weights of a text encoder's folder, and names all that do not fit.
 
-Weights are read here, not by transformers, which would follow a folder's words to other files, adapters and
-quantisers: as safetensors, or as pickles with `weights_only`.
+Weights are read here, as safetensors or as pickles with `weights_only`. transformers would follow the folder's files
+to other files, adapters and quantisers.
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ from archive.checkpoints.weight_files import load_tensors
 from handlers import LOCAL, misfits
 from handlers.engines.torch_eager import AUTO_MODELS, without_pooling
 
-# Buffers that older releases stored, and that transformers computes itself.
+# Buffers that older releases stored. transformers computes them itself.
 BUFFERS = re.compile(r"(.*\.)?(position_ids|token_type_ids|inv_freq|original_inv_freq|relative_position_index)")
 POOLER = re.compile(r"(.*\.)?pooler\..*")
 
 
 class Loaded(NamedTuple):
-    """model: fp32, on the CPU, in eval mode. unused: weights of the files that the task's class does not have."""
+    """A model with its weights.
+
+    Attributes:
+        model: fp32, on the CPU, in eval mode.
+        unused: weights of the file that the task's class does not have.
+    """
 
     model: Any
     unused: tuple[str, ...]
 
 
 def class_for(config: Any, task: str) -> Any:
-    """transformers' own class for the task. Raises CheckpointError where this architecture has none."""
+    """Return transformers' own class for the task. Raises CheckpointError if this architecture has none."""
     auto = getattr(transformers, AUTO_MODELS[task])
     failure = f"transformers builds no {config.model_type} model for {task} from config.json"
     with explain_failure(failure, "Choose another --task, or mend the file"), torch.device("meta"):
@@ -44,9 +49,12 @@ def class_for(config: Any, task: str) -> Any:
 def load(folder: Path, config: Any, task: str) -> Loaded:
     """Build the task's model with the folder's weights.
 
-    Raises CheckpointError that names weights which are missing, misshapen, not finite or no floats, and those that
-    the encoder itself does not know. What lies beside the encoder (other tasks' heads, poolers, stored buffers) is
-    left out, as transformers leaves it out, and told of.
+    Weights outside the encoder that the task does not use (other tasks' heads, poolers, stored buffers) are left out,
+    as transformers leaves them out. The result names them.
+
+    Raises:
+        CheckpointError: with the names of weights that are missing, misshapen, not finite or not floats, and of those
+            within the encoder that it does not have.
     """
     path = weight_file(folder)
     tensors, _ = load_tensors(path)
@@ -58,7 +66,7 @@ def load(folder: Path, config: Any, task: str) -> Loaded:
         model, report = _fill(model_class, config, task, tensors)
     _refuse_misfits(model, task, report, path.name)
     with torch.no_grad():
-        for name in _spare(report["missing_keys"], task):  # random otherwise; no answer depends on it
+        for name in _spare(report["missing_keys"], task):  # they would be random; no answer depends on them
             model.get_parameter(name).zero_()
     weight_checks.refuse(
         {"not finite (NaN or infinity)": weight_checks.not_finite(model.state_dict())},
@@ -73,7 +81,7 @@ def _fill(
 ) -> tuple[Any, dict[str, Any]]:
     options: dict[str, Any] = {**LOCAL, **without_pooling(config, task)}
     model, report = model_class.from_pretrained(
-        None,  # nothing is read but what is handed over
+        None,  # no file is read
         config=config,
         state_dict=dict(tensors),
         dtype=torch.float32,
@@ -100,12 +108,12 @@ def _refuse_misfits(model: Any, task: str, report: Mapping[str, Any], file: str)
 
 
 def _spare(missing: Iterable[str], task: str) -> list[str]:
-    """Missing weights that no answer depends on: embeddings are pooled from token vectors, not by the pooler."""
+    """Return missing weights that no answer depends on: embeddings are pooled without the pooler."""
     return [name for name in sorted(missing) if task == "embeddings" and POOLER.fullmatch(name)]
 
 
 def _within_encoder(name: str, model: Any) -> bool:
-    """Whether a weight that the model's class does not have belongs to one of its encoder's own parts."""
+    """Return whether a weight that the model's class does not have belongs to a part of its encoder."""
     if BUFFERS.fullmatch(name) or name.rpartition(".")[2] in _buffers(model):
         return False
     inner = name.removeprefix(f"{model.base_model_prefix}.")

@@ -714,7 +714,7 @@ def test_a_build_in_the_trial_run_is_seen_at_once_and_a_failure_keeps_the_end_of
 
     script = f"""if True:
         import logging, pathlib, sys, time
-        sys.path.insert(0, {str(packaging.ROOT)!r})
+        sys.path.insert(0, {str(fingerprint.ROOT)!r})
         from archive import trial_run
         trial_run.report_plan_builds(trial_run.print_for_terminal)
         logging.getLogger({tensorrt.__name__!r}).info("building a plan")

@@ -91,12 +91,12 @@ def test_ids_are_those_of_the_sentencepiece_library(
     model = resolve.text_model(cast("TextOptions", command_line.parse(command)))
     model.write_files(tmp_path / "stage")
     tokenizer = Tokenizer(tmp_path / "stage", TextSettings(max_tokens=model.settings.max_tokens))
-    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / FILES[family]))
+    library = sentencepiece.SentencePieceProcessor(model_file=str(folder / FILES[family]))
     for text in TEXTS:
         (encoded,) = tokenizer.encode([Text(text, None, False)])
         prepared = sentencepiece_models._prepared(model.checkpoint.tokenizer, text)
-        pieces = model.encode(prepared)
-        wanted = [UNKNOWN[family] if model.is_unknown(piece) else piece + OFFSET[family] for piece in pieces]
+        pieces = library.encode(prepared)
+        wanted = [UNKNOWN[family] if library.is_unknown(piece) else piece + OFFSET[family] for piece in pieces]
         assert getattr(encoded, "ids", None) is not None, encoded
         assert encoded.ids[1:-1] == wanted, text  # type: ignore[union-attr]
 

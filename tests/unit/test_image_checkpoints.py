@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from archive.checkpoints.image_checkpoints import CheckpointError, ImageCheckpoint, read
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.image_checkpoints import ImageCheckpoint, read
 from handlers.engines import networks
 from handlers.images.preparation import Preprocess
 

@@ -15,7 +15,8 @@ from transformers import ConvNextConfig, ImageGPTConfig, PPLCNetConfig, RegNetCo
 
 from archive import command_line, package, resolve
 from archive.checkpoints import other_classifiers
-from archive.checkpoints.image_checkpoints import CheckpointError, read
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.image_checkpoints import read
 from archive.options import ImageOptions
 from handlers.engines import networks
 from handlers.images.preparation import Preprocess
