@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from archive import presets
+from archive.inspection import ENTRIES
 from archive.options import ImageOptions, InspectionOptions, TextOptions
 from archive.parity import PRECISIONS
 from archive.presets import Preset
@@ -17,7 +18,6 @@ from archive.presets import Preset
 # Those of handlers.settings, which imports torch: that would make `--help` slow. A test compares them.
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
-KINDS = ("image-classifier", "text-encoder")
 # Options that do not decide what is in the archive.
 NOT_RECORDED = ("force", "export_path")
 
@@ -45,11 +45,6 @@ If packaging fails and its message is not enough, PACKAGING_TRACEBACK=1 in the e
 IMAGE = """\
 Package an image classifier: ResNet, ResNeXt, Wide ResNet, or another that transformers loads.
 
-  scripts/package image-classifier --weights microsoft/resnet-50
-  scripts/package image-classifier --weights resnet50-11ad3fa6.pth --name resnet50
-  scripts/package image-classifier --weights ./my-resnet.pth --labels labels.txt --size 224 --resize 256
-  scripts/package image-classifier --weights ./my-vit --batch-size 32 --parity-data ./photos
-
 --weights takes
   a Hugging Face folder or Hub id           config.json, model.safetensors, preprocessor_config.json
   a timm folder or Hub id                   config.json with pretrained_cfg, model.safetensors
@@ -68,10 +63,6 @@ SHA-256) gets the preprocessing of its release. Another bare file gets resize 25
 TEXT = """\
 Package an encoder of the BERT family (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, MiniLM and others).
 
-  scripts/package text-encoder --weights sentence-transformers/all-MiniLM-L6-v2
-  scripts/package text-encoder --weights ./my-sentiment-model --max-tokens 256 --truncate
-  scripts/package text-encoder --weights ./my-bert --task embeddings --pooling mean --normalize
-
 --weights takes a Hugging Face or sentence-transformers folder, or a Hub id.
 
 The task is the one that the checkpoint was made for, unless --task says otherwise:
@@ -80,6 +71,29 @@ The task is the one that the checkpoint was made for, unless --task says otherwi
   token-classification      entities with their position in the text
   fill-mask                 likeliest tokens for each mask
 """
+EXAMPLES = {
+    "image-classifier": """\
+  scripts/package image-classifier --weights microsoft/resnet-50
+  scripts/package image-classifier --weights resnet50-11ad3fa6.pth --name resnet50
+  scripts/package image-classifier --weights ./my-resnet.pth --labels labels.txt --size 224 --resize 256
+  scripts/package image-classifier --weights ./my-vit --batch-size 32 --parity-data ./photos
+""",
+    "text-encoder": """\
+  scripts/package text-encoder --weights sentence-transformers/all-MiniLM-L6-v2
+  scripts/package text-encoder --weights ./my-sentiment-model --max-tokens 256 --truncate
+  scripts/package text-encoder --weights ./my-bert --task embeddings --pooling mean --normalize
+""",
+    "resnet101": """\
+  scripts/package resnet101 --weights resnet101-cd907fc2.pth
+  scripts/package resnet101 --weights microsoft/resnet-101 --workers 2
+  scripts/package resnet101 --random-weights --name benchmark
+""",
+    "bert-large": """\
+  scripts/package bert-large --weights ./my-finetuned-bert-large --precision fp16
+  scripts/package bert-large --random-weights --tokenizer ./my-bert --name benchmark
+""",
+}
+SOURCE_OF = {False: "--weights SOURCE", True: "(--weights SOURCE | --random-weights)"}  # by whether it is a preset
 PARITY_DATA = (
     "The archive carries a few of them, as the model reads them (pixels, token ids), with their fp32 outputs, so "
     "that a worker can check its engine. Whoever gets the archive can read them: give no private data"
@@ -133,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     main = _parser(MAIN, EPILOG)
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (*KINDS, *presets.FOLDERS):
+    for command in (*ENTRIES, *presets.FOLDERS):
         _add_packaging(commands, command, presets.of_command(command).kind)
     for command, text in (
         ("show", "Print what is inside an archive: weights, parity, versions, files, settings."),
@@ -149,12 +163,16 @@ def parser() -> argparse.ArgumentParser:
 def _add_packaging(commands: argparse._SubParsersAction[argparse.ArgumentParser], command: str, kind: str) -> None:
     image = kind == "image-classifier"
     preset = command in presets.FOLDERS
-    text = IMAGE if image else TEXT
+    first, _, rest = (IMAGE if image else TEXT).partition("\n")
     if preset:
-        text = f"Preset of {kind} for {command}: refuses other architectures, and sets batch size and name.\n\n{text}"
-    one_line = f"preset of {kind}" if preset else text.splitlines()[0].rstrip(".")
+        first = f"Preset of {kind} for {command}: refuses other architectures, and sets batch size and name."
+    one_line = f"Preset of {kind} for {command}" if preset else first.rstrip(".")
     sub = commands.add_parser(
-        command, help=one_line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        command,
+        help=one_line,
+        usage=f"scripts/package {command} {SOURCE_OF[preset]} [OPTION ...]",
+        description=f"{first}\n\n{EXAMPLES[command]}{rest}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_source(sub, preset)
     _add_archive(sub, command if preset else None)
@@ -167,13 +185,14 @@ def _add_packaging(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_source(sub: argparse.ArgumentParser, preset: bool) -> None:
-    source = sub.add_argument_group("checkpoint").add_mutually_exclusive_group(required=True)
+    group = sub.add_argument_group("checkpoint")
+    source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="SOURCE", help="folder, file or Hugging Face Hub id, as above")
     if preset:
         source.add_argument(
             "--random-weights", action="store_true", help="untrained but well-scaled weights, for benchmarks"
         )
-    sub.add_argument("--revision", help="branch, tag or commit of a Hub id (default: the Hub's default branch)")
+    group.add_argument("--revision", help="branch, tag or commit of a Hub id (default: the Hub's default branch)")
 
 
 def _add_archive(sub: argparse.ArgumentParser, name: str | None) -> None:
@@ -182,7 +201,7 @@ def _add_archive(sub: argparse.ArgumentParser, name: str | None) -> None:
         "--name",
         type=_name,
         default=name,
-        help="of the model, and of its file NAME.mar "
+        help="name of the model, and of its file NAME.mar "
         f"(default: {name or 'the last part of SOURCE in lower case, without suffix'})",
     )
     group.add_argument(
@@ -222,7 +241,10 @@ def _add_serving(sub: argparse.ArgumentParser, image: bool, preset: Preset) -> N
     )
     _add_execution(serving, image)
     serving.add_argument(
-        "--max-inputs", type=_positive, metavar="N", help="images or texts that one request may bring (default: 64)"
+        "--max-inputs",
+        type=_positive,
+        metavar="N",
+        help=f"{'images' if image else 'texts'} that one request may bring (default: 64)",
     )
     samples = "a folder of images" if image else "a file in UTF-8, one text per line"
     own = "sixteen views of two photographs" if image else "archive/samples/texts.txt"
@@ -241,8 +263,8 @@ def _add_execution(serving: argparse._ArgumentGroup, image: bool) -> None:
         "--precision",
         choices=("auto", *PRECISIONS, *(() if image else ("fp8",))),
         default="auto",
-        help="auto (default): fp16 on a GPU, and bf16 on a CPU that has it natively if it is faster, if they pass "
-        f"parity; else fp32{fp8}",
+        help="auto (default): on a GPU fp16; on a CPU with native bf16 the faster of bf16 and fp32; on other CPUs, "
+        f"and if those miss parity, fp32{fp8}",
     )
     auto = "measured there" if image else "measured there on a CPU"
     named = "cudnn, tensorrt" if image else "fused"
@@ -257,7 +279,7 @@ def _add_execution(serving: argparse._ArgumentGroup, image: bool) -> None:
         "--device",
         choices=("auto", "cuda", "cpu"),
         default="auto",
-        help="that serves the model; auto (default): the GPU that TorchServe assigns, else the CPU",
+        help="device that serves the model; auto (default): the GPU that TorchServe assigns, else the CPU",
     )
 
 
@@ -266,8 +288,8 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--decoder",
         choices=("auto", "gpu", "cpu"),
-        help="of JPEGs. gpu: the GPU's JPEG engines, through nvImageCodec; cpu: Pillow; auto (default): the GPU's if "
-        "they are there and give the same pixels",
+        help="what decodes JPEGs. gpu: the GPU's JPEG engines, through nvImageCodec; cpu: Pillow; auto (default): "
+        "the GPU's if they are there and give the same pixels",
     )
     group.add_argument(
         "--labels",
@@ -292,21 +314,21 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--interpolation",
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-        help=f"of the resize {own}",
+        help=f"filter that resizes {own}",
     )
     rgb = ("R", "G", "B")
     group.add_argument(
-        "--mean", type=float, nargs=3, metavar=rgb, help=f"subtracted from values scaled to 0..1 {own}"
+        "--mean", type=float, nargs=3, metavar=rgb, help=f"per channel, subtracted from values in 0..1 {own}"
     )
     group.add_argument(
-        "--std", type=float, nargs=3, metavar=rgb, help=f"that they are then divided by, for values in 0..1 {own}"
+        "--std", type=float, nargs=3, metavar=rgb, help=f"per channel, divides values in 0..1 after --mean {own}"
     )
     group.add_argument(
         "--max-pixels",
         type=_positive,
         metavar="N",
-        help="of one image, width x height; all images of a request together may have four times as many "
-        "(default: 50,000,000)",
+        help="largest image, in pixels (width x height); all images of a request together may have four times as "
+        "many (default: 50,000,000)",
     )
 
 
@@ -345,7 +367,7 @@ def _add_tensorrt(sub: argparse.ArgumentParser) -> None:
 
 def _add_text(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("text encoder")
-    group.add_argument("--task", choices=TASKS, help="(default: the checkpoint's own)")
+    group.add_argument("--task", choices=TASKS, help="what the model answers (default: the checkpoint's own)")
     group.add_argument(
         "--pooling",
         choices=POOLING_MODES,

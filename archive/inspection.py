@@ -15,6 +15,11 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
 CONFIG = "model-config.yaml"
 CARRIED_SAMPLES = "parity.safetensors"  # archive/carried_samples.py
+# The file with the handler's class, and that class, by kind of model.
+ENTRIES = {
+    "image-classifier": ("image_classifier.py", "ImageClassifier"),
+    "text-encoder": ("text_encoder.py", "TextEncoder"),
+}
 
 
 class ArchiveError(ValueError):

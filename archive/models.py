@@ -16,6 +16,7 @@ import torch
 from archive import reference_pixels, sample_images, tensorrt_files
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
+from archive.inspection import ENTRIES
 from archive.parity import PRECISIONS, Array
 from handlers import settings
 from handlers.encoder import fp8
@@ -27,11 +28,6 @@ from handlers.protocol.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings
 
 SAMPLE_TEXTS = Path(__file__).parent / "samples" / "texts.txt"
-# The file with the handler's class, and that class, by kind of model.
-ENTRIES = {
-    "image-classifier": ("image_classifier.py", "ImageClassifier"),
-    "text-encoder": ("text_encoder.py", "TextEncoder"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

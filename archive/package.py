@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from archive.parity import ParityResult
     from handlers.settings import Settings
 
-ENTRIES = ("image_classifier.py", "text_encoder.py")
 CONFIG_HEADER = """\
 # Written at packaging. It may be edited, here or in the archive; `scripts/package verify` then says that it changed.
 # TorchServe's own keys come first: up to batchSize requests are answered together. The first of them waits for others
@@ -94,10 +93,10 @@ def _write_contents(model: PackagedModel, folder: Path) -> None:
     model.write_files(folder)
     _refuse_impossible_engine(model, folder)
     _drop_local_paths(folder)
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *ENTRIES)
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *(file for file, _ in inspection.ENTRIES.values()))
     shutil.copytree(ROOT / "handlers", folder / "handlers", ignore=ignored)
     text = CONFIG_HEADER + yaml.safe_dump(model.config, sort_keys=False)
-    (folder.parent / "model-config.yaml").write_text(text, encoding="utf-8")
+    (folder.parent / inspection.CONFIG).write_text(text, encoding="utf-8")
 
 
 def _refuse_impossible_engine(model: PackagedModel, folder: Path) -> None:
@@ -142,7 +141,7 @@ def _archive(model: PackagedModel, work: Path) -> Path:
     command = [
         *(sys.executable, "-c", "from model_archiver.model_packaging import generate_model_archive as g; g()"),
         *("--model-name", model.name, "--version", model.version, "--handler", str(ROOT / "handlers" / entry)),
-        *("--extra-files", str(work / "contents"), "--config-file", str(work / "model-config.yaml")),
+        *("--extra-files", str(work / "contents"), "--config-file", str(work / inspection.CONFIG)),
         *("--archive-format", "zip-store", "--runtime", "python", "--export-path", str(work)),
     ]
     _run(command, "torch-model-archiver failed", env={**os.environ, "TMPDIR": str(private_tmp)})

@@ -17,10 +17,11 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
+from archive.checkpoints.weight_checks import COUNTER
 from handlers import LOCAL
 from handlers.engines import networks
 from handlers.images.preparation import Batcher, Preprocess, prepare
-from handlers.settings import Pooling
+from handlers.settings import ImageSettings, Pooling
 
 # Factor on a residual branch. 0 would be the initialisation of arXiv:1706.02677, section 5.1.
 BRANCH_SCALE = 0.1
@@ -53,7 +54,7 @@ def image_checkpoint(
             last: Any = block.layer[-1]
             torch.nn.init.constant_(last.normalization.weight, BRANCH_SCALE)
     calibrate(model, calibration, preprocess)
-    state = {name: value for name, value in model.state_dict().items() if "num_batches_tracked" not in name}
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTER)}
     source = f"random weights, seed {seed}, BatchNorm calibrated on {len(calibration)} images"
     return ImageCheckpoint(config, state, preprocess, None, "random", source, Path(), "none")
 
@@ -67,7 +68,7 @@ def calibrate(model: torch.nn.Module, images: list[bytes], preprocess: Preproces
         norm.momentum = None  # a plain average over the batches
     batch = Batcher(preprocess, torch.device("cpu"), torch.float32)
     model.train(True)
-    model(batch([crop for image in images for crop in prepare(image, preprocess, 50_000_000)]))
+    model(batch([crop for image in images for crop in prepare(image, preprocess, ImageSettings.max_pixels)]))
     model.train(False)
 
 

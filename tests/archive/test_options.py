@@ -320,6 +320,14 @@ def test_values_are_converted_and_the_presets_are_merged() -> None:
     assert (asked.batch_size, asked.batch_size_given) == (64, True)
 
 
+@pytest.mark.parametrize("text", [command_line.MAIN, *command_line.EXAMPLES.values()])
+def test_the_examples_of_the_help_are_understood(text: str) -> None:
+    examples = [line.split()[1:] for line in text.splitlines() if line.startswith("  scripts/package")]
+    assert examples
+    for example in examples:
+        assert command_line.parse(example).command == example[0]
+
+
 def test_options_cannot_be_changed() -> None:
     options: PackagingOptions = packaging("text-encoder", "--weights", "a/b")
     with pytest.raises(dataclasses.FrozenInstanceError):

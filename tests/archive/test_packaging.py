@@ -299,7 +299,7 @@ def test_inputs_cover_options_files_and_what_lies_beside_a_weight_file(
         seen.append(inputs)
         return "sha256:0"
 
-    monkeypatch.setattr(packaging, "up_to_date", note)
+    monkeypatch.setattr(fingerprint, "up_to_date", note)
     shutil.copytree(digits, tmp_path / "digits")
     weights, labels = tmp_path / "digits" / "model.safetensors", tmp_path / "labels.txt"
     labels.write_text("a", encoding="utf-8")
