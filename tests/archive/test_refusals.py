@@ -186,9 +186,9 @@ def test_a_head_of_another_task_is_not_left_out_silently(text_folder: Path, tiny
     assert "classifier.weight" in note
 
 
-@pytest.mark.parametrize("said", [True, False])
-def test_decoders(text_folder: Path, refuse: Callable[..., str], said: bool) -> None:
-    if said:
+@pytest.mark.parametrize("expected", [True, False])
+def test_decoders(text_folder: Path, refuse: Callable[..., str], expected: bool) -> None:
+    if expected:
         edit_json(text_folder / "config.json", is_decoder=True)
     else:
         config = GPT2Config(
@@ -240,14 +240,14 @@ def test_a_text_encoders_own_code_is_never_run(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [("zero\n\ntwo\n", "line 2 is blank"), ("\ufeffzero\none\n\n\n", "2 labels for 10 classes")],
 )
 def test_labels_with_blank_lines(
-    digits: Path, refuse: Callable[..., str], tmp_path: Path, content: str, said: str
+    digits: Path, refuse: Callable[..., str], tmp_path: Path, content: str, expected: str
 ) -> None:
     (tmp_path / "labels.txt").write_text(content, encoding="utf-8")
-    assert said in refuse("image-classifier", "--weights", digits, "--labels", tmp_path / "labels.txt")
+    assert expected in refuse("image-classifier", "--weights", digits, "--labels", tmp_path / "labels.txt")
 
 
 def test_a_mark_at_the_beginning_is_no_part_of_a_label(tmp_path: Path) -> None:
@@ -292,9 +292,7 @@ def test_an_architecture_that_no_task_serves(text_folder: Path, refuse: Callable
     )
 
 
-def test_random_weights_without_anybodys_tokenizer(
-    refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_weights_without_a_tokenizer(refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "demo_model", lambda: None)
     assert "--tokenizer FOLDER" in refuse("bert-large", "--random-weights")
 
@@ -474,7 +472,7 @@ def test_imagenets_labels_are_said_to_be_assumed(tmp_path: Path, named: bool) ->
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_labels": 1000}
     networks.build(ResNetConfig.from_dict(sizes)).save_pretrained(tmp_path)
     if named:
-        edit_json(tmp_path / "config.json", id2label={str(place): f"class {place}" for place in range(1000)})
+        edit_json(tmp_path / "config.json", id2label={str(index): f"class {index}" for index in range(1000)})
     job = image_model("--weights", tmp_path, "--size", 64)
     assert job.labels[0] == ("class 0" if named else "tench")
     assert any("ImageNet's are assumed; --labels FILE" in note for note in job.notes) is not named

@@ -321,8 +321,8 @@ def test_refuses_a_network_that_gives_something_else(vit: Path) -> None:
 
 
 def test_timms_other_networks_go_to_transformers_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    beside = {"architecture": "vit_tiny_patch16_224", "num_classes": CLASSES, "pretrained_cfg": {}}
-    (tmp_path / "config.json").write_text(json.dumps(beside), encoding="utf-8")
+    config_json = {"architecture": "vit_tiny_patch16_224", "num_classes": CLASSES, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config_json), encoding="utf-8")
     save_file({"head.weight": torch.ones(1)}, tmp_path / "model.safetensors")
     asked: list[Path] = []
 
