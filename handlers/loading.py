@@ -21,7 +21,7 @@ from handlers.selection import choosing
 
 logger = logging.getLogger(__name__)
 
-PARITY_GATE = "parity_gate"  # a system property that archive/probe.py sets, and TorchServe does not know
+PARITY_GATE = "parity_gate"  # a system property that archive/trial_run.py sets, and TorchServe does not know
 
 S = TypeVar("S", bound=settings.Settings)
 

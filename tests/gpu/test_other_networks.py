@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import ResNetConfig, ViTConfig
 
-from archive import jobs, onnx_export, random_weights
+from archive import onnx_export, random_weights, sample_images
 from handlers.engines import EngineSpec, cudnn, networks, tensorrt
 from handlers.images.preparation import Batcher, Preprocess, prepare
 from handlers.selection.candidates import choose
@@ -28,7 +28,7 @@ BROAD = {"resnext50_32x4d": (32, 4), "resnext50_64x4d": (64, 4), "wide_resnet50_
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     """(16, 3, 64, 64): photographs, normalised, fp32, on the CPU."""
-    crops = [crop for file in jobs.photographs() for crop in prepare(file, PREPROCESS, 10**7)]
+    crops = [crop for file in sample_images.photographs() for crop in prepare(file, PREPROCESS, 10**7)]
     return Batcher(PREPROCESS, torch.device("cpu"), torch.float32)(crops)
 
 
@@ -41,7 +41,9 @@ def broad(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A full-width network's folder, and the network in fp32 on the CPU."""
     groups, width = BROAD[request.param]
     settings = {"depths": [3, 4, 6, 3], "groups": groups, "width_per_group": width, "num_labels": 10}
-    checkpoint = random_weights.image_checkpoint(ResNetConfig.from_dict(settings), jobs.photographs()[:8], PREPROCESS)
+    checkpoint = random_weights.image_checkpoint(
+        ResNetConfig.from_dict(settings), sample_images.photographs()[:8], PREPROCESS
+    )
     folder, network = tmp_path_factory.mktemp(request.param), checkpoint.network()
     network.save_pretrained(folder)
     return folder, network

@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, ResNetForImageClassification
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
-from archive.checkpoints.image_checkpoints import read_preprocess
+from archive.checkpoints.preprocess_configs import read_preprocess
 from handlers.image_classifier import ImageClassifier
 from handlers.images import preparation
 from handlers.images.preparation import Preprocess

@@ -23,7 +23,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
-from archive.probe import ProbeContext
+from archive.trial_run import TrialContext
 from handlers.engines import onnxruntime
 from handlers.image_classifier import ImageClassifier
 from handlers.protocol.context import Context
@@ -41,7 +41,7 @@ settings.load_profile("unit")
 Answers = list[tuple[int, Any]]
 
 
-class FakeContext(ProbeContext):
+class FakeContext(TrialContext):
     """A context with headers by row, that keeps what the handler set."""
 
     def __init__(

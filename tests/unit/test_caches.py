@@ -162,13 +162,13 @@ def unknown(uid):
     raise KeyError(uid)
 
 pwd.getpwuid = unknown
-from archive.probe import ProbeContext
+from archive.trial_run import TrialContext
 from handlers.text_encoder import TextEncoder
 
 encoder = TextEncoder()
 section = {"precision": "fp32", "device": "cpu", "maxTokens": 32}
-encoder.initialize(ProbeContext(Path(sys.argv[1]), "one", {"handler": section}))
-print(len(encoder.handle([{"body": "a text"}], ProbeContext(Path(), "one", {}))))
+encoder.initialize(TrialContext(Path(sys.argv[1]), "one", {"handler": section}))
+print(len(encoder.handle([{"body": "a text"}], TrialContext(Path(), "one", {}))))
 """
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from archive import convert
+from archive import tensorrt_files
 from benchmarks import compiling
 from handlers.engines import EngineSpec, LoadedEngine, tensorrt, torch_eager
 
@@ -53,6 +53,6 @@ def load_torch2trt(spec: EngineSpec) -> LoadedEngine:
         raise ValueError("the package tensorrt is not installed, and torch2trt needs it (pip install tensorrt)")
     largest = dataclasses.replace(spec, buckets=spec.buckets[-1:])
     exact = dataclasses.replace(spec, precision="fp32", device=torch.device("cpu"))
-    content = convert.through_torch2trt(torch_eager.load_classifier(exact), largest)
+    content = tensorrt_files.through_torch2trt(torch_eager.load_classifier(exact), largest)
     runner = tensorrt.PlanRunner(content, largest.buckets, spec.device)
     return LoadedEngine(runner, {"library": "torch2trt", "profiles": list(largest.buckets)})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import yaml
 
-from archive import jobs
+from archive import sample_images
 from archive.parity import Array
 from benchmarks import layers, runners
 from benchmarks.layers import Layer
@@ -27,7 +27,7 @@ from handlers.engines import EngineSpec, LoadedEngine
 from handlers.engines.text_networks import load_transformer
 from handlers.texts.tokenization import micro_batches, positions_of
 
-PRESET = Path(jobs.__file__).parent / "bert_large" / "preset.yaml"
+PRESET = Path(sample_images.__file__).parent / "bert_large" / "preset.yaml"
 CALIBRATION = (128,) * 8
 KNOWN_SIZES = {(12, 768): "base", (24, 1024): "large"}
 

@@ -1,11 +1,11 @@
-"""Weight files -> named tensors, without running code from the files."""
+"""Reads weight files into named tensors without running code from them."""
 
 from __future__ import annotations
 
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from archive import digests
-from archive.checkpoints.sources import SUFFIXES, CheckpointError, listed, read_json
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.json_files import LFS_POINTER, read_json
+from archive.checkpoints.locations import SUFFIXES
+from handlers.misfits import listed
 
 # Averaged weights first, as timm.models.load_state_dict does.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
@@ -21,49 +24,35 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "timm_model.")
 
 
 def sha256(weights: Path) -> str:
-    """SHA-256 of a weight file in hex; for an index, of the index followed by its shards in name order."""
+    """Return the SHA-256 of a weight file in hex; for an index, of the index and its shards in name order."""
     shards = _shards(weights) if weights.suffix == ".json" else []
     return digests.of_files(weights, *shards)
 
 
 def load_tensors(weights: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """Read a weight file, unwrap training containers and strip wrappers' prefixes off the names.
+    """Read a weight file, unwrap training containers, and strip wrappers' prefixes off the names.
 
-    Returns (tensors by name, on the CPU, shapes and dtypes as stored; the prefix that was stripped).
-    Where a container holds averaged and plain weights, the averaged ones are taken, as timm does.
-    Raises CheckpointError for what is not a dictionary of tensors, or needs code to be unpickled.
+    If a container holds averaged (EMA) and plain weights, the averaged ones are taken, as timm does.
+
+    Args:
+        weights: a safetensors or PyTorch file, or the index of a sharded checkpoint.
+
+    Returns:
+        The tensors by name, on the CPU, with shapes and dtypes as stored; and the prefix that was stripped.
+
+    Raises:
+        CheckpointError: if the file holds no dictionary of tensors, or needs code to be unpickled.
     """
     if weights.suffix == ".json":
         return _strip_prefixes(_load_shards(weights))
     return _strip_prefixes(_as_tensors(_load(weights)))
 
 
-def beyond(unexpected: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """Names of a file's weights that a network leaves out although it has their like, in a layer of another number.
-
-    Names are compared with and without their first part, which transformers adds where a file lacks it.
-    """
-    forms = {_form(name) for name in wanted}
-    forms |= {form.partition(".")[2] for form in forms}
-    return [name for name in unexpected if "#" in _form(name) and _form(name) in forms]
-
-
-def _form(name: str) -> str:
-    return ".".join("#" if part.isdigit() else part for part in name.split("."))
-
-
-def left_out(unexpected: Sequence[str], network: str) -> tuple[str, ...]:
-    """A note that names the weights of a file that the network does not use; none where it uses all."""
-    if not unexpected:
-        return ()
-    return (f"weights that {network} does not use were left out: {listed(unexpected, 5)}",)
-
-
 def _load(path: Path) -> object:
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path.name} is no weight file this reads: wanted {', '.join(SUFFIXES)}")
     with path.open("rb") as stream:
-        if stream.read(32).startswith(b"version https://git-lfs"):
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER.encode():
             raise CheckpointError(f"{path.name} is a Git LFS pointer, not the weights: run `git lfs pull`")
     if path.suffix != ".safetensors":
         return _unpickle(path)
@@ -77,7 +66,7 @@ def _unpickle(path: Path) -> object:
     zipped = zipfile.is_zipfile(path)
     if zipped and _is_program(path):
         raise CheckpointError(
-            f"{path.name} is a TorchScript or exported program, wanted a state dict. Where you trust the "
+            f"{path.name} is a TorchScript or exported program, wanted a state dict. If you trust the "
             f'file: torch.save(torch.jit.load("{path.name}").state_dict(), "weights.pth")'
         )
     try:
@@ -108,7 +97,7 @@ def _needs_code(path: Path, error: Exception, zipped: bool) -> str:
         return f"{path.name} is not a readable PyTorch file ({str(error).splitlines()[0]})"
     return (
         f"{path.name} holds more than tensors: unpickling it would call {listed(names)}, which could run any "
-        "code, so it was not loaded. Wanted: a state dict (torchvision's own .pth files are). Where you "
+        "code, so it was not loaded. Wanted: a state dict (torchvision's own .pth files are). If you "
         f'trust the file, re-save what is needed: m = torch.load("{path.name}", weights_only=False), then '
         'torch.save(m.state_dict(), "weights.pth") for a whole model, '
         'torch.save(m["model"], "weights.pth") for a training checkpoint'

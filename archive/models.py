@@ -1,8 +1,10 @@
-"""What goes into one archive, by kind: settings, files, samples for the parity gate, and their fp32 reference."""
+"""A model that is to be packaged: settings, files, samples for the parity gate, and their outputs in fp32.
+
+archive/resolve.py makes these objects, archive/package.py turns them into archives.
+"""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 
-from archive import convert, reference_pixels
+from archive import reference_pixels, sample_images, tensorrt_files
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
+from archive.inspection import ENTRIES
 from archive.parity import PRECISIONS, Array
 from handlers import settings, tasks
 from handlers.encoder import fp8
@@ -25,19 +27,21 @@ from handlers.images import preparation
 from handlers.protocol.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings
 
-SAMPLES = Path(__file__).parent / "samples"
-CLASSES = {
-    "image-classifier": ("image_classifier.py", "ImageClassifier"),
-    "text-encoder": ("text_encoder.py", "TextEncoder"),
-}
+SAMPLE_TEXTS = Path(__file__).parent / "samples" / "texts.txt"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One archive to be made.
+@dataclass(frozen=True, kw_only=True)
+class PackagedModel:
+    """A model that is to be packaged.
 
-    torchserve: TorchServe's own keys of model-config.yaml. weights: where they came from, for the provenance.
-    notes: what a person should read before trusting the archive.
+    Attributes:
+        name: of the model, and of the archive's file without ".mar".
+        version: as TorchServe shows it.
+        torchserve: TorchServe's own keys of model-config.yaml.
+        settings: the handler's section of model-config.yaml.
+        weights: where they came from, for the provenance.
+        parity_data: the user's samples for the parity gate; None takes those of archive/samples.
+        notes: what a person should read before trusting the archive.
     """
 
     name: str
@@ -53,7 +57,7 @@ class Job:
     @property
     def entry(self) -> tuple[str, str]:
         """The entry's file name and class."""
-        return CLASSES[self.kind]
+        return ENTRIES[self.kind]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -61,58 +65,75 @@ class Job:
         return {**self.torchserve, "handler": settings.write(self.settings)}
 
     @property
-    def embeddings(self) -> bool:
-        """Whether outputs are compared by cosine, as vectors, not as logits."""
+    def gives_embeddings(self) -> bool:
+        """Whether outputs are vectors, which the parity gate compares by cosine, instead of logits."""
         return False
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """That the parity gate measures: all that "auto" chooses from, and the one that is asked for."""
-        return (
-            PRECISIONS if self.settings.precision in ("auto", *PRECISIONS) else (*PRECISIONS, self.settings.precision)
-        )
+        """The precisions that the parity gate measures: all that "auto" chooses from, and the one asked for."""
+        asked = self.settings.precision
+        return PRECISIONS if asked in ("auto", *PRECISIONS) else (*PRECISIONS, asked)
 
-    def stage(self, folder: Path) -> None:
-        """Write config.json, model.safetensors and what else the worker reads."""
+    def write_files(self, folder: Path) -> None:
+        """Write config.json, model.safetensors and what else the worker reads into `folder`."""
         raise NotImplementedError
 
     def samples(self) -> list[bytes]:
-        """Request bodies for the parity gate."""
+        """Return request bodies for the parity gate. Raises ValueError if --parity-data holds none."""
         raise NotImplementedError
 
-    def reference(self, samples: Sequence[bytes]) -> Array:
-        """The samples' (N, K) outputs of the checkpoint itself, in fp32 on the CPU."""
+    def reference_outputs(self, samples: Sequence[bytes]) -> Array:
+        """Run the checkpoint itself in fp32 on the CPU.
+
+        Args:
+            samples: request bodies, as `samples` returns them.
+
+        Returns:
+            (N, K) fp32 logits or embeddings: a row per sample, or per token or mask if the task reads those.
+        """
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class ImageJob(Job):
-    """An image classifier. labels: one a class, in order. converter, plan_at: of archive/convert.py."""
+@dataclass(frozen=True, kw_only=True)
+class ImageModel(PackagedModel):
+    """An image classifier that is to be packaged.
+
+    Attributes:
+        checkpoint: its network and preprocessing.
+        labels: one name per class, in order.
+        converter, build_plan_at: as archive.tensorrt_files.write takes them.
+    """
 
     settings: ImageSettings
-    checkpoint: ImageCheckpoint = None  # type: ignore[assignment]
-    labels: Sequence[str] = ()
+    checkpoint: ImageCheckpoint
+    labels: Sequence[str]
     converter: str = "onnx"
-    plan_at: str = "auto"
+    build_plan_at: str = "auto"
 
     kind = "image-classifier"
 
-    def stage(self, folder: Path) -> None:
-        model, chosen = self.checkpoint.network(), self.settings
-        model.save_pretrained(folder)
-        if convert.wanted(chosen.engine, chosen.precision, chosen.device):
-            convert.stage(model, folder, chosen.plan_buckets, chosen.preprocess.size, self.converter, self.plan_at)
-        elif self.plan_at == "packaging" or self.converter != "onnx":
-            asked = "--plan packaging" if self.plan_at == "packaging" else f"--converter {self.converter}"
-            raise convert.ConvertError(
-                f"{asked} goes with --engine tensorrt, or auto where the packages tensorrt and onnx are installed "
+    def write_files(self, folder: Path) -> None:
+        network = self.checkpoint.network()
+        network.save_pretrained(folder)
+        self._write_tensorrt_files(network, folder)
+        (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
+
+    def _write_tensorrt_files(self, network: Any, folder: Path) -> None:
+        chosen = self.settings
+        if tensorrt_files.are_carried(chosen.engine, chosen.precision, chosen.device):
+            size, buckets = chosen.preprocess.size, chosen.plan_buckets
+            tensorrt_files.write(network, folder, buckets, size, self.converter, self.build_plan_at)
+        elif self.build_plan_at == "packaging" or self.converter != "onnx":
+            asked = "--plan packaging" if self.build_plan_at == "packaging" else f"--converter {self.converter}"
+            raise tensorrt_files.ConvertError(
+                f"{asked} goes with --engine tensorrt, or with auto if the packages tensorrt and onnx are installed "
                 "and a GPU is to serve in fp16"
             )
-        (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
 
     def samples(self) -> list[bytes]:
         if self.parity_data is None:
-            return photographs()
+            return sample_images.photographs()
         found = sorted(self.parity_data.iterdir()) if self.parity_data.is_dir() else []
         files = [path for path in found if path.is_file() and not path.name.startswith(".")]
         if not files:
@@ -120,7 +141,7 @@ class ImageJob(Job):
         return [self._sample(path) for path in files]
 
     def _sample(self, path: Path) -> bytes:
-        """A file's bytes. Raises ValueError, with its name, where it is no image that the model takes."""
+        """Return a file's bytes. Raises ValueError, with its name, if it is no image that the model takes."""
         data = path.read_bytes()
         try:
             preparation.prepare(data, self.settings.preprocess, self.settings.max_pixels)
@@ -129,35 +150,35 @@ class ImageJob(Job):
         return data
 
     @torch.inference_mode()
-    def reference(self, samples: Sequence[bytes]) -> Array:
-        model, chosen = self.checkpoint.network(), self.settings
+    def reference_outputs(self, samples: Sequence[bytes]) -> Array:
+        network, chosen = self.checkpoint.network(), self.settings
         pixels = reference_pixels.pixels_of(self.checkpoint, chosen.preprocess, chosen.max_pixels)
-        logits = [model(pixels(sample)).logits for sample in samples]
+        logits = [network(pixels(sample)).logits for sample in samples]
         outputs: Array = torch.cat(logits).numpy()
         return outputs
 
 
-@dataclass(frozen=True)
-class TextJob(Job):
-    """A text encoder."""
+@dataclass(frozen=True, kw_only=True)
+class TextModel(PackagedModel):
+    """A text encoder that is to be packaged. checkpoint: its network and tokenizer."""
 
     settings: TextSettings
-    checkpoint: TextCheckpoint = None  # type: ignore[assignment]
+    checkpoint: TextCheckpoint
 
     kind = "text-encoder"
 
     @property
-    def embeddings(self) -> bool:
+    def gives_embeddings(self) -> bool:
         return tasks.head(self.settings.task).is_embedding
 
-    def stage(self, folder: Path) -> None:
+    def write_files(self, folder: Path) -> None:
         self.checkpoint.model.save_pretrained(folder)
         self.checkpoint.tokenizer.save_pretrained(folder)
         if self.settings.precision == "fp8":
             fp8.write(self._calibration(folder), folder)
 
     def _calibration(self, folder: Path) -> list[dict[str, float]]:
-        """The largest inputs of the encoder's linear layers for the parity gate's samples, in fp32."""
+        """Return the largest inputs of the encoder's linear layers for the parity gate's samples, in fp32."""
         network = load_transformer(folder, self.settings.task, dtype=torch.float32).eval()
         texts = [sample.decode() for sample in self.samples()]
         texts = [text.lower() if self.settings.lower_case else text for text in texts]
@@ -166,31 +187,31 @@ class TextJob(Job):
         return PackedModel(network, self.settings.task).calibrate_fp8(batches)
 
     def samples(self) -> list[bytes]:
-        path = self.parity_data or SAMPLES / "texts.txt"
+        path = self.parity_data or SAMPLE_TEXTS
         try:
             lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (UnicodeDecodeError, IsADirectoryError) as error:
-            raise ValueError(f"--parity-data {path}: {error}; wanted: a file in UTF-8, one text a line") from None
+            raise ValueError(f"--parity-data {path}: {error}; wanted: a file in UTF-8, one text per line") from None
         if not lines:
-            raise ValueError(f"{path} holds no texts for the parity gate; wanted: one text a line")
+            raise ValueError(f"{path} holds no texts for the parity gate; wanted: one text per line")
         if tasks.head(self.settings.task).rows == "mask":
             lines = self._with_masks(lines)
         # Neighbours of similar length keep padding, and so the time of the gate, small.
         return [line.encode() for line in sorted(lines, key=len)]
 
     def _with_masks(self, lines: list[str]) -> list[str]:
-        """Texts with a word masked, less those of which the model's maximum cuts the mask off."""
+        """Return the texts with a word masked, without those whose mask lies beyond the model's maximum."""
         tokenizer, most = self.checkpoint.tokenizer, self.settings.max_tokens
         masked = [_masked(line, tokenizer.mask_token) for line in lines]
         ids = tokenizer(masked, truncation=True, max_length=most)["input_ids"]
         kept = [line for line, row in zip(masked, ids, strict=True) if tokenizer.mask_token_id in row]
         if not kept:
-            raise ValueError(f"of {len(lines)} texts none has its masked word within the first {most} tokens")
+            raise ValueError(f"none of {len(lines)} texts has its masked word within the first {most} tokens")
         return kept
 
     @torch.inference_mode()
-    def reference(self, samples: Sequence[bytes]) -> Array:
-        """Each text alone and unpadded, through transformers' own tokenizer and model."""
+    def reference_outputs(self, samples: Sequence[bytes]) -> Array:
+        """Run each text alone and unpadded, through transformers' own tokenizer and model."""
         rows = [self._outputs(sample.decode()) for sample in samples]
         outputs: Array = torch.cat(rows).numpy()
         return outputs
@@ -200,13 +221,13 @@ class TextJob(Job):
         text = text.lower() if chosen.lower_case else text
         tokens = tokenizer(text, truncation=True, max_length=chosen.max_tokens, return_tensors="pt")
         outputs = self.checkpoint.model(**tokens)
-        if self.embeddings:
+        if self.gives_embeddings:
             return _pool_one(outputs.last_hidden_state[0], chosen.pooling).unsqueeze(0)  # (1, hidden)
         return tasks.head(chosen.task).read(outputs, tokens["input_ids"][0] == tokenizer.mask_token_id)
 
 
 def _pool_one(vectors: torch.Tensor, pooling: settings.Pooling) -> torch.Tensor:
-    """(T, hidden) vectors of one text -> its embedding, written apart from handlers.tasks on purpose."""
+    """Pool one text's (T, hidden) vectors into its (K,) embedding. Shares nothing with handlers.tasks, on purpose."""
     weights = torch.arange(1, len(vectors) + 1).unsqueeze(1)  # (T, 1)
     modes = {
         "cls": vectors[0],
@@ -220,30 +241,8 @@ def _pool_one(vectors: torch.Tensor, pooling: settings.Pooling) -> torch.Tensor:
     return embedding / embedding.norm() if pooling.normalize else embedding
 
 
-def photographs() -> list[bytes]:
-    """Sixteen PNG images from two photographs, for networks that know photographs."""
-    return [png for name in ("china.jpg", "flower.jpg") for png in _views(SAMPLES / name)]
-
-
-def _views(path: Path) -> list[bytes]:
-    """Eight different images of one photograph: its whole, three windows, and the mirror images of those."""
-    with Image.open(path) as photo:
-        whole = photo.convert("RGB")
-    width, height = whole.size
-    side = min(width, height) * 2 // 3
-    boxes = [(0, 0, side, side), (width - side, 0, width, side), (0, height - side, side, height)]
-    windows = [whole, *(whole.crop(box) for box in boxes)]
-    return [_png(view) for window in windows for view in (window, ImageOps.mirror(window))]
-
-
-def _png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 def _masked(text: str, mask_token: str) -> str:
-    """The text with its middle word masked, or the ninth of a long text, which truncation shall not cut off."""
+    """Return the text with one word masked: the middle one, but at most the ninth, so that truncation keeps it."""
     words = text.split()
     words[min(len(words) // 2, 8)] = mask_token
     return " ".join(words)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from archive import contents
+from archive import inspection
 
 Run = Callable[..., tuple[int, str]]
 
@@ -31,7 +31,7 @@ def held(mar: Path, name: str) -> bytes:
 
 
 def test_show_prints_the_essentials(digits_mar: Path, run: Run) -> None:
-    provenance = contents.read_provenance(digits_mar)
+    provenance = inspection.read_provenance(digits_mar)
     status, printed = run("show", digits_mar)
     assert status == 0
     for wanted in (
@@ -58,7 +58,7 @@ def test_show_prints_notes(tiny_mar: Path, run: Run) -> None:
 @pytest.mark.parametrize("fixture", ["digits_mar", "tiny_mar"])
 def test_verify_passes_what_was_packaged(fixture: str, request: pytest.FixtureRequest, run: Run) -> None:
     mar = request.getfixturevalue(fixture)
-    digest = contents.read_provenance(mar)["digest"]
+    digest = inspection.read_provenance(mar)["digest"]
     assert run("verify", mar) == (0, f"{mar}: unchanged since it was packaged, {digest}\n")
 
 
@@ -105,33 +105,33 @@ def test_verify_names_every_problem_at_once(digits_mar: Path, run: Run, tmp_path
 def test_verify_says_what_is_wrong_with_an_edited_manifest(
     digits_mar: Path, run: Run, tmp_path: Path, key: str, value: str | None
 ) -> None:
-    manifest = json.loads(held(digits_mar, contents.MANIFEST))
+    manifest = json.loads(held(digits_mar, inspection.MANIFEST))
     manifest["model"][key] = value
-    edited = rewritten(digits_mar, tmp_path / "edited.mar", {contents.MANIFEST: json.dumps(manifest).encode()})
+    edited = rewritten(digits_mar, tmp_path / "edited.mar", {inspection.MANIFEST: json.dumps(manifest).encode()})
     assert_refused(run, edited, f"manifest says {key} {value!r}, wanted ")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_verify_sees_edited_parity_figures(digits_mar: Path, run: Run, tmp_path: Path, precision: str) -> None:
-    provenance = contents.read_provenance(digits_mar)
+    provenance = inspection.read_provenance(digits_mar)
     provenance["parity"][precision]["max_relative_error"] = 0.0
-    edited = rewritten(digits_mar, tmp_path / "edited.mar", {contents.PROVENANCE: json.dumps(provenance).encode()})
+    edited = rewritten(digits_mar, tmp_path / "edited.mar", {inspection.PROVENANCE: json.dumps(provenance).encode()})
     assert_refused(run, edited, "changed provenance.json")
 
 
 @pytest.mark.parametrize("key", ["name", "version", "digest"])
 def test_verify_sees_an_edited_provenance(digits_mar: Path, run: Run, tmp_path: Path, key: str) -> None:
-    provenance = {**contents.read_provenance(digits_mar), key: "other"}
-    edited = rewritten(digits_mar, tmp_path / "edited.mar", {contents.PROVENANCE: json.dumps(provenance).encode()})
+    provenance = {**inspection.read_provenance(digits_mar), key: "other"}
+    edited = rewritten(digits_mar, tmp_path / "edited.mar", {inspection.PROVENANCE: json.dumps(provenance).encode()})
     assert_refused(run, edited, "other")
 
 
 def test_verify_names_a_damaged_file(digits_mar: Path, run: Run, tmp_path: Path) -> None:
     content = digits_mar.read_bytes()
     with zipfile.ZipFile(digits_mar) as archive:
-        place = archive.getinfo("model.safetensors").header_offset + 10_000
+        offset = archive.getinfo("model.safetensors").header_offset + 10_000
     damaged = tmp_path / "damaged.mar"
-    damaged.write_bytes(content[:place] + bytes(64) + content[place + 64 :])
+    damaged.write_bytes(content[:offset] + bytes(64) + content[offset + 64 :])
     status, printed = run("verify", damaged)
     assert status == 1
     assert "is damaged" in printed
@@ -151,5 +151,5 @@ def test_what_is_no_archive_of_ours_is_refused(command: str, digits_mar: Path, r
     (tmp_path / "text.mar").write_text("no zip file", encoding="utf-8")
     assert "is no model archive" in run(command, tmp_path / "text.mar")[1]
     assert run(command, tmp_path)[0] == 1
-    foreign = rewritten(digits_mar, tmp_path / "foreign.mar", {contents.PROVENANCE: None})
+    foreign = rewritten(digits_mar, tmp_path / "foreign.mar", {inspection.PROVENANCE: None})
     assert "holds no provenance.json" in run(command, foreign)[1]

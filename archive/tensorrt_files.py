@@ -1,4 +1,4 @@
-"""What the TensorRT engine needs in an archive: the network as ONNX and, where a GPU is at hand, the plan."""
+"""Files that the TensorRT engine needs in an archive: the network as ONNX and, if a GPU is here, the plan."""
 
 from __future__ import annotations
 
@@ -16,48 +16,72 @@ from handlers.engines.folding import Convolution, TorchResNetOps, convolve
 
 
 class ConvertError(ValueError):
-    """The asked conversion cannot be done here; says what to do instead."""
+    """The conversion that was asked for cannot be done here. The message says what to do instead."""
 
 
-def wanted(engine: str, precision: str, device: str) -> bool:
-    """Whether an archive for these settings carries ONNX: for "auto", where TensorRT is here and may serve it."""
+def are_carried(engine: str, precision: str, device: str) -> bool:
+    """Return whether an archive for these settings carries the files.
+
+    For the engine "auto" it does if TensorRT and onnx are installed here and TensorRT may come to serve the model.
+    """
     return engine == "tensorrt" or (_may_serve(engine, precision, device) and _onnx_installed())
 
 
-def left_out(engine: str, precision: str, device: str) -> str | None:
-    """A note for an archive whose "auto" will not try TensorRT for want of the package onnx."""
+def why_left_out(engine: str, precision: str, device: str) -> str | None:
+    """Return a note if "auto" will not try TensorRT only because the package onnx is not installed, else None."""
     if _onnx_installed() or not _may_serve(engine, precision, device):
         return None
     return (
-        "TensorRT is installed, and the package onnx is not: the archive carries no ONNX, so that auto will not try "
+        "TensorRT is installed, and the package onnx is not: the archive carries no ONNX, so auto will not try "
         "TensorRT (scripts/setup serve tensorrt)"
     )
 
 
-def stage(model: Any, folder: Path, buckets: tuple[int, ...], image_size: int, converter: str, plan_at: str) -> None:
-    """Write `model.onnx` of a classifier of handlers.engines.networks into `folder`, and `plan/` where it is due.
+def write(
+    network: Any, folder: Path, buckets: tuple[int, ...], image_size: int, converter: str, plan_at: str
+) -> None:
+    """Write `model.onnx` and, if it is to be built now, `plan/`.
 
-    Raises ConvertError; ValueError where it cannot be exported; plans.PlanError where TensorRT builds none.
+    Args:
+        network: a classifier of handlers.engines.networks, fp32 on the CPU. It is left as it is.
+        folder: where the files go.
+        buckets: batch sizes that the plan is built for, ascending.
+        image_size: side of the network's input, in pixels.
+        converter: "onnx" or "torch2trt".
+        plan_at: "packaging" builds the plan now, "first-load" does not, "auto" does if a GPU and TensorRT are here.
+
+    Raises:
+        ConvertError: if this cannot be done here.
+        ValueError: if PyTorch cannot export the network.
+        plans.PlanError: if TensorRT builds no plan.
     """
     usable = tensorrt.installed() and torch.cuda.is_available() and tensorrt.import_problem() is None
     builds = plan_at != "first-load" and usable
     _refuse(converter, plan_at, builds)
-    onnx_export.export(model, folder / tensorrt.ONNX, image_size)
+    onnx_export.export(network, folder / tensorrt.ONNX, image_size)
     if not builds:
         return
     spec = EngineSpec(
         "image-classifier", folder, torch.device("cuda", 0), "fp16", image_size=image_size, buckets=buckets
     )
-    content = through_torch2trt(model, spec) if converter == "torch2trt" else tensorrt.build(spec)
+    content = through_torch2trt(network, spec) if converter == "torch2trt" else tensorrt.build(spec)
     plans.write(folder / tensorrt.PLAN_FOLDER, content, tensorrt.fingerprint(spec))
 
 
 def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
-    """A plan by NVIDIA-AI-IOT/torch2trt, which maps each PyTorch call to a TensorRT layer; one profile only.
+    """Build a plan by NVIDIA-AI-IOT/torch2trt, which maps each PyTorch call to a TensorRT layer.
 
-    It reads (N, 3, S, S), so that a batch in channels_last is copied first.
+    Its input is (N, 3, S, S) contiguous, so a batch in channels_last is copied first.
 
-    Raises ConvertError where torch2trt is not installed or several buckets are asked for.
+    Args:
+        model: a classifier of handlers.engines.networks.
+        spec: has one bucket, the largest batch size.
+
+    Returns:
+        The serialised TensorRT engine.
+
+    Raises:
+        ConvertError: if torch2trt is not installed, or the spec has several buckets.
     """
     _refuse_no_torch2trt()
     if len(spec.buckets) != 1:
@@ -74,7 +98,7 @@ def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
     }
     example = torch.zeros((largest, 3, spec.image_size, spec.image_size), dtype=torch.float16, device=spec.device)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorRT's, of interfaces that torch2trt still calls
+        warnings.simplefilter("ignore")  # TensorRT warns of deprecated interfaces that torch2trt calls
         converted: Any = torch2trt(
             network,
             [example],
@@ -88,9 +112,9 @@ def through_torch2trt(model: Any, spec: EngineSpec) -> bytes:
 
 
 def _refuse(converter: str, plan_at: str, builds: bool) -> None:
-    """Raises ConvertError, before any work is done, for what cannot be done here."""
+    """Raise ConvertError, before any work is done, for what cannot be done here."""
     if not _onnx_installed():
-        raise ConvertError("the package onnx is not installed, which this needs: scripts/setup serve tensorrt")
+        raise ConvertError("this needs the package onnx, which is not installed: scripts/setup serve tensorrt")
     if converter == "torch2trt":
         _refuse_no_torch2trt()
         if not builds:
@@ -110,7 +134,7 @@ def _refuse_no_torch2trt() -> None:
 
 
 class _TraceableOps(TorchResNetOps):
-    """The fused calls in words that torch2trt has converters for."""
+    """The fused operations as single PyTorch calls for which torch2trt has converters."""
 
     def conv_relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
         return F.relu(convolve(images, conv))
@@ -120,7 +144,7 @@ class _TraceableOps(TorchResNetOps):
 
 
 def _may_serve(engine: str, precision: str, device: str) -> bool:
-    """Whether "auto" may come to choose TensorRT."""
+    """Return whether "auto" may come to choose TensorRT."""
     return engine == "auto" and precision in ("auto", "fp16") and device != "cpu" and tensorrt.installed()
 
 

@@ -1,4 +1,4 @@
-"""What is inside a .mar: its digests, its description for people, and whether it is still what was packaged."""
+"""Look into a .mar: its digests, a description for people, and whether it is still what was packaged."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from archive import digests
 MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
 CONFIG = "model-config.yaml"
-REFERENCE = "parity.safetensors"  # handlers/selection/references.py
+CARRIED_SAMPLES = "parity.safetensors"  # archive/carried_samples.py
+# The file with the handler's class, and that class, by kind of model.
+ENTRIES = {
+    "image-classifier": ("image_classifier.py", "ImageClassifier"),
+    "text-encoder": ("text_encoder.py", "TextEncoder"),
+}
 
 
 class ArchiveError(ValueError):
-    """A .mar that was not made here, or is no longer what was packaged."""
+    """The .mar was not made here, or is no longer what was packaged."""
 
 
 def file_digests(mar: Path) -> dict[str, str]:
-    """SHA-256 by name of every file in the archive. Raises ArchiveError, with its name, for one that is damaged.
+    """Return the SHA-256 of every file in the archive, in hex, by the file's name.
 
-    Left out: the manifest, which carries the time of packaging, and the provenance, which carries the digests.
+    The manifest is left out because it holds the time of packaging, and the provenance because it holds the digests.
+    Raises ArchiveError, with the file's name, if a file is damaged.
     """
     with _open(mar) as archive:
         names = sorted(name for name in archive.namelist() if name not in (MANIFEST, PROVENANCE) and name[-1] != "/")
@@ -39,23 +45,24 @@ def file_digests(mar: Path) -> dict[str, str]:
 
 
 def content_digest(name: str, version: str, files: Mapping[str, str]) -> str:
-    """One digest of the model's name, version and files: the same for the same inputs, wherever packaged.
+    """Return one digest of the model's name, version and files: the same for the same inputs on every machine.
 
-    Without the fp32 reference, whose last digits depend on the CPU; it has a digest of its own among the files.
+    The carried samples are left out because the last digits of their fp32 outputs depend on the CPU. They have a
+    digest of their own among the files.
     """
-    lasting = {file: digest for file, digest in files.items() if file != REFERENCE}
-    canonical = json.dumps({"name": name, "version": version, "files": lasting}, sort_keys=True)
+    portable = {file: digest for file, digest in files.items() if file != CARRIED_SAMPLES}
+    canonical = json.dumps({"name": name, "version": version, "files": portable}, sort_keys=True)
     return f"sha256:{digests.of_text(canonical)}"
 
 
 def seal(provenance: Mapping[str, Any]) -> str:
-    """A digest of the provenance itself, its seal left out: of parity figures, options and notes."""
+    """Return a digest of the provenance itself without its seal: of parity figures, options and notes."""
     rest = {key: value for key, value in provenance.items() if key != "seal"}
     return f"sha256:{digests.of_text(json.dumps(rest, sort_keys=True, ensure_ascii=False, default=str))}"
 
 
 def read_provenance(mar: Path) -> dict[str, Any]:
-    """The archive's provenance. Raises ArchiveError where it has none, or where that is damaged."""
+    """Return the archive's provenance. Raises ArchiveError if it has none, or a damaged one."""
     with _open(mar) as archive:
         if PROVENANCE not in archive.namelist():
             raise ArchiveError(f"{mar} holds no {PROVENANCE}: it was not made by this packaging script")
@@ -71,7 +78,7 @@ def read_provenance(mar: Path) -> dict[str, Any]:
 def verify(mar: Path) -> str:
     """Recompute every digest and return the content digest.
 
-    Raises ArchiveError that names each file that is missing, added or changed.
+    Raises ArchiveError, which names each file that is missing, added or changed.
     """
     provenance = read_provenance(mar)
     recorded, found = provenance["files"], file_digests(mar)
@@ -92,7 +99,7 @@ def verify(mar: Path) -> str:
 
 
 def show(mar: Path) -> str:
-    """What a person wants to know of an archive."""
+    """Return a description of the archive for people. Raises ArchiveError if it was not made here or is damaged."""
     provenance = read_provenance(mar)
     with _open(mar) as archive:
         sizes = {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
@@ -104,7 +111,7 @@ def show(mar: Path) -> str:
         f"         sha256 {provenance['weights']['sha256']}",
         *(f"note     {note}" for note in provenance["notes"]),
         "parity against fp32, measured when packaged:",
-        *(f"  {name}: {_figures(figures)}" for name, figures in provenance["parity"].items()),
+        *(f"  {name}: {_parity_line(figures)}" for name, figures in provenance["parity"].items()),
         "versions " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         "files:",
         *(f"  {size:>12,}  {name}" for name, size in sorted(sizes.items())),
@@ -114,7 +121,7 @@ def show(mar: Path) -> str:
     return "\n".join(lines)
 
 
-def _figures(figures: Mapping[str, Any]) -> str:
+def _parity_line(figures: Mapping[str, Any]) -> str:
     rest = ", ".join(f"{key} {value}" for key, value in figures.items() if key != "passed")
     return f"{'passed' if figures['passed'] else 'FAILED'}, {rest}"
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 import yaml
 
-from archive import contents
-from archive.probe import ProbeContext
-from archive.references import spread
+from archive import inspection
+from archive.carried_samples import spread
+from archive.trial_run import TrialContext
 from handlers import engines
 from handlers.engines import EngineSpec
 from handlers.image_classifier import ImageClassifier
@@ -29,21 +29,21 @@ HEADS = {
 
 
 def test_the_last_digits_of_a_cpu_are_no_part_of_the_digest() -> None:
-    files = {"model.safetensors": "0", contents.REFERENCE: "1"}
-    digest = contents.content_digest("a", "1.0", files)
-    assert contents.REFERENCE == references.FILE
-    assert digest == contents.content_digest("a", "1.0", {**files, contents.REFERENCE: "2"})
-    assert digest != contents.content_digest("a", "1.0", {**files, "model.safetensors": "2"})
+    files = {"model.safetensors": "0", inspection.CARRIED_SAMPLES: "1"}
+    digest = inspection.content_digest("a", "1.0", files)
+    assert inspection.CARRIED_SAMPLES == references.FILE
+    assert digest == inspection.content_digest("a", "1.0", {**files, inspection.CARRIED_SAMPLES: "2"})
+    assert digest != inspection.content_digest("a", "1.0", {**files, "model.safetensors": "2"})
 
 
 def test_a_changed_reference_is_told(digits_mar: Path, tmp_path: Path) -> None:
     """Though it is no part of the content digest."""
     with zipfile.ZipFile(digits_mar) as source, zipfile.ZipFile(tmp_path / "changed.mar", "w") as target:
         for name in source.namelist():
-            target.writestr(name, b"other" if name == contents.REFERENCE else source.read(name))
-    assert contents.verify(digits_mar)
-    with pytest.raises(contents.ArchiveError, match=r"changed parity\.safetensors"):
-        contents.verify(tmp_path / "changed.mar")
+            target.writestr(name, b"other" if name == inspection.CARRIED_SAMPLES else source.read(name))
+    assert inspection.verify(digits_mar)
+    with pytest.raises(inspection.ArchiveError, match=r"changed parity\.safetensors"):
+        inspection.verify(tmp_path / "changed.mar")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_worker_compares_its_engine_with_the_archives_own_reference(
     config["handler"] |= {"device": "cpu", "precision": "fp32"}
     for when in ("here", "earlier"):
         handler = ImageClassifier() if fixture == "digits_mar" else TextEncoder()
-        handler.initialize(ProbeContext(tmp_path, "model", config))
+        handler.initialize(TrialContext(tmp_path, "model", config))
         checked = handler.model.description["engine"]["checked"]
         assert (checked["when"], checked["against"]) == (when, references.OF_ARCHIVE)
         assert checked.get("relativeError", 0) < 1e-4
