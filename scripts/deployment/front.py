@@ -55,13 +55,15 @@ def client_keys(text: str) -> list[str]:
     keys = [line for line in lines if line and not line.startswith("#")]
     for number, key in enumerate(keys, 1):
         if not KEY.fullmatch(key):
-            raise FrontError(f"key {number} of {len(keys)}: 32 to 256 letters, digits or characters of ._~+/=- are wanted")
+            raise FrontError(
+                f"key {number} of {len(keys)}: 32 to 256 letters, digits or characters of ._~+/=- are wanted"
+            )
     return keys
 
 
 def token_map(keys: Iterable[str], token: str) -> str:
-    """tokens.map, by which nginx replaces each key by the token."""
-    return "".join(f'"Bearer {key}" "Bearer {token}";\n' for key in sorted(set(keys)))
+    """tokens.map, by which nginx replaces each key by the token. Expressions, for plain text would match in any case."""
+    return "".join(f'"~^Bearer \\Q{key}\\E$" "Bearer {token}";\n' for key in sorted(set(keys)))
 
 
 def write_configuration(chosen: argparse.Namespace) -> None:
@@ -137,7 +139,9 @@ def main() -> int:
     except FrontError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    process = subprocess.Popen([chosen.nginx, "-p", f"{chosen.folder}/", "-c", "nginx.conf", "-e", "stderr"])
+    process = subprocess.Popen(
+        [chosen.nginx, "-p", f"{chosen.folder}/", "-c", "nginx.conf", "-e", "stderr", *_as_root()]
+    )
 
     def drain(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -147,6 +151,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, drain)
     signal.signal(signal.SIGINT, drain)
     return follow(chosen, process, known)
+
+
+def _as_root() -> list[str]:
+    """What nginx needs if root runs it: its workers could not read this folder as the user that they change to."""
+    if os.geteuid() != 0:
+        return []
+    print("note: this runs as root; a user of its own is safer", file=sys.stderr, flush=True)
+    return ["-g", "user root;"]
 
 
 def _write(path: Path, text: str) -> None:
