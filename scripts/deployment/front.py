@@ -62,7 +62,7 @@ def client_keys(text: str) -> list[str]:
 
 
 def token_map(keys: Iterable[str], token: str) -> str:
-    """tokens.map, by which nginx replaces each key by the token. Expressions, for plain text would match in any case."""
+    """tokens.map: nginx replaces each key by the token. Expressions, because plain text matches in any case."""
     return "".join(f'"~^Bearer \\Q{key}\\E$" "Bearer {token}";\n' for key in sorted(set(keys)))
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-from torchserve import ROOT, Server, free_ports
+from serve import SAMPLES
+from torchserve import ROOT, Client, Server, free_ports, read_properties, request
 
+__all__ = ["ROOT", "SAMPLES", "Client", "Server", "free_ports", "read_properties", "request"]  # for the tests here
 DEPLOYMENT = ROOT / "scripts" / "deployment"
 DEBIAN = ROOT / ".venv" / "debian"
 

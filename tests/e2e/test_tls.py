@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serve import SAMPLES
-from torchserve import Client, Server
 
-from tests.e2e.programs import Front, front, listens, until
+from tests.e2e.programs import SAMPLES, Client, Front, Server, front, listens, until
 
 pytestmark = pytest.mark.e2e
 
