@@ -199,6 +199,9 @@ def test_each_request_is_one_line_of_json(server: Server, tmp_path: Path, token:
         lines = [json.loads(line) for line in logged(proxy)]
         assert [(line["model"], line["status"]) for line in lines] == [("digits", 200), ("digits", 404), ("", 404)]
         assert "secret" not in proxy.log
+    access = (server.folder / "logs" / "access_log.log").read_text(encoding="utf-8")
+    assert "/1.0/a-secret-path HTTP/1.1" in access  # TorchServe's own log has the path
+    assert "a-secret-query" not in access
 
 
 def logged(proxy: Front) -> list[str]:

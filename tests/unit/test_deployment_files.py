@@ -165,8 +165,8 @@ def test_the_inference_service_is_a_valid_pod(render: ModuleType) -> None:
 def test_yamllint_finds_nothing() -> None:
     linter = pytest.importorskip("yamllint.linter", reason="needs the test extra's yamllint")
     rules = (
-        "{extends: default, rules: {line-length: {max: 300}, document-start: disable, braces: disable, commas: disable,"
-        " brackets: disable, comments: {min-spaces-from-content: 1}, indentation: {indent-sequences: consistent}}}"
+        "{extends: default, rules: {line-length: {max: 300}, document-start: disable, braces: disable,"
+        " commas: disable, brackets: disable, comments: {min-spaces-from-content: 1}, indentation: {indent-sequences: consistent}}}"
     )
     settings = importlib.import_module("yamllint.config").YamlLintConfig(rules)
     files = [path for path in DEPLOYMENT.rglob("*.y*ml") if "templates" not in path.parts]
