@@ -38,11 +38,16 @@ def context(proxy: Front) -> ssl.SSLContext:
 
 
 def ask(
-    proxy: Front, path: str, key: str, body: bytes | None = SEVEN, method: str = "POST", **headers: str
+    proxy: Front,
+    path: str,
+    key: str,
+    body: bytes | None = SEVEN,
+    method: str = "POST",
+    headers: dict[str, str] | None = None,
 ) -> tuple[int, bytes, dict[str, str]]:
     connection = http.client.HTTPSConnection("localhost", proxy.port, timeout=60, context=context(proxy))
     try:
-        sent = {"Authorization": f"Bearer {key}", **headers}
+        sent = {"Authorization": f"Bearer {key}", **(headers or {})}
         connection.request(method, path, body, {name: value for name, value in sent.items() if value != "Bearer "})
         answer = connection.getresponse()
         return answer.status, answer.read(), {name.lower(): value for name, value in answer.headers.items()}
@@ -100,8 +105,8 @@ def test_bodies_have_the_limit_of_torchserve(proxy: Front, client: Client, token
 def test_no_web_socket(proxy: Front, token: str) -> None:
     headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     headers["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
-    assert ask(proxy, PREDICT, token, None, "GET", **headers)[0] in (400, 405)
-    assert label(ask(proxy, PREDICT, token, **headers)) == "7"  # a request like any other
+    assert ask(proxy, PREDICT, token, None, "GET", headers)[0] in (400, 405)
+    assert label(ask(proxy, PREDICT, token, headers=headers)) == "7"  # a request like any other
 
 
 @pytest.mark.parametrize(

@@ -165,8 +165,9 @@ def test_the_inference_service_is_a_valid_pod(render: ModuleType) -> None:
 def test_yamllint_finds_nothing() -> None:
     linter = pytest.importorskip("yamllint.linter", reason="needs the test extra's yamllint")
     rules = (
-        "{extends: default, rules: {line-length: {max: 300}, document-start: disable, braces: disable,"
-        " commas: disable, brackets: disable, comments: {min-spaces-from-content: 1}, indentation: {indent-sequences: consistent}}}"
+        "{extends: default, rules: {line-length: {max: 300}, document-start: disable, braces: disable, "
+        "commas: disable, brackets: disable, comments: {min-spaces-from-content: 1}, "
+        "indentation: {indent-sequences: consistent}}}"
     )
     settings = importlib.import_module("yamllint.config").YamlLintConfig(rules)
     files = [path for path in DEPLOYMENT.rglob("*.y*ml") if "templates" not in path.parts]
@@ -235,3 +236,23 @@ def test_keys_of_clients_are_checked_before_nginx_reads_them() -> None:
             front.client_keys(bad)
         assert bad not in str(refused.value)
     assert front.token_map([long, long], "abc") == f'"~^Bearer \\Q{long}\\E$" "Bearer abc";\n'
+
+
+def test_tests_that_the_threat_model_names_exist() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if "`tests/" in line]
+    assert len(rows) > 12
+    for row in rows:
+        files = [(ROOT / name).read_text(encoding="utf-8") for name in re.findall(r"`(tests/[\w/.]+)`", row)]
+        for name in re.findall(r"`(test_\w+)`", row):
+            assert any(f"def {name}(" in file for file in files), name
+
+
+@pytest.mark.parametrize("page", ["operations.md", "deployment.md"])
+def test_links_and_paths_of_the_pages_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]*)(?:#[\w-]+)?\)", text):
+        assert not target or (ROOT / "docs" / target).is_file(), target
+    later = {"scripts/ready", "scripts/deploy"}  # files of commands that may come in another change
+    for path in set(re.findall(r"`((?:scripts|tests|archive)/[\w/.-]+)`", text)) - later:
+        assert (ROOT / path).exists(), path
