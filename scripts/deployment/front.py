@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -130,6 +131,14 @@ def follow(chosen: argparse.Namespace, process: subprocess.Popen[bytes], known: 
     return process.returncode
 
 
+def pass_on(process: subprocess.Popen[bytes]) -> None:
+    """Hand nginx's log on, until it ends. It opens its standard output by name, which only a pipe of ours allows."""
+    assert process.stdout is not None  # noqa: S101, for the types
+    while data := os.read(process.stdout.fileno(), 1 << 16):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
 def main() -> int:
     chosen = parser().parse_args()
     os.umask(0o077)
@@ -139,9 +148,10 @@ def main() -> int:
     except FrontError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    process = subprocess.Popen(
-        [chosen.nginx, "-p", f"{chosen.folder}/", "-c", "nginx.conf", "-e", "stderr", *_as_root()]
-    )
+    command = [chosen.nginx, "-p", f"{chosen.folder}/", "-c", "nginx.conf", "-e", "stderr", *_as_root()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    logs = threading.Thread(target=pass_on, args=(process,), daemon=True)
+    logs.start()
 
     def drain(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -150,7 +160,9 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, drain)
     signal.signal(signal.SIGINT, drain)
-    return follow(chosen, process, known)
+    status = follow(chosen, process, known)
+    logs.join(timeout=5)
+    return status
 
 
 def _as_root() -> list[str]:

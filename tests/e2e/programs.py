@@ -96,7 +96,6 @@ def front(server: Server, folder: Path, *options: str) -> Iterator[Front]:
     command += ["--rest", urlparse(config["inference_address"]).netloc]
     command += ["--grpc", f"{config['grpc_inference_address']}:{config['grpc_inference_port']}", *options]
     (folder / "nginx").mkdir()
-    # nginx opens its standard output by name: through a pipe, because a file would be written from its start again.
     with (folder / "front.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     with ended(process):
