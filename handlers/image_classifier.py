@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
 
 import torch
 
-from handlers import cpus, loading
+from handlers import cpus, loading, tasks
 from handlers.engines.graphs import sizes_up_to
 from handlers.images import gpu_decoder, preparation
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
+from handlers.protocol.interface import Interface
 from handlers.protocol.options import whole_number
 from handlers.protocol.reader import Reader
-from handlers.protocol.request import Request, caught, gather, gather_options, gather_owners, scatter
+from handlers.protocol.request import caught
 from handlers.serving.handler import Handler
-from handlers.serving.isolation import run_isolated
+from handlers.serving.inputs import Inputs, Options
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import ImageSettings
-from handlers.tasks import scores
+from handlers.tasks.shared import scores
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Input = preparation.Crop | preparation.Ready | preparation.DeviceCrop
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
 
-class ImageClassifier(Handler[ImageSettings]):
+class ImageClassifier(Handler[ImageSettings, Input]):
     """Encoded images in, top-k labels with probabilities out, one answer a row."""
 
     def initialize(self, context: Context) -> None:
@@ -46,12 +46,17 @@ class ImageClassifier(Handler[ImageSettings]):
             settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype
         )
         self.model.description["decoder"] = self.gpu.details if self.gpu else {"name": "Pillow", "why": why}
-        self.reader = Reader(
-            options={"top_k": whole_number(1, len(self.labels))},
-            media=preparation.MEDIA,
+        self.interface = Interface(
+            wanted=preparation.MEDIA,
             accepts=lambda media_type: not media_type.startswith("text/"),
             max_inputs=settings.max_inputs,
+            options={"top_k": whole_number(1, len(self.labels))},
+            other_options=tasks.option_names(),
+            name=context.model_name,
+            task="image-classification",
+            description=self.model.description,
         )
+        self.reader = Reader(self.interface)
         share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
@@ -70,7 +75,7 @@ class ImageClassifier(Handler[ImageSettings]):
             self.at_once = sizes[-1]
         for smaller, size in reversed(list(pairwise([0, *sizes]))):
             try:
-                self.inference([preparation.blank(self.model.settings.preprocess)] * size)
+                self.run([preparation.blank(self.model.settings.preprocess)] * size)
             except torch.OutOfMemoryError:
                 if not smaller:
                     raise
@@ -78,44 +83,33 @@ class ImageClassifier(Handler[ImageSettings]):
                 self.at_once = smaller
                 logger.warning("memory is short: batches of more than %d images are cut", smaller)
 
-    def preprocess(self, batch: Sequence[Request]) -> None:
-        """Payloads -> crops and ready tensors."""
-        files = map(caught(preparation.file_of), gather(batch, "payloads"))
-        scatter(batch, files, "payloads", "inputs")
-        for request in batch:
-            if request.open:
-                counts = list(map(preparation.inputs_in, request.inputs))
-                request.check(self.reader.refuse_many, sum(counts))
-                request.check(preparation.refuse_stack_in_list, counts)
-            if request.open:
-                request.check(preparation.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
-        prepared = self.prepare_all(gather(batch, "inputs"))
-        scatter(batch, prepared, "inputs", "inputs")
-        for request in batch:
-            if request.open:
-                _flatten(request)
-                request.check(self.reader.refuse_many, len(request.inputs))
+    def prepare(self, inputs: Inputs[object]) -> Inputs[Input]:
+        """Return files as clients sent them as crops and ready tensors; a .npy file may hold several."""
+        files = inputs.each(lambda payload, _: preparation.file_of(payload)).checked(self._refuse_files)
+        return files.together(self.prepare_all).flattened()
 
-    def inference(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """Crops and ready tensors -> logits (N, classes) on the device."""
+    def _refuse_files(self, files: Sequence[bytes], options: Options) -> None:
+        """Raises RequestError if the files of one request are too many, or too much together."""
+        counts = list(map(preparation.inputs_in, files))
+        self.interface.refuse_many(sum(counts))
+        preparation.refuse_stack_in_list(counts)
+        preparation.refuse_together(files, TOGETHER * self.model.settings.max_pixels)
+
+    def run(self, inputs: Sequence[Input]) -> torch.Tensor:
+        """Return the logits of crops and ready tensors: (N, classes), on the device."""
         size = self.at_once
         parts = [self.model.engine.run(self.batcher(inputs[i : i + size])) for i in range(0, len(inputs), size)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def postprocess(self, batch: Sequence[Request]) -> None:
-        """Inputs -> top-k labels with probabilities."""
-        inputs = zip(gather(batch, "inputs"), gather_options(batch, "inputs"), strict=True)
-        results = run_isolated(self._classify, list(inputs), gather_owners(batch, "inputs"))
-        scatter(batch, results, "inputs", "results")
-
-    def _classify(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
-        logits = self.inference([item for item, _ in inputs])
+    def predict(self, inputs: Sequence[tuple[Input, Options]]) -> list[object]:
+        """Return the likeliest classes of each image, with probabilities."""
+        logits = self.run([item for item, _ in inputs])
         default = min(self.model.settings.top_k, len(self.labels))
         counts = [options.get("top_k", default) for _, options in inputs]
         return scores.top_k(logits, counts, self.labels, self.function)
 
     def prepare_all(self, files: Sequence[bytes]) -> list[list[Input] | RequestError]:
-        """Crops or ready tensors of each file, in order; the CPU works on what the GPU does not decode."""
+        """Return the crops or ready tensors of each file, in order; the CPU decodes what the GPU does not."""
         jpegs = [self.gpu.accept(data, self.model.settings.max_pixels) if self.gpu else None for data in files]
         on_cpu = {index: self._submit(files[index]) for index, jpeg in enumerate(jpegs) if jpeg is None}
         prepared: dict[int, list[Input] | RequestError] = {}
@@ -128,17 +122,9 @@ class ImageClassifier(Handler[ImageSettings]):
         return [prepared[index] for index in range(len(files))]
 
     def _submit(self, data: bytes) -> Future[list[Input] | RequestError]:
-        return self.decoders.submit(caught(self.prepare), data)
+        return self.decoders.submit(caught(self.prepare_one), data)
 
-    def prepare(self, payload: object) -> list[Input]:
-        """One payload, on the CPU -> one crop, or the tensors of a .npy file. Raises RequestError."""
+    def prepare_one(self, payload: object) -> list[Input]:
+        """Return one payload, prepared on the CPU: one crop, or the tensors of a .npy file. Raises RequestError."""
         settings = self.model.settings
-        prepared = preparation.prepare(preparation.file_of(payload), settings.preprocess, settings.max_pixels)
-        return list(prepared)
-
-
-def _flatten(request: Request) -> None:
-    """A .npy file with several images stands for as many inputs, and gets a list for an answer."""
-    if request.shape == "one" and len(request.inputs[0]) > 1:
-        request.shape = "list"
-    request.inputs = [item for prepared in request.inputs for item in prepared]
+        return list(preparation.prepare(preparation.file_of(payload), settings.preprocess, settings.max_pixels))

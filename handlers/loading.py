@@ -15,13 +15,13 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from handlers import caches, placement, settings
-from handlers.engines import Engine, EngineSpec
+from handlers.engines import EngineSpec, LoadedEngine
 from handlers.protocol.context import Context
 from handlers.selection import choosing
 
 logger = logging.getLogger(__name__)
 
-PARITY_GATE = "parity_gate"  # a system property that archive/probe.py sets, and TorchServe does not know
+PARITY_GATE = "parity_gate"  # a system property that archive/trial_run.py sets, and TorchServe does not know
 
 S = TypeVar("S", bound=settings.Settings)
 
@@ -33,7 +33,7 @@ class Model(Generic[S]):
     folder: Path
     settings: S
     spec: EngineSpec
-    engine: Engine
+    engine: LoadedEngine
     description: dict[str, Any]
 
     @property

@@ -1,4 +1,4 @@
-"""Image preprocessing as Hugging Face and timm checkpoints describe it -> Preprocess."""
+"""Reads image preprocessing as Hugging Face and timm checkpoints describe it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from archive.checkpoints.sources import CheckpointError, listed, read_json, refuse_custom_code
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.json_files import read_json, refuse_custom_code
 from handlers.images.preparation import Preprocess
+from handlers.misfits import listed
 
 Triple = tuple[float, float, float]
 
@@ -27,7 +29,7 @@ SWITCHES = (("do_resize", True), ("do_rescale", True), ("rescale_offset", False)
 
 @dataclass(frozen=True)
 class _Family:
-    """What an image processor of transformers does where its file is silent.
+    """What an image processor of transformers does if its file does not say.
 
     Source: the class attributes in transformers/models/*/image_processing_*.py.
     """
@@ -38,7 +40,7 @@ class _Family:
     resample: int = 3
     mean: Triple = HALF
     std: Triple = HALF
-    top: bool = False  # divides by std once more, where include_top says so
+    top: bool = False  # divides by std once more if include_top says so
 
 
 _CONVNEXT = _Family({"shortest_edge": 384}, square=False)
@@ -59,7 +61,7 @@ _FAMILIES = {
 
 
 def folder_preprocess(folder: Path) -> Preprocess | None:
-    """What a Hugging Face folder says of its preprocessing; None if it says nothing.
+    """Return the preprocessing that a Hugging Face folder describes; None if it describes none.
 
     As in transformers' get_image_processor_dict, "image_processor" in processor_config.json (as newer releases save
     a processor) comes before preprocessor_config.json. Raises CheckpointError as `read_preprocess` does.
@@ -77,12 +79,14 @@ def folder_preprocess(folder: Path) -> Preprocess | None:
 
 
 def read_preprocess(config: Mapping[str, object]) -> Preprocess:
-    """The content of a Hugging Face preprocessor_config.json -> Preprocess.
+    """Read the content of a Hugging Face preprocessor_config.json.
 
-    Processors of _FAMILIES are understood, under their new and old class names; what a file leaves out is as the
-    class has it. A file that names no class is ConvNext's, ResNet's default.
-    Raises CheckpointError, with the setting's name, for what Preprocess cannot express: images that are not
-    square, no resizing, no rescaling to 0..1, padding, BGR, another processor class.
+    Processors of _FAMILIES are understood, under their new and old class names. A setting that the file leaves out
+    has its class's default. A file that names no class is ConvNext's, which is ResNet's default.
+
+    Raises:
+        CheckpointError: with the setting's name, for what Preprocess cannot express: images that are not square, no
+            resizing, no rescaling to 0..1, padding, BGR, another processor class.
     """
     family = _family(config)
     _refuse_switches(config)
@@ -110,12 +114,14 @@ def read_preprocess(config: Mapping[str, object]) -> Preprocess:
 
 
 def read_timm_preprocess(pretrained_cfg: Mapping[str, object]) -> Preprocess:
-    """The pretrained_cfg of a timm model -> Preprocess, as timm evaluates with it.
+    """Read the pretrained_cfg of a timm model as timm evaluates with it.
 
-    input_size (3, S, S), crop_pct, crop_mode "center", interpolation, mean and std are read; defaults are
-    those of timm.data.resolve_data_config, the resized edge is floor(S / crop_pct) as in
+    input_size (3, S, S), crop_pct, crop_mode "center", interpolation, mean and std are read. Their defaults are those
+    of timm.data.resolve_data_config. The resized edge is floor(S / crop_pct) as in
     timm.data.transforms_factory.transforms_imagenet_eval. test_input_size and test_crop_pct are not read.
-    Raises CheckpointError, with the setting's name, for what Preprocess cannot express.
+
+    Raises:
+        CheckpointError: with the setting's name, for what Preprocess cannot express.
     """
     size = timm_size(_set(pretrained_cfg, "input_size", (3, 224, 224)))
     crop_mode = _set(pretrained_cfg, "crop_mode", "center")
@@ -143,7 +149,7 @@ def _or(config: Mapping[str, object], key: str, default: object) -> object:
 
 
 def _set(config: Mapping[str, object], key: str, default: object) -> object:
-    # timm takes an empty or zero setting for none.
+    # timm takes an empty or zero setting as not given.
     return config.get(key) or default
 
 
@@ -194,7 +200,7 @@ def _geometry(config: Mapping[str, object], family: _Family) -> tuple[int, int, 
 
 
 def _edge(key: str, value: object, square: bool) -> tuple[int, str]:
-    """A size setting -> (edge in pixels, resize_mode); a bare number means what `square` says."""
+    """Return (edge in pixels, resize_mode) for a size setting. square: whether a bare number means a square."""
     if isinstance(value, Mapping):
         given = {name: edge for name, edge in value.items() if edge is not None}
         if set(given) == {"shortest_edge"}:
@@ -218,7 +224,7 @@ def _square(key: str, value: object) -> int:
 
 
 def timm_size(value: object) -> int:
-    """The side of timm's input_size. Raises CheckpointError for what is not (3, S, S)."""
+    """Return the side of timm's input_size in pixels. Raises CheckpointError if it is not (3, S, S)."""
     if not isinstance(value, (list, tuple)) or len(value) != 3 or value[0] != 3 or value[1] != value[2]:
         raise CheckpointError(f"input_size {value!r} cannot be expressed, wanted (3, S, S). {BY_HAND}")
     return _pixels("input_size", value[1])

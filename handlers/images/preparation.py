@@ -21,6 +21,7 @@ from PIL import Image
 
 from handlers.images import formats
 from handlers.images.formats import decode as decode
+from handlers.protocol import charsets
 from handlers.protocol.errors import EmptyRequest, InvalidImage, InvalidInput, PayloadTooLarge, RequestError
 from handlers.protocol.wording import kind_of, names_of
 
@@ -93,6 +94,7 @@ def from_base64(value: object) -> bytes:
         raise InvalidInput(f"a string of {len(value)} characters came that is not base64") from None
     if not data:
         raise EmptyRequest("an empty string came where an image belongs")
+    charsets.refuse_compressed(data, "the image")
     return data
 
 
@@ -187,11 +189,12 @@ def resized_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, 
 
 
 def read_tensor(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Ready]:
-    """The images of a .npy file, one or several.
+    """Return the images of a .npy file, one or several.
 
     float16 or float32, (3, S, S) or (N, 3, S, S): normalised by the client, taken as they are.
     uint8, (S, S, 3) or (N, S, S, 3): crops in RGB, which are normalised here.
     uint8, (H, W, 3) or (N, H, W, 3) of another height or width: whole RGB images, resized and cropped as files are.
+    A file of N = 1 is one image, and is answered as a file without the first axis: not by a list.
 
     The header is checked against the bytes that came before anything is allocated. Never unpickles.
     Raises InvalidImage or PayloadTooLarge.
@@ -210,7 +213,9 @@ def read_tensor(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Cr
         raise InvalidImage(f"a .npy tensor of {kind} {shape} came; wanted: {wanted}")
     count = math.prod(shape)
     body = len(data) - start
-    if body != count * dtype.itemsize or count == 0:
+    if count == 0:
+        raise InvalidImage(f"a .npy tensor of {shape} came, which holds no image; wanted: {wanted}")
+    if body != count * dtype.itemsize:
         raise InvalidImage(f"a .npy tensor of {shape} has {count * dtype.itemsize} bytes, but {body} came")
     if count // 3 > max_pixels:
         raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")

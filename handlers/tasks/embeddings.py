@@ -12,13 +12,20 @@ from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
 from handlers.protocol.errors import NotFinite
 from handlers.settings import Pooling
-from handlers.tasks.base import Archive, Input, TextTask
+from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.task import Archive, Input, TextTask
+
+HEAD = Head("AutoModel", ("Model",), output="last_hidden_state", rows="token")
+OPTIONS = tuple(encodings.OPTIONS)
 
 
 def pool(vectors: torch.Tensor, cu_seqlens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """(T, hidden) packed token vectors -> (N, len(modes) * hidden) fp32 embeddings.
+    """Return one embedding per text: (N, len(modes) * hidden), fp32.
 
-    Modes are those of sentence_transformers.models.Pooling: added tokens count, padding does not exist here.
+    Args:
+        vectors: (T, hidden) packed token vectors, of any dtype. Tokens that the tokenizer added count.
+        cu_seqlens: (N + 1,) int32, where each text begins in `vectors`; the last is T.
+        pooling: modes of sentence_transformers.models.Pooling, concatenated in their order.
     """
     vectors = vectors.float()
     offsets = cu_seqlens.long()  # (N + 1,)
@@ -43,7 +50,7 @@ def _pool_one(vectors: torch.Tensor, offsets: torch.Tensor, mode: str) -> torch.
 
 
 def significant(values: torch.Tensor, digits: int) -> torch.Tensor:
-    """Round fp32 values to so many significant decimal digits; the shortest JSON of each is then that short.
+    """Return fp32 values rounded to so many significant decimal digits, so that their JSON is that short.
 
     Values that are not finite, and those below 1e-30, stay as they are. 9 digits and more change nothing.
     """
@@ -58,22 +65,23 @@ def significant(values: torch.Tensor, digits: int) -> torch.Tensor:
 
 
 class Embeddings(TextTask):
-    """Token vectors (T, hidden) -> one embedding per text: numbers, base64 or bytes, see protocol/encodings.py.
+    """Answers with one embedding per text: numbers, base64, or exact values for bytes (protocol/encodings.py).
 
-    digits: significant decimal digits of a number in JSON.
+    Args:
+        digits: significant decimal digits of a number in JSON.
     """
 
     options = encodings.OPTIONS
-    forms = encodings.MEDIA_TYPES
+    media_types = encodings.MEDIA_TYPES
 
     def __init__(self, pooling: Pooling, digits: int = encodings.DIGITS["fp32"]) -> None:
         self.pooling, self.digits = pooling, digits
 
-    def figures(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    def comparable(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         return pool(outputs, batch.cu_seqlens, self.pooling)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        embeddings = self.figures(outputs, batch)  # (N, hidden)
+        embeddings = self.comparable(outputs, batch)  # (N, hidden)
         finite = embeddings.isfinite().all(dim=1)
         wanted = [options.get("encoding_format", "float") for _, options in inputs]
         if "float" in wanted:

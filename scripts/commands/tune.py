@@ -32,7 +32,7 @@ Answers are compared with those to requests sent alone; a setting with errors or
 
 The goal is the most requests/s: with --p99-ms under the condition that 99 of 100 answers come in time, with
 --max-throughput without a condition. The choice is confirmed in an open loop at 70 % of the rate that it reached (see
-docs/serving.md). First stop other programs on the GPU, the model's own server too: they would disturb this.
+docs/batching.md). First stop other programs on the GPU, the model's own server too: they would disturb this.
 """
 EPILOG = """\
 examples:

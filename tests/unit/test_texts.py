@@ -404,9 +404,9 @@ def test_accepts(media_type: str, taken: bool) -> None:
     assert tokenization.accepts(media_type) is taken
 
 
-@pytest.mark.parametrize("task", ["embeddings", "sequence-classification"])
-def test_pairs_are_offered_where_they_are_taken(task: str) -> None:
-    assert ("text_pair" in tokenization.media(task)) is (task == "sequence-classification")
+@pytest.mark.parametrize("takes_pairs", [False, True])
+def test_pairs_are_offered_where_they_are_taken(takes_pairs: bool) -> None:
+    assert ("text_pair" in tokenization.wanted(takes_pairs)) is takes_pairs
 
 
 @pytest.mark.parametrize(

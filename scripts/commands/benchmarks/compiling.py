@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from handlers.engines import Engine
+from handlers.engines import LoadedEngine
 
 
 class Compiled:
@@ -33,6 +33,6 @@ class Compiled:
         return self.compiled(**inputs)
 
 
-def engine(run: Any) -> Engine:
-    """An Engine of `run`, with the library and mode for the report."""
-    return Engine(run, {"library": f"torch {torch.__version__}", "mode": Compiled.MODE})
+def engine(run: Any) -> LoadedEngine:
+    """A LoadedEngine of `run`, with the library and mode for the report."""
+    return LoadedEngine(run, {"library": f"torch {torch.__version__}", "mode": Compiled.MODE})

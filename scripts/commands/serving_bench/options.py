@@ -14,7 +14,7 @@ from serving_bench.load_options import add_load_options
 DESCRIPTION = """\
 Measure what a client gets: start a real TorchServe with the archives on free ports, put it under load, and report
 requests/s, latencies, errors, batch sizes, where a request's time goes, and what CPU, memory and GPU it takes.
-docs/serving.md explains each figure.
+docs/batching.md explains each figure.
 
 For each archive and each number of workers it runs a closed loop with each number of clients: a client sends its next
 request as soon as its last is answered. Then it runs an open loop at --rate: requests come at random moments, even if
