@@ -19,7 +19,9 @@ from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
 from handlers import LOCAL
 from handlers.engines import networks
-from handlers.images.preparation import Batcher, Preprocess, prepare
+from handlers.images.batching import Batcher
+from handlers.images.preparation import prepare
+from handlers.images.preprocess import Preprocess
 from handlers.settings import Pooling
 
 # Of a residual branch against its shortcut; 0 would be arXiv:1706.02677, section 5.1.

@@ -21,7 +21,7 @@ from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES, TORCH
 from archive.jobs import ImageJob, TextJob
 from handlers import engines
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 from handlers.settings import ImageSettings, Pooling, Settings, TextSettings
 
 IMAGENET_LABELS = Path(__file__).parent / "resnet101" / "labels.txt"

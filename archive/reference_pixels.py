@@ -20,8 +20,8 @@ from transformers.image_utils import ChannelDimension, load_image
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.sources import CheckpointError
 from handlers import LOCAL
-from handlers.images import preparation
-from handlers.images.preparation import Preprocess
+from handlers.images import formats, npy_files
+from handlers.images.preprocess import Preprocess
 
 Pixels = Callable[[bytes], torch.Tensor]
 # Deeper ones transformers clips at 255, where the handler scales them.
@@ -46,7 +46,7 @@ def pixels_of(checkpoint: ImageCheckpoint, preprocess: Preprocess, max_pixels: i
 
 
 def _pixels(sample: bytes, steps: Callable[[Image.Image], torch.Tensor], max_pixels: int) -> torch.Tensor:
-    if sample.startswith(preparation.NPY_MAGIC):
+    if sample.startswith(npy_files.NPY_MAGIC):
         ready = torch.from_numpy(np.load(io.BytesIO(sample), allow_pickle=False)).float()
         return ready.unsqueeze(0) if ready.dim() == 3 else ready
     return steps(_loaded(sample, max_pixels))
@@ -61,7 +61,7 @@ def _loaded(sample: bytes, max_pixels: int) -> Image.Image:
                 return Image.fromarray(np.asarray(load_image(image)))
     except Exception:  # noqa: S110, broken data beside the pixels, on which Pillow fails in many ways
         pass
-    return preparation.decode(sample, max_pixels)
+    return formats.decode(sample, max_pixels)
 
 
 def _processor(checkpoint: ImageCheckpoint) -> Callable[[Image.Image], torch.Tensor]:

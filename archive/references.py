@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from archive.jobs import ImageJob, Job, TextJob
-from handlers.images import preparation
+from handlers.images import batching, preparation
 from handlers.selection.references import COUNT, LONGEST, Images, Texts
 
 CHARACTERS_A_TOKEN = 8  # at most, in the mean, so that a text of so many is long enough to be cut
@@ -39,7 +39,7 @@ def spread(samples: Sequence[T], count: int) -> list[T]:
 
 def _of_images(job: ImageJob) -> Images:
     chosen = job.settings
-    batcher = preparation.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
+    batcher = batching.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
     samples = spread(job.samples(), COUNT)
     tensors = [batcher(preparation.prepare(sample, chosen.preprocess, chosen.max_pixels)) for sample in samples]
     half = torch.cat(tensors)[:COUNT].half()  # the reference is of these exactly

@@ -13,7 +13,7 @@ import torch
 
 from handlers import cpus, loading
 from handlers.engines.graphs import sizes_up_to
-from handlers.images import gpu_decoder, preparation
+from handlers.images import batching, cropping, gpu_decoder, npy_files, payloads, preparation
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
 from handlers.protocol.options import whole_number
@@ -27,7 +27,7 @@ from handlers.tasks import scores
 
 logger = logging.getLogger(__name__)
 
-Input = preparation.Crop | preparation.Ready | preparation.DeviceCrop
+Input = cropping.Crop | npy_files.Normalised | batching.DeviceCrop
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
 
@@ -41,14 +41,14 @@ class ImageClassifier(Handler[ImageSettings]):
         self.labels: list[str] = json.loads((self.model.folder / "labels.json").read_text(encoding="utf-8"))
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
         self.function = scores.score_function(config, len(self.labels))
-        self.batcher = preparation.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
+        self.batcher = batching.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
         self.gpu, why = gpu_decoder.load(
             settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype
         )
         self.model.description["decoder"] = self.gpu.details if self.gpu else {"name": "Pillow", "why": why}
         self.reader = Reader(
             options={"top_k": whole_number(1, len(self.labels))},
-            media=preparation.MEDIA,
+            media=payloads.MEDIA,
             accepts=lambda media_type: not media_type.startswith("text/"),
             max_inputs=settings.max_inputs,
         )
@@ -70,7 +70,7 @@ class ImageClassifier(Handler[ImageSettings]):
             self.at_once = sizes[-1]
         for smaller, size in reversed(list(pairwise([0, *sizes]))):
             try:
-                self.inference([preparation.blank(self.model.settings.preprocess)] * size)
+                self.inference([cropping.blank(self.model.settings.preprocess)] * size)
             except torch.OutOfMemoryError:
                 if not smaller:
                     raise
@@ -80,15 +80,15 @@ class ImageClassifier(Handler[ImageSettings]):
 
     def preprocess(self, batch: Sequence[Request]) -> None:
         """Payloads -> crops and ready tensors."""
-        files = map(caught(preparation.file_of), gather(batch, "payloads"))
+        files = map(caught(payloads.file_of), gather(batch, "payloads"))
         scatter(batch, files, "payloads", "inputs")
         for request in batch:
             if request.open:
-                counts = list(map(preparation.inputs_in, request.inputs))
+                counts = list(map(npy_files.images_in, request.inputs))
                 request.check(self.reader.refuse_many, sum(counts))
-                request.check(preparation.refuse_stack_in_list, counts)
+                request.check(payloads.refuse_stack_in_list, counts)
             if request.open:
-                request.check(preparation.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
+                request.check(payloads.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
         prepared = self.prepare_all(gather(batch, "inputs"))
         scatter(batch, prepared, "inputs", "inputs")
         for request in batch:
@@ -133,7 +133,7 @@ class ImageClassifier(Handler[ImageSettings]):
     def prepare(self, payload: object) -> list[Input]:
         """One payload, on the CPU -> one crop, or the tensors of a .npy file. Raises RequestError."""
         settings = self.model.settings
-        prepared = preparation.prepare(preparation.file_of(payload), settings.preprocess, settings.max_pixels)
+        prepared = preparation.prepare(payloads.file_of(payload), settings.preprocess, settings.max_pixels)
         return list(prepared)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 ON_MISMATCH = ("rebuild", "refuse")
 DECODERS = ("auto", "gpu", "cpu")

@@ -18,7 +18,8 @@ from handlers.serving.handler import Handler
 from handlers.serving.isolation import run_isolated
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import TextSettings
-from handlers.texts import tokenization
+from handlers.texts import network_inputs, payloads, tokenization
+from handlers.texts.micro_batches import micro_batches
 
 Input = tuple[tokenization.Encoded, Mapping[str, Any]]
 
@@ -31,14 +32,14 @@ class TextEncoder(Handler[TextSettings]):
         self.model = loading.load(context, "text-encoder", TextSettings)
         settings = self.model.settings
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
-        tokenization.refuse_positions(config, settings.max_tokens)
+        network_inputs.refuse_positions(config, settings.max_tokens)
         self.tokenizer = tokenization.Tokenizer(self.model.folder, settings)
-        self.token_types = tokenization.has_token_types(config, self.model.folder)
+        self.token_types = network_inputs.has_token_types(config, self.model.folder)
         self.task = tasks.load(self.model.folder, settings, self.tokenizer, self.model.spec.precision)
         self.reader = Reader(
             options={"truncate": yes_or_no, **self.task.options},
-            media=tokenization.media(settings.task),
-            accepts=tokenization.accepts,
+            media=payloads.media(settings.task),
+            accepts=payloads.accepts,
             max_inputs=settings.max_inputs,
             forms=self.task.forms,
         )
@@ -52,7 +53,7 @@ class TextEncoder(Handler[TextSettings]):
         scatter(batch, map(caught(self.read), sent), "payloads", "inputs")
         for request in batch:
             if request.open:
-                request.check(tokenization.refuse_together, request.inputs, self.model.settings.max_chars_together)
+                request.check(payloads.refuse_together, request.inputs, self.model.settings.max_chars_together)
         scatter(batch, self.tokenizer.encode(gather(batch, "inputs")), "inputs", "inputs")
         checked = map(caught(self.task.check), gather(batch, "inputs"))
         scatter(batch, checked, "inputs", "inputs")
@@ -66,7 +67,7 @@ class TextEncoder(Handler[TextSettings]):
         lengths = [len(encoded.ids) for encoded, _ in inputs]
         engine = self.model.engine
         budget = self.model.settings.token_budget or engine.token_budget
-        for places in tokenization.micro_batches(lengths, budget, engine.pads):
+        for places in micro_batches(lengths, budget, engine.pads):
             chosen = [inputs[place] for place in places]
             outputs, batch = self.forward([encoded for encoded, _ in chosen])
             answers |= zip(places, self.task.answer(outputs, batch, chosen), strict=True)
@@ -85,8 +86,8 @@ class TextEncoder(Handler[TextSettings]):
         batch = TokenBatch.pack(ids, types, self.model.device, self.task.selected(encoded))
         return self.model.engine.run(batch), batch
 
-    def read(self, sent: tuple[object, Mapping[str, Any]]) -> tokenization.Text:
+    def read(self, sent: tuple[object, Mapping[str, Any]]) -> payloads.Text:
         """One payload with its request's options -> a text. Raises RequestError."""
         payload, options = sent
         settings = self.model.settings
-        return tokenization.read(payload, settings, self.task.takes_pairs, options.get("truncate", settings.truncate))
+        return payloads.read(payload, settings, self.task.takes_pairs, options.get("truncate", settings.truncate))

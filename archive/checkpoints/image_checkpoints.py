@@ -22,7 +22,7 @@ from archive.checkpoints.preprocess_configs import folder_preprocess, read_prepr
 from archive.checkpoints.resnet_layouts import infer_config, layout_of, refuse_variants, served_state, unused
 from archive.checkpoints.sources import CheckpointError, locate, read_json, refuse_custom_code, weight_file
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 __all__ = ["CheckpointError", "ImageCheckpoint", "read", "read_preprocess", "read_timm_preprocess"]
 

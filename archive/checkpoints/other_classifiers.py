@@ -22,7 +22,7 @@ from archive.checkpoints.resnet_layouts import FLOATS
 from archive.checkpoints.sources import CheckpointError, listed, weight_file
 from handlers import LOCAL
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from archive.checkpoints.image_checkpoints import ImageCheckpoint

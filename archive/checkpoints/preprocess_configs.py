@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from archive.checkpoints.sources import CheckpointError, listed, read_json, refuse_custom_code
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 Triple = tuple[float, float, float]
 

@@ -14,7 +14,7 @@ from archive.checkpoints.sentence_folders import SentenceFolder
 from archive.checkpoints.sources import HUB_TEXT, CheckpointError, listed, locate, weight_file
 from handlers.engines.torch_eager import AUTO_MODELS
 from handlers.settings import Pooling
-from handlers.texts.tokenization import positions_of
+from handlers.texts.network_inputs import positions_of
 
 TASKS = {
     "ForSequenceClassification": "sequence-classification",

@@ -13,7 +13,7 @@ from typing import Any
 from archive.checkpoints.class_labels import labels_of, names_in, placeholders
 from archive.checkpoints.preprocess_configs import read_timm_preprocess, timm_size
 from archive.checkpoints.sources import CheckpointError
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 # Of timm's names those whose every layer is torchvision's; anti-aliased ones have the same weight names.
 _PLAIN = re.compile(

@@ -206,7 +206,7 @@ def _token_ids(spec: EngineSpec) -> list[list[int]]:
     """SENTENCES, and for a GPU a text of all of them that is as long as the model takes."""
     import tokenizers
 
-    from handlers.texts.tokenization import positions_of
+    from handlers.texts.network_inputs import positions_of
 
     tokenizer = tokenizers.Tokenizer.from_file(str(spec.model_dir / "tokenizer.json"))
     tokenizer.no_padding()

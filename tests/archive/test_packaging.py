@@ -40,8 +40,8 @@ from archive.probe import ProbeContext
 from handlers import placement
 from handlers.engines import networks, tensorrt
 from handlers.image_classifier import ImageClassifier
-from handlers.images import preparation
-from handlers.images.preparation import Preprocess
+from handlers.images import batching, cropping, preparation
+from handlers.images.preprocess import Preprocess
 from handlers.selection import on_cpu
 
 Run = Callable[..., tuple[int, str]]
@@ -378,7 +378,7 @@ def test_auto_leaves_out_a_precision_that_fails_and_records_it(
         "name": "fp32",
         "why": "bf16 did not pass the parity gate when the archive was packaged",
     }
-    assert handler.inference([preparation.blank(handler.model.settings.preprocess)]).isfinite().all()
+    assert handler.inference([cropping.blank(handler.model.settings.preprocess)]).isfinite().all()
 
 
 def test_an_archive_that_does_not_load_is_refused_with_the_reason(
@@ -507,7 +507,7 @@ def test_random_resnets_are_scaled_so_that_fp16_stays_finite() -> None:
     assert all(torch.equal(value, again.state[name]) for name, value in checkpoint.state.items())
     model = ResNetForImageClassification(config).train(False)
     model.load_state_dict(checkpoint.state)
-    batch = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batch = batching.Batcher(preprocess, torch.device("cpu"), torch.float32)
     pixels = batch([crop for photo in photographs for crop in preparation.prepare(photo, preprocess, 50_000_000)])
     logits = model(pixels).logits
     half = model.half()(pixels.half()).logits.float()

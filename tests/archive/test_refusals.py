@@ -22,7 +22,7 @@ from archive.checkpoints import text_checkpoints
 from archive.checkpoints.sources import CheckpointError
 from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 Run = Callable[..., tuple[int, str]]
 

@@ -22,8 +22,8 @@ from transformers.image_utils import load_image
 
 from archive.checkpoints.image_checkpoints import read_preprocess
 from handlers.image_classifier import ImageClassifier
-from handlers.images import preparation
-from handlers.images.preparation import Preprocess
+from handlers.images import batching, preparation
+from handlers.images.preprocess import Preprocess
 
 ARCHIVE = Path(__file__).parents[2] / "archive"
 DIGITS = ARCHIVE / "digits"
@@ -134,7 +134,7 @@ def theirs(data: bytes, processor: Any) -> torch.Tensor:
 
 def ours(data: bytes, preprocess: Preprocess) -> torch.Tensor:
     """(1, 3, S, S), by the handler."""
-    return preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)(
+    return batching.Batcher(preprocess, torch.device("cpu"), torch.float32)(
         preparation.prepare(data, preprocess, MAX_PIXELS)
     )
 

@@ -20,7 +20,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from archive.checkpoints.image_checkpoints import CheckpointError, ImageCheckpoint, read
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 Tensors = dict[str, torch.Tensor]
 LABELS = Path(__file__).parents[2] / "archive" / "resnet101" / "labels.txt"

@@ -17,7 +17,7 @@ from archive import options, package, recipes
 from archive.checkpoints import other_classifiers
 from archive.checkpoints.image_checkpoints import CheckpointError, read
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 CLASSES = 5
 NAMES = {index: f"kind {index}" for index in range(CLASSES)}

@@ -9,7 +9,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from archive.checkpoints.preprocess_configs import folder_preprocess, read_preprocess, read_timm_preprocess
 from archive.checkpoints.sources import CheckpointError
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

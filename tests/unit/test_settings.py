@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers import settings
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 from handlers.settings import ImageSettings, Pooling, Settings, SettingsError, TextSettings
 
 positive = st.integers(1, 10**9)

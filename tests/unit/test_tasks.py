@@ -28,7 +28,8 @@ from handlers.tasks.fill_mask import FillMask, mask_token
 from handlers.tasks.scores import score_function, top_k
 from handlers.tasks.sequence_classification import SequenceClassification
 from handlers.tasks.token_classification import TokenClassification
-from handlers.texts.tokenization import Encoded, Text, Tokenizer
+from handlers.texts.payloads import Text
+from handlers.texts.tokenization import Encoded, Tokenizer
 
 LABELS = ["a", "b", "c", "d"]
 BROKEN = [float("nan"), float("inf"), float("-inf")]

@@ -1,9 +1,9 @@
-"""TIFF files, of which only known layouts reach Pillow, in a directory of our own.
+"""TIFF files: only layouts that Pillow decodes right reach it, in a directory written here.
 
-Pillow decodes some layouts wrongly without a word (16 bits in planes come out in wrong colours, white-is-zero ones
-negative), and libtiff allocates what tags ask for. So the first directory is read and judged here, and what Pillow
-gets is the file's own strips or tiles behind a new directory that holds nothing else.
-Source: TIFF 6.0, its supplements 1 and 2, BigTIFF's draft. tests/parity/test_tiff_parity.py found what is right.
+Pillow decodes some layouts wrongly without an error (16 bits in planes come out in wrong colours, white-is-zero
+images negative), and libtiff allocates whatever the tags ask for. So the first directory is read and judged here.
+Pillow gets the file's own strips or tiles behind a new directory that holds nothing else.
+Source: TIFF 6.0, its supplements 1 and 2, BigTIFF's draft. tests/parity/test_tiff_parity.py checks the layouts.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _COMPRESSIONS = {
     50001: "WebP",
 }
 _READ = (1, *_FAX, 5, _JPEG, 8, 32773, 32946)
-# Samples of one pixel that lie together: for each colour space and bits a sample, the ExtraSamples that Pillow reads.
+# Layouts whose pixels' samples lie together: (colour space, bits per sample) -> the ExtraSamples that Pillow reads.
 _TOGETHER: dict[tuple[int, int], list[tuple[int, ...]]] = {
     **{(grey, bits): [()] for grey in GREYS for bits in (1, 2, 4, 16)},
     **{(PALETTE, bits): [()] for bits in (1, 2, 4)},
     (0, 8): [()],
     (1, 8): [(), (0,), (2,)],
-    (1, 32): [()],  # whose values have to fit into 16 bits
+    (1, 32): [()],  # decoding refuses values beyond 16 bits
     (PALETTE, 8): [(), (0,), (2,)],
     (RGB, 8): [(), (0,), (1,), (2,), (0, 0), (1, 0), (2, 0), (0, 0, 0), (1, 0, 0), (2, 0, 0)],
     (RGB, 16): [(), (0,), (1,), (2,)],
@@ -52,12 +52,16 @@ _TOGETHER: dict[tuple[int, int], list[tuple[int, ...]]] = {
     (CMYK, 16): [()],
     (YCBCR, 8): [()],
 }
-MAX_PARTS = 32_768  # strips or tiles; each costs some time of its own
+MAX_PARTS = 32_768  # strips or tiles; each costs time
 MAX_JPEGS = 8_192
 
 
 class Part(NamedTuple):
-    """A strip or a tile: where it lies in the file, in bytes, and its width and height in pixels."""
+    """A strip or a tile.
+
+    start, size: where it lies in the file, in bytes.
+    width, height: in pixels.
+    """
 
     start: int
     size: int
@@ -69,8 +73,12 @@ class Part(NamedTuple):
 class Tiff:
     """The first picture of a file, in a layout that is read.
 
-    photometric, bits, extra, ...: by the names of TIFF's tags. bits: of a sample, the same for all.
-    parts: plane by plane, or all samples together.
+    width, height: in pixels.
+    photometric, extra, compression, predictor, fill: values of TIFF's tags of these names.
+    bits: per sample, the same for all samples.
+    tile: (width, height) of a tile in pixels; None if the picture is in strips.
+    rows: of a strip.
+    planes: the strips or tiles of each plane; one plane if all samples of a pixel lie together.
     """
 
     directory: ifd.Directory
@@ -88,12 +96,12 @@ class Tiff:
 
     @property
     def pixels(self) -> int:
-        """That decoding touches: tiles stand out over the picture's edges, and may be far larger than it is."""
+        """Pixels that decoding touches: tiles reach over the picture's edges, and may be far larger than it is."""
         return sum(part.width * part.height for part in self.planes[0])
 
     @property
     def inverted(self) -> bool:
-        """Whether white is zero and Pillow, of this layout, does not know it."""
+        """Whether zero is white and Pillow decodes it as black, as it does with 16 bits."""
         return self.photometric == 0 and self.bits == 16
 
     @property
@@ -102,16 +110,16 @@ class Tiff:
         return self.directory.content(700)
 
     def jpegs(self) -> list[bytes]:
-        """The JPEG inside each strip or tile; empty if the compression is another."""
+        """The JPEG in each strip or tile; empty if the compression is another."""
         data = self.directory.data
         if self.compression != _JPEG:
             return []
         return [data[part.start : part.start + part.size] for plane in self.planes for part in plane]
 
     def files(self) -> list[bytes]:
-        """A TIFF with this picture and nothing else; if its colours lie in planes, a grey one for each."""
+        """A TIFF with this picture and nothing else; if its colours lie in planes, one grey TIFF per plane."""
         if len(self.planes) == 1:
-            # Pillow 12 has no grey with a sample of unknown use; as alpha it is dropped alike.
+            # Pillow 12 refuses grey with an unspecified extra sample; declared as alpha, it is dropped as well.
             extra = (2,) if self.photometric == 1 and self.extra == (0,) else self.extra
             return [self._file(self.planes[0], self.photometric, extra)]
         colours = _COLOURS[self.photometric]
@@ -131,7 +139,7 @@ class Tiff:
             317: [self.predictor] if self.predictor != 1 else [],
             320: self._palette() if photometric == PALETTE else [],
             338: extra,
-            339: [2 if self.bits == 32 else 1] * samples,  # Pillow has no unsigned ones of big endian
+            339: [2 if self.bits == 32 else 1] * samples,  # Pillow reads no unsigned big-endian 32 bits
         }
         if self.tile:
             tags |= {322: [self.tile[0]], 323: [self.tile[1]], 324: starts, 325: sizes}
@@ -145,7 +153,7 @@ class Tiff:
         return _assemble(self.directory, tags, tables)
 
     def _palette(self) -> tuple[int, ...]:
-        """Red, green and blue, in 16 bits; some writers leave 8 bits there."""
+        """All red, then all green, then all blue values, in 16 bits; some writers store 8 bits."""
         colours = self.directory.numbers(320)
         if len(colours) != 3 * 2**self.bits:
             raise ValueError(f"a palette of {len(colours)} numbers for {self.bits} bits")
@@ -155,7 +163,7 @@ class Tiff:
 def read(data: bytes) -> Tiff:
     """The first picture's layout.
 
-    Raises UnsupportedMediaType, naming it, if it is none that is read, and ValueError if the file is broken.
+    Raises UnsupportedMediaType with the layout's name if it is not read, and ValueError if the file is broken.
     """
     return _read(ifd.read(data))
 
@@ -175,13 +183,13 @@ def _read(directory: ifd.Directory) -> Tiff:
         raise InvalidImage(
             f"the image holds {max(bits)}-bit floats, whose range no file says; send 8 or 16 bits, or a .npy"
         )
-    if not layout.read():
+    if not layout.is_supported():
         raise UnsupportedMediaType(
-            f"the TIFF's layout is not read: {layout.words()}. Wanted: grey, palette, RGB or CMYK, 8 or 16 unsigned "
-            "bits a sample, with deflate, LZW, JPEG or no compression; or send a PNG"
+            f"the TIFF's layout is not read: {layout.description()}. Wanted: grey, palette, RGB or CMYK, 8 or 16 "
+            "unsigned bits a sample, with deflate, LZW, JPEG or no compression; or send a PNG"
         )
     if unclear := directory.repeated & {256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 322, 323, 324, 325}:
-        raise ValueError(f"tag {min(unclear)} stands there twice")
+        raise ValueError(f"tag {min(unclear)} is there twice")
     tile, rows, parts = _parts(directory, width, height, samples if planar == 2 else 1)
     in_plane = len(parts) // samples if planar == 2 else len(parts)
     planes = tuple(parts[at : at + in_plane] for at in range(0, len(parts), in_plane))
@@ -202,7 +210,7 @@ def _read(directory: ifd.Directory) -> Tiff:
 
 
 class _Layout(NamedTuple):
-    """How the samples of a picture are kept, by the names of TIFF's tags."""
+    """How the samples of a picture are stored: values of TIFF's tags of these names."""
 
     photometric: int
     bits: tuple[int, ...]
@@ -214,8 +222,8 @@ class _Layout(NamedTuple):
     predictor: int
     fill: int
 
-    def read(self) -> bool:
-        """Whether it is known that what comes out is right."""
+    def is_supported(self) -> bool:
+        """Whether Pillow is known to decode this layout right."""
         bits, apart = self.bits[0], self.planar == 2 and self.samples > 1
         alike = len({*self.bits}) == 1 and len({*self.formats}) == 1
         if not alike or self.planar not in (1, 2) or self.compression not in _READ:
@@ -244,11 +252,11 @@ class _Layout(NamedTuple):
             return bits == 8 and not apart and not self.extra and self.photometric in (1, RGB, CMYK, YCBCR)
         return self.photometric != YCBCR and (one_bit or self.compression not in _FAX)
 
-    def words(self) -> str:
-        """For a message."""
+    def description(self) -> str:
+        """The layout in words, for a message."""
         bits, formats = "/".join(map(str, sorted({*self.bits}))), sorted({*self.formats})
         kinds = "/".join(_FORMATS.get(kind, f"format {kind}") for kind in formats)
-        said = [
+        parts = [
             _PHOTOMETRICS.get(self.photometric, f"photometric {self.photometric}"),
             f"{self.samples} samples a pixel of {bits} {kinds} bits",
             f"extra samples {list(self.extra)[:8]}" if self.extra else "",
@@ -257,11 +265,11 @@ class _Layout(NamedTuple):
             f"predictor {self.predictor}" if self.predictor != 1 else "",
             f"fill order {self.fill}" if self.fill != 1 else "",
         ]
-        return ", ".join(filter(None, said))
+        return ", ".join(filter(None, parts))
 
 
 def _each(directory: ifd.Directory, tag: int, default: int, samples: int) -> tuple[int, ...]:
-    """One number for each sample; one alone stands for all."""
+    """One number per sample; a single number in the file holds for all samples."""
     numbers = directory.numbers(tag, (default,))
     if len(numbers) == 1:
         return numbers * samples
@@ -271,7 +279,7 @@ def _each(directory: ifd.Directory, tag: int, default: int, samples: int) -> tup
 
 
 def _extra(directory: ifd.Directory, photometric: int, samples: int) -> tuple[int, ...]:
-    """What the samples beyond the colours are; 0 (unspecified) if no tag says it. Corel writes 999 for alpha."""
+    """The kind of each sample beyond the colours; 0 (unspecified) if no tag says it. Corel writes 999 for alpha."""
     beyond = samples - _COLOURS.get(photometric, samples)
     extra = tuple(2 if kind == 999 else kind for kind in directory.numbers(338, (0,) * max(beyond, 0)))
     if len(extra) != beyond:
@@ -282,7 +290,7 @@ def _extra(directory: ifd.Directory, photometric: int, samples: int) -> tuple[in
 def _parts(
     directory: ifd.Directory, width: int, height: int, planes: int
 ) -> tuple[tuple[int, int] | None, int, tuple[Part, ...]]:
-    """(width and height of a tile or None, rows of a strip, all strips or tiles)."""
+    """((width, height) of a tile or None, rows of a strip, all strips or tiles)."""
     tiled = 324 in directory.entries
     rows = height
     if tiled:
@@ -297,21 +305,21 @@ def _parts(
         raise PayloadTooLarge(f"the TIFF is cut into {count} strips or tiles; at most {MAX_PARTS} are read")
     starts, sizes = directory.numbers(324 if tiled else 273), _sizes(directory, tiled, count)
     if len(starts) < count or len(sizes) < count:
-        raise ValueError(f"{count} strips or tiles make it up, and {min(len(starts), len(sizes))} are there")
+        raise ValueError(f"{count} strips or tiles are wanted, and {min(len(starts), len(sizes))} are there")
     last = len(directory.data)
     if max(starts[:count]) >= last:
         raise ValueError("strips or tiles lie outside the file")
     heights = [high if tiled else min(high, height - top) for top in range(0, height, high)]
     across = math.ceil(width / wide)
     parts = (
-        Part(start, min(size, last - start), wide, heights[place // across % len(heights)])
-        for place, (start, size) in enumerate(zip(starts[:count], sizes[:count], strict=True))
+        Part(start, min(size, last - start), wide, heights[index // across % len(heights)])
+        for index, (start, size) in enumerate(zip(starts[:count], sizes[:count], strict=True))
     )
     return (wide, high) if tiled else None, rows, tuple(parts)
 
 
 def _sizes(directory: ifd.Directory, tiled: bool, count: int) -> tuple[int, ...]:
-    """Bytes of each strip or tile; some writers say nothing of those that are not compressed."""
+    """Bytes of each strip or tile; some writers leave this out for uncompressed ones."""
     tag = 325 if tiled else 279
     if tag not in directory.entries and directory.number(259, 1) == 1:
         return (len(directory.data),) * count
@@ -319,7 +327,7 @@ def _sizes(directory: ifd.Directory, tiled: bool, count: int) -> tuple[int, ...]
 
 
 def _assemble(directory: ifd.Directory, tags: dict[int, Sequence[int]], jpeg_tables: bytes) -> bytes:
-    """The file's bytes at their places, behind a header that points to a new directory at the end."""
+    """The file's bytes where they were, with a header that points to a new directory at the end."""
     order, data = directory.order, directory.data
     data += bytes(-len(data) % 2)
     entries = [(tag, 3 if max(numbers) < 65536 else 4, numbers) for tag, numbers in sorted(tags.items()) if numbers]
@@ -342,9 +350,9 @@ def _assemble(directory: ifd.Directory, tags: dict[int, Sequence[int]], jpeg_tab
 
 
 def scans(picture: Tiff) -> int:
-    """The most scans that a JPEG in one of its strips or tiles has.
+    """The largest number of scans of a JPEG in a strip or tile; 1 for another compression.
 
-    Raises InvalidImage if one of them is larger than the tags say, PayloadTooLarge if there are too many.
+    Raises InvalidImage if a JPEG is larger than the tags say, PayloadTooLarge if there are too many.
     """
     jpegs = picture.jpegs()
     if len(jpegs) > MAX_JPEGS:
