@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from archive import convert, reference_pixels
+from archive.checkpoints import image_processors
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
 from archive.parity import PRECISIONS, Array
@@ -20,8 +21,10 @@ from handlers import settings
 from handlers.encoder import fp8
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
+from handlers.engines.image_inputs import call
 from handlers.engines.torch_eager import load_transformer
-from handlers.images import preparation
+from handlers.images import pipelines
+from handlers.images.pipelines import Pipeline
 from handlers.protocol.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings
 
@@ -100,8 +103,11 @@ class ImageJob(Job):
     def stage(self, folder: Path) -> None:
         model, chosen = self.checkpoint.network(), self.settings
         model.save_pretrained(folder)
-        if convert.wanted(chosen.engine, chosen.precision, chosen.device):
-            convert.stage(model, folder, chosen.plan_buckets, chosen.preprocess.size, self.converter, self.plan_at)
+        size = chosen.preprocess.square_size
+        if chosen.preprocess.processor:
+            image_processors.stage(self.checkpoint.weights.parent, folder)
+        if size and convert.wanted(chosen.engine, chosen.precision, chosen.device):
+            convert.stage(model, folder, chosen.plan_buckets, size, self.converter, self.plan_at)
         elif self.plan_at == "packaging" or self.converter != "onnx":
             asked = "--plan packaging" if self.plan_at == "packaging" else f"--converter {self.converter}"
             raise convert.ConvertError(
@@ -112,18 +118,23 @@ class ImageJob(Job):
 
     def samples(self) -> list[bytes]:
         if self.parity_data is None:
-            return photographs()
+            return image_processors.samples(self.checkpoint.weights.parent, self.settings.preprocess, photographs())
         found = sorted(self.parity_data.iterdir()) if self.parity_data.is_dir() else []
         files = [path for path in found if path.is_file() and not path.name.startswith(".")]
         if not files:
             raise ValueError(f"{self.parity_data} holds no images for the parity gate; wanted: a folder of images")
         return [self._sample(path) for path in files]
 
+    def pipeline(self) -> Pipeline:
+        """The archive's way from files to the network's input, on the CPU in fp32."""
+        folder, chosen = self.checkpoint.weights.parent, self.settings
+        return pipelines.load(folder, chosen.preprocess, chosen.max_pixels, torch.device("cpu"), torch.float32)
+
     def _sample(self, path: Path) -> bytes:
         """A file's bytes. Raises ValueError, with its name, where it is no image that the model takes."""
         data = path.read_bytes()
         try:
-            preparation.prepare(data, self.settings.preprocess, self.settings.max_pixels)
+            self.pipeline().prepare(data)
         except RequestError as error:
             raise ValueError(f"--parity-data: {path.name}: {error.message}") from None
         return data
@@ -132,7 +143,7 @@ class ImageJob(Job):
     def reference(self, samples: Sequence[bytes]) -> Array:
         model, chosen = self.checkpoint.network(), self.settings
         pixels = reference_pixels.pixels_of(self.checkpoint, chosen.preprocess, chosen.max_pixels)
-        logits = [model(pixels(sample)).logits for sample in samples]
+        logits = [call(model, pixels(sample)).logits for sample in samples]
         outputs: Array = torch.cat(logits).numpy()
         return outputs
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from archive import answer_sizes, convert
-from archive.checkpoints import image_checkpoints, other_classifiers, text_checkpoints
+from archive.checkpoints import image_checkpoints, image_processors, other_classifiers, text_checkpoints
 from archive.checkpoints.class_labels import names_in
 from archive.checkpoints.guards import reading
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
@@ -35,8 +35,10 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
     """The job for an image classifier. Raises CheckpointError or ValueError."""
     checkpoint = _random_image(preset) if chosen.weights is None else _read_image(chosen, preset)
     preprocess, note = _preprocess(chosen, checkpoint)
-    if not networks.is_resnet(checkpoint.config):
-        other_classifiers.refuse_size(checkpoint, preprocess.size)
+    if preprocess.processor:
+        preprocess = image_processors.fitted(checkpoint.network(), checkpoint.weights.parent, preprocess)
+    elif not networks.is_resnet(checkpoint.config):
+        other_classifiers.refuse_size(checkpoint, *preprocess.shape)
     labels, labels_note = _labels(chosen, checkpoint)
     torchserve = _torchserve(chosen, preset)
     plan_buckets = _plan_buckets(chosen, torchserve["batchSize"])
@@ -185,11 +187,21 @@ def _preprocess(chosen: argparse.Namespace, checkpoint: ImageCheckpoint) -> tupl
         mean=chosen.mean and tuple(chosen.mean),
         std=chosen.std and tuple(chosen.std),
     )
+    if base.processor:
+        if changes:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+            raise CheckpointError(
+                f"transformers' {base.processor} preprocesses this checkpoint's images, and {options} would not "
+                "change it. Wanted: the change in the checkpoint's preprocessor_config.json"
+            )
+        return base, f"transformers' {base.processor} preprocesses images on the CPU when the archive is served"
     if checkpoint.preprocess is None and release is None and not {"size", "resize"} & changes.keys():
         note = (
             f"the checkpoint does not say how it was preprocessed: resize {base.resize}, crop {base.size}, "
             f"{base.interpolation} is assumed (torchvision's older recipe); --resize 232 is its newer one"
         )
+    if "size" in changes:  # of a square
+        changes |= {"width": 0, "resize_width": 0}
     if "size" in changes and "resize" not in changes:
         changes["resize"] = max(changes["size"], round(changes["size"] * base.resize / base.size))
     return dataclasses.replace(base, **changes), note

@@ -5,7 +5,7 @@ See handlers/selection/references.py. The outputs are the checkpoint's own, run 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 
 from archive.jobs import ImageJob, Job, TextJob
-from handlers.images import batching, preparation
+from handlers.engines.image_inputs import call, placed
+from handlers.images.processors import shapes_of
 from handlers.selection.references import COUNT, LONGEST, Images, Texts
 
 CHARACTERS_A_TOKEN = 8  # at most, in the mean, so that a text of so many is long enough to be cut
@@ -38,12 +39,22 @@ def spread(samples: Sequence[T], count: int) -> list[T]:
 
 
 def _of_images(job: ImageJob) -> Images:
-    chosen = job.settings
-    batcher = batching.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
-    samples = spread(job.samples(), COUNT)
-    tensors = [batcher(preparation.prepare(sample, chosen.preprocess, chosen.max_pixels)) for sample in samples]
-    half = torch.cat(tensors)[:COUNT].half()  # the reference is of these exactly
-    return Images(half, job.checkpoint.network()(half.float()).logits)
+    pipeline = job.pipeline()
+    inputs = [item for sample in spread(job.samples(), COUNT) for item in pipeline.prepare(sample)][:COUNT]
+    alike = [
+        index for batch in pipeline.batches(inputs, COUNT) for index in batch if _same(inputs[batch[0]], inputs[0])
+    ]
+    images = pipeline.batch([inputs[index] for index in alike])
+    cpu = torch.device("cpu")
+    half = placed(images, cpu, torch.float16)  # the reference is of these exactly
+    return Images(half, call(job.checkpoint.network(), placed(half, cpu, torch.float32)).logits)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two inputs of the network have the same shapes, so that one batch can hold both."""
+    if isinstance(first, Mapping):
+        return shapes_of(dict(first)) == shapes_of(dict(second))
+    return True  # crops and normalised images, which the batcher makes alike
 
 
 def _of_texts(job: TextJob) -> Texts:

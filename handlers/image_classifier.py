@@ -13,7 +13,7 @@ import torch
 
 from handlers import cpus, loading
 from handlers.engines.graphs import sizes_up_to
-from handlers.images import batching, cropping, gpu_decoder, npy_files, payloads, preparation
+from handlers.images import gpu_decoder, npy_files, payloads, pipelines
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
 from handlers.protocol.options import whole_number
@@ -27,7 +27,7 @@ from handlers.tasks import scores
 
 logger = logging.getLogger(__name__)
 
-Input = cropping.Crop | npy_files.Normalised | batching.DeviceCrop
+Input = Any  # what the pipeline prepares, or a batching.DeviceCrop
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
 
@@ -41,7 +41,14 @@ class ImageClassifier(Handler[ImageSettings]):
         self.labels: list[str] = json.loads((self.model.folder / "labels.json").read_text(encoding="utf-8"))
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
         self.function = scores.score_function(config, len(self.labels))
-        self.batcher = batching.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
+        self.pipeline = pipelines.load(
+            self.model.folder,
+            settings.preprocess,
+            settings.max_pixels,
+            self.model.device,
+            self.model.spec.dtype,
+        )
+        self.model.description["preprocessing"] = self.pipeline.description
         self.gpu, why = gpu_decoder.load(
             settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype
         )
@@ -64,13 +71,14 @@ class ImageClassifier(Handler[ImageSettings]):
         The largest batch comes first, into whose memory the others then fit. One that memory does not suffice for is
         never run: at_once is the largest that was.
         """
+        self.pipeline.probe(self.model.engine.run)
         self.at_once = self.model.spec.batch_size
         sizes = sizes_up_to(self.at_once) if self.model.device.type == "cuda" else [1]
         if self.model.device.type == "cuda":
             self.at_once = sizes[-1]
         for smaller, size in reversed(list(pairwise([0, *sizes]))):
             try:
-                self.inference([cropping.blank(self.model.settings.preprocess)] * size)
+                self.inference([self.pipeline.blank()] * size)
             except torch.OutOfMemoryError:
                 if not smaller:
                     raise
@@ -98,9 +106,7 @@ class ImageClassifier(Handler[ImageSettings]):
 
     def inference(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Crops and ready tensors -> logits (N, classes) on the device."""
-        size = self.at_once
-        parts = [self.model.engine.run(self.batcher(inputs[i : i + size])) for i in range(0, len(inputs), size)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return pipelines.run(self.pipeline, self.model.engine.run, inputs, self.at_once)
 
     def postprocess(self, batch: Sequence[Request]) -> None:
         """Inputs -> top-k labels with probabilities."""
@@ -132,9 +138,7 @@ class ImageClassifier(Handler[ImageSettings]):
 
     def prepare(self, payload: object) -> list[Input]:
         """One payload, on the CPU -> one crop, or the tensors of a .npy file. Raises RequestError."""
-        settings = self.model.settings
-        prepared = preparation.prepare(payloads.file_of(payload), settings.preprocess, settings.max_pixels)
-        return list(prepared)
+        return self.pipeline.prepare(payloads.file_of(payload))
 
 
 def _flatten(request: Request) -> None:

@@ -158,19 +158,19 @@ def _refuse_dtypes(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 @torch.inference_mode()
-def refuse_size(checkpoint: ImageCheckpoint, size: int) -> None:
-    """Run the network once on a blank image of this many pixels a side.
+def refuse_size(checkpoint: ImageCheckpoint, height: int, width: int) -> None:
+    """Run the network once on a blank image of this height and width, in pixels.
 
     Raises CheckpointError where it takes other sizes only (ViT), or gives something else than a row of logits.
     """
     network = checkpoint.network()
     name, wanted = type(network).__name__, getattr(checkpoint.config, "image_size", None)
     try:
-        output = network(torch.zeros(1, 3, size, size))
+        output = network(torch.zeros(1, 3, height, width))
     except Exception as error:  # each network has its own words for it
         raise CheckpointError(
-            f"{name} does not take images of {size} x {size} pixels, which --size or the checkpoint's preprocessing "
-            f"asks for; its config.json says image_size {wanted} ({error})"
+            f"{name} does not take images of {width} x {height} pixels, which --size or the checkpoint's "
+            f"preprocessing asks for; its config.json says image_size {wanted} ({error})"
         ) from error
     logits = getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):

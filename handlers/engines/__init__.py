@@ -38,7 +38,8 @@ class EngineSpec:
 
     kind: "image-classifier" or "text-encoder". task: of a text encoder, one of settings.TEXT_TASKS.
     model_dir: holds config.json and model.safetensors. precision: a key of DTYPES.
-    image_size: side of the square images, in pixels. batch_size: images that run at once, at most.
+    image_size: side of the square images, in pixels; 0 if the network's inputs are not squares of one size.
+    batch_size: images that run at once, at most.
     buckets: batch sizes that a plan is built for, ascending. on_mismatch: "rebuild" or "refuse" a plan that was built
     for another machine. plan_cache: folder of the plans built here, and of what was measured.
     max_tokens, token_budget, pooling: of a text encoder, as in settings.TextSettings.
@@ -92,7 +93,7 @@ def names(kind: str | None = None) -> list[str]:
 
 def objection(name: str, spec: EngineSpec) -> str | None:
     """Why this engine cannot run `spec` here, or None."""
-    why: str | None = module(name).objection(spec)
+    why: str | None = _needs_squares(name, spec) or module(name).objection(spec)
     return why
 
 
@@ -100,7 +101,14 @@ def unfit(name: str, spec: EngineSpec) -> str | None:
     """Why this engine would run `spec` on no machine, or None."""
     engine = module(name)
     why: str | None = engine.unfit(spec) if hasattr(engine, "unfit") else None
-    return why
+    return _needs_squares(name, spec) or why
+
+
+def _needs_squares(name: str, spec: EngineSpec) -> str | None:
+    """Why this engine runs no network whose inputs are not square images of one size, or None."""
+    if spec.kind != "image-classifier" or spec.image_size or name == "torch_eager":
+        return None
+    return "it runs square images of one size, and the checkpoint's preprocessing makes other inputs"
 
 
 def load(name: str, spec: EngineSpec) -> Engine:

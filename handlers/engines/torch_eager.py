@@ -15,6 +15,7 @@ from torch import nn
 from handlers import LOCAL
 from handlers.encoder.packing import TokenBatch, pad, unpad
 from handlers.engines import Engine, EngineSpec
+from handlers.engines.image_inputs import ImageInputs, call
 
 KINDS = ("image-classifier", "text-encoder")
 RANK = 0
@@ -48,8 +49,8 @@ def _load_image_classifier(spec: EngineSpec) -> Engine:
     network = load_classifier(spec)
 
     @torch.inference_mode()
-    def run(images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = network(images).logits  # (N, classes)
+    def run(images: ImageInputs) -> torch.Tensor:
+        logits: torch.Tensor = call(network, images).logits  # (N, classes)
         return logits
 
     details = {"library": f"torch {torch.__version__}", "network": networks.title(spec.model_dir)}

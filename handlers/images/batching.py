@@ -16,7 +16,7 @@ DTYPES = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.fl
 class DeviceCrop(NamedTuple):
     """A crop that lies on the GPU already.
 
-    batch: (N, size, size, 3), normalised, in the network's dtype.
+    batch: (N, height, width, 3), normalised, in the network's dtype.
     row: index of the crop in `batch`.
     """
 
@@ -45,7 +45,8 @@ class Batcher:
     """
 
     def __init__(self, preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> None:
-        self.size, self.device, self.dtype = preprocess.size, device, dtype
+        self.shape, self.device, self.dtype = preprocess.shape, device, dtype
+        self.reverses = preprocess.channel_order == "bgr"
         self.scale, self.shift = scale_and_shift(preprocess, device)
 
     def __call__(self, inputs: Sequence[Any]) -> torch.Tensor:
@@ -55,12 +56,12 @@ class Batcher:
             inputs: one or more, each a Crop, a Normalised or a DeviceCrop.
 
         Returns:
-            (N, 3, size, size), channels_last, in the network's dtype.
+            (N, 3, height, width), channels_last, in the network's dtype.
         """
         found = _consecutive_rows(inputs)
         if found is not None:
             return found.permute(0, 3, 1, 2)
-        batch = torch.empty((len(inputs), self.size, self.size, 3), dtype=self.dtype, device=self.device)
+        batch = torch.empty((len(inputs), *self.shape, 3), dtype=self.dtype, device=self.device)
         on_device, crops, normalised = _indices_by_kind(inputs)
         if crops:
             _put(batch, crops, self._normalise(self._upload([inputs[index] for index in crops])))
@@ -72,7 +73,8 @@ class Batcher:
         return batch.permute(0, 3, 1, 2)
 
     def _normalise(self, crops: torch.Tensor) -> torch.Tensor:
-        """(N, size, size, 3) uint8 -> the same shape, normalised, fp32."""
+        """(N, height, width, 3) uint8, RGB -> the same, normalised, fp32, in the channel order."""
+        crops = crops.flip(3) if self.reverses else crops
         return crops.float().mul_(self.scale).sub_(self.shift)
 
     def _upload(self, arrays: Sequence[Any]) -> torch.Tensor:
@@ -85,7 +87,7 @@ class Batcher:
 
 
 def _consecutive_rows(inputs: Sequence[Any]) -> torch.Tensor | None:
-    """(N, size, size, 3): crops that lie one behind the other in one batch on the device; None for anything else."""
+    """(N, height, width, 3): crops that lie one behind the other in one device batch; None for anything else."""
     first = inputs[0]
     if not isinstance(first, DeviceCrop):
         return None
@@ -107,9 +109,9 @@ def _put(batch: torch.Tensor, indices: Sequence[int], values: torch.Tensor) -> N
     """Write rows of the batch, converted to its dtype.
 
     Args:
-        batch: (N, size, size, 3).
+        batch: (N, height, width, 3).
         indices: the rows to write.
-        values: (len(indices), size, size, 3), of any dtype.
+        values: (len(indices), height, width, 3), of any dtype.
     """
     if len(indices) == len(batch):
         batch.copy_(values)

@@ -12,7 +12,7 @@ from handlers.images.geometry import MAX_ELONGATION, Placement, placement
 from handlers.images.preprocess import INTERPOLATIONS, Preprocess
 
 WIDEST_FILTER = 3  # Lanczos's support, in pixels of the coarser image
-Crop = NDArray[np.uint8]  # (size, size, 3)
+Crop = NDArray[np.uint8]  # (height, width, 3), RGB
 
 
 def crop(image: Image.Image, preprocess: Preprocess) -> Crop:
@@ -23,18 +23,19 @@ def crop(image: Image.Image, preprocess: Preprocess) -> Crop:
         preprocess: the archive's settings.
 
     Returns:
-        (size, size, 3) uint8.
+        (height, width, 3) uint8.
     """
-    size, placed = preprocess.size, placement(image.width, image.height, preprocess)
+    placed = placement(image.width, image.height, preprocess)
     if placed.width * placed.height > MAX_ELONGATION * preprocess.resize**2:
         return _crop_strip(image, preprocess, placed)
     resized = image.resize((placed.width, placed.height), INTERPOLATIONS[preprocess.interpolation])
-    return np.asarray(resized.crop((placed.left, placed.top, placed.left + size, placed.top + size)))
+    height, width = preprocess.shape
+    return np.asarray(resized.crop((placed.left, placed.top, placed.left + width, placed.top + height)))
 
 
 def blank(preprocess: Preprocess) -> Crop:
-    """A black crop: (size, size, 3) uint8."""
-    return np.zeros((preprocess.size, preprocess.size, 3), np.uint8)
+    """A black crop: (height, width, 3) uint8."""
+    return np.zeros((*preprocess.shape, 3), np.uint8)
 
 
 def _crop_strip(image: Image.Image, preprocess: Preprocess, placed: Placement) -> Crop:
@@ -43,11 +44,11 @@ def _crop_strip(image: Image.Image, preprocess: Preprocess, placed: Placement) -
     A value may differ by one from that of the whole: Pillow takes the box in 32-bit floats. The image is cut around
     the box first, which keeps those floats small.
     """
-    size = preprocess.size
-    left, right, x0, x1 = _source_span(image.width, placed.width, placed.left, size)
-    top, bottom, y0, y1 = _source_span(image.height, placed.height, placed.top, size)
+    height, width = preprocess.shape
+    left, right, x0, x1 = _source_span(image.width, placed.width, placed.left, width)
+    top, bottom, y0, y1 = _source_span(image.height, placed.height, placed.top, height)
     part = image.crop((left, top, right, bottom))
-    return np.asarray(part.resize((size, size), INTERPOLATIONS[preprocess.interpolation], box=(x0, y0, x1, y1)))
+    return np.asarray(part.resize((width, height), INTERPOLATIONS[preprocess.interpolation], box=(x0, y0, x1, y1)))
 
 
 def _source_span(side: int, resized: int, start: int, size: int) -> tuple[int, int, float, float]:

@@ -27,27 +27,30 @@ def placement(width: int, height: int, preprocess: Preprocess) -> Placement:
         width, height: of the upright image, in pixels.
         preprocess: the archive's settings.
     """
-    resized = resized_size(width, height, preprocess)
-    return Placement(*resized, crop_start(resized[0], preprocess), crop_start(resized[1], preprocess))
+    wide, high = resized_size(width, height, preprocess)
+    crop_height, crop_width = preprocess.shape
+    rounding = preprocess.crop_rounding
+    return Placement(wide, high, crop_start(wide, crop_width, rounding), crop_start(high, crop_height, rounding))
 
 
 def resized_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
     """Width and height after the resize, in pixels, rounded down as transformers and torchvision do."""
     edge = preprocess.resize
     if preprocess.resize_mode == "square":
-        return edge, edge
+        return preprocess.resize_width or edge, edge
     if width <= height:
         return edge, int(edge * height / width)
     return int(edge * width / height), edge
 
 
-def crop_start(side: int, preprocess: Preprocess) -> int:
+def crop_start(side: int, size: int, rounding: str) -> int:
     """Index of the crop's first pixel along a side of a resized image.
 
     Args:
         side: width or height of the resized image, in pixels.
-        preprocess: the archive's settings.
+        size: width or height of the crop, in pixels.
+        rounding: the setting crop_rounding, "down" or "even".
     """
-    margin = side - preprocess.size
+    margin = side - size
     # Python rounds halves to even, and torchvision.transforms.CenterCrop leaves it to Python.
-    return round(margin / 2) if preprocess.crop_rounding == "even" else margin // 2
+    return round(margin / 2) if rounding == "even" else margin // 2

@@ -46,6 +46,10 @@ def why_unavailable(preprocess: Preprocess, device: torch.device) -> str | None:
     """Why JPEGs cannot be decoded on this device, or None."""
     if device.type != "cuda" or torch.version.hip is not None:
         return f"it needs an NVIDIA GPU, and the device is {device}"
+    if preprocess.processor:
+        return f"transformers' {preprocess.processor} makes the network's input, on the CPU"
+    if not preprocess.square_size or preprocess.resize_width or preprocess.channel_order != "rgb":
+        return "the GPU's kernel makes square crops in RGB, and the checkpoint asks for others"
     if preprocess.interpolation not in INTERPOLATIONS:
         return (
             f"the GPU resizes {' and '.join(INTERPOLATIONS)}, and the checkpoint asks for {preprocess.interpolation}"

@@ -15,7 +15,7 @@ from handlers.images.preprocess import Preprocess
 from handlers.protocol.errors import InvalidImage, PayloadTooLarge
 
 NPY_MAGIC = b"\x93NUMPY"
-Normalised = NDArray[np.floating]  # (3, size, size), by the client
+Normalised = NDArray[np.floating]  # (3, height, width), by the client, in the network's order of channels
 
 
 def is_npy(data: bytes) -> bool:
@@ -24,38 +24,57 @@ def is_npy(data: bytes) -> bool:
 
 
 def read_npy(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Normalised]:
-    """The images of a .npy file, one or several.
+    """The images of a .npy file, one or several, uint8 ones as crops.
 
-    The header is checked against the bytes that came before anything is allocated. A file holds one of:
-        float16 or float32, (3, S, S) or (N, 3, S, S): normalised by the client, taken as they are.
-        uint8, (S, S, 3) or (N, S, S, 3): crops in RGB, which the server normalises.
-        uint8, (H, W, 3) or (N, H, W, 3) of another size: whole RGB images, resized and cropped as image files are.
+    uint8 images of the crop's size are crops already; those of other sizes are whole images.
 
     Args:
         data: the file.
-        preprocess: the archive's settings; S is its size.
+        preprocess: the archive's settings.
         max_pixels: of all images in the file together.
+
+    Raises InvalidImage or PayloadTooLarge, as `read_arrays`.
+    """
+    images = read_arrays(data, preprocess.shape, max_pixels)
+    if images.dtype != np.uint8 or images.shape[1:3] == preprocess.shape:
+        return list(images)
+    return [crop(Image.fromarray(image), preprocess) for image in images]
+
+
+def read_arrays(data: bytes, network_size: tuple[int, int] | None, max_pixels: int) -> NDArray[Any]:
+    """The images of a .npy file, as they came.
+
+    The header is checked against the bytes that came before anything is allocated. A file holds one of:
+        float16 or float32, (3, S, T) or (N, 3, S, T): normalised by the client.
+        uint8, (H, W, 3) or (N, H, W, 3): images in RGB.
+
+    Args:
+        data: the file.
+        network_size: S and T, height and width of the network's images; None if it takes none from clients.
+        max_pixels: of all images in the file together.
+
+    Returns:
+        (N, 3, S, T) float16 or float32, or (N, H, W, 3) uint8.
 
     Raises:
         InvalidImage: the file is broken, of another type or shape, or holds values that fp16 does not.
         PayloadTooLarge: more pixels than max_pixels.
     """
-    wanted = _wanted(preprocess.size)
+    wanted = _wanted(network_size)
     dtype, shape, start = _header(data, wanted)
     is_image = dtype == np.uint8 and len(shape) in (3, 4) and shape[-1] == 3
-    _check_layout(dtype, shape, is_image, preprocess.size, wanted)
+    if not is_image and not _is_normalised(dtype, shape, network_size):
+        raise InvalidImage(f"a .npy tensor of {_type_name(dtype)} {shape} came; wanted: {wanted}")
     count = math.prod(shape)
     body_bytes = len(data) - start
     if body_bytes != count * dtype.itemsize or count == 0:
         raise InvalidImage(f"a .npy tensor of {shape} has {count * dtype.itemsize} bytes, but {body_bytes} came")
     if count // 3 > max_pixels:
         raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")
-    tensor = np.frombuffer(data, dtype, count, start).reshape(-1, *shape[-3:])  # (N, H, W, 3) or (N, 3, S, S)
-    if is_image:
-        return _crops(tensor, preprocess)
-    if not _fits_fp16(tensor):
+    images = np.frombuffer(data, dtype, count, start).reshape(-1, *shape[-3:])
+    if not is_image and not _fits_fp16(images):
         raise InvalidImage("the .npy tensor holds NaN, infinity, or values beyond those of fp16; normalise it first")
-    return list(tensor)
+    return images
 
 
 def images_in(data: bytes) -> int:
@@ -73,28 +92,23 @@ def images_in(data: bytes) -> int:
     return shape[0] if is_whole and len(shape) == 4 else 1
 
 
-def _wanted(size: int) -> str:
+def _wanted(network_size: tuple[int, int] | None) -> str:
+    if network_size is None:
+        return "uint8, (H, W, 3) or (N, H, W, 3), RGB; in C order"
+    height, width = network_size
     return (
-        f"float16 or float32, (3, {size}, {size}) or (N, 3, {size}, {size}), normalised; or uint8, (H, W, 3) or "
-        "(N, H, W, 3), RGB; in C order"
+        f"float16 or float32, (3, {height}, {width}) or (N, 3, {height}, {width}), normalised; or uint8, "
+        "(H, W, 3) or (N, H, W, 3), RGB; in C order"
     )
 
 
-def _check_layout(dtype: np.dtype[Any], shape: tuple[int, ...], is_image: bool, size: int, wanted: str) -> None:
-    is_tensor = dtype in (np.float16, np.float32) and len(shape) in (3, 4) and shape[-3:] == (3, size, size)
-    if not is_image and not is_tensor:
-        raise InvalidImage(f"a .npy tensor of {_type_name(dtype)} {shape} came; wanted: {wanted}")
+def _is_normalised(dtype: np.dtype[Any], shape: tuple[int, ...], network_size: tuple[int, int] | None) -> bool:
+    wanted = network_size is not None and (3, *network_size)
+    return dtype in (np.float16, np.float32) and len(shape) in (3, 4) and shape[-3:] == wanted
 
 
 def _type_name(dtype: np.dtype[Any]) -> object:
     return "records" if dtype.names else dtype  # the names of records' fields are the client's own
-
-
-def _crops(images: NDArray[Any], preprocess: Preprocess) -> list[Crop | Normalised]:
-    """(N, H, W, 3) uint8 -> one crop per image."""
-    if images.shape[1:3] == (preprocess.size, preprocess.size):
-        return list(images)
-    return [crop(Image.fromarray(image), preprocess) for image in images]
 
 
 def _header(data: bytes, wanted: str) -> tuple[np.dtype[Any], tuple[int, ...], int]:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec, load
+from handlers.engines import Engine, EngineSpec, image_inputs, load
 from handlers.engines.graphs import sizes_up_to
 from handlers.selection import figures
 from handlers.selection.figures import Figure
@@ -52,21 +52,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Images:
-    """images: (N, 3, S, S) normalised. outputs: (N, classes) fp32 logits."""
+    """images: the network's input for N images, (N, 3, S, S) normalised. outputs: (N, classes) fp32 logits."""
 
-    images: torch.Tensor
+    images: Any  # a tensor, or tensors by name: see handlers/engines/image_inputs.py
     outputs: torch.Tensor
     source: str = OF_ARCHIVE
 
     def save(self, folder: Path) -> None:
         """Write FILE."""
-        tensors = {"images": self.images.contiguous(), "outputs": self.outputs.contiguous()}
-        save_file(tensors, folder / FILE, {"kind": "image-classifier"})
+        named = self.images if isinstance(self.images, Mapping) else {"": self.images}
+        images = {f"images{name and '.'}{name}": value.contiguous() for name, value in named.items()}
+        save_file({**images, "outputs": self.outputs.contiguous()}, folder / FILE, {"kind": "image-classifier"})
 
-    def batch(self, spec: EngineSpec, count: int) -> torch.Tensor:
+    def batch(self, spec: EngineSpec, count: int) -> Any:
         """(count, 3, S, S) in the spec's dtype, on its device, channels_last: the images over and over."""
-        images = self.images[self._places(count)].to(spec.device, spec.dtype)
-        return images.contiguous(memory_format=torch.channels_last)
+        return image_inputs.placed(image_inputs.rows(self.images, self._places(count)), spec.device, spec.dtype)
 
     def logits(self, count: int) -> torch.Tensor:
         """(count, classes) of `batch`."""
@@ -75,7 +75,7 @@ class Images:
     def compare(self, engine: Engine, spec: EngineSpec) -> Figure:
         """Run batches of every size that is served, the largest first, whose memory the others then share."""
         on_gpu = spec.device.type == "cuda"
-        sizes = sizes_up_to(spec.batch_size) if on_gpu else [min(CPU_IMAGES, len(self.images))]
+        sizes = sizes_up_to(spec.batch_size) if on_gpu else [min(CPU_IMAGES, len(self.outputs))]
         return worst_that_fit(lambda size: self.figure(engine, spec, size), sizes[::-1])
 
     def figure(self, engine: Engine, spec: EngineSpec, size: int) -> Figure:
@@ -83,7 +83,7 @@ class Images:
         return figures.of_logits(engine.run(self.batch(spec, size)), self.logits(size), spec.precision)
 
     def _places(self, count: int) -> torch.Tensor:
-        return torch.arange(count) % len(self.images)
+        return torch.arange(count) % len(self.outputs)
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ def compute(spec: EngineSpec) -> Reference:
     """Samples of this file's own, and their outputs through transformers in fp32 on the CPU."""
     exact = load("torch_eager", dataclasses.replace(spec, precision="fp32", device=torch.device("cpu")))
     if spec.kind == "image-classifier":
+        if not spec.image_size:
+            raise ValueError(f"the archive holds no {FILE} for its image processor; package it again")
         count = COUNT if spec.device.type == "cuda" else CPU_IMAGES
         shape = (count, 3, spec.image_size, spec.image_size)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half().float()
@@ -220,7 +222,8 @@ def _token_ids(spec: EngineSpec) -> list[list[int]]:
 
 def _fits(found: Reference, spec: EngineSpec) -> bool:
     if isinstance(found, Images):
-        return spec.kind == "image-classifier" and found.images.shape[-1] == spec.image_size
+        same = isinstance(found.images, torch.Tensor) and found.images.shape[-1] == spec.image_size
+        return spec.kind == "image-classifier" and (same or not spec.image_size)
     return spec.kind == "text-encoder" and found.task == spec.task
 
 
@@ -230,10 +233,20 @@ def _read(path: Path) -> Reference:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about.get("kind") == "image-classifier":
-            return Images(tensors["images"].float(), tensors["outputs"])
+            return _read_images(tensors)
         return _read_texts(about["task"], tensors)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged; package the archive again: {type(error).__name__}") from None
+
+
+def _read_images(tensors: dict[str, torch.Tensor]) -> Images:
+    outputs = tensors.pop("outputs")
+    if "images" in tensors:
+        return Images(tensors["images"].float(), outputs)
+    named = {name.removeprefix("images."): value for name, value in tensors.items()}
+    return Images(
+        {name: value.float() if value.is_floating_point() else value for name, value in named.items()}, outputs
+    )
 
 
 def _read_texts(task: str, tensors: Mapping[str, torch.Tensor]) -> Texts:

@@ -260,8 +260,8 @@ def test_refuses_a_folder_that_does_not_say_how_images_are_prepared(vit: Path) -
 
 
 def test_refuses_preprocessing_that_cannot_be_expressed(vit: Path) -> None:
-    edit_json(vit / "preprocessor_config.json", image_processor_type="MobileViTImageProcessor")
-    with pytest.raises(CheckpointError, match="image_processor_type 'MobileViTImageProcessor' is not known"):
+    edit_json(vit / "preprocessor_config.json", image_processor_type="NoSuchImageProcessor")
+    with pytest.raises(CheckpointError, match="image_processor_type 'NoSuchImageProcessor' is not known"):
         read(vit)
 
 
@@ -316,7 +316,7 @@ def test_refuses_a_network_that_gives_something_else(vit: Path, monkeypatch: pyt
     found.config.id2label = {0: "a"}
     monkeypatch.setattr(type(found), "network", lambda _: networks.load(vit, torch.float32))
     with pytest.raises(CheckpointError, match=r"gives \(1, 5\) for one image, wanted logits \(1, 1\)"):
-        other_classifiers.refuse_size(found, 32)
+        other_classifiers.refuse_size(found, 32, 32)
 
 
 def test_timms_other_networks_go_to_transformers_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def served(checkpoint: ImageCheckpoint, preprocess: Preprocess, samples: list[by
 
 
 FAULTS = {
-    "crop": (geometry, "crop_start", lambda side, preprocess: (side - preprocess.size + 1) // 2),
+    "crop": (geometry, "crop_start", lambda side, size, rounding: (side - size + 1) // 2),
     "resize": (geometry, "resized_size", lambda width, height, preprocess: (preprocess.resize, preprocess.resize)),
     "interpolation": (cropping, "INTERPOLATIONS", dict.fromkeys(INTERPOLATIONS, Image.Resampling.NEAREST)),
     "colours": (
@@ -71,7 +71,7 @@ def test_the_gate_sees_a_fault_of_preprocessing(
     if fault:
         monkeypatch.setattr(*FAULTS[fault])
         if (layout, fault) == ("timm", "crop"):
-            monkeypatch.setattr(geometry, "crop_start", lambda side, preprocess: (side - preprocess.size) // 2)
+            monkeypatch.setattr(geometry, "crop_start", lambda side, size, rounding: (side - size) // 2)
     figures = parity.compare(served(checkpoint, preprocess, samples), reference, "fp32", False, "cpu")
     assert figures.passed is (fault is None)
 
