@@ -107,7 +107,8 @@ def _job(chosen: argparse.Namespace) -> Any:
 
     preset = _preset(chosen.command)
     kind = preset.get("kind", chosen.command)
-    make = recipes.image_job if kind == "image-classifier" else recipes.text_job
+    makers = {"image-classifier": recipes.image_job, "image-encoder": recipes.image_encoder_job}
+    make = makers.get(kind, recipes.text_job)
     return make(chosen, preset)
 
 

@@ -7,25 +7,26 @@ byte again. So its work grows with the square of a batch's answers: 64 answers o
 from __future__ import annotations
 
 from handlers.protocol.encodings import DIGITS
-from handlers.settings import TextSettings
+from handlers.settings import ImageSettings, TextSettings
 
 MAX_BATCH_BYTES = 12 << 20
 BESIDE_DIGITS = 6  # bytes of a number in JSON beside its digits: a sign, "0.", two zeros, a comma
 
 
-def largest_answer(settings: TextSettings, hidden: int) -> int:
-    """Bytes of the largest JSON answer of an embedding model: one request with as many texts as it may bring.
+def largest_answer(settings: TextSettings | ImageSettings, hidden: int) -> int:
+    """Bytes of the largest JSON answer of an embedding model: one request with as many inputs as it may bring.
 
     hidden: numbers of an embedding. Other tasks answer with far fewer bytes; 0 is returned for them.
     """
     if settings.task != "embeddings":
         return 0
     digits = DIGITS["fp16" if settings.precision == "auto" else settings.precision]  # "auto" is fp16 on a GPU
-    numbers = settings.max_inputs * hidden * len(settings.pooling.modes)
+    vectors = len(settings.pooling.modes) if isinstance(settings, TextSettings) else 1
+    numbers = settings.max_inputs * hidden * vectors
     return numbers * (digits + BESIDE_DIGITS)
 
 
-def batch_size(wanted: int, settings: TextSettings, hidden: int) -> tuple[int, str | None]:
+def batch_size(wanted: int, settings: TextSettings | ImageSettings, hidden: int) -> tuple[int, str | None]:
     """Return `wanted`, or the largest power of two whose answers stay within MAX_BATCH_BYTES; and a note if less."""
     largest = largest_answer(settings, hidden)
     if wanted * largest <= MAX_BATCH_BYTES:

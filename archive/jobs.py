@@ -21,7 +21,7 @@ from handlers import settings
 from handlers.encoder import fp8
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
-from handlers.engines.image_inputs import call
+from handlers.engines.image_inputs import outputs
 from handlers.engines.torch_eager import load_transformer
 from handlers.images import pipelines
 from handlers.images.pipelines import Pipeline
@@ -90,7 +90,11 @@ class Job:
 
 @dataclass(frozen=True)
 class ImageJob(Job):
-    """An image classifier. labels: one a class, in order. converter, plan_at: of archive/convert.py."""
+    """An image classifier or encoder.
+
+    labels: one per class, in order; none for an encoder.
+    converter, plan_at: of archive/convert.py.
+    """
 
     settings: ImageSettings
     checkpoint: ImageCheckpoint = None  # type: ignore[assignment]
@@ -114,7 +118,8 @@ class ImageJob(Job):
                 f"{asked} goes with --engine tensorrt, or auto where the packages tensorrt and onnx are installed "
                 "and a GPU is to serve in fp16"
             )
-        (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
+        if self.settings.task == "classification":
+            (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
 
     def samples(self) -> list[bytes]:
         if self.parity_data is None:
@@ -124,6 +129,10 @@ class ImageJob(Job):
         if not files:
             raise ValueError(f"{self.parity_data} holds no images for the parity gate; wanted: a folder of images")
         return [self._sample(path) for path in files]
+
+    @property
+    def embeddings(self) -> bool:
+        return self.settings.task == "embeddings"
 
     def pipeline(self) -> Pipeline:
         """The archive's way from files to the network's input, on the CPU in fp32."""
@@ -143,9 +152,8 @@ class ImageJob(Job):
     def reference(self, samples: Sequence[bytes]) -> Array:
         model, chosen = self.checkpoint.network(), self.settings
         pixels = reference_pixels.pixels_of(self.checkpoint, chosen.preprocess, chosen.max_pixels)
-        logits = [call(model, pixels(sample)).logits for sample in samples]
-        outputs: Array = torch.cat(logits).numpy()
-        return outputs
+        found: Array = torch.cat([outputs(model, pixels(sample)) for sample in samples]).numpy()
+        return found
 
 
 @dataclass(frozen=True)

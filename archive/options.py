@@ -10,6 +10,7 @@ from archive.parity import PRECISIONS
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
+KINDS = ("image-classifier", "image-encoder", "text-encoder")
 PRESETS = {"resnet101": "image-classifier", "bert-large": "text-encoder"}
 
 MAIN = """\
@@ -17,6 +18,7 @@ Make a TorchServe model archive (.mar) from a checkpoint, or look into one.
 
   scripts/package image-classifier --weights microsoft/resnet-50
   scripts/package resnet101 --weights resnet101-cd907fc2.pth
+  scripts/package image-encoder --weights facebook/dinov2-base
   scripts/package text-encoder --weights sentence-transformers/all-MiniLM-L6-v2
   scripts/package bert-large --weights ./my-finetuned-bert-large --precision fp16
   scripts/package show model_store/resnet101.mar
@@ -47,6 +49,17 @@ Labels and preprocessing come from the checkpoint's own files where it has them;
 A bare state dict of 1,000 classes gets ImageNet's labels, and torchvision's preprocessing: that of its release where
 the file is one of torchvision's own (known by its SHA-256), else resize 256 and crop 224, and a note says so.
 """
+ENCODER = """\
+Package an image encoder: pooled features of DINOv2, ViT, CLIP, SigLIP or another network, as embeddings.
+
+--weights takes a Hugging Face folder or hub id: config.json, weights, preprocessor_config.json.
+
+The embedding is what transformers calls pooled features:
+  CLIP, SigLIP              get_image_features: the image tower, CLIP's behind its projection
+  others                    the pooler_output of AutoModel: DINOv2's class token, ViT's behind the pooling layer
+Weights that are missing are listed and refused (many ViT classifiers have no pooling layer). Those of a text tower
+or of a classifier are left out. An answer is a list of numbers, base64 or raw bytes, as of a text encoder.
+"""
 TEXT = """\
 Package an encoder of the BERT family (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, MiniLM and others).
 
@@ -64,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     main = _parser(MAIN, EPILOG)
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command, kind in {"image-classifier": "image-classifier", "text-encoder": "text-encoder", **PRESETS}.items():
+    for command, kind in {**{kind: kind for kind in KINDS}, **PRESETS}.items():
         _add_packaging(commands, command, kind)
     for command, text in (
         ("show", "Print what is inside an archive: weights, parity, versions, files, settings."),
@@ -76,9 +89,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_packaging(commands: argparse._SubParsersAction[argparse.ArgumentParser], command: str, kind: str) -> None:
-    image = kind == "image-classifier"
+    image = kind != "text-encoder"
     preset = command in PRESETS
-    text = IMAGE if image else TEXT
+    text = {"image-classifier": IMAGE, "image-encoder": ENCODER, "text-encoder": TEXT}[kind]
     if preset:
         text = f"Preset of {kind} for {command}: refuses other architectures, and sets batch size and name.\n\n{text}"
     one_line = f"preset of {kind}" if preset else text.splitlines()[0].rstrip(".")
@@ -88,7 +101,7 @@ def _add_packaging(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_source(sub, preset)
     _add_serving(sub, command if preset else None, image)
     if image:
-        _add_image(sub)
+        _add_image(sub, kind)
     else:
         _add_text(sub)
 
@@ -162,21 +175,28 @@ def _add_serving(sub: argparse.ArgumentParser, name: str | None, image: bool) ->
     )
 
 
-def _add_image(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_argument_group("image classifier")
+def _add_image(sub: argparse.ArgumentParser, kind: str) -> None:
+    group = sub.add_argument_group(kind.replace("-", " "))
     group.add_argument(
         "--decoder",
         choices=("auto", "gpu", "cpu"),
         help="of JPEGs; gpu: the GPU's JPEG engines, through nvImageCodec; cpu: Pillow; auto: the former if they are "
         "there and give the same pixels (default)",
     )
-    group.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help="one a line in class order, or JSON: a list, or TorchServe's index_to_name",
-    )
-    group.add_argument("--top-k", type=_positive, metavar="K", help="classes in an answer (default: 5)")
+    if kind == "image-classifier":
+        group.add_argument(
+            "--labels",
+            type=Path,
+            metavar="FILE",
+            help="one a line in class order, or JSON: a list, or TorchServe's index_to_name",
+        )
+        group.add_argument("--top-k", type=_positive, metavar="K", help="classes in an answer (default: 5)")
+    else:
+        group.add_argument(
+            "--normalize",
+            action=argparse.BooleanOptionalAction,
+            help="scale embeddings to length 1, unless a request says otherwise (default: no)",
+        )
     group.add_argument("--size", type=_positive, metavar="PX", help="side of the centre crop that the network sees")
     group.add_argument("--resize", type=_positive, metavar="PX", help="shorter side before the crop: 232, 256, ...")
     group.add_argument("--resize-mode", choices=("shortest_edge", "square"), help="square squashes the image")

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from archive import answer_sizes, convert
-from archive.checkpoints import image_checkpoints, image_processors, other_classifiers, text_checkpoints
+from archive.checkpoints import (
+    image_checkpoints,
+    image_encoders,
+    image_processors,
+    other_classifiers,
+    text_checkpoints,
+)
 from archive.checkpoints.class_labels import names_in
 from archive.checkpoints.guards import reading
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
@@ -67,6 +73,45 @@ def image_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob
         notes=tuple(filter(None, [*checkpoint.notes, note, labels_note, left_out])),
         checkpoint=checkpoint,
         labels=labels,
+        converter=chosen.converter,
+        plan_at=chosen.plan,
+    )
+
+
+def image_encoder_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> ImageJob:
+    """The job for an image encoder. Raises CheckpointError or ValueError."""
+    with reading(f"{chosen.weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
+        checkpoint = image_encoders.read(chosen.weights, chosen.revision)
+    preprocess, note = _preprocess(chosen, checkpoint)
+    network = checkpoint.network()
+    if preprocess.processor:
+        preprocess = image_processors.fitted(network, checkpoint.weights.parent, preprocess)
+        features = network.config.hidden_size
+    else:
+        features = image_encoders.features(network, *preprocess.shape)
+    settings = ImageSettings(
+        **_shared(chosen),
+        task="embeddings",
+        preprocess=preprocess,
+        plan_buckets=_plan_buckets(chosen, _torchserve(chosen, preset)["batchSize"]),
+        **_given(
+            normalize=chosen.normalize,
+            max_pixels=chosen.max_pixels,
+            on_mismatch=chosen.on_mismatch,
+            decoder=chosen.decoder,
+        ),
+    )
+    torchserve, bound = _bounded(chosen, _torchserve(chosen, preset), settings, features)
+    left_out = convert.left_out(settings.engine, settings.precision, settings.device)
+    return ImageJob(
+        name=chosen.name,
+        version=chosen.model_version,
+        torchserve=torchserve,
+        settings=settings,
+        weights=_weights(checkpoint.source, checkpoint.layout, checkpoint.sha256, chosen.revision),
+        parity_data=chosen.parity_data,
+        notes=tuple(filter(None, [*checkpoint.notes, note, left_out, *bound])),
+        checkpoint=checkpoint,
         converter=chosen.converter,
         plan_at=chosen.plan,
     )
@@ -290,7 +335,7 @@ def _torchserve(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> dict[s
 
 
 def _bounded(
-    chosen: argparse.Namespace, torchserve: dict[str, int], settings: TextSettings, hidden: int
+    chosen: argparse.Namespace, torchserve: dict[str, int], settings: TextSettings | ImageSettings, hidden: int
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """TorchServe's keys with a batch size whose answers are not too many bytes, and a note if that is another one."""
     if chosen.batch_size is not None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from archive.jobs import ImageJob, Job, TextJob
-from handlers.engines.image_inputs import call, placed
+from handlers.engines.image_inputs import outputs, placed
 from handlers.images.processors import shapes_of
 from handlers.selection.references import COUNT, LONGEST, Images, Texts
 
@@ -47,7 +47,7 @@ def _of_images(job: ImageJob) -> Images:
     images = pipeline.batch([inputs[index] for index in alike])
     cpu = torch.device("cpu")
     half = placed(images, cpu, torch.float16)  # the reference is of these exactly
-    return Images(half, call(job.checkpoint.network(), placed(half, cpu, torch.float32)).logits)
+    return Images(half, outputs(job.checkpoint.network(), placed(half, cpu, torch.float32)))
 
 
 def _same(first: Any, second: Any) -> bool:

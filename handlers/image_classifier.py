@@ -1,8 +1,7 @@
-"""TorchServe entry for image classifiers: ResNet-101, its family, and what else transformers loads as such."""
+"""TorchServe entry for image classifiers and encoders: ResNet-101, its family, and others of transformers."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,19 +10,17 @@ from typing import Any
 
 import torch
 
-from handlers import cpus, loading
+from handlers import cpus, image_tasks, loading
 from handlers.engines.graphs import sizes_up_to
 from handlers.images import gpu_decoder, npy_files, payloads, pipelines
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
-from handlers.protocol.options import whole_number
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import Request, caught, gather, gather_options, gather_owners, scatter
 from handlers.serving.handler import Handler
 from handlers.serving.isolation import run_isolated
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import ImageSettings
-from handlers.tasks import scores
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +29,13 @@ TOGETHER = 4  # of the largest images allowed, that many in one request: more wo
 
 
 class ImageClassifier(Handler[ImageSettings]):
-    """Encoded images in, top-k labels with probabilities out, one answer a row."""
+    """Encoded images in, the task's answers out (labels with probabilities, or embeddings), one answer a row."""
 
     def initialize(self, context: Context) -> None:
         """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
         self.model = loading.load(context, "image-classifier", ImageSettings)
         settings = self.model.settings
-        self.labels: list[str] = json.loads((self.model.folder / "labels.json").read_text(encoding="utf-8"))
-        config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
-        self.function = scores.score_function(config, len(self.labels))
+        self.task = image_tasks.load(self.model.folder, settings, self.model.spec.precision)
         self.pipeline = pipelines.load(
             self.model.folder,
             settings.preprocess,
@@ -54,10 +49,11 @@ class ImageClassifier(Handler[ImageSettings]):
         )
         self.model.description["decoder"] = self.gpu.details if self.gpu else {"name": "Pillow", "why": why}
         self.reader = Reader(
-            options={"top_k": whole_number(1, len(self.labels))},
+            options=self.task.options,
             media=payloads.MEDIA,
             accepts=lambda media_type: not media_type.startswith("text/"),
             max_inputs=settings.max_inputs,
+            forms=self.task.forms,
         )
         share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
@@ -87,7 +83,7 @@ class ImageClassifier(Handler[ImageSettings]):
                 logger.warning("memory is short: batches of more than %d images are cut", smaller)
 
     def preprocess(self, batch: Sequence[Request]) -> None:
-        """Payloads -> crops and ready tensors."""
+        """Payloads -> the network's inputs."""
         files = map(caught(payloads.file_of), gather(batch, "payloads"))
         scatter(batch, files, "payloads", "inputs")
         for request in batch:
@@ -105,20 +101,18 @@ class ImageClassifier(Handler[ImageSettings]):
                 request.check(self.reader.refuse_many, len(request.inputs))
 
     def inference(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """Crops and ready tensors -> logits (N, classes) on the device."""
+        """The network's inputs -> its outputs, (N, classes) or (N, features) on the device."""
         return pipelines.run(self.pipeline, self.model.engine.run, inputs, self.at_once)
 
     def postprocess(self, batch: Sequence[Request]) -> None:
-        """Inputs -> top-k labels with probabilities."""
+        """Inputs -> the task's answers."""
         inputs = zip(gather(batch, "inputs"), gather_options(batch, "inputs"), strict=True)
-        results = run_isolated(self._classify, list(inputs), gather_owners(batch, "inputs"))
+        results = run_isolated(self._answer, list(inputs), gather_owners(batch, "inputs"))
         scatter(batch, results, "inputs", "results")
 
-    def _classify(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
-        logits = self.inference([item for item, _ in inputs])
-        default = min(self.model.settings.top_k, len(self.labels))
-        counts = [options.get("top_k", default) for _, options in inputs]
-        return scores.top_k(logits, counts, self.labels, self.function)
+    def _answer(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
+        outputs = self.inference([item for item, _ in inputs])
+        return self.task.answer(outputs, [options for _, options in inputs])
 
     def prepare_all(self, files: Sequence[bytes]) -> list[list[Input] | RequestError]:
         """Crops or ready tensors of each file, in order; the CPU works on what the GPU does not decode."""

@@ -153,6 +153,7 @@ def engine_spec(
     if isinstance(chosen, settings.ImageSettings):
         return dataclasses.replace(
             spec,
+            task=chosen.task if chosen.task != "classification" else "",
             image_size=chosen.preprocess.square_size,
             batch_size=min(chosen.micro_batch, batch_size * chosen.max_inputs),
             buckets=chosen.plan_buckets,

@@ -20,6 +20,7 @@ DECODERS = ("auto", "gpu", "cpu")
 IMAGE_PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PRECISIONS = (*IMAGE_PRECISIONS, "fp8")
 DEVICES = ("auto", "cuda", "cpu")
+IMAGE_TASKS = ("classification", "embeddings")
 TEXT_TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -79,7 +80,9 @@ class Settings:
 class ImageSettings(Settings):
     """Of ImageClassifier.
 
-    preprocess: see handlers.images.preparation.
+    task: one of IMAGE_TASKS.
+    normalize: of embeddings: scale them to length 1 unless the request says otherwise.
+    preprocess: see handlers.images.preprocess.
     top_k: classes in an answer unless the request asks for another number.
     max_pixels: of one image, width x height, asked before it is decoded; a request's images may have four times as
         many together.
@@ -95,6 +98,8 @@ class ImageSettings(Settings):
         ~/.cache/torchserve-fast-handlers/plans, see handlers.caches.
     """
 
+    task: str = "classification"
+    normalize: bool = False
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(size=224, resize=256))
     top_k: int = 5
     max_pixels: int = 50_000_000
@@ -107,6 +112,7 @@ class ImageSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _one_of("task", self.task, IMAGE_TASKS)
         _one_of("precision", self.precision, IMAGE_PRECISIONS)
         for name in ("top_k", "max_pixels", "micro_batch"):
             _at_least(_camel(name), getattr(self, name), 1)

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from archive.checkpoints.sources import CheckpointError
-from handlers.engines.image_inputs import ImageInputs, call
+from handlers.engines import networks
+from handlers.engines.image_inputs import ImageInputs, outputs
 from handlers.images.preprocess import Preprocess
 from handlers.images.processors import PIXELS, Processor
 from handlers.protocol.errors import RequestError
@@ -53,12 +54,12 @@ def fitted(network: Any, folder: Path, preprocess: Preprocess) -> Preprocess:
     if preprocess.size or not processor.varies():
         made = processor(Image.new("RGB", (256, 256), (120, 120, 120)))
         batch = {name: value.unsqueeze(0) for name, value in made.items()}
-        _refuse(network, batch[PIXELS] if set(batch) == {PIXELS} else batch, processor.name)
+        refuse_inputs(network, batch[PIXELS] if set(batch) == {PIXELS} else batch, f"what {processor.name} makes")
         return preprocess
     if _problem(network, torch.zeros(1, 3, 160, 96)) is None:
         return preprocess
     height, width = _image_size(network.config, processor.name)
-    _refuse(network, torch.zeros(1, 3, height, width), processor.name)
+    refuse_inputs(network, torch.zeros(1, 3, height, width), f"an image of {width} x {height} pixels")
     return dataclasses.replace(preprocess, size=height, resize=height, width=width)
 
 
@@ -102,19 +103,20 @@ def _image_size(config: Any, processor: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def _refuse(network: Any, inputs: ImageInputs, processor: str) -> None:
+def refuse_inputs(network: Any, inputs: ImageInputs, what: str) -> None:
+    """Raises CheckpointError if the network does not take one image's input. what: it is, for the message."""
     if problem := _problem(network, inputs):
-        raise CheckpointError(f"{type(network).__name__} does not take what {processor} makes: {problem}")
+        raise CheckpointError(f"{type(network).__name__} does not take {what}: {problem}")
 
 
 @torch.inference_mode()
 def _problem(network: Any, inputs: ImageInputs) -> str | None:
-    """Why the network gives no row of logits for one image, or None."""
+    """Why the network gives no row of logits, or no vector of features, for one image; None if it does."""
     try:
-        logits = getattr(call(network, inputs), "logits", None)
+        shape = tuple(outputs(network, inputs).shape)
     except Exception as error:  # each network has its own words for it
         return str(error)
+    if networks.encoder_class_of(network.config):
+        return None if len(shape) == 2 and shape[0] == 1 else f"it gives {shape} for one image, wanted one vector"
     wanted = (1, network.config.num_labels)
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != wanted:
-        return f"it gives {tuple(getattr(logits, 'shape', ()))} for one image, wanted logits {wanted}"
-    return None
+    return None if shape == wanted else f"it gives {shape} for one image, wanted logits {wanted}"

@@ -62,7 +62,7 @@ def read(folder: Path, beside: Mapping[str, object]) -> OtherClassifier:
     if channels != 3:
         raise CheckpointError(f"config.json says num_channels {channels!r}, wanted 3 (RGB)")
     timm = timm_folders.is_timm(beside)
-    preprocess = read_timm_preprocess(timm_folders.pretrained_of(beside)) if timm else _preprocess(folder, beside)
+    preprocess = read_timm_preprocess(timm_folders.pretrained_of(beside)) if timm else preprocess_of(folder, beside)
     served = timm_folders.served_config(beside) if timm else beside
     model, notes = _load(folder, served)
     if timm:
@@ -97,7 +97,8 @@ def _pooling(network: Any) -> str | None:
     return next((word for word in words if isinstance(word, str)), None)
 
 
-def _preprocess(folder: Path, beside: Mapping[str, object]) -> Preprocess:
+def preprocess_of(folder: Path, beside: Mapping[str, object]) -> Preprocess:
+    """A folder's preprocessing. Raises CheckpointError if its files do not say it. beside: its config.json."""
     found = folder_preprocess(folder)
     if found is None:
         raise CheckpointError(
@@ -111,15 +112,36 @@ def _preprocess(folder: Path, beside: Mapping[str, object]) -> Preprocess:
 def _load(folder: Path, served: Mapping[str, object]) -> tuple[Any, tuple[str, ...]]:
     """The network with the folder's weights, and notes. Nothing but `served` and the weight file is read."""
     tensors, _ = load_tensors(weight_file(folder))
-    _refuse_dtypes(tensors)
     try:
         config = CONFIG_MAPPING[str(served["model_type"])].from_dict(dict(served))
-        model, report = networks.class_of(config).from_pretrained(
+        network_class = networks.class_of(config)
+    except Exception as error:  # strict dataclasses' own
+        raise CheckpointError(f"transformers cannot load it as an image classifier ({error})") from error
+    config.architectures = [network_class.__name__]
+    return load_network(tensors, config, network_class, "an image classifier")
+
+
+def load_network(
+    tensors: dict[str, torch.Tensor], config: Any, network_class: Any, what: str
+) -> tuple[Any, tuple[str, ...]]:
+    """The network with these weights, and notes of what was left out.
+
+    Args:
+        tensors: by the checkpoint's names.
+        config: transformers' configuration.
+        network_class: transformers' class.
+        what: it is, for messages.
+
+    Raises CheckpointError for weights that do not make the whole network.
+    """
+    _refuse_dtypes(tensors)
+    try:
+        model, report = network_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32, ignore_mismatched_sizes=True,
             output_loading_info=True, **LOCAL,
         )  # fmt: skip
     except Exception as error:  # transformers' and strict dataclasses' own; whatever a network's builder trips over
-        raise CheckpointError(f"transformers cannot load it as an image classifier ({error})") from error
+        raise CheckpointError(f"transformers cannot load it as {what} ({error})") from error
     _refuse_misfits(model, report)
     return model.eval(), left_out(sorted(report["unexpected_keys"]), type(model).__name__)
 
@@ -138,7 +160,7 @@ def _refuse_misfits(model: Any, report: Mapping[str, Any]) -> None:
         found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
         raise CheckpointError(
             f"the weights are not those of a {type(model).__name__}. {'; '.join(found)}. "
-            "A part that is missing would be random. Wanted: the whole classifier, as save_pretrained writes it"
+            "A part that is missing would be random. Wanted: the whole network, as save_pretrained writes it"
         )
 
 

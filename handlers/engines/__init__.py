@@ -36,7 +36,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 class EngineSpec:
     """A model as it lies in an unpacked archive, and how it is to run.
 
-    kind: "image-classifier" or "text-encoder". task: of a text encoder, one of settings.TEXT_TASKS.
+    kind: "image-classifier" or "text-encoder". task: of a text encoder, one of settings.TEXT_TASKS; of an image
+    network "embeddings" for pooled features, else "".
     model_dir: holds config.json and model.safetensors. precision: a key of DTYPES.
     image_size: side of the square images, in pixels; 0 if the network's inputs are not squares of one size.
     batch_size: images that run at once, at most.
@@ -93,7 +94,7 @@ def names(kind: str | None = None) -> list[str]:
 
 def objection(name: str, spec: EngineSpec) -> str | None:
     """Why this engine cannot run `spec` here, or None."""
-    why: str | None = _needs_squares(name, spec) or module(name).objection(spec)
+    why: str | None = _excluded(name, spec) or module(name).objection(spec)
     return why
 
 
@@ -101,14 +102,18 @@ def unfit(name: str, spec: EngineSpec) -> str | None:
     """Why this engine would run `spec` on no machine, or None."""
     engine = module(name)
     why: str | None = engine.unfit(spec) if hasattr(engine, "unfit") else None
-    return _needs_squares(name, spec) or why
+    return _excluded(name, spec) or why
 
 
-def _needs_squares(name: str, spec: EngineSpec) -> str | None:
-    """Why this engine runs no network whose inputs are not square images of one size, or None."""
-    if spec.kind != "image-classifier" or spec.image_size or name == "torch_eager":
+def _excluded(name: str, spec: EngineSpec) -> str | None:
+    """Why this engine runs no such image network, or None."""
+    if spec.kind != "image-classifier" or name == "torch_eager":
         return None
-    return "it runs square images of one size, and the checkpoint's preprocessing makes other inputs"
+    if not spec.image_size:
+        return "it runs square images of one size, and the checkpoint's preprocessing makes other inputs"
+    if spec.task == "embeddings" and name != "tensorrt":
+        return "it runs classifiers, and the network is an image encoder"
+    return None
 
 
 def load(name: str, spec: EngineSpec) -> Engine:

@@ -1,4 +1,4 @@
-"""The input of an image network: one tensor, or tensors by the names of the network's parameters.
+"""The input of an image network, one tensor or tensors by the names of its parameters, and its output.
 
 Most networks take pixels, (N, 3, H, W). Siglip 2 (NaFlex) takes patches, their mask and the grid's shape. ImageGPT
 takes indices of colours.
@@ -14,9 +14,26 @@ import torch
 ImageInputs = torch.Tensor | Mapping[str, torch.Tensor]
 
 
-def call(network: Any, inputs: ImageInputs) -> Any:
-    """Run a network of transformers on its input."""
-    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+def outputs(network: Any, inputs: ImageInputs) -> torch.Tensor:
+    """Run a network of transformers: logits of a classifier, pooled features of an encoder.
+
+    CLIP's image tower gives its features behind the projection, as `CLIPModel.get_image_features` does. Others give
+    their `pooler_output`. SigLIP's is that of `get_image_features`, DINOv2's the class token behind the last
+    LayerNorm, ViT's the class token behind the pooling layer, and a CNN's the mean over all positions.
+
+    Args:
+        network: of transformers.
+        inputs: of N images.
+
+    Returns:
+        (N, classes) or (N, features), in the network's dtype.
+    """
+    found = network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+    for name in ("logits", "image_embeds", "pooler_output"):
+        values = getattr(found, name, None)
+        if isinstance(values, torch.Tensor):
+            return values.flatten(1) if name == "pooler_output" else values
+    raise ValueError(f"{type(network).__name__} gives neither logits nor pooled features")
 
 
 def rows(inputs: ImageInputs, indices: torch.Tensor) -> ImageInputs:

@@ -15,7 +15,7 @@ from torch import nn
 from handlers import LOCAL
 from handlers.encoder.packing import TokenBatch, pad, unpad
 from handlers.engines import Engine, EngineSpec
-from handlers.engines.image_inputs import ImageInputs, call
+from handlers.engines.image_inputs import ImageInputs, outputs
 
 KINDS = ("image-classifier", "text-encoder")
 RANK = 0
@@ -50,8 +50,7 @@ def _load_image_classifier(spec: EngineSpec) -> Engine:
 
     @torch.inference_mode()
     def run(images: ImageInputs) -> torch.Tensor:
-        logits: torch.Tensor = call(network, images).logits  # (N, classes)
-        return logits
+        return outputs(network, images)  # (N, classes) or (N, features)
 
     details = {"library": f"torch {torch.__version__}", "network": networks.title(spec.model_dir)}
     return Engine(run, {**details, "memoryFormat": "channels_last"})

@@ -52,7 +52,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Images:
-    """images: the network's input for N images, (N, 3, S, S) normalised. outputs: (N, classes) fp32 logits."""
+    """Images and what the network puts out for them.
+
+    images: the network's input for N images, (N, 3, S, S) normalised.
+    outputs: fp32, (N, classes) logits or (N, features).
+    """
 
     images: Any  # a tensor, or tensors by name: see handlers/engines/image_inputs.py
     outputs: torch.Tensor
@@ -80,7 +84,8 @@ class Images:
 
     def figure(self, engine: Engine, spec: EngineSpec, size: int) -> Figure:
         """Of a batch of so many images."""
-        return figures.of_logits(engine.run(self.batch(spec, size)), self.logits(size), spec.precision)
+        compare = figures.of_embeddings if spec.task == "embeddings" else figures.of_logits
+        return compare(engine.run(self.batch(spec, size)), self.logits(size), spec.precision)
 
     def _places(self, count: int) -> torch.Tensor:
         return torch.arange(count) % len(self.outputs)

@@ -73,23 +73,33 @@ class Embeddings(TextTask):
         return pool(outputs, batch.cu_seqlens, self.pooling)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        embeddings = self.figures(outputs, batch)  # (N, hidden)
-        finite = embeddings.isfinite().all(dim=1)
-        wanted = [options.get("encoding_format", "float") for _, options in inputs]
-        if "float" in wanted:
-            as_numbers = torch.tensor([encoding == "float" for encoding in wanted], device=embeddings.device)
-            rounded = significant(embeddings, self.digits)
-            embeddings = torch.where(as_numbers.unsqueeze(1), rounded, embeddings)
-        halved = torch.tensor([options.get("dtype") == "float16" for _, options in inputs], device=finite.device)
-        finite &= ~halved | embeddings.half().isfinite().all(dim=1)  # float16 ends at 65,504
-        rows = zip(embeddings.cpu().numpy(), finite.tolist(), inputs, strict=True)
-        return [self._encoded(row, options) if good else NotFinite() for row, good, (_, options) in rows]
-
-    @staticmethod
-    def _encoded(row: Any, options: Mapping[str, Any]) -> object:
-        return encodings.as_base64(row, options) if options.get("encoding_format") == "base64" else row
+        return encoded(self.figures(outputs, batch), [options for _, options in inputs], self.digits)
 
 
 def make(archive: Archive) -> TextTask:
     """Return the task of an archive."""
     return Embeddings(archive.settings.pooling, encodings.DIGITS[archive.precision])
+
+
+def encoded(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digits: int) -> list[object]:
+    """Return one answer per embedding: an array of numbers, base64, or NotFinite.
+
+    Args:
+        embeddings: (N, hidden) fp32.
+        options: of each embedding's request, by encodings.OPTIONS.
+        digits: significant decimal digits of a number in JSON.
+    """
+    finite = embeddings.isfinite().all(dim=1)
+    wanted = [chosen.get("encoding_format", "float") for chosen in options]
+    if "float" in wanted:
+        as_numbers = torch.tensor([encoding == "float" for encoding in wanted], device=embeddings.device)
+        rounded = significant(embeddings, digits)
+        embeddings = torch.where(as_numbers.unsqueeze(1), rounded, embeddings)
+    halved = torch.tensor([chosen.get("dtype") == "float16" for chosen in options], device=finite.device)
+    finite &= ~halved | embeddings.half().isfinite().all(dim=1)  # float16 ends at 65,504
+    rows = zip(embeddings.cpu().numpy(), finite.tolist(), options, strict=True)
+    return [_encoded(row, chosen) if good else NotFinite() for row, good, chosen in rows]
+
+
+def _encoded(row: Any, options: Mapping[str, Any]) -> object:
+    return encodings.as_base64(row, options) if options.get("encoding_format") == "base64" else row

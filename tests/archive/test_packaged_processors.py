@@ -1,4 +1,4 @@
-"""An archive whose images transformers' own processor prepares, made by the command."""
+"""Archives of images that transformers' own processor prepares, and of image encoders, made by the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import ImageGPTConfig, ImageGPTForImageClassification
+from transformers import Dinov2Config, Dinov2Model, ImageGPTConfig, ImageGPTForImageClassification
 
 from archive import contents
 
@@ -47,3 +47,24 @@ def test_it_is_packaged_with_its_processor_and_named(
     provenance = contents.read_provenance(mar)
     assert provenance["parity"]["fp32"]["max_relative_error"] < 1e-5
     assert {engine["name"] for engine in provenance["engines"].values()} == {"torch_eager"}
+
+
+def test_an_image_encoder_is_packaged_and_compared_by_cosine(package: Callable[..., str], tmp_path: Path) -> None:
+    folder = tmp_path / "dinov2"
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    sizes = {"image_size": 32, "patch_size": 8, "initializer_range": 0.2}
+    Dinov2Model(Dinov2Config(**small, **sizes)).save_pretrained(folder)  # type: ignore[arg-type, unused-ignore]
+    processor = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    package("image-encoder", "--weights", folder, "--normalize", "--export-path", tmp_path)
+    mar = tmp_path / "dinov2.mar"
+    contents.verify(mar)
+    with zipfile.ZipFile(mar) as archive:
+        assert "labels.json" not in archive.namelist()
+        config = yaml.safe_load(archive.read("model-config.yaml"))
+    assert (config["handler"]["task"], config["handler"]["normalize"]) == ("embeddings", True)
+    provenance = contents.read_provenance(mar)
+    assert provenance["parity"]["fp32"]["min_cosine"] > 0.99999
+    assert all(figures["passed"] for figures in provenance["parity"].values())
+    assert {engine["network"] for engine in provenance["engines"].values()} == {"Dinov2Model"}
