@@ -83,12 +83,10 @@ def image_encoder_job(chosen: argparse.Namespace, preset: Mapping[str, Any]) -> 
     with reading(f"{chosen.weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
         checkpoint = image_encoders.read(chosen.weights, chosen.revision)
     preprocess, note = _preprocess(chosen, checkpoint)
-    network = checkpoint.network()
+    network, folder = checkpoint.network(), checkpoint.weights.parent
     if preprocess.processor:
-        preprocess = image_processors.fitted(network, checkpoint.weights.parent, preprocess)
-        features = network.config.hidden_size
-    else:
-        features = image_encoders.features(network, *preprocess.shape)
+        preprocess = image_processors.fitted(network, folder, preprocess)
+    features = image_encoders.features(network, folder, preprocess)
     settings = ImageSettings(
         **_shared(chosen),
         task="embeddings",

@@ -19,6 +19,7 @@ from archive.checkpoints.foreign_settings import plain
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.sources import CheckpointError, locate, read_json, refuse_custom_code, weight_file
 from handlers.engines.image_inputs import outputs
+from handlers.images.preprocess import Preprocess
 
 # By model_type of both towers: the class of the image tower.
 TOWERS = {
@@ -69,17 +70,20 @@ def read(source: str | Path, revision: str | None = None) -> ImageCheckpoint:
 
 
 @torch.inference_mode()
-def features(network: Any, height: int, width: int) -> int:
+def features(network: Any, folder: Path, preprocess: Preprocess) -> int:
     """Numbers of an embedding, by a run on a blank image. Raises CheckpointError if the network does not take it.
 
     Args:
         network: in eval mode, fp32 on the CPU.
-        height, width: of its images, in pixels.
+        folder: of the checkpoint.
+        preprocess: the archive's.
     """
+    if preprocess.processor:
+        return int(outputs(network, image_processors.example(folder, preprocess)).shape[1])
+    height, width = preprocess.shape
     images = torch.zeros(1, 3, height, width)
-    image_processors.refuse_inputs(
-        network, images, f"an image of {width} x {height} pixels, which its preprocessing makes"
-    )
+    what = f"an image of {width} x {height} pixels, which its preprocessing makes"
+    image_processors.refuse_inputs(network, images, what)
     return int(outputs(network, images).shape[1])
 
 

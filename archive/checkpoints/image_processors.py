@@ -52,15 +52,21 @@ def fitted(network: Any, folder: Path, preprocess: Preprocess) -> Preprocess:
     """
     processor = Processor(folder)
     if preprocess.size or not processor.varies():
-        made = processor(Image.new("RGB", (256, 256), (120, 120, 120)))
-        batch = {name: value.unsqueeze(0) for name, value in made.items()}
-        refuse_inputs(network, batch[PIXELS] if set(batch) == {PIXELS} else batch, f"what {processor.name} makes")
+        refuse_inputs(network, example(folder, preprocess), f"what {processor.name} makes")
         return preprocess
     if _problem(network, torch.zeros(1, 3, 160, 96)) is None:
         return preprocess
     height, width = _image_size(network.config, processor.name)
     refuse_inputs(network, torch.zeros(1, 3, height, width), f"an image of {width} x {height} pixels")
     return dataclasses.replace(preprocess, size=height, resize=height, width=width)
+
+
+def example(folder: Path, preprocess: Preprocess) -> ImageInputs:
+    """The network's input that the folder's processor makes of a plain image."""
+    height, width = preprocess.shape if preprocess.size else (256, 256)
+    made = Processor(folder)(Image.new("RGB", (width, height), (120, 120, 120)))
+    batch = {name: value.unsqueeze(0) for name, value in made.items()}
+    return batch[PIXELS] if set(batch) == {PIXELS} else batch
 
 
 def stage(source: Path, folder: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
 
 from handlers import LOCAL
 from handlers.protocol.errors import InvalidImage
@@ -28,6 +27,8 @@ class Processor:
     """
 
     def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor  # slow to import, and few archives need it
+
         try:
             self.own: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
         except Exception as error:  # transformers has many classes of its own
