@@ -1,33 +1,54 @@
-"""How many requests may be answered together, by the bytes of their answers.
+"""Limits how many requests are answered together by the bytes of their answers.
 
 TorchServe's front end reads a worker's answers in pieces of at most 64 KB. With each piece it begins at the first
-byte again. So its work grows with the square of a batch's answers: 64 answers of 350 KB took 1.5 s, 8 took 21 ms.
+byte again. So its work grows with the square of the bytes in a batch's answers: 64 answers of 350 KB took 1.5 s, 8
+took 21 ms.
 """
 
 from __future__ import annotations
 
+from handlers import tasks
 from handlers.protocol.encodings import DIGITS
 from handlers.settings import ImageSettings, TextSettings
 
 MAX_BATCH_BYTES = 12 << 20
-BESIDE_DIGITS = 6  # bytes of a number in JSON beside its digits: a sign, "0.", two zeros, a comma
+OTHER_BYTES = 6  # of a number in JSON, besides its digits: a sign, "0.", two zeros, a comma
 
 
 def largest_answer(settings: TextSettings | ImageSettings, hidden: int) -> int:
-    """Bytes of the largest JSON answer of an embedding model: one request with as many inputs as it may bring.
+    """Return the bytes of the largest JSON answer: one request with as many inputs as it may bring.
 
-    hidden: numbers of an embedding. Other tasks answer with far fewer bytes; 0 is returned for them.
+    Args:
+        settings: of the text or image encoder.
+        hidden: numbers in one token vector, or in an image's features.
+
+    Returns:
+        Bytes for an embedding model. 0 for other tasks, whose answers are far smaller.
     """
-    if settings.task != "embeddings":
+    if not _gives_embeddings(settings):
         return 0
     digits = DIGITS["fp16" if settings.precision == "auto" else settings.precision]  # "auto" is fp16 on a GPU
     vectors = len(settings.pooling.modes) if isinstance(settings, TextSettings) else 1
-    numbers = settings.max_inputs * hidden * vectors
-    return numbers * (digits + BESIDE_DIGITS)
+    return settings.max_inputs * hidden * vectors * (digits + OTHER_BYTES)
+
+
+def _gives_embeddings(settings: TextSettings | ImageSettings) -> bool:
+    if isinstance(settings, ImageSettings):
+        return settings.task == "embeddings"
+    return tasks.head(settings.task).is_embedding
 
 
 def batch_size(wanted: int, settings: TextSettings | ImageSettings, hidden: int) -> tuple[int, str | None]:
-    """Return `wanted`, or the largest power of two whose answers stay within MAX_BATCH_BYTES; and a note if less."""
+    """Lower a batch size if its answers could be more than MAX_BATCH_BYTES.
+
+    Args:
+        wanted: batch size, in requests.
+        settings: of the text or image encoder.
+        hidden: numbers in one token vector, or in an image's features.
+
+    Returns:
+        `wanted` and None, or the largest power of two that fits and a note that says so.
+    """
     largest = largest_answer(settings, hidden)
     if wanted * largest <= MAX_BATCH_BYTES:
         return wanted, None

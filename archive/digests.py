@@ -1,4 +1,4 @@
-"""SHA-256 of files and streams, in hex, without holding them in memory."""
+"""SHA-256 of files, streams and texts, in hex. Files are read in pieces of 1 MiB."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import IO
 
 
 def of_files(*paths: Path) -> str:
-    """Of the files' content, one after the other."""
+    """Return the digest of the files' contents, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as stream:
@@ -17,14 +17,14 @@ def of_files(*paths: Path) -> str:
 
 
 def of_stream(stream: IO[bytes]) -> str:
-    """Of what is left in the stream."""
+    """Return the digest of what is left in the stream."""
     digest = hashlib.sha256()
     _update(digest, stream)
     return digest.hexdigest()
 
 
 def of_text(text: str) -> str:
-    """Of the text in UTF-8."""
+    """Return the digest of the text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,9 +1,9 @@
-"""An image classifier -> ONNX in half precision, as TensorRT's parser reads it.
+"""Exports an image classifier to ONNX in half precision, as TensorRT's parser reads it.
 
-Of a ResNet with ReLU, BatchNorm is folded in fp64 and cast once (handlers.engines.folding), so that the ONNX network
-is the very function that the cuDNN engine runs; any other goes as transformers runs it. Its own types carry the
-precision to strongly typed TensorRT networks. Images come in as they lie in memory in channels_last, so that no batch
-is copied before a plan reads it.
+The BatchNorm layers of a ResNet with ReLU are folded in fp64 and cast once (handlers.engines.folding), so that the
+ONNX network is exactly the function that the cuDNN engine runs. Others are exported as transformers runs them.
+The ONNX types carry the precision to TensorRT's strongly typed networks. The input is (N, S, S, 3), which is how a
+channels_last batch lies in memory, so that no batch is copied before a plan reads it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from handlers.engines import networks
-from handlers.engines.folding import FoldedResNet, Operations, TorchOperations, contiguous, fold_resnet, run
+from handlers.engines.folding import FoldedResNet, ResNetOps, TorchResNetOps, contiguous, fold_resnet, run
 from handlers.engines.image_inputs import outputs
 from handlers.engines.tensorrt import INPUT, OUTPUT
 
@@ -25,9 +25,9 @@ OPSET = 17  # the newest that TensorRT 8.6 reads
 
 
 class FoldedModule(nn.Module):
-    """A folded ResNet as the module that exporters and converters ask for, in the operations that they can read."""
+    """A folded ResNet as a module for exporters and converters, in operations that they can read."""
 
-    def __init__(self, network: FoldedResNet, operations: Operations) -> None:
+    def __init__(self, network: FoldedResNet, operations: ResNetOps) -> None:
         super().__init__()
         self.network, self.operations = network, operations
 
@@ -37,7 +37,7 @@ class FoldedModule(nn.Module):
 
 
 class LogitsModule(nn.Module):
-    """Any classifier or image encoder of transformers as such a module: a tensor in, a tensor out."""
+    """A classifier or image encoder of transformers as a module that takes a tensor and returns a tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class LogitsModule(nn.Module):
 
 
 class ChannelsLastModule(nn.Module):
-    """Such a module for images as they lie in memory in channels_last."""
+    """Takes images as a channels_last batch lies in memory, and hands them to a network as (N, 3, S, S)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -61,8 +61,11 @@ class ChannelsLastModule(nn.Module):
         return logits
 
 
-def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Operations) -> nn.Module:
-    """What exporters and converters get of a classifier of handlers.engines.networks, which is left as it is."""
+def module(model: Any, device: torch.device, dtype: torch.dtype, operations: ResNetOps) -> nn.Module:
+    """Return a copy of a classifier of handlers.engines.networks as exporters and converters take it.
+
+    operations: how a folded ResNet computes its fused steps.
+    """
     if networks.is_resnet(model.config) and model.config.hidden_act == "relu":
         return FoldedModule(contiguous(fold_resnet(model.eval(), device, dtype)), operations)
     return LogitsModule(copy.deepcopy(model).eval().to(device, dtype))
@@ -70,15 +73,15 @@ def module(model: Any, device: torch.device, dtype: torch.dtype, operations: Ope
 
 @torch.inference_mode()
 def export(model: Any, path: Path, image_size: int, dtype: torch.dtype = torch.float16) -> None:
-    """Write a classifier of handlers.engines.networks to `path`, the batch size left open.
+    """Write a classifier of handlers.engines.networks to `path`, for any batch size.
 
-    Input `images`: (N, image_size, image_size, 3) of `dtype`; output `logits`: (N, classes).
-    Raises ValueError, with the network's name, where PyTorch cannot express it in ONNX.
+    The ONNX input `images` is (N, image_size, image_size, 3) of `dtype`, the output `logits` is (N, classes).
+    Raises ValueError, with the network's name, if PyTorch cannot express it in ONNX.
     """
-    network = ChannelsLastModule(module(model, torch.device("cpu"), dtype, TorchOperations()))
+    network = ChannelsLastModule(module(model, torch.device("cpu"), dtype, TorchResNetOps()))
     example = torch.zeros((2, image_size, image_size, 3), dtype=dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own age
+        warnings.simplefilter("ignore")  # the exporter warns that it is the older one
         try:
             torch.onnx.export(
                 network,
@@ -88,9 +91,9 @@ def export(model: Any, path: Path, image_size: int, dtype: torch.dtype = torch.f
                 output_names=[OUTPUT],
                 opset_version=OPSET,
                 dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-                dynamo=False,  # needs onnx alone, and writes what TensorRT 8.6 reads
+                dynamo=False,  # the older exporter needs only onnx, and writes what TensorRT 8.6 reads
             )
-        except (RuntimeError, TypeError) as error:  # an operator without ONNX form; a tensor where a number belongs
+        except (RuntimeError, TypeError) as error:  # an operator without ONNX form; a tensor in place of a number
             raise ValueError(
                 f"{type(model).__name__} cannot be exported to ONNX opset {OPSET} ({str(error).splitlines()[0]}); "
                 "--engine torch_eager packages it without"

@@ -1,236 +1,151 @@
-"""Make one .mar: stage, archive, load it in a fresh process, compare it with fp32, and only then put it in place."""
+"""Make one .mar: write its files, archive them, try it in a fresh process, compare with fp32, put it in place."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from archive import contents, digests, parity, probe
+from archive import fingerprint, inspection, parity, trial_run
+from archive.fingerprint import ROOT
+from archive.progress import Progress
 
 if TYPE_CHECKING:
-    from archive.jobs import Job  # imports torch
+    from archive.models import PackagedModel  # imports torch
+    from archive.parity import ParityResult
     from handlers.settings import Settings
 
-ROOT = Path(__file__).parent.parent
-ENTRIES = ("image_classifier.py", "text_encoder.py")
-VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "torch-model-archiver")
-OPTIONAL = (
-    "triton",
-    "onnx",
-    "onnxruntime",
-    "tensorrt",
-    "torch2trt",
-    "timm",
-    "torchvision",
-)  # that decide what an archive holds where they are installed
-GPUS = Path("/proc/driver/nvidia/gpus")  # the driver's, a folder each
 CONFIG_HEADER = """\
-# Written at packaging; may be edited, here or in the archive's copy, which `scripts/package verify` will tell.
-# TorchServe's own keys first: batchSize requests are answered together, after at most maxBatchDelay milliseconds
-# (1 or more: TorchServe takes 0 for 100).
-# What the keys under `handler` mean, and what they may be, stands in handlers/settings.py.
+# Written at packaging. It may be edited, here or in the archive; `scripts/package verify` then says that it changed.
+# TorchServe's own keys come first: up to batchSize requests are answered together. The first of them waits for others
+# for at most maxBatchDelay milliseconds (1 or more: TorchServe takes 0 for 100).
+# handlers/settings.py says what the keys under `handler` mean, and which values they take.
 """
+LAST_LINES = 15  # of a failed command's output, that are shown
 
 
 class PackagingError(ValueError):
     """The archive was refused; nothing was put in place."""
 
 
-@dataclass
-class Progress:
-    """Numbered steps on the terminal, each with its time. told: whether the step at hand has lines of its own."""
-
-    total: int
-    done: int = 0
-    told: bool = False
-
-    @contextlib.contextmanager
-    def step(self, title: str) -> Iterator[None]:
-        self.done, self.told = self.done + 1, False
-        print(f"  [{self.done}/{self.total}] {title} ...", end="", flush=True)
-        started = time.monotonic()
-        try:
-            yield
-        except BaseException:
-            print(flush=True)  # what went wrong gets a line of its own
-            raise
-        print("\n       " if self.told else "", f"{time.monotonic() - started:.1f} s", flush=True)
-
-    def tell(self, text: str) -> None:
-        """A line in the midst of a step."""
-        self.told = True
-        print(f"\n        {text}", end="", flush=True)
-
-    def say(self, text: str) -> None:
-        print(f"        {text}", flush=True)
-
-
-def inputs_digest(options: Mapping[str, object], sources: Sequence[Path]) -> str:
-    """A digest of everything that decides an archive's content: options, weights, this tree, versions.
-
-    Reads files and imports nothing heavy, so that asking whether an archive is up to date is quick.
-    """
-    tree = sorted(path for name in ("handlers", "archive") for path in (ROOT / name).rglob("*") if _is_source(path))
-    files = [path for source in sources for path in (sorted(source.rglob("*")) if source.is_dir() else [source])]
-    record = {
-        "options": dict(options),
-        "tree": {str(path.relative_to(ROOT)): digests.of_files(path) for path in tree},
-        "sources": [(path.name, digests.of_files(path)) for path in files if path.is_file()],
-        "versions": versions(),
-        "machine": machine(),
-    }
-    return f"sha256:{digests.of_text(json.dumps(record, sort_keys=True, default=str))}"
-
-
-def up_to_date(mar: Path, inputs: str) -> str | None:
-    """The content digest of the archive that these inputs gave, where it is there; else None."""
-    try:
-        provenance = contents.read_provenance(mar)
-    except contents.ArchiveError:  # of none, and of one that is damaged: packaging replaces it
-        return None
-    return str(provenance["digest"]) if provenance.get("inputs") == inputs else None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what an archive is made with."""
-    return {name: importlib.metadata.version(name) for name in VERSIONS}
-
-
-def machine() -> dict[str, object]:
-    """What of this machine decides what is made and checked here: packages that need not be there, and GPUs."""
-    installed = {name: _version(name) for name in OPTIONAL if importlib.util.find_spec(name)}
-    models = {
-        line.partition(":")[2].strip()
-        for path in GPUS.glob("*/information")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith("Model:")
-    }
-    return {"packages": installed, "gpus": sorted(models)}
-
-
-def _version(package: str) -> str:
-    """Of what can be imported; of a checkout that says none, a word for that."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def build(job: Job, export_path: Path, inputs: str, options: Mapping[str, object]) -> Path:
+def build(model: PackagedModel, export_path: Path, inputs: str, options: Mapping[str, object]) -> Path:
     """Make `export_path/NAME.mar`, replacing one of the same name in a single step.
 
-    Raises PackagingError where the archive does not load, does not answer, or misses parity.
+    Args:
+        model: what to package.
+        export_path: folder for the archive; it is made if it is not there.
+        inputs: digest of what the archive is made from, for the provenance.
+        options: the command's options, for the provenance.
+
+    Returns:
+        The archive's path.
+
+    Raises:
+        PackagingError: if the archive does not load, does not answer, or misses parity.
     """
     progress = Progress(total=5)
-    probe.tell_of_plans(progress.tell)
-    export_path = export_path.absolute()  # the probe changes its directory
+    trial_run.report_plan_builds(progress.detail)
+    export_path = export_path.absolute()  # the trial run changes its directory
     export_path.mkdir(parents=True, exist_ok=True)
     # On the same file system as the model store, so that the last step is one rename.
     with tempfile.TemporaryDirectory(prefix=".packaging-", dir=export_path) as private:
         work = Path(private)
         with progress.step("staging weights and handlers"):
-            _stage(job, work / "stage")
+            _write_contents(model, work / "contents")
         with progress.step("archiving with torch-model-archiver"):
-            mar = _archive(job, work)
-        samples = _write_samples(job, work / "samples")
-        with progress.step(f"loading it in a fresh process, {len(samples)} samples in {', '.join(job.precisions)}"):
+            mar = _archive(model, work)
+        samples = _write_samples(model, work / "samples")
+        with progress.step(f"loading it in a fresh process, {len(samples)} samples in {', '.join(model.precisions)}"):
             _unpack(mar, work / "unpacked")
-            report = _probe(job, work, samples, progress.tell)
+            report = _try(model, work, samples, progress.detail)
         with progress.step("comparing with the fp32 reference"):
-            figures = _gate(job, work, report)
-        for precision, verdict in figures.items():
-            progress.say(f"{precision} {verdict}" + (f" ({verdict.engine})" if verdict.engine else ""))
-        _refuse_failures(job, figures)
-        notes = [*job.notes, *_stood_in(job, figures, report["stood_in"])]
-        engines = {precision: described["engine"] for precision, described in report["measured"].items()}
+            results = _compare(model, work, report)
+        for precision, result in results.items():
+            progress.line(f"{precision} {result}" + (f" ({result.engine})" if result.engine else ""))
+        _refuse_failures(model, results)
+        notes = [*model.notes, *_substitution_notes(model, results, report["stood_in"])]
         with progress.step("putting it in place"):
-            _add_reference(job, mar, work)
-            files = contents.file_digests(mar)
-            _add_provenance(mar, {**_provenance(job, files, figures, notes, inputs, options), "engines": engines})
-            contents.verify(mar)
+            _add_carried_samples(model, mar, work)
+            engines = {precision: loaded["engine"] for precision, loaded in report["loaded"].items()}
+            _add_provenance(mar, {**_provenance(model, mar, results, notes, inputs, options), "engines": engines})
+            inspection.verify(mar)
             target = export_path / mar.name
             mar.replace(target)
     for note in notes:
-        progress.say(f"note: {note}")
+        progress.line(f"note: {note}")
     return target
 
 
-def _stage(job: Job, stage: Path) -> None:
-    """What the archive's root will hold, entry and model-config.yaml aside."""
-    stage.mkdir()
-    job.stage(stage)
-    _refuse_unfit(job, stage)
-    _drop_local_paths(stage)
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *ENTRIES)
-    shutil.copytree(ROOT / "handlers", stage / "handlers", ignore=ignored)
-    text = CONFIG_HEADER + yaml.safe_dump(job.config, sort_keys=False)
-    (stage.parent / "model-config.yaml").write_text(text, encoding="utf-8")
+def _write_contents(model: PackagedModel, folder: Path) -> None:
+    """Write what the archive's root will hold into `folder`, and model-config.yaml next to it."""
+    folder.mkdir()
+    model.write_files(folder)
+    _refuse_impossible_engine(model, folder)
+    _drop_local_paths(folder)
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", *(file for file, _ in inspection.ENTRIES.values()))
+    shutil.copytree(ROOT / "handlers", folder / "handlers", ignore=ignored)
+    text = CONFIG_HEADER + yaml.safe_dump(model.config, sort_keys=False)
+    (folder.parent / inspection.CONFIG).write_text(text, encoding="utf-8")
 
 
-def _refuse_unfit(job: Job, stage: Path) -> None:
-    """Raises PackagingError for an engine that would run this archive on no machine."""
+def _refuse_impossible_engine(model: PackagedModel, folder: Path) -> None:
+    """Raise PackagingError for an engine that would run this archive on no machine."""
     import torch
 
     from handlers import engines, loading
 
-    asked = job.settings
+    asked = model.settings
     precision = _main_precision(asked)
-    spec = loading.engine_spec(job.kind, stage, torch.device("cpu"), precision, asked, 1)
-    engine = "fused" if (asked.engine, precision) == ("auto", "fp8") else asked.engine  # the only one that knows fp8
-    why = None if engine == "auto" else engines.unfit(engine, spec)
+    spec = loading.engine_spec(model.kind, folder, torch.device("cpu"), precision, asked, 1)
+    engine = "fused" if (asked.engine, precision) == ("auto", "fp8") else asked.engine  # the only one that has fp8
+    why = None if engine == "auto" else engines.get(engine).why_never(spec)
     if why is None and asked.device == "cpu" and asked.engine != "auto":
-        why = engines.objection(engine, spec)
+        why = engines.get(engine).why_not_here(spec)
     if why:
         option = "--precision" if precision == "fp8" else "--engine"
         raise PackagingError(f"engine {engine} runs this on no machine: {why}; {option} auto takes one that can")
 
 
 def _main_precision(asked: Settings) -> str:
-    """The precision that is to serve; for "auto" the one that matters most to the engine."""
+    """Return the precision that is to serve; for "auto" the one that matters most to the engine."""
     if asked.precision != "auto":
         return asked.precision
     return "fp32" if asked.engine == "onnxruntime" else "fp16"
 
 
-def _drop_local_paths(stage: Path) -> None:
-    """Where the checkpoint lay on this machine is nobody's business, and would change the digest."""
+def _drop_local_paths(folder: Path) -> None:
+    """Remove where the checkpoint lay on this machine: it is private, and would change the digest."""
     for name in ("config.json", "tokenizer_config.json"):
-        path = stage / name
+        path = folder / name
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
             kept = {key: value for key, value in content.items() if key not in ("_name_or_path", "name_or_path")}
             path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _archive(job: Job, work: Path) -> Path:
+def _archive(model: PackagedModel, work: Path) -> Path:
     private_tmp = work / "tmp"  # the archiver deletes $TMPDIR/NAME
     private_tmp.mkdir()
-    entry, _ = job.entry
+    entry, _ = model.entry
     command = [
         *(sys.executable, "-c", "from model_archiver.model_packaging import generate_model_archive as g; g()"),
-        *("--model-name", job.name, "--version", job.version, "--handler", str(ROOT / "handlers" / entry)),
-        *("--extra-files", str(work / "stage"), "--config-file", str(work / "model-config.yaml")),
+        *("--model-name", model.name, "--version", model.version, "--handler", str(ROOT / "handlers" / entry)),
+        *("--extra-files", str(work / "contents"), "--config-file", str(work / inspection.CONFIG)),
         *("--archive-format", "zip-store", "--runtime", "python", "--export-path", str(work)),
     ]
     _run(command, "torch-model-archiver failed", env={**os.environ, "TMPDIR": str(private_tmp)})
-    return work / f"{job.name}.mar"
+    return work / f"{model.name}.mar"
 
 
 def _unpack(mar: Path, folder: Path) -> None:
@@ -238,144 +153,153 @@ def _unpack(mar: Path, folder: Path) -> None:
         archive.extractall(folder)
 
 
-def _write_samples(job: Job, folder: Path) -> list[Path]:
+def _write_samples(model: PackagedModel, folder: Path) -> list[Path]:
     folder.mkdir()
     paths = []
-    for place, sample in enumerate(job.samples()):
-        paths.append(folder / f"{place:05d}")
+    for index, sample in enumerate(model.samples()):
+        paths.append(folder / f"{index:05d}")
         paths[-1].write_bytes(sample)
     return paths
 
 
-def _probe(job: Job, work: Path, samples: Sequence[Path], tell: Callable[[str], None]) -> dict[str, Any]:
-    entry, class_name = job.entry
+def _try(
+    model: PackagedModel, work: Path, samples: Sequence[Path], print_line: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run archive/trial_run.py on the unpacked archive and return its report; outputs go to `work/outputs`."""
+    entry, class_name = model.entry
     task = {
-        "name": job.name,
-        "kind": job.kind,
+        "name": model.name,
+        "kind": model.kind,
         "entry": entry,
         "class": class_name,
-        "precisions": job.precisions,
-        "engine": job.settings.engine,
+        "precisions": model.precisions,
+        "engine": model.settings.engine,
         "samples": [str(path) for path in samples],
     }
-    (work / "job.json").write_text(json.dumps(task), encoding="utf-8")
-    (work / "outputs").mkdir()
-    command = [
-        sys.executable,
-        "-Iu",
-        str(Path(__file__).parent / "probe.py"),
-        str(work / "unpacked"),
-        str(work / "job.json"),
-        str(work / "outputs"),
-    ]
-    _run(command, "the archive does not load and answer in a fresh process", tell=tell)
-    report: dict[str, Any] = json.loads((work / "outputs" / "answer.json").read_text(encoding="utf-8"))
+    task_file, outputs = work / "task.json", work / "outputs"
+    task_file.write_text(json.dumps(task), encoding="utf-8")
+    outputs.mkdir()
+    command = [sys.executable, "-Iu", trial_run.__file__, str(work / "unpacked"), str(task_file), str(outputs)]
+    _run(command, "the archive does not load and answer in a fresh process", print_line=print_line)
+    report: dict[str, Any] = json.loads((outputs / trial_run.REPORT).read_text(encoding="utf-8"))
     if report["status"] != 200:
         raise PackagingError(f"the archive answered its first request with {report['status']}: {report['answer']}")
     return report
 
 
-def _gate(job: Job, work: Path, report: Mapping[str, Any]) -> dict[str, parity.Figures]:
+def _compare(model: PackagedModel, work: Path, report: Mapping[str, Any]) -> dict[str, ParityResult]:
+    """Return the parity gate's result for each precision."""
     import numpy as np
 
-    reference = job.reference([path.read_bytes() for path in sorted((work / "samples").iterdir())])
-    measured, figures = report["measured"], {}
-    for precision in job.precisions:
+    reference = model.reference_outputs([path.read_bytes() for path in sorted((work / "samples").iterdir())])
+    results = {}
+    for precision in model.precisions:
         if precision in report["failed"]:
-            figures[precision] = parity.raised(report["failed"][precision], len(reference))
+            results[precision] = parity.did_not_run(report["failed"][precision], len(reference))
             continue
         outputs = np.load(work / "outputs" / f"{precision}.npy")
-        device, engine = measured[precision]["device"]["name"], measured[precision]["engine"]["name"]
-        verdict = parity.compare(outputs, reference, precision, job.embeddings, device)
-        figures[precision] = dataclasses.replace(verdict, engine=engine)
-    return figures
+        loaded = report["loaded"][precision]
+        result = parity.compare(outputs, reference, precision, model.gives_embeddings, loaded["device"]["name"])
+        results[precision] = dataclasses.replace(result, engine=loaded["engine"]["name"])
+    return results
 
 
-def _refuse_failures(job: Job, figures: Mapping[str, parity.Figures]) -> None:
-    """fp32 has to pass, and the precision that was asked for; "auto" leaves out what fails, openly."""
-    needed = {"fp32", job.settings.precision} - {"auto"}
-    failed = [f"{precision} {figures[precision]}" for precision in sorted(needed) if not figures[precision].passed]
+def _refuse_failures(model: PackagedModel, results: Mapping[str, ParityResult]) -> None:
+    """Raise PackagingError unless fp32 and the precision that was asked for have passed."""
+    needed = {"fp32", model.settings.precision} - {"auto"}
+    failed = [f"{precision} {results[precision]}" for precision in sorted(needed) if not results[precision].passed]
     if failed:
         raise PackagingError(
-            f"{job.name} misses parity with its fp32 reference: {'; '.join(failed)}. Nothing was put in place. "
+            f"{model.name} misses parity with its fp32 reference: {'; '.join(failed)}. Nothing was put in place. "
             "--precision auto serves the fastest precision that passes; --parity-data takes samples of your own"
         )
 
 
-def _stood_in(job: Job, figures: Mapping[str, parity.Figures], reasons: Mapping[str, str]) -> list[str]:
-    """Notes, where what was asked for by name is not what the parity gate has seen. reasons: by precision."""
-    asked = job.settings
+def _substitution_notes(
+    model: PackagedModel, results: Mapping[str, ParityResult], reasons: Mapping[str, str]
+) -> list[str]:
+    """Return notes if the parity gate did not see what was asked for by name.
+
+    Args:
+        results: of the parity gate, by precision.
+        reasons: why the engine that was asked for did not run, by precision.
+    """
+    asked = model.settings
     precision = _main_precision(asked)
-    seen, said = figures[precision], []
+    seen, found = results[precision], []
     if precision in reasons and seen.engine:
-        said.append(f"{reasons[precision]} Here {seen.engine} stood in for it at the parity gate")
+        found.append(f"{reasons[precision]} Here {seen.engine} stood in for it at the parity gate")
     if precision == "fp8" and seen.device.startswith("cpu"):
-        said.append("fp8 was emulated at the parity gate; a GPU sums its products, and rounds GELU, less exactly")
+        found.append("fp8 was emulated at the parity gate; a GPU sums its products, and rounds GELU, less exactly")
     if asked.device == "cuda" and seen.device.startswith("cpu"):
-        said.append("device cuda is not here; the parity gate ran on the CPU")
-    return [f"{note}. Packaging where it can run checks what will serve" for note in said]
+        found.append("device cuda is not here; the parity gate ran on the CPU")
+    return [f"{note}. Packaging on a machine that can run it checks what will serve" for note in found]
 
 
 def _provenance(
-    job: Job,
-    files: Mapping[str, str],
-    figures: Mapping[str, parity.Figures],
+    model: PackagedModel,
+    mar: Path,
+    results: Mapping[str, ParityResult],
     notes: Sequence[str],
     inputs: str,
     options: Mapping[str, object],
 ) -> dict[str, object]:
+    files = inspection.file_digests(mar)
     return {
         "format": 1,
-        "name": job.name,
-        "version": job.version,
-        "kind": job.kind,
-        "entry": job.entry[0],
-        "digest": contents.content_digest(job.name, job.version, files),
-        "weights": dict(job.weights),
+        "name": model.name,
+        "version": model.version,
+        "kind": model.kind,
+        "entry": model.entry[0],
+        "digest": inspection.content_digest(model.name, model.version, files),
+        "weights": dict(model.weights),
         "notes": list(notes),
-        "parity": {precision: verdict.as_dict() for precision, verdict in figures.items()},
-        "versions": {"python": sys.version.split()[0], **versions()},
+        "parity": {precision: result.as_dict() for precision, result in results.items()},
+        "versions": {"python": sys.version.split()[0], **fingerprint.versions()},
         "options": dict(options),
         "inputs": inputs,
-        "files": dict(files),
+        "files": files,
     }
 
 
-def _add_reference(job: Job, mar: Path, work: Path) -> None:
-    """What the worker compares its engine with: of samples that have passed the gate."""
-    from archive import references  # imports torch
+def _add_carried_samples(model: PackagedModel, mar: Path, work: Path) -> None:
+    """Add what a worker compares its engine with: samples that have passed the gate, and their fp32 outputs."""
+    from archive import carried_samples  # imports torch
 
-    references.write(job, work)
+    carried_samples.write(model, work)
     with zipfile.ZipFile(mar, "a") as archive:
-        archive.write(work / contents.REFERENCE, contents.REFERENCE)
+        archive.write(work / inspection.CARRIED_SAMPLES, inspection.CARRIED_SAMPLES)
 
 
 def _add_provenance(mar: Path, provenance: Mapping[str, object]) -> None:
     with zipfile.ZipFile(mar, "a") as archive:
-        sealed = {**provenance, "seal": contents.seal(provenance)}
+        sealed = {**provenance, "seal": inspection.seal(provenance)}
         text = json.dumps(sealed, indent=2, ensure_ascii=False, default=str)
-        archive.writestr(contents.PROVENANCE, text + "\n")
+        archive.writestr(inspection.PROVENANCE, text + "\n")
 
 
 def _run(
     command: Sequence[str],
     failure: str,
     env: Mapping[str, str] | None = None,
-    tell: Callable[[str], None] | None = None,
+    print_line: Callable[[str], None] | None = None,
 ) -> None:
-    """tell: gets the lines that the probe means for the terminal."""
-    last: deque[str] = deque(maxlen=15)
+    """Run a command.
+
+    Args:
+        failure: beginning of the message if it fails.
+        print_line: gets the lines that the trial run marks as meant for the terminal.
+
+    Raises:
+        PackagingError: with the command's last lines, if its exit status is not 0.
+    """
+    last: deque[str] = deque(maxlen=LAST_LINES)
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(command, env=env, **pipes) as process:
         for line in process.stdout or ():
-            if tell and line.startswith(probe.TOLD):
-                tell(line.removeprefix(probe.TOLD).rstrip())
+            if print_line and line.startswith(trial_run.TERMINAL):
+                print_line(line.removeprefix(trial_run.TERMINAL).rstrip())
             elif line.strip():
                 last.append(line.rstrip())
     if process.returncode:
         raise PackagingError("\n".join([f"{failure} (exit status {process.returncode}):", *last]))
-
-
-def _is_source(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-    return path.is_file() and path.suffix != ".pyc" and not hidden

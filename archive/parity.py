@@ -1,6 +1,6 @@
-"""The parity gate: what an archive computes, in each precision, against the fp32 reference of its checkpoint.
+"""The parity gate: compares what an archive computes in each precision with the fp32 outputs of its checkpoint.
 
-The limits, and what they are limits of, stand in handlers/selection/tolerances.py.
+handlers/selection/tolerances.py holds the limits and says what they apply to.
 """
 
 from __future__ import annotations
@@ -18,8 +18,20 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One precision against fp32. Figures that do not apply to the kind of output are None."""
+class ParityResult:
+    """How one precision compares with fp32. Values that do not apply to the kind of output are None.
+
+    Attributes:
+        passed: whether all limits are kept.
+        samples: rows that were compared.
+        device: what the archive ran on; "none" if it did not run.
+        max_relative_error: of the logits, of the worst sample.
+        agreement: share of decided samples whose likeliest class is the same as in fp32.
+        decided: samples for which fp32 has one class clearly before the next.
+        min_cosine: of embeddings, of the worst sample.
+        problem: why nothing could be compared.
+        engine: the engine that ran.
+    """
 
     passed: bool
     samples: int
@@ -47,35 +59,43 @@ class Figures:
         return f"{'passed' if self.passed else 'FAILED'}: {figures}"
 
 
-def raised(reason: str, samples: int) -> Figures:
-    """The verdict on a precision in which the network does not run at all. reason: what it raised."""
-    return Figures(False, samples, "none", problem=f"it does not run: {reason}")
+def did_not_run(reason: str, samples: int) -> ParityResult:
+    """Return the result for a precision in which the network does not run at all. reason: what it raised."""
+    return ParityResult(False, samples, "none", problem=f"it does not run: {reason}")
 
 
-def compare(outputs: Array, reference: Array, precision: str, embeddings: bool, device: str) -> Figures:
-    """The gate's verdict on (N, K) outputs against the (N, K) fp32 reference: logits, or embeddings."""
+def compare(outputs: Array, reference: Array, precision: str, embeddings: bool, device: str) -> ParityResult:
+    """Compare an archive's outputs with the reference.
+
+    Args:
+        outputs: (N, K) fp32 logits or embeddings of the archive.
+        reference: (N, K) fp32 outputs of the checkpoint for the same samples.
+        precision: that the archive ran in; it decides the limits.
+        embeddings: whether the rows are embeddings, which are compared by cosine.
+        device: that the archive ran on, for the result.
+    """
     count = len(reference)
     if outputs.shape != reference.shape:
-        return Figures(False, count, device, problem=f"shape {outputs.shape} against {reference.shape}")
+        return ParityResult(False, count, device, problem=f"shape {outputs.shape} against {reference.shape}")
     if not np.isfinite(reference).all():
-        return Figures(False, count, device, problem="the fp32 reference itself is not finite")
+        return ParityResult(False, count, device, problem="the fp32 reference itself is not finite")
     if not np.isfinite(outputs).all():
         broken = int((~np.isfinite(outputs).all(axis=1)).sum())
-        return Figures(False, count, device, problem=f"{broken} of {count} outputs are not finite (overflow)")
+        return ParityResult(False, count, device, problem=f"{broken} of {count} outputs are not finite (overflow)")
     if embeddings:
         cosine = float(cosines(outputs, reference).min())
-        return Figures(cosine >= MIN_COSINE[precision], count, device, min_cosine=cosine)
+        return ParityResult(cosine >= MIN_COSINE[precision], count, device, min_cosine=cosine)
     error = float(relative_errors(outputs, reference).max())
     same, decided = agreement(outputs, reference)
-    if precision == "fp8" and not decided:  # the errors that fp8 may have say too little by themselves
-        said = f"fp32 decides none of the {count} samples by {DECIDED_MARGIN:.0%}: agreement says nothing of fp8"
-        return Figures(False, count, device, problem=said)
+    if precision == "fp8" and not decided:  # the errors that fp8 is allowed say too little by themselves
+        problem = f"fp32 decides none of the {count} samples by {DECIDED_MARGIN:.0%}: agreement says nothing of fp8"
+        return ParityResult(False, count, device, problem=problem)
     passed = error <= MAX_RELATIVE_ERROR[precision] and same >= MIN_AGREEMENT[precision]
-    return Figures(passed, count, device, max_relative_error=error, agreement=same, decided=decided)
+    return ParityResult(passed, count, device, max_relative_error=error, agreement=same, decided=decided)
 
 
 def cosines(a: Array, b: Array) -> NDArray[np.float64]:
-    """(N,) cosine of each row of a with that of b."""
+    """Return (N,): the cosine between each row of a (N, K) and the same row of b (N, K)."""
     left, right = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     cosine: NDArray[np.float64] = (left * right).sum(axis=1) / np.maximum(norms, 1e-30)
@@ -83,7 +103,7 @@ def cosines(a: Array, b: Array) -> NDArray[np.float64]:
 
 
 def relative_errors(outputs: Array, reference: Array) -> NDArray[np.float64]:
-    """(N,) norm of each row's difference over the norm of the reference's row."""
+    """Return (N,): the norm of each row's difference, divided by the norm of the reference's row."""
     difference = outputs.astype(np.float64) - reference
     errors: NDArray[np.float64] = np.linalg.norm(difference, axis=1) / np.maximum(
         np.linalg.norm(reference.astype(np.float64), axis=1), 1e-30
@@ -92,7 +112,7 @@ def relative_errors(outputs: Array, reference: Array) -> NDArray[np.float64]:
 
 
 def agreement(outputs: Array, reference: Array) -> tuple[float, int]:
-    """Share of decided rows whose likeliest class is the same, and how many rows are decided."""
+    """Return the share of decided rows whose likeliest class is the same, and how many rows are decided."""
     if reference.shape[1] == 1:
         return 1.0, len(reference)
     shifted = np.exp(reference - reference.max(axis=1, keepdims=True))

@@ -1,8 +1,8 @@
-"""Full-size networks with random weights, for benchmarks where no checkpoint can be had.
+"""Full-size networks with random weights, for benchmarks without a checkpoint.
 
-They cost what trained ones cost and know nothing. BatchNorm statistics are calibrated, because with their initial
-values a deep ResNet's activations overflow fp16, and an overflowing network runs at another speed. Residual branches
-are damped, because at full strength dozens of random ones amplify fp16's rounding beyond the parity gate.
+They cost as much time as trained ones and know nothing. BatchNorm statistics are calibrated, because a deep ResNet's
+activations overflow fp16 with the initial ones, and an overflowing network runs at another speed. Residual branches
+are damped, because dozens of random ones at full strength amplify fp16's rounding beyond the parity gate.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
+from archive.checkpoints.weight_checks import COUNTER
 from handlers import LOCAL
 from handlers.engines import networks
 from handlers.images.batching import Batcher
 from handlers.images.preparation import prepare
 from handlers.images.preprocess import Preprocess
-from handlers.settings import Pooling
+from handlers.settings import ImageSettings
+from handlers.tasks.shared.pooling import Pooling
 
-# Of a residual branch against its shortcut; 0 would be arXiv:1706.02677, section 5.1.
+# Factor on a residual branch. 0 would be the initialisation of arXiv:1706.02677, section 5.1.
 BRANCH_SCALE = 0.1
 
 
 def resnet_config(preset: Mapping[str, Any]) -> ResNetConfig:
-    """Of a preset with `layers` (transformers' layer_type) and `depths`, for ImageNet's classes."""
+    """Return the configuration of a preset with `layers` (transformers' layer_type) and `depths`; 1,000 classes."""
     return ResNetConfig.from_dict({"layer_type": preset["layers"], "depths": preset["depths"], "num_labels": 1000})
 
 
 def bert_config(preset: Mapping[str, Any]) -> BertConfig:
-    """Of a preset with `hidden_size` and `num_hidden_layers`, in BERT's proportions."""
+    """Return the configuration of a preset with `hidden_size` and `num_hidden_layers`, in BERT's proportions."""
     hidden = preset["hidden_size"]
     return BertConfig(
         hidden_size=hidden,
@@ -47,7 +49,7 @@ def bert_config(preset: Mapping[str, Any]) -> BertConfig:
 def image_checkpoint(
     config: ResNetConfig, calibration: list[bytes], preprocess: Preprocess, seed: int = 0
 ) -> ImageCheckpoint:
-    """A ResNet with random weights whose BatchNorm layers know the statistics of the calibration images."""
+    """Return a ResNet with random weights, whose BatchNorm statistics are those of the calibration images."""
     torch.manual_seed(seed)
     model = networks.build(config)
     for block in model.modules():
@@ -55,26 +57,26 @@ def image_checkpoint(
             last: Any = block.layer[-1]
             torch.nn.init.constant_(last.normalization.weight, BRANCH_SCALE)
     calibrate(model, calibration, preprocess)
-    state = {name: value for name, value in model.state_dict().items() if "num_batches_tracked" not in name}
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTER)}
     source = f"random weights, seed {seed}, BatchNorm calibrated on {len(calibration)} images"
     return ImageCheckpoint(config, state, preprocess, None, "random", source, Path(), "none")
 
 
 @torch.no_grad()
 def calibrate(model: torch.nn.Module, images: list[bytes], preprocess: Preprocess) -> None:
-    """Set every BatchNorm's running statistics to those of the images, and the classifier's scale with them."""
+    """Set every BatchNorm's running statistics to those of the images (encoded files), in place."""
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
     batch = Batcher(preprocess, torch.device("cpu"), torch.float32)
     model.train(True)
-    model(batch([crop for image in images for crop in prepare(image, preprocess, 50_000_000)]))
+    model(batch([crop for image in images for crop in prepare(image, preprocess, ImageSettings.max_pixels)]))
     model.train(False)
 
 
 def text_checkpoint(config: BertConfig, tokenizer: Path, seed: int = 0) -> TextCheckpoint:
-    """A BERT encoder with random weights that gives mean-pooled, normalised embeddings."""
+    """Return a BERT encoder with random weights for mean-pooled, normalised embeddings. tokenizer: its folder."""
     torch.manual_seed(seed)
     model = BertModel(config, add_pooling_layer=False).train(False)
     return TextCheckpoint(

@@ -1,7 +1,8 @@
-"""What a checkpoint's own library makes of an image, for the parity gate: nothing here is shared with the handler.
+"""Prepares images for the parity gate's reference as the checkpoint's own library does: file -> normalised pixels.
 
-A checkpoint of Hugging Face's layout has transformers' image processor, made from its own file. torchvision and timm
-(whose transforms are torchvision's) are written down here, for neither may be installed.
+It shares nothing with the handler's preparation, so a fault there shows in the parity gate. A checkpoint of Hugging
+Face's layout goes through transformers' image processor, made from its own file. The steps of torchvision and timm
+(whose transforms are torchvision's) are written down here, because neither has to be installed.
 """
 
 from __future__ import annotations
@@ -17,25 +18,31 @@ from transformers import AutoImageProcessor
 from transformers.image_transforms import center_crop
 from transformers.image_utils import ChannelDimension, load_image
 
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
-from archive.checkpoints.sources import CheckpointError
 from handlers import LOCAL
 from handlers.engines.image_inputs import ImageInputs
 from handlers.images import formats, npy_files
 from handlers.images.preprocess import Preprocess
 
 Pixels = Callable[[bytes], ImageInputs]
-# Deeper ones transformers clips at 255, where the handler scales them.
+# Pillow's modes with 8 bits per channel. transformers clips deeper ones at 255, and the handler scales them.
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def pixels_of(checkpoint: ImageCheckpoint, preprocess: Preprocess, max_pixels: int) -> Pixels:
-    """A function from a sample's bytes to the network's input, (N, 3, height, width) normalised, fp32 on the CPU.
+    """Return a function from a sample's bytes to the network's input in fp32 on the CPU.
 
-    preprocess: the archive's. If it is the checkpoint's own and transformers knows it, transformers' processor is
-        used; else the steps are taken one by one.
+    For most networks this is (N, 3, height, width) normalised pixels.
 
-    Raises CheckpointError if transformers cannot make the processor that the checkpoint's file describes.
+    Args:
+        checkpoint: whose library is followed.
+        preprocess: the archive's. If it is the checkpoint's own and transformers knows it, transformers' processor is
+            used; else the steps are taken one by one.
+        max_pixels: of one image, width x height.
+
+    Raises:
+        CheckpointError: if transformers cannot make the processor that the checkpoint's file describes.
     """
     by_transformers = checkpoint.layout == "huggingface" and checkpoint.preprocess is not None
     if by_transformers and (preprocess.processor or preprocess == checkpoint.preprocess):
@@ -54,11 +61,11 @@ def _pixels(sample: bytes, steps: Callable[[Image.Image], ImageInputs], max_pixe
 
 
 def _loaded(sample: bytes, max_pixels: int) -> Image.Image:
-    """Upright, in RGB, as transformers loads it; as the handler does if transformers does not take it as it is."""
+    """Return the image upright and in RGB as transformers loads it, or as the handler does if transformers cannot."""
     try:
         with Image.open(io.BytesIO(sample)) as image:
             if image.mode in _EIGHT_BITS:
-                # From an array, which holds no note of a transparent colour: some processors paint that white.
+                # An array holds no note of a transparent colour, which some processors would paint white.
                 return Image.fromarray(np.asarray(load_image(image)))
     except Exception:  # noqa: S110, broken data beside the pixels, on which Pillow fails in many ways
         pass

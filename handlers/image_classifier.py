@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from handlers import cpus, image_tasks, loading
+from handlers import cpus, image_tasks, loading, tasks
 from handlers.engines.graphs import sizes_up_to
 from handlers.images import gpu_decoder, npy_files, payloads, pipelines
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
+from handlers.protocol.interface import Interface
 from handlers.protocol.reader import Reader
-from handlers.protocol.request import Request, caught, gather, gather_options, gather_owners, scatter
+from handlers.protocol.request import caught
 from handlers.serving.handler import Handler
-from handlers.serving.isolation import run_isolated
+from handlers.serving.inputs import Inputs, Options
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import ImageSettings
 
@@ -28,7 +29,7 @@ Input = Any  # what the pipeline prepares, or a batching.DeviceCrop
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
 
-class ImageClassifier(Handler[ImageSettings]):
+class ImageClassifier(Handler[ImageSettings, Input]):
     """Encoded images in, the task's answers out (labels with probabilities, or embeddings), one answer a row."""
 
     def initialize(self, context: Context) -> None:
@@ -37,24 +38,25 @@ class ImageClassifier(Handler[ImageSettings]):
         settings = self.model.settings
         self.task = image_tasks.load(self.model.folder, settings, self.model.spec.precision)
         self.pipeline = pipelines.load(
-            self.model.folder,
-            settings.preprocess,
-            settings.max_pixels,
-            self.model.device,
-            self.model.spec.dtype,
+            self.model.folder, settings.preprocess, settings.max_pixels, self.model.device, self.model.spec.dtype
         )
         self.model.description["preprocessing"] = self.pipeline.description
         self.gpu, why = gpu_decoder.load(
             settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype
         )
         self.model.description["decoder"] = self.gpu.details if self.gpu else {"name": "Pillow", "why": why}
-        self.reader = Reader(
-            options=self.task.options,
-            media=payloads.MEDIA,
+        self.interface = Interface(
+            wanted=payloads.WANTED,
             accepts=lambda media_type: not media_type.startswith("text/"),
             max_inputs=settings.max_inputs,
-            forms=self.task.forms,
+            options=self.task.options,
+            other_options=tasks.option_names(),
+            media_types=self.task.media_types,
+            name=context.model_name,
+            task=f"image-{settings.task}",
+            description=self.model.description,
         )
+        self.reader = Reader(self.interface)
         share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
@@ -74,7 +76,7 @@ class ImageClassifier(Handler[ImageSettings]):
             self.at_once = sizes[-1]
         for smaller, size in reversed(list(pairwise([0, *sizes]))):
             try:
-                self.inference([self.pipeline.blank()] * size)
+                self.run([self.pipeline.blank()] * size)
             except torch.OutOfMemoryError:
                 if not smaller:
                     raise
@@ -82,40 +84,29 @@ class ImageClassifier(Handler[ImageSettings]):
                 self.at_once = smaller
                 logger.warning("memory is short: batches of more than %d images are cut", smaller)
 
-    def preprocess(self, batch: Sequence[Request]) -> None:
-        """Payloads -> the network's inputs."""
-        files = map(caught(payloads.file_of), gather(batch, "payloads"))
-        scatter(batch, files, "payloads", "inputs")
-        for request in batch:
-            if request.open:
-                counts = list(map(npy_files.images_in, request.inputs))
-                request.check(self.reader.refuse_many, sum(counts))
-                request.check(payloads.refuse_stack_in_list, counts)
-            if request.open:
-                request.check(payloads.refuse_together, request.inputs, TOGETHER * self.model.settings.max_pixels)
-        prepared = self.prepare_all(gather(batch, "inputs"))
-        scatter(batch, prepared, "inputs", "inputs")
-        for request in batch:
-            if request.open:
-                _flatten(request)
-                request.check(self.reader.refuse_many, len(request.inputs))
+    def prepare(self, inputs: Inputs[object]) -> Inputs[Input]:
+        """Return files as clients sent them as inputs of the network; a .npy file may hold several."""
+        files = inputs.each(lambda payload, _: payloads.file_of(payload)).checked(self._refuse_files)
+        return files.together(self.prepare_all).flattened()
 
-    def inference(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """The network's inputs -> its outputs, (N, classes) or (N, features) on the device."""
+    def _refuse_files(self, files: Sequence[bytes], options: Options) -> None:
+        """Raises RequestError if the files of one request are too many, or too much together."""
+        counts = list(map(npy_files.images_in, files))
+        self.interface.refuse_many(sum(counts))
+        payloads.refuse_stack_in_list(counts)
+        payloads.refuse_together(files, TOGETHER * self.model.settings.max_pixels)
+
+    def run(self, inputs: Sequence[Input]) -> torch.Tensor:
+        """Return the network's outputs: (N, classes) logits or (N, features), on the device."""
         return pipelines.run(self.pipeline, self.model.engine.run, inputs, self.at_once)
 
-    def postprocess(self, batch: Sequence[Request]) -> None:
-        """Inputs -> the task's answers."""
-        inputs = zip(gather(batch, "inputs"), gather_options(batch, "inputs"), strict=True)
-        results = run_isolated(self._answer, list(inputs), gather_owners(batch, "inputs"))
-        scatter(batch, results, "inputs", "results")
-
-    def _answer(self, inputs: Sequence[tuple[Input, Mapping[str, Any]]]) -> list[object]:
-        outputs = self.inference([item for item, _ in inputs])
+    def predict(self, inputs: Sequence[tuple[Input, Options]]) -> list[object]:
+        """Return the task's answers, in order."""
+        outputs = self.run([item for item, _ in inputs])
         return self.task.answer(outputs, [options for _, options in inputs])
 
     def prepare_all(self, files: Sequence[bytes]) -> list[list[Input] | RequestError]:
-        """Crops or ready tensors of each file, in order; the CPU works on what the GPU does not decode."""
+        """Return the inputs of the network in each file, in order; the CPU decodes what the GPU does not."""
         jpegs = [self.gpu.accept(data, self.model.settings.max_pixels) if self.gpu else None for data in files]
         on_cpu = {index: self._submit(files[index]) for index, jpeg in enumerate(jpegs) if jpeg is None}
         prepared: dict[int, list[Input] | RequestError] = {}
@@ -128,15 +119,8 @@ class ImageClassifier(Handler[ImageSettings]):
         return [prepared[index] for index in range(len(files))]
 
     def _submit(self, data: bytes) -> Future[list[Input] | RequestError]:
-        return self.decoders.submit(caught(self.prepare), data)
+        return self.decoders.submit(caught(self.prepare_one), data)
 
-    def prepare(self, payload: object) -> list[Input]:
-        """One payload, on the CPU -> one crop, or the tensors of a .npy file. Raises RequestError."""
+    def prepare_one(self, payload: object) -> list[Input]:
+        """Return one payload, prepared on the CPU: one input, or those of a .npy file. Raises RequestError."""
         return self.pipeline.prepare(payloads.file_of(payload))
-
-
-def _flatten(request: Request) -> None:
-    """A .npy file with several images stands for as many inputs, and gets a list for an answer."""
-    if request.shape == "one" and len(request.inputs[0]) > 1:
-        request.shape = "list"
-    request.inputs = [item for prepared in request.inputs for item in prepared]

@@ -16,13 +16,13 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from handlers import caches, placement, settings
-from handlers.engines import Engine, EngineSpec
+from handlers.engines import EngineSpec, LoadedEngine
 from handlers.protocol.context import Context
 from handlers.selection import choosing
 
 logger = logging.getLogger(__name__)
 
-PARITY_GATE = "parity_gate"  # a system property that archive/probe.py sets, and TorchServe does not know
+PARITY_GATE = "parity_gate"  # a system property that archive/trial_run.py sets, and TorchServe does not know
 
 S = TypeVar("S", bound=settings.Settings)
 
@@ -41,7 +41,7 @@ class Model(Generic[S]):
     folder: Path
     settings: S
     spec: EngineSpec
-    engine: Engine
+    engine: LoadedEngine
     description: dict[str, Any]
 
     @property
@@ -98,7 +98,7 @@ def _prepare_process(device: torch.device, cpu_threads: int, workers: int) -> No
         caches.keep_triton_cache()
 
 
-def _why_precision(spec: EngineSpec, engine: Engine, precisions: Mapping[str, str]) -> str:
+def _why_precision(spec: EngineSpec, engine: LoadedEngine, precisions: Mapping[str, str]) -> str:
     """Why this precision serves. precisions: those that could, each with the reason."""
     if len(precisions) > 1 and "measured" in engine.details:
         return f"the fastest here of {' and '.join(precisions)}, where they give the outputs of fp32"
@@ -108,7 +108,7 @@ def _why_precision(spec: EngineSpec, engine: Engine, precisions: Mapping[str, st
 def _description(
     name: str,
     spec: EngineSpec,
-    engine: Engine,
+    engine: LoadedEngine,
     why_precision: str,
     why_device: str,
     provenance: Mapping[str, Any],

@@ -1,7 +1,9 @@
 """The `handler:` section of an archive's model-config.yaml: written at packaging, checked at load.
 
-Keys are camelCase there, as TorchServe's own are, and may be edited by whoever serves the archive. What this
-file does not know or cannot take is refused at load with the key's name.
+Keys are camelCase in the file, as TorchServe's own are. Whoever serves the archive may edit them. A key that is
+unknown here, or a value that cannot be taken, is refused at load with the key's name.
+
+docs/settings.md is made from this file: scripts/research/settings_page.py copies the descriptions of the attributes.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from handlers import tasks
 from handlers.images.preprocess import Preprocess
+from handlers.tasks.shared.pooling import Pooling
 
 ON_MISMATCH = ("rebuild", "refuse")
 DECODERS = ("auto", "gpu", "cpu")
@@ -21,46 +25,35 @@ IMAGE_PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PRECISIONS = (*IMAGE_PRECISIONS, "fp8")
 DEVICES = ("auto", "cuda", "cpu")
 IMAGE_TASKS = ("classification", "embeddings")
-TEXT_TASKS = ("embeddings", "sequence-classification", "token-classification", "fill-mask")
-POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+TEXT_TASKS = tasks.names()
 
 T = TypeVar("T")
 
 
 class SettingsError(ValueError):
-    """model-config.yaml holds what this handler cannot serve."""
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """From token vectors to one embedding, in the words of sentence-transformers' pooling config.
-
-    modes: concatenated in this order.
-    normalize: scale each embedding to length 1.
-    """
-
-    modes: tuple[str, ...] = ("mean",)
-    normalize: bool = False
-
-    def __post_init__(self) -> None:
-        unknown = [mode for mode in self.modes if mode not in POOLINGS]
-        if unknown or not self.modes:
-            raise ValueError(f"modes {list(self.modes)}; wanted: one or more of {', '.join(POOLINGS)}")
+    """model-config.yaml has a setting that this handler cannot serve."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What both handlers share.
+    """Settings of both handlers.
 
-    engine: a module of handlers.engines, or "auto" for the best one that can run here.
-    precision: "auto" is fp16 on a GPU where the archive's parity figures allow it, else fp32; on a CPU that has bf16
-        natively, if the figures allow it, the faster of bf16 and fp32, else fp32. "fp8" (of text encoders, from
-        Hopper on) has to be asked for.
-    device: "auto" is the GPU that TorchServe assigned, or the CPU where it has none.
-    cpu_threads: of PyTorch on the CPU. 0 is what OMP_NUM_THREADS says; without it one for a worker on a GPU, whose
-        other threads would only spin, and else the worker's share of the CPUs that the container may use (maxWorkers
-        share them).
-    max_inputs: that one request may bring.
+    Attributes:
+        engine: What runs the network: "cudnn", "tensorrt", "torch_eager", "fused" or "onnxruntime". "auto" takes the
+            best engine that can run the model on this machine. An engine that is named here is the only one tried.
+        precision: "fp32", "fp16", "bf16", "fp8" or "auto". On a GPU "auto" takes fp16 if fp16 passed the parity gate
+            when the archive was packaged, else fp32. On a CPU with native bf16 it takes the faster of bf16 and fp32
+            if bf16 passed the gate. On any other CPU it takes fp32. "fp8" is never chosen by "auto". It needs a text
+            encoder, and a Hopper GPU or newer; a CPU emulates it slowly.
+        device: "cuda", "cpu" or "auto". "auto" takes the GPU that TorchServe assigned to the worker. Without such a
+            GPU it takes the CPU.
+        cpu_threads: PyTorch's CPU threads per worker. 0 takes the number in OMP_NUM_THREADS. If that is not set, a
+            worker on a GPU gets one thread, because idle threads would spin. A worker on a CPU gets its share of the
+            container's CPUs, which are divided by maxWorkers.
+        max_inputs: The largest number of inputs (images or texts) in one request.
+
+    Raises:
+        ValueError: A value is outside its range.
     """
 
     engine: str = "auto"
@@ -78,24 +71,34 @@ class Settings:
 
 @dataclass(frozen=True)
 class ImageSettings(Settings):
-    """Of ImageClassifier.
+    """Settings of an image classifier or an image encoder.
 
-    task: one of IMAGE_TASKS.
-    normalize: of embeddings: scale them to length 1 unless the request says otherwise.
-    preprocess: see handlers.images.preprocess.
-    top_k: classes in an answer unless the request asks for another number.
-    max_pixels: of one image, width x height, asked before it is decoded; a request's images may have four times as
-        many together.
-    micro_batch: images that go through the network at once; larger batches are cut. 256 is a tenth faster than 64 for
-        ResNet-101 and takes about 1 GB more of a GPU's memory per worker. On a GPU no more than 256 go, nor more than
-        memory sufficed for at load, where all sizes that can come are run once.
-    decoder: "gpu" decodes JPEGs by the GPU's JPEG engines, "cpu" by Pillow. "auto" is the GPU if it has such engines,
-        nvImageCodec is installed, and both give the same pixels.
-    decode_threads: that decode images beside each other; 0 is one per CPU of the worker's share, at most 8.
-    plan_buckets: batch sizes that a TensorRT plan is built for, ascending; larger batches are cut to the largest.
-    on_mismatch: "rebuild" a plan that was built for another GPU or TensorRT (minutes, once), or "refuse" to load.
-    plan_cache: folder of the plans that are built at load, and of engines' times; "" is
-        ~/.cache/torchserve-fast-handlers/plans, see handlers.caches.
+    Attributes:
+        task: "classification", or "embeddings" for an image encoder.
+        normalize: Scale each embedding of an image encoder to length 1. A request may ask for the other.
+        preprocess: How an image becomes the network's input: the keys below.
+        top_k: The number of classes in an answer. A request may ask for another number. Embeddings do not use it.
+        max_pixels: The largest image, as width x height. It is checked before the image is decoded. The images of one
+            request may have four times as many pixels together.
+        micro_batch: The largest number of images in one run of the network. Larger batches are cut. For ResNet-101
+            on an H200 256 is about a tenth faster than 64, but each worker takes more GPU memory. On a GPU the limit
+            is 256, or less if the memory was short at load, when every size that can come is run once.
+        decoder: What decodes JPEGs. "gpu" is the GPU's JPEG engines, through nvImageCodec. "cpu" is Pillow. "auto"
+            takes the GPU if it has such engines, nvImageCodec is installed, and both decoders give the same pixels.
+        decode_threads: The number of threads that decode images. 0 is one thread per CPU of the worker's share, at
+            most 8.
+        plan_buckets: The batch sizes that a TensorRT plan is built for, ascending, 1 to 256. Batches larger than the
+            last one are cut.
+        on_mismatch: What happens if a TensorRT plan was built for another GPU or another release of TensorRT.
+            "rebuild" builds a new plan at the first load, which takes minutes. "refuse" does not load the model. The
+            engine "auto" takes another engine rather than build.
+        plan_cache: The folder for what a worker makes once and finds again: TensorRT plans built at load, the
+            measured times of engines, and the results of the comparison with fp32. "" is
+            $XDG_CACHE_HOME/torchserve-fast-handlers/plans, or ~/.cache/torchserve-fast-handlers/plans if that
+            variable is not set. If neither can be written to, a folder of this user's own under /tmp is used.
+
+    Raises:
+        ValueError: A value is outside its range.
     """
 
     task: str = "classification"
@@ -126,19 +129,25 @@ class ImageSettings(Settings):
 
 @dataclass(frozen=True)
 class TextSettings(Settings):
-    """Of TextEncoder.
+    """Settings of a text encoder.
 
-    task: one of TEXT_TASKS.
-    max_tokens: the model's maximum, special tokens counted.
-    truncate: cut longer inputs to max_tokens unless the request says otherwise; else they get a 400.
-    pooling: of the embeddings task.
-    lower_case: lower the text before the tokenizer sees it, as some sentence-transformers checkpoints ask.
-    top_k: labels (or fillings of a mask) in an answer; 0 is all labels.
-    max_chars: of one text, asked before it is tokenized.
-    max_chars_together: of a request's texts, if it brings several. One core takes 0.5 to 1 s for a million characters
-        of prose, and up to 4 s for scripts or words that are cut into single characters.
-    token_budget: tokens that go through the network at once, padding counted where the engine pads; larger batches
-        are cut. 0 is what the engine runs fastest.
+    Attributes:
+        task: "embeddings", "sequence-classification", "token-classification" or "fill-mask".
+        max_tokens: The longest input in tokens, special tokens counted.
+        truncate: Cut longer inputs to `maxTokens`. If false, they get a 400. A request may ask for the other.
+        pooling: How token vectors become an embedding: the keys below. Only embeddings use it.
+        lower_case: Lower the text before it is tokenized, as some sentence-transformers checkpoints ask.
+        top_k: The number of labels, or of fillings of a mask, in an answer. 0 is all labels, or five
+            fillings. A request may ask for another number.
+        max_chars: The longest text in characters. It is checked before the text is tokenized.
+        max_chars_together: The most characters of all texts in one request, if it has several texts. One CPU core
+            tokenizes a million characters of prose in 0.5 to 1 s. Scripts or words that are cut into single
+            characters take up to 4 s.
+        token_budget: The largest number of tokens in one run of the network. Padding counts if the engine pads.
+            Larger batches are cut. 0 takes the budget that the engine runs fastest with.
+
+    Raises:
+        ValueError: A value is outside its range.
     """
 
     task: str = "embeddings"
@@ -163,7 +172,16 @@ class TextSettings(Settings):
 
 
 def read(kind: type[T], section: object, where: str = "handler") -> T:
-    """A settings object from the YAML section; unknown keys, wrong types and values raise SettingsError."""
+    """Return a settings object of type `kind` from its YAML section.
+
+    Args:
+        kind: The dataclass to build.
+        section: The parsed YAML, a mapping with camelCase keys.
+        where: The section's name in error messages.
+
+    Raises:
+        SettingsError: A key is unknown, or a value has a wrong type or is outside its range.
+    """
     if not isinstance(section, Mapping):
         raise SettingsError(f"model-config.yaml: {where} is {type(section).__name__}; wanted: a mapping of settings")
     types = get_type_hints(kind)
@@ -179,7 +197,7 @@ def read(kind: type[T], section: object, where: str = "handler") -> T:
 
 
 def write(settings: object) -> dict[str, Any]:
-    """The YAML section for a settings object; `read` is its inverse."""
+    """Return the YAML section of a settings object, with camelCase keys. `read` is the inverse."""
     section = {}
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, item.name)

@@ -1,1 +1,1 @@
-"""Readers of checkpoints of all layouts: what they hold, checked, in the form that an archive carries."""
+"""Readers of checkpoints of all layouts. They check a checkpoint and return it as an archive carries it."""

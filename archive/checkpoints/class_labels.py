@@ -1,4 +1,4 @@
-"""Class names as checkpoints and people hand them over."""
+"""Reads class names from the forms in which checkpoints and people write them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 _WANTED = 'a list of names, or {"0": name, "1": name, ...}'
 C = TypeVar("C", bound=Any)
 
 
 def names_in(content: object, where: str) -> list[str]:
-    """The class names in a JSON value, in index order.
+    """Return the class names in a JSON value, in index order.
 
-    content: a list of names, or TorchServe's index_to_name.json: an object from each index to a name, or to a list
-        with the name last (`{"0": ["n01440764", "tench"]}`), or with the list of names under "object_type_names".
-        TorchServe reads it in ts/utils/util.py, load_label_mapping.
-    where: what the value is, for messages. Raises CheckpointError for anything else, with its place.
+    Args:
+        content: a list of names, or TorchServe's index_to_name.json: an object from each index to a name, or to
+            a list with the name last (`{"0": ["n01440764", "tench"]}`), or with the list of names under
+            "object_type_names". TorchServe reads it in ts/utils/util.py, load_label_mapping.
+        where: what the value is, for messages.
+
+    Raises:
+        CheckpointError: for anything else, with its index or key.
     """
     if isinstance(content, Mapping) and isinstance(content.get("object_type_names"), list):
         content = content["object_type_names"]
@@ -51,7 +55,7 @@ def _name(value: object, index: int, where: str, listed: bool = False) -> str:
 
 
 def labels_of(id2label: Mapping[int, object]) -> tuple[str, ...] | None:
-    """Class names in index order; None where they are the placeholders LABEL_0, LABEL_1, ..."""
+    """Return the class names in index order; None if they are the placeholders LABEL_0, LABEL_1, ..."""
     if sorted(id2label) != list(range(len(id2label))):
         raise CheckpointError(f"id2label in config.json must number its {len(id2label)} classes from 0")
     names = tuple(str(id2label[index]) for index in range(len(id2label)))
@@ -59,12 +63,12 @@ def labels_of(id2label: Mapping[int, object]) -> tuple[str, ...] | None:
 
 
 def placeholders(count: int) -> list[str]:
-    """What transformers calls classes without names."""
+    """Return what transformers calls classes without names."""
     return [f"LABEL_{index}" for index in range(count)]
 
 
 def with_labels(config: C, labels: tuple[str, ...] | None) -> C:
-    """The transformers configuration itself, with these class names where there are any."""
+    """Set class names in a configuration of transformers, if there are any, and return it."""
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}

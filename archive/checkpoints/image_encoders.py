@@ -14,10 +14,12 @@ import transformers
 from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 from archive.checkpoints import image_processors, other_classifiers
-from archive.checkpoints.checkpoint_files import load_tensors, sha256
-from archive.checkpoints.foreign_settings import plain
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
-from archive.checkpoints.sources import CheckpointError, locate, read_json, refuse_custom_code, weight_file
+from archive.checkpoints.image_configs import without_actions
+from archive.checkpoints.json_files import read_json, refuse_custom_code
+from archive.checkpoints.locations import locate, weight_file
+from archive.checkpoints.weight_files import load_tensors, sha256
 from handlers.engines.image_inputs import outputs
 from handlers.images.preprocess import Preprocess
 
@@ -50,7 +52,7 @@ def read(source: str | Path, revision: str | None = None) -> ImageCheckpoint:
         content = read_json(folder / "config.json")
         refuse_custom_code(content, "config.json")
         tensors, _ = load_tensors(weights)
-        config, network_class = _architecture(plain(content), tensors)
+        config, network_class = _architecture(without_actions(content), tensors)
         config.architectures = [network_class.__name__]
         preprocess = other_classifiers.preprocess_of(folder, content)
         model, notes = other_classifiers.load_network(tensors, config, network_class, "an image encoder")

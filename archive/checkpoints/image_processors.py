@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from handlers.engines import networks
 from handlers.engines.image_inputs import ImageInputs, outputs
 from handlers.images.preprocess import Preprocess
@@ -69,7 +69,7 @@ def example(folder: Path, preprocess: Preprocess) -> ImageInputs:
     return batch[PIXELS] if set(batch) == {PIXELS} else batch
 
 
-def stage(source: Path, folder: Path) -> None:
+def write(source: Path, folder: Path) -> None:
     """Write the processor's file into an archive's folder.
 
     Args:

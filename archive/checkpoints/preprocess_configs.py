@@ -1,4 +1,4 @@
-"""Image preprocessing as Hugging Face and timm checkpoints describe it -> Preprocess."""
+"""Reads image preprocessing as Hugging Face and timm checkpoints describe it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_processors import by_transformers
-from archive.checkpoints.sources import CheckpointError, listed, read_json, refuse_custom_code
+from archive.checkpoints.json_files import read_json, refuse_custom_code
 from handlers.images.preprocess import Preprocess
+from handlers.misfits import listed
 
 Triple = tuple[float, float, float]
 
@@ -40,14 +42,15 @@ class _Geometry(NamedTuple):
 
 
 def folder_preprocess(folder: Path) -> Preprocess | None:
-    """What a Hugging Face folder says of its preprocessing; None if it says nothing.
+    """Return the preprocessing that a Hugging Face folder describes; None if it describes none.
 
     As in transformers' get_image_processor_dict, "image_processor" in processor_config.json (as newer releases save
     a processor) comes before preprocessor_config.json. What Preprocess cannot express, transformers' own processor
     does when the archive is served.
 
-    Raises CheckpointError for code of the checkpoint's own, and as `read_preprocess` if transformers cannot process
-    images either.
+    Raises:
+        CheckpointError: for code of the checkpoint's own, and as `read_preprocess` if transformers cannot process
+            images either.
     """
     whole, own = folder / "processor_config.json", folder / "preprocessor_config.json"
     content: object = read_json(whole).get("image_processor") if whole.is_file() else None
@@ -65,12 +68,14 @@ def folder_preprocess(folder: Path) -> Preprocess | None:
 
 
 def read_preprocess(config: Mapping[str, object]) -> Preprocess:
-    """The content of a Hugging Face preprocessor_config.json -> Preprocess.
+    """Read the content of a Hugging Face preprocessor_config.json.
 
-    Processors of _FAMILIES are understood, under their new and old class names; what a file leaves out is as the
-    class has it. A file that names no class is ConvNext's, ResNet's default.
-    Raises CheckpointError, with the setting's name, for what Preprocess cannot express: no resizing, no rescaling to
-    0..1, padding, crops larger than the image, another processor class.
+    Processors of _FAMILIES are understood, under their new and old class names. A setting that the file leaves out
+    has its class's default. A file that names no class is ConvNext's, which is ResNet's default.
+
+    Raises:
+        CheckpointError: with the setting's name, for what Preprocess cannot express: no resizing, no rescaling to
+            0..1, padding, crops larger than the image, another processor class.
     """
     family = _family(config)
     _refuse_switches(config)
@@ -99,12 +104,14 @@ def read_preprocess(config: Mapping[str, object]) -> Preprocess:
 
 
 def read_timm_preprocess(pretrained_cfg: Mapping[str, object]) -> Preprocess:
-    """The pretrained_cfg of a timm model -> Preprocess, as timm evaluates with it.
+    """Read the pretrained_cfg of a timm model as timm evaluates with it.
 
-    input_size (3, S, S), crop_pct, crop_mode "center", interpolation, mean and std are read; defaults are
-    those of timm.data.resolve_data_config, the resized edge is floor(S / crop_pct) as in
+    input_size (3, S, S), crop_pct, crop_mode "center", interpolation, mean and std are read. Their defaults are those
+    of timm.data.resolve_data_config. The resized edge is floor(S / crop_pct) as in
     timm.data.transforms_factory.transforms_imagenet_eval. test_input_size and test_crop_pct are not read.
-    Raises CheckpointError, with the setting's name, for what Preprocess cannot express.
+
+    Raises:
+        CheckpointError: with the setting's name, for what Preprocess cannot express.
     """
     size = timm_size(_set(pretrained_cfg, "input_size", (3, 224, 224)))
     crop_mode = _set(pretrained_cfg, "crop_mode", "center")
@@ -132,7 +139,7 @@ def _or(config: Mapping[str, object], key: str, default: object) -> object:
 
 
 def _set(config: Mapping[str, object], key: str, default: object) -> object:
-    # timm takes an empty or zero setting for none.
+    # timm takes an empty or zero setting as not given.
     return config.get(key) or default
 
 
@@ -181,7 +188,7 @@ def _convnext_geometry(config: Mapping[str, object], family: _Family) -> _Geomet
 
 
 def _poolformer_geometry(config: Mapping[str, object], family: _Family) -> _Geometry:
-    """PoolFormerImageProcessor.resize: `size` over crop_pct; the shortest edge unless `size` is not a square."""
+    """PoolFormerImageProcessor.resize: `size` over crop_pct; the shortest edge if `size` is a square."""
     (height, width), mode = _edge("size", _or(config, "size", family.size), square=False)
     part = _fraction(_or(config, "crop_pct", 0.9))
     mode = "shortest_edge" if height == width else mode
@@ -197,7 +204,7 @@ def _geometry(config: Mapping[str, object], family: _Family) -> _Geometry:
 
 
 def _uncropped_geometry(config: Mapping[str, object], family: _Family) -> _Geometry:
-    """Of a class that does not crop, whatever do_center_crop says."""
+    """Return the geometry for a class that does not crop, whatever do_center_crop says."""
     return _geometry({**config, "do_center_crop": False}, family)
 
 
@@ -210,7 +217,7 @@ def _cropped(config: Mapping[str, object], family: _Family, resized: tuple[int, 
 
 
 def _edge(key: str, value: object, square: bool) -> tuple[tuple[int, int], str]:
-    """A size setting -> ((height, width) in pixels, resize_mode); a bare number means what `square` says."""
+    """Return ((height, width) in pixels, resize_mode) for a size. square: whether a bare number means a square."""
     if isinstance(value, Mapping):
         given = {name: edge for name, edge in value.items() if edge is not None}
         if set(given) == {"shortest_edge"}:
@@ -222,7 +229,7 @@ def _edge(key: str, value: object, square: bool) -> tuple[tuple[int, int], str]:
 
 
 def _sides(key: str, value: object) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Return height and width in pixels."""
     sides: object = value
     if isinstance(value, Mapping):
         given = {name: edge for name, edge in value.items() if edge is not None}
@@ -235,14 +242,14 @@ def _sides(key: str, value: object) -> tuple[int, int]:
 
 
 def timm_size(value: object) -> int:
-    """The side of timm's input_size. Raises CheckpointError for what is not (3, S, S)."""
+    """Return the side of timm's input_size in pixels. Raises CheckpointError if it is not (3, S, S)."""
     if not isinstance(value, (list, tuple)) or len(value) != 3 or value[0] != 3 or value[1] != value[2]:
         raise CheckpointError(f"input_size {value!r} cannot be expressed, wanted (3, S, S). {BY_HAND}")
     return _pixels("input_size", value[1])
 
 
 def _refuse_larger_crop(found: _Geometry) -> None:
-    """Raises CheckpointError for a crop that would need padding."""
+    """Raise CheckpointError for a crop that would need padding."""
     if found.height > found.resize or found.width > found.resize_width:
         raise CheckpointError(
             f"a crop of {found.height} x {found.width} is larger than the image resized to {found.resize} x "
@@ -288,7 +295,7 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class _Family:
-    """What an image processor of transformers does if its file is silent.
+    """What an image processor of transformers does if its file does not say.
 
     geometry: reads sizes. size, crop: defaults of `size` and `crop_size`; no crop if None.
     square: whether a bare number is a square. scale: the shortest edge is this many times what `size` says.

@@ -1,26 +1,24 @@
-"""Weights of ResNet, ResNeXt and Wide ResNet by torchvision's, timm's or Hugging Face's names -> transformers' names.
+"""Renames weights of ResNet, ResNeXt and Wide ResNet from torchvision's or timm's names to transformers' names.
 
-Names and shapes on the served side are those of transformers/models/resnet/modeling_resnet.py; on the other,
-of torchvision/models/resnet.py, whose names timm/models/resnet.py keeps.
+The served names and shapes are those of transformers/models/resnet/modeling_resnet.py. The other names are those of
+torchvision/models/resnet.py, which timm/models/resnet.py keeps.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 import torch
 from transformers import ResNetConfig
 
-from archive.checkpoints.checkpoint_files import beyond
-from archive.checkpoints.sources import CheckpointError, listed
+from archive.checkpoints import weight_checks
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.timm_folders import WRAPPED
+from archive.checkpoints.weight_checks import COUNTER, Tensors
+from handlers import misfits
 from handlers.engines import networks
+from handlers.misfits import Shapes, listed
 
-Tensors = Mapping[str, torch.Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STEM = "resnet.embedder.embedder.convolution.weight"
 HEAD = "classifier.1.weight"
 CONVOLUTION = "resnet.encoder.stages.{}.layers.{}.layer.{}.convolution.weight"
@@ -42,7 +40,7 @@ _OTHERS = (
     "Another architecture has to say what it is: load the weights into transformers' or timm's network of that "
     "architecture, save its folder (network.save_pretrained, timm.models.save_for_hf), and give the folder"
 )
-# What the names alone give away.
+# Networks that the names alone tell: pattern of a name, and what it is.
 _FOREIGN_NAMES = (
     (r"_packed_params|\.scale$|\.zero_point$", "a quantised model: save the float model's state_dict()"),
     (
@@ -62,14 +60,14 @@ _FOREIGN_NAMES = (
     ),
     (
         r"^fc\.\d+\.",
-        "a classifier of several modules, wanted a single Linear named fc. Where the others only act in "
+        "a classifier of several modules, wanted a single Linear named fc. If the others only act in "
         "training (Dropout), rename the Linear's weight and bias to fc.weight and fc.bias",
     ),
 )
 
 
 def own_name(name: str, layout: str) -> str:
-    """What `layout` ("huggingface" or "torchvision") calls a tensor of a served network."""
+    """Return the name that `layout` ("huggingface" or "torchvision") has for a tensor of a served network."""
     if layout == "huggingface":
         return name
     for served, own in _OUTSIDE_BLOCKS:
@@ -87,9 +85,9 @@ def own_name(name: str, layout: str) -> str:
 
 
 def layout_of(tensors: Tensors) -> str:
-    """Tell by the names whether they are "huggingface" or "torchvision", which includes timm's.
+    """Return the layout that the names belong to: "huggingface" or "torchvision", which is timm's too.
 
-    Raises CheckpointError for other networks, with the reason for the ResNet variants that cannot be served.
+    Raises CheckpointError for other networks, and for ResNet variants that cannot be served, with the reason.
     """
     if any(name.startswith(("resnet.embedder.", "resnet.encoder.")) for name in tensors):
         return "huggingface"
@@ -106,7 +104,7 @@ def layout_of(tensors: Tensors) -> str:
 
 
 def refuse_variants(tensors: Tensors, layout: str) -> None:
-    """Raise CheckpointError, with the reason, for ResNet variants that only their shapes give away."""
+    """Raise CheckpointError, with the reason, for ResNet variants that only their shapes tell."""
     if not any(name.endswith(".running_mean") for name in tensors):
         raise CheckpointError(f"no running_mean anywhere: GroupNorm or LayerNorm instead of BatchNorm? {_CANNOT}")
     if own_name(HEAD, layout) not in tensors:
@@ -127,11 +125,11 @@ def refuse_variants(tensors: Tensors, layout: str) -> None:
 
 
 def infer_config(tensors: Tensors, layout: str) -> ResNetConfig:
-    """The architecture that the shapes tell, complete with num_labels.
+    """Return the architecture that the shapes tell, complete with num_labels.
 
-    Strides are not in the weights. They are taken as torchvision's: stages 2 and later halve the resolution
-    in their first block, bottlenecks in the 3x3 convolution (v1.5). Raises CheckpointError, with the names,
-    where a tensor that it takes to tell the architecture is missing.
+    Strides are not in the weights. They are taken as torchvision's: stages 2 and later halve the resolution in their
+    first block, bottlenecks in the 3x3 convolution (v1.5). Raises CheckpointError, with its name, if a tensor that is
+    needed to tell the architecture is missing.
     """
     stages = _blocks(tensors, layout)
     bottleneck = any(_is_third_convolution(name, layout) for name in tensors)
@@ -158,10 +156,10 @@ def infer_config(tensors: Tensors, layout: str) -> ResNetConfig:
 
 
 def _breadth(tensors: Tensors, layout: str) -> dict[str, int]:
-    """`groups` and `width_per_group` by the first bottleneck's shapes; none where it is plain."""
+    """Return `groups` and `width_per_group` by the first bottleneck's shapes; nothing if it is plain."""
     names = [own_name(CONVOLUTION.format(0, 0, index), layout) for index in (1, 2)]
     if any(name not in tensors or tensors[name].ndim != 4 for name in names):
-        return {}  # the comparison of shapes reports it
+        return {}  # the comparison of names and shapes reports it
     inner, expand = (tuple(tensors[name].shape) for name in names)  # (W, W / groups, 3, 3), (4 * planes, W, 1, 1)
     groups, planes = inner[0] // max(inner[1], 1), expand[0] // 4
     width_per_group = inner[0] * 64 // max(planes * groups, 1)
@@ -169,7 +167,7 @@ def _breadth(tensors: Tensors, layout: str) -> dict[str, int]:
 
 
 def _blocks(tensors: Tensors, layout: str) -> list[list[int]]:
-    """The numbers of each stage's blocks; a gap among them shows up as missing names later on."""
+    """Return the numbers of each stage's blocks. A gap among them shows as missing names later on."""
     blocks: dict[int, set[int]] = {}
     for name in tensors:
         if found := _BLOCKS[layout].match(name):
@@ -192,34 +190,47 @@ def _rows(tensors: Tensors, names: list[str]) -> int:
 
 
 def served_state(tensors: Tensors, layout: str, config: ResNetConfig) -> dict[str, torch.Tensor]:
-    """Tensors under their own names -> a copy under the names of networks.build(config).
+    """Return a copy of the tensors under the names of networks.build(config).
 
-    Every tensor comes out float32 and contiguous, in memory of its own. The counters num_batches_tracked are
-    left out: inference has no use for them, and load_state_dict(strict=True) accepts a plain dictionary
-    without them. Raises CheckpointError, by the checkpoint's own names, for tensors that are missing, left
-    over, of another shape (with both shapes), not floating-point, or not finite.
+    Every tensor is float32 and contiguous, in memory of its own. The counters num_batches_tracked are left out:
+    inference does not need them, and load_state_dict(strict=True) accepts a plain dictionary without them.
+
+    Args:
+        tensors: by the checkpoint's own names.
+        layout: whose names those are: "huggingface" or "torchvision".
+        config: of the served network.
+
+    Raises:
+        CheckpointError: by the checkpoint's own names, for tensors that are missing, unexpected, misshapen, not
+            floating-point or not finite.
     """
-    own_tensors = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+    own_tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
     shapes = _shapes(config)
     served = {own_name(name, layout): name for name in shapes}
-    _refuse_dtypes(own_tensors)
-    _refuse_differences(own_tensors, {own: shapes[name] for own, name in served.items()})
+    weight_checks.refuse_non_floats(own_tensors)
+    found = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
+    weight_checks.refuse(
+        misfits.misfits(found, {own: shapes[name] for own, name in served.items()}),
+        "the weights are not those of the ResNet that they, or their configuration, describe",
+        "Wanted: all weights of one classifier, under the names of one library",
+    )
     state = {name: _float32(own_tensors[own]) for own, name in served.items()}
     _refuse_values({own: state[name] for own, name in served.items()})
     return state
 
 
 def unused(tensors: Tensors, config: ResNetConfig) -> list[str]:
-    """Names in a Hugging Face file that its network does not use, another task's head say; never a layer too many.
+    """Return the names in a Hugging Face file that its network does not use, such as another task's head.
 
-    None of a file in which something is missing: the two may be one weight under a wrong name.
+    Layers beyond the network's are not among them. Nothing is returned if a weight is missing: an unexpected weight
+    may be the missing one under a wrong name.
     """
     wanted = _shapes(config)
     if not wanted.keys() <= tensors.keys():
         return []
-    names = [name for name in tensors if name not in wanted and not name.endswith("num_batches_tracked")]
-    more = set(beyond(names, wanted))
-    return [name for name in names if name not in more]
+    names = [name for name in tensors if name not in wanted and not name.endswith(COUNTER)]
+    surplus = set(weight_checks.surplus_layers(names, wanted))
+    return [name for name in names if name not in surplus]
 
 
 def _shapes(config: ResNetConfig) -> Shapes:
@@ -228,35 +239,7 @@ def _shapes(config: ResNetConfig) -> Shapes:
             state = networks.build(config).state_dict()
     except Exception as error:  # KeyError for an unknown activation, RuntimeError for a negative width, ...
         raise CheckpointError(f"no ResNet can be built from the configuration ({error!r})") from error
-    return {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
-
-
-def _refuse_dtypes(tensors: Tensors) -> None:
-    wrong = [f"{n} ({t.dtype})" for n, t in tensors.items() if t.dtype not in FLOATS or t.layout != torch.strided]
-    if wrong:
-        raise CheckpointError(
-            f"not dense floating-point weights: {listed(wrong)}. Wanted: {listed(map(str, FLOATS))}; "
-            "of a quantised model, save the float weights that it was made from"
-        )
-
-
-def _refuse_differences(tensors: Tensors, wanted: Shapes) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    misshapen = [
-        f"{name} is {shapes[name]}, wanted {shape}"
-        for name, shape in wanted.items()
-        if shapes.get(name, shape) != shape
-    ]
-    problems = {
-        "missing": [f"{name} {shape}" for name, shape in wanted.items() if name not in shapes],
-        "unexpected": [f"{name} {shape}" for name, shape in shapes.items() if name not in wanted],
-        "misshapen": misshapen,
-    }
-    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
-    if found:
-        raise CheckpointError(
-            f"the weights are not those of the ResNet that they, or their configuration, describe. {'; '.join(found)}"
-        )
+    return {name: tuple(t.shape) for name, t in state.items() if not name.endswith(COUNTER)}
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -264,10 +247,10 @@ def _float32(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse_values(tensors: Tensors) -> None:
-    problems = {
-        "not finite (in float32)": [n for n, t in tensors.items() if not t.isfinite().all()],
-        "negative": [n for n, t in tensors.items() if n.endswith("running_var") and (t < 0).any()],
-    }
-    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
-    if found:
-        raise CheckpointError(f"values {'; '.join(found)}. The training diverged, or the file is damaged")
+    """Raise CheckpointError, by the checkpoint's own names, for values that no trained network has."""
+    negative = [name for name, t in tensors.items() if name.endswith("running_var") and (t < 0).any()]
+    weight_checks.refuse(
+        {"not finite (in float32)": weight_checks.not_finite(tensors), "negative": negative},
+        "the weights hold values that no trained network has",
+        "The training diverged, or the file is damaged",
+    )

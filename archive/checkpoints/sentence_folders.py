@@ -1,4 +1,4 @@
-"""What sentence-transformers' files beside a transformers model say: pooling, lengths, calls, activation."""
+"""Reads sentence-transformers' files in a transformers folder: pooling, lengths, call options, activation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from archive.checkpoints import sentence_keys
-from archive.checkpoints.sources import (
-    SENTENCE_CONFIGS,
-    SENTENCE_PROMPTS,
-    CheckpointError,
-    inside,
-    listed,
-    read_any_json,
-    read_json,
-)
-from handlers.settings import Pooling
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.json_files import path_inside, read_any_json, read_json
+from archive.checkpoints.locations import SENTENCE_CONFIGS, SENTENCE_PROMPTS
+from handlers.misfits import listed
+from handlers.tasks.shared.pooling import Pooling
 
 MODULES = "modules.json"
 POOLING_KEYS = {
@@ -34,11 +29,16 @@ CROSS_ENCODER = ["Transformer"]
 
 @dataclass(frozen=True)
 class SentenceFolder:
-    """What is used of those files; of a plain transformers folder, the defaults.
+    """What those files say. A plain transformers folder has the defaults.
 
-    task: that its modules are for, None if there are none. max_tokens: as its files say it, None if they do not.
-    lower_case: lower texts before they are tokenized. special_tokens: whether the tokenizer adds its own.
-    tokenizer: options for AutoTokenizer. activation: class of a CrossEncoder's scores, by its full name.
+    Attributes:
+        task: that its modules are for; None if it has no modules.
+        pooling: how token vectors become an embedding; None if there is none.
+        max_tokens: the longest input as the files say it; None if they do not.
+        lower_case: lower texts before they are tokenized.
+        special_tokens: whether the tokenizer adds its special tokens.
+        tokenizer: options for AutoTokenizer.
+        activation: full name of the class that makes a CrossEncoder's scores.
     """
 
     task: str | None = None
@@ -51,9 +51,14 @@ class SentenceFolder:
 
 
 def read(folder: Path, asked: str | None) -> SentenceFolder:
-    """Read the files of sentence-transformers in the folder. asked: the task, where the command line names one.
+    """Read the files of sentence-transformers in the folder.
 
-    Raises CheckpointError for modules, keys and values that would change the answers and are not served.
+    Args:
+        folder: the checkpoint's.
+        asked: the task that the command line names, or None.
+
+    Raises:
+        CheckpointError: for modules, keys and values that would change the answers and are not served.
     """
     modules = _modules(folder)
     whole = _optional(folder, SENTENCE_PROMPTS)
@@ -62,7 +67,7 @@ def read(folder: Path, asked: str | None) -> SentenceFolder:
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     cross = kinds == CROSS_ENCODER and whole.get("model_type") == "CrossEncoder"
     task = "sequence-classification" if cross else "embeddings"
-    if asked not in (None, task):  # the transformers model in it, with another head: its modules are not run
+    if asked not in (None, task):  # its modules are not run: the model is served with another head
         return SentenceFolder()
     if not cross and kinds not in EMBEDDERS:
         raise CheckpointError(
@@ -87,7 +92,7 @@ def _optional(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
-    """modules.json, with paths that lead nowhere outside; empty for a plain transformers folder."""
+    """Return the modules of modules.json, whose paths stay in the folder; none for a plain transformers folder."""
     path = folder / MODULES
     if not path.is_file():
         return []
@@ -103,12 +108,12 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
         )
     for module in content:
         sentence_keys.refuse_unknown(module, sentence_keys.MODULE, MODULES)
-        inside(folder, module.get("path"), MODULES)
+        path_inside(folder, module.get("path"), MODULES)
     return content
 
 
 def _refuse_prompt(whole: Mapping[str, Any]) -> None:
-    """Raises CheckpointError where sentence-transformers would put a prompt before every text."""
+    """Raise CheckpointError if sentence-transformers would put a prompt before every text."""
     name, prompts = whole.get("default_prompt_name"), whole.get("prompts") or {}
     if not isinstance(prompts, Mapping):
         raise CheckpointError(f"{SENTENCE_PROMPTS} says prompts {prompts!r}; wanted: an object of texts by name")
@@ -120,7 +125,7 @@ def _refuse_prompt(whole: Mapping[str, Any]) -> None:
 
 
 def _transformer(folder: Path, task: str) -> dict[str, Any]:
-    """The Transformer module's file, in the order of names in which sentence-transformers looks for it."""
+    """Read the Transformer module's file, under the first of sentence-transformers' names for it that is there."""
     file = next((name for name in SENTENCE_CONFIGS if _optional(folder, name)), None)
     if file is None:
         return {}
@@ -142,7 +147,7 @@ def _transformer(folder: Path, task: str) -> dict[str, Any]:
 
 
 def _nested(content: Mapping[str, Any], key: str, file: str) -> dict[str, Any]:
-    """The object under a key such as "processing_kwargs.text", checked; empty where there is none."""
+    """Return the object under a key such as "processing_kwargs.text", checked; empty if there is none."""
     value: Any = content
     for part in key.split("."):
         value = value.get(part) or {}
@@ -154,7 +159,7 @@ def _nested(content: Mapping[str, Any], key: str, file: str) -> dict[str, Any]:
 
 
 def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling:
-    path = inside(folder, modules[1]["path"], MODULES) / "config.json"
+    path = path_inside(folder, modules[1]["path"], MODULES) / "config.json"
     name = f"{modules[1]['path']}/config.json"
     if not path.is_file():
         raise CheckpointError(f"{MODULES} names the folder {modules[1]['path']!r}, which has no config.json")

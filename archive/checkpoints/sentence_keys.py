@@ -1,4 +1,4 @@
-"""Every key of sentence-transformers' small files: used, without effect here, or refused by name.
+"""Knows every key of sentence-transformers' small files: used, without effect here, or refused by name.
 
 Source: sentence-transformers 6.2, base/modules/transformer.py, sentence_transformer/modules/pooling.py,
 base/modules/normalize.py and base/model.py. A key that is not here is refused: it may change embeddings.
@@ -9,34 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 Check = Callable[[Any], bool]
 Keys = Mapping[str, Check]
 
 
 def anything(_: object) -> bool:
-    """Used elsewhere, or without effect on what is served."""
+    """Accept every value: it is used elsewhere, or has no effect on what is served."""
     return True
 
 
 def nothing(value: object) -> bool:
-    """Refused, unless it is left empty."""
+    """Accept empty values only."""
     return value is None or value == {} or value == []
 
 
 def one_of(*values: object) -> Check:
-    """Fine with these values alone."""
+    """Return a check that accepts these values only, and null."""
     return lambda value: value is None or any(value is known or value == known for known in values)
 
 
 def whole(value: object) -> bool:
-    """A whole number above 0, or nothing."""
+    """Accept whole numbers above 0, and null."""
     return value is None or (type(value) is int and value > 0)
 
 
 def flag(value: object) -> bool:
-    """True, false or nothing."""
+    """Accept true, false and null."""
     return value is None or isinstance(value, bool)
 
 
@@ -58,7 +58,7 @@ _TEXT_CALL: Keys = {
     "return_tensors": anything,
     "return_length": anything,
     "verbose": anything,
-    # Each text is run without padding, and one text alone has nothing but zeros for token types.
+    # Each text runs without padding, and a single text has only zeros for token types.
     "padding": anything,
     "padding_side": anything,
     "pad_to_multiple_of": anything,
@@ -73,7 +73,7 @@ _TOKENIZER: Keys = {
     **dict.fromkeys(("padding_side", "use_fast", "trust_remote_code", "clean_up_tokenization_spaces"), anything),
 }
 _MODEL: Keys = dict.fromkeys(
-    # How weights are held and where: precision, device and attention are chosen at packaging and at load.
+    # How and where weights are held. Packaging and loading choose precision, device and attention.
     (
         *("torch_dtype", "dtype", "attn_implementation", "trust_remote_code", "device_map", "low_cpu_mem_usage"),
         *("add_pooling_layer", "use_safetensors", "provider", "file_name", "export"),
@@ -82,8 +82,8 @@ _MODEL: Keys = dict.fromkeys(
 )
 _CONFIG: Keys = dict.fromkeys(("trust_remote_code", "use_cache", "attn_implementation"), anything)
 _PROCESSING: Keys = {
-    **dict.fromkeys(("text", "common"), anything),  # looked into below
-    **dict.fromkeys(("audio", "image", "video", "chat_template"), anything),  # texts come by neither
+    **dict.fromkeys(("text", "common"), anything),  # NESTED has their keys
+    **dict.fromkeys(("audio", "image", "video", "chat_template"), anything),  # not for texts
 }
 
 TRANSFORMER: Keys = {
@@ -117,7 +117,7 @@ POOLING: Keys = {
         ),
         flag,
     ),
-    "pooling_mode": anything,  # looked into where it is read
+    "pooling_mode": anything,  # checked where it is read
     "include_prompt": one_of(True),
 }
 NORMALIZE: Keys = dict.fromkeys(("module_input_name", "module_output_name"), one_of("sentence_embedding"))
@@ -132,7 +132,7 @@ WHOLE: Keys = {
 
 
 def refuse_unknown(content: Mapping[str, Any], keys: Keys, file: str, within: str = "") -> None:
-    """Raises CheckpointError, with its name, for a key that is not known or has a value that is not served."""
+    """Raise CheckpointError, with the key's name, for a key that is not known or a value that is not served."""
     for key, value in content.items():
         if key not in keys:
             raise CheckpointError(
@@ -145,9 +145,9 @@ def refuse_unknown(content: Mapping[str, Any], keys: Keys, file: str, within: st
             )
 
 
-OUT = "Take it out of the file where the model does without it"
+OUT = "Take it out of the file if the model does not need it"
 WAYS_OUT = {
-    "include_prompt": "Its pooling leaves a prompt out; take it out of the file where clients send no prompts",
+    "include_prompt": "Its pooling leaves a prompt out; take it out of the file if clients send no prompts",
     "truncate_dim": "Take it out of the file, and let clients cut the embeddings that they get",
     "model_type": "Served: SentenceTransformer, CrossEncoder",
     "transformer_task": "Served: feature-extraction, sequence-classification",

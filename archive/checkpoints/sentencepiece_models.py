@@ -1,7 +1,8 @@
-"""Tokenizers that are a model of the sentencepiece library alone: converted by transformers, and checked against it.
+"""Completes and checks tokenizers that exist as a model of the sentencepiece library only.
 
-transformers rebuilds such a tokenizer out of the model's pieces. What it leaves out is put back here, and what still
-differs from the library's own pieces is refused: tokens that are nearly right give answers that are nearly right.
+transformers rebuilds such a tokenizer from the model's pieces. What it leaves out is put back here. A tokenizer that
+still splits sample texts differently than the library is refused, because slightly wrong tokens give slightly wrong
+answers.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 
 from tokenizers import normalizers
 
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 PACKAGES = ("sentencepiece", "google.protobuf")
 SAMPLES = Path(__file__).parents[1] / "samples" / "texts.txt"
-# Where conversions go astray: compatibility characters, runs of blanks, what no vocabulary holds, other scripts.
+# Texts that conversions often get wrong: compatibility characters, runs of blanks, unknown characters, other scripts.
 ODD = (
     "ﬁne Ⅷ ½ ① ™",
     "ＦＵＬＬ width",
@@ -32,7 +33,7 @@ ODD = (
 
 
 def refuse_without_library(file: str) -> None:
-    """Raises CheckpointError where the packages that read sentencepiece's models are not installed."""
+    """Raise CheckpointError if the packages that read sentencepiece's models are not installed."""
     absent = [name for name in PACKAGES if not _found(name)]
     if absent:
         raise CheckpointError(
@@ -44,14 +45,14 @@ def refuse_without_library(file: str) -> None:
 def _found(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except ModuleNotFoundError:  # the package around it is missing
         return False
 
 
 def complete(tokenizer: Any, file: Path) -> None:
-    """Make `tokenizer`, converted from `file`, split texts as the sentencepiece library does.
+    """Make `tokenizer`, which transformers converted from `file`, split texts as the sentencepiece library does.
 
-    Raises CheckpointError where it still does not.
+    Raises CheckpointError if it still does not.
     """
     import sentencepiece
 
@@ -92,7 +93,7 @@ def _compare(tokenizer: Any, model: Any, text: str, file: str) -> None:
 
 
 def _prepared(tokenizer: Any, text: str) -> str:
-    """What the model's own code does to a text before the sentencepiece model sees it."""
+    """Return the text as the model's own code changes it before the sentencepiece model sees it."""
     steps = PREPARED.get(type(tokenizer).__name__, ())
     for step in steps:
         text = step(tokenizer, text)
@@ -100,7 +101,7 @@ def _prepared(tokenizer: Any, text: str) -> str:
 
 
 def _albert(tokenizer: Any, text: str) -> str:
-    """Source: google-research/albert, tokenization.py, preprocess_text."""
+    """Prepare a text for ALBERT. Source: google-research/albert, tokenization.py, preprocess_text."""
     text = " ".join(text.strip().split()).replace("``", '"').replace("''", '"')
     if not tokenizer.keep_accents:
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

@@ -1,4 +1,4 @@
-"""A Hugging Face or sentence-transformers folder of the BERT family -> model, tokenizer, task and pooling."""
+"""Reads a Hugging Face or sentence-transformers folder of the BERT family: model, tokenizer, task, pooling."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from archive.checkpoints import sentence_folders, text_configs, text_tokenizers, text_weights
-from archive.checkpoints.checkpoint_files import sha256
-from archive.checkpoints.guards import reading
+from archive.checkpoints.errors import CheckpointError, explain_failure
+from archive.checkpoints.locations import HUB_TEXT, locate, weight_file
 from archive.checkpoints.sentence_folders import SentenceFolder
-from archive.checkpoints.sources import HUB_TEXT, CheckpointError, listed, locate, weight_file
-from handlers.engines.torch_eager import AUTO_MODELS
-from handlers.settings import Pooling
+from archive.checkpoints.weight_files import sha256
+from handlers import tasks
+from handlers.engines.text_networks import AUTO_MODELS
+from handlers.misfits import listed
+from handlers.tasks.shared.pooling import Pooling
 from handlers.texts.network_inputs import positions_of
 
-TASKS = {
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForMaskedLM": "fill-mask",
-    "ForPreTraining": "fill-mask",
-    "Model": "embeddings",
-}
-LABELLED = ("sequence-classification", "token-classification")
+# How a class name in config.json ends -> the task that it is made for. Longer endings are tried first.
+TASKS = dict(
+    sorted(
+        ((ending, task) for task in tasks.names() for ending in tasks.head(task).architectures),
+        key=lambda pair: -len(pair[0]),
+    )
+)
 # A CrossEncoder's activation -> the problem_type with which transformers' pipelines compute the same scores.
 ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": "regression",
@@ -34,11 +35,19 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class TextCheckpoint:
-    """A text encoder ready to be packaged.
+    """A text encoder that is ready to be packaged.
 
-    model: transformers model with the task's head, fp32, on the CPU, in eval mode. tokenizer: a fast one.
-    max_tokens: the longest input, special tokens counted. unused: weights of the file that the task leaves out.
-    notes: what of its files was read otherwise than a plain checkpoint's.
+    Attributes:
+        model: transformers' model with the task's head, fp32, on the CPU, in eval mode.
+        tokenizer: a fast one.
+        task: one of handlers.settings.TEXT_TASKS.
+        max_tokens: the longest input, special tokens counted.
+        pooling: how token vectors become an embedding; None if the checkpoint does not say.
+        lower_case: whether texts have to be lowered before they are tokenized.
+        unused: weights of the file that the task does not use.
+        source: what was asked for, as given.
+        sha256: of the weight file, in hex; of a sharded checkpoint, of the index and then its shards in name order.
+        notes: what is read from its files in another way than a plain checkpoint's, for people.
     """
 
     model: Any
@@ -54,14 +63,20 @@ class TextCheckpoint:
 
 
 def read(source: str, task: str | None = None, revision: str | None = None) -> TextCheckpoint:
-    """Read a folder or hub id. task: None takes the one that the checkpoint was made for.
+    """Read a text encoder.
 
-    Raises CheckpointError for anything missing, unexpected or misshapen, by name, and for what cannot be served.
+    Args:
+        source: a folder, or a Hugging Face Hub id.
+        task: what it is served for; None is what the checkpoint was made for.
+        revision: branch, tag or commit; for a Hub id only.
+
+    Raises:
+        CheckpointError: for weights that are missing, unexpected or misshapen, and for what cannot be served.
     """
     folder = locate(source, revision, HUB_TEXT)
     if not folder.is_dir():
         raise CheckpointError(f"{source} is a file; a text encoder needs its folder: config.json, weights, tokenizer")
-    with reading(f"{source} cannot be read", "Wanted: the folder as save_pretrained wrote it"):
+    with explain_failure(f"{source} cannot be read", "Wanted: the folder as save_pretrained wrote it"):
         return _read(folder, source, task)
 
 
@@ -82,7 +97,7 @@ def _read(folder: Path, source: str, asked: str | None) -> TextCheckpoint:
         task=task,
         max_tokens=_max_tokens(model.config, tokenizer, sentence),
         pooling=sentence.pooling,
-        lower_case=False,  # the tokenizer does it, where the checkpoint asks for it
+        lower_case=False,  # the tokenizer does it if the checkpoint asks for it
         unused=unused,
         source=source,
         sha256=sha256(weight_file(folder)),
@@ -98,13 +113,13 @@ def _task(config: Mapping[str, Any]) -> str:
             return task
     raise CheckpointError(
         f"the checkpoint is for {architecture}, which none of the tasks serves; wanted: "
-        f"{', '.join(sorted(TASKS))}. --task takes the encoder for another task, where its head is in the file"
+        f"{', '.join(sorted(TASKS))}. --task takes the encoder for another task, if its head is in the file"
     )
 
 
 def _set_labels(config: Any, content: Mapping[str, Any], task: str, sentence: SentenceFolder) -> tuple[str, ...]:
-    """Have the config name the labels, and the function that makes scores; returns what to tell of it."""
-    if task not in LABELLED:
+    """Set labels and problem_type (the function that makes scores) in the config, and return notes about it."""
+    if not tasks.head(task).has_labels:
         return ()
     labels = config.id2label
     if not isinstance(labels, dict) or sorted(labels) != list(range(len(labels))):
@@ -113,10 +128,10 @@ def _set_labels(config: Any, content: Mapping[str, Any], task: str, sentence: Se
             f"id2label in config.json must number its {len(labels or ())} labels from 0, one by one; it has "
             f"{numbers}. Mend it there: a label for each row of the classifier"
         )
-    config.id2label = {place: str(labels[place]) for place in range(len(labels))}
-    config.label2id = {label: place for place, label in config.id2label.items()}
+    config.id2label = {index: str(labels[index]) for index in range(len(labels))}
+    config.label2id = {label: index for index, label in config.id2label.items()}
     activation = sentence.activation or _activation(content)
-    if task != "sequence-classification" or activation is None:
+    if tasks.head(task).rows != "text" or activation is None:
         return ()
     if activation not in ACTIVATIONS:
         raise CheckpointError(
@@ -135,7 +150,7 @@ def _problem(activation: str, labels: int) -> str:
 
 
 def _activation(content: Mapping[str, Any]) -> str | None:
-    """The activation that older CrossEncoders keep in config.json; the first key is of versions 4 and 5."""
+    """Return the activation that older CrossEncoders keep in config.json. Versions 4 and 5 have the first key."""
     newer = content.get("sentence_transformers")
     named = newer.get("activation_fn") if isinstance(newer, dict) else None
     named = named or content.get("sbert_ce_default_activation_function")
@@ -155,8 +170,10 @@ def _tokenizer(folder: Path, model: Any, sentence: SentenceFolder) -> Any:
 
 
 def _max_tokens(config: Any, tokenizer: Any, sentence: SentenceFolder) -> int:
-    """What sentence-transformers' files say, else the tokenizer's maximum; never more than there are positions."""
-    with reading("the longest text that tokenizer_config.json and config.json allow", "Wanted: whole numbers there"):
+    """Return what sentence-transformers' files say, else the tokenizer's maximum; at most as many as positions."""
+    with explain_failure(
+        "the longest text that tokenizer_config.json and config.json allow", "Wanted: whole numbers there"
+    ):
         own = int(sentence.max_tokens or tokenizer.model_max_length)
         positions = positions_of(config.to_dict())
     most = own if positions is None else min(own, positions)

@@ -1,7 +1,7 @@
-"""config.json of a text encoder -> a configuration of transformers' that can neither fetch nor import anything.
+"""Turns config.json of a text encoder into a configuration of transformers that fetches and imports nothing.
 
-transformers reads some keys as orders: to load kernels from the Hub, to quantise, to read other files. Here each of
-those is dropped, where it changes no number, or refused by name.
+transformers acts on some keys: it loads kernels from the Hub, quantises, or reads other files. Each of those keys is
+dropped here if it changes no number, and refused by name otherwise. image_configs.py does this for image classifiers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import transformers
 from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from archive.checkpoints.guards import reading
-from archive.checkpoints.sources import CheckpointError, custom_code, read_json
+from archive.checkpoints.errors import CheckpointError, explain_failure
+from archive.checkpoints.json_files import custom_code_message, read_json
 
 FILE = "config.json"
-# What decides how fast, or from where, but not what is computed: chosen here and at load, whatever the file says.
+# They decide how fast something is computed, or where it comes from, but not what. Packaging and loading choose it.
 DROPPED = (
     *("attn_implementation", "experts_implementation", "use_kernels", "kernel_config", "dtype", "torch_dtype"),
     *(
@@ -30,17 +30,17 @@ DROPPED = (
         "return_dict",
     ),
 )
-FLOATS = "Wanted: the checkpoint that it was made from, with weights in float32, float16 or bfloat16"
+WANTED_FLOATS = "Wanted: the checkpoint that it was made from, with weights in float32, float16 or bfloat16"
 REFUSED = {
-    "quantization_config": f"its weights are quantised, which is not served. {FLOATS}",
-    "compression_config": f"its weights are compressed, which is not served. {FLOATS}",
+    "quantization_config": f"its weights are quantised, which is not served. {WANTED_FLOATS}",
+    "compression_config": f"its weights are compressed, which is not served. {WANTED_FLOATS}",
     "configuration_files": "it points to another file. Wanted: the configuration itself",
     "transformers_weights": "it points to another file of weights. Wanted: the weights as model.safetensors",
     "fusion_config": "it has transformers change the network. Take the key out",
     "add_cross_attention": "cross-attention is not served",
 }
-# Keys by which a folder's own code chose another network; transformers' own class builds the plain one in silence.
-# Each is fine with the values named, and where transformers' configuration of this model_type declares the key.
+# Keys with which a folder's own code chose another network. transformers' own class ignores them and builds the plain
+# one. A key is fine with these values, and if transformers' configuration of the model_type declares it.
 PLAIN: dict[str, tuple[object, ...]] = {
     "position_embedding_type": ("absolute",),
     "feed_forward_type": ("original",),
@@ -50,7 +50,7 @@ PLAIN: dict[str, tuple[object, ...]] = {
     "parallel_block": (False,),
     "prenorm": (False,),
 }
-# nomic_bert's configuration by the names of its authors' code, and by transformers'.
+# nomic_bert's keys: the name in its authors' code -> the name in transformers.
 NOMIC = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -73,7 +73,7 @@ NOMIC_PLAIN: dict[str, tuple[object, ...]] = {
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """config.json's content. Raises CheckpointError where it is missing, no JSON object, or not to be served."""
+    """Return config.json's content. Raises CheckpointError if it is missing, no JSON object, or cannot be served."""
     if not (folder / FILE).is_file():
         raise CheckpointError(
             f"the folder has no {FILE}; a text encoder needs its folder as save_pretrained writes it: {FILE}, "
@@ -92,9 +92,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def build(content: Mapping[str, Any]) -> Any:
-    """transformers' configuration of config.json's content, built without any of its orders.
+    """Return transformers' configuration for config.json's content, without the keys that transformers acts on.
 
-    Raises CheckpointError for a model_type that transformers lacks, or that is no encoder, and for wrong values.
+    Raises CheckpointError for a model_type that transformers lacks or that is no encoder, and for wrong values.
     """
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -109,19 +109,24 @@ def build(content: Mapping[str, Any]) -> Any:
         raise CheckpointError(
             f"the {kind} model has no masked-language-model form: a decoder, or no text encoder of the BERT family"
         )
-    served = _without_orders(_renamed(content) if kind == "nomic_bert" else content)
+    served = _without_actions(_renamed(content) if kind == "nomic_bert" else content)
     _refuse_other_networks(served, config_class)
-    with reading(
+    with explain_failure(
         f"{FILE} does not describe a {kind} model", "Wanted: the file as transformers' save_pretrained wrote it"
     ):
         return config_class.from_dict(served)
 
 
 def refuse_foreign_code(content: Mapping[str, Any], config: Any, auto_class: str, own_class: str) -> None:
-    """Raises CheckpointError for an auto_map, unless its classes are those that transformers itself has by name.
+    """Raise CheckpointError for an auto_map, unless transformers itself has its classes under the same names.
 
-    auto_class: "AutoModel" or what else the task loads by. own_class: transformers' own class for it.
-    The folder's code is not run in either case; where it has other names, it may compute something else.
+    The folder's code is not run in either case. Code with other names may compute something else.
+
+    Args:
+        content: of config.json.
+        config: transformers' configuration for it.
+        auto_class: "AutoModel", or the class that the task is loaded by.
+        own_class: transformers' own class for the task.
     """
     named = content.get("auto_map")
     if not named:
@@ -129,17 +134,17 @@ def refuse_foreign_code(content: Mapping[str, Any], config: Any, auto_class: str
     wanted = {"AutoConfig": type(config).__name__, auto_class: own_class}
     known = isinstance(named, Mapping) and auto_class in named
     if not known or any(str(named.get(key, name)).rpartition(".")[2] != name for key, name in wanted.items()):
-        raise CheckpointError(custom_code(named, FILE))
+        raise CheckpointError(custom_code_message(named, FILE))
 
 
 def _own_code(content: Mapping[str, Any]) -> str:
-    return f". {custom_code(content['auto_map'], FILE)}" if content.get("auto_map") else ""
+    return f". {custom_code_message(content['auto_map'], FILE)}" if content.get("auto_map") else ""
 
 
-def _without_orders(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is dropped, and without private attributes, at any depth: transformers would set them all."""
+def _without_actions(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy without DROPPED and private attributes, at any depth. transformers would set them all."""
     return {
-        key: _without_orders(value) if isinstance(value, dict) and key not in ("id2label", "label2id") else value
+        key: _without_actions(value) if isinstance(value, dict) and key not in ("id2label", "label2id") else value
         for key, value in content.items()
         if key not in DROPPED and not key.startswith("_")
     }
@@ -151,14 +156,14 @@ def _refuse_other_networks(content: Mapping[str, Any], config_class: Any) -> Non
     for key, values in plain.items():
         if key in content and key not in declared and content[key] is not None and content[key] not in values:
             raise CheckpointError(
-                f"{FILE} says {key} {content[key]!r}, of which transformers {transformers.__version__} knows nothing "
+                f"{FILE} says {key} {content[key]!r}, which transformers {transformers.__version__} ignores "
                 f"for model_type {content['model_type']!r}: it would compute another network. Served: "
                 f"{', '.join(map(repr, values))}"
             )
 
 
 def _renamed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """nomic_bert's keys by transformers' names, where those are not there already."""
+    """Return the content with nomic_bert's keys under transformers' names, unless those are there already."""
     renamed = {NOMIC.get(key, key): value for key, value in content.items() if NOMIC.get(key, key) not in content}
     kept = {**renamed, **{key: value for key, value in content.items() if key not in NOMIC}}
     base = kept.pop("rotary_emb_base", None)

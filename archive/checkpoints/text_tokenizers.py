@@ -1,6 +1,6 @@
-"""A folder's tokenizer -> a fast one of transformers, which tokenizes as the folder's own files say.
+"""Loads a folder's tokenizer as a fast one of transformers, which tokenizes as the folder's own files say.
 
-transformers is given copies of the tokenizer's files alone, without what in them names other files or code.
+transformers gets copies of the tokenizer's files only, without the settings in them that name other files or code.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any
 from tokenizers import normalizers, processors
 
 from archive.checkpoints import sentencepiece_models
-from archive.checkpoints.guards import reading
-from archive.checkpoints.sources import LFS, SENTENCEPIECE, CheckpointError, read_json, refuse_custom_code
+from archive.checkpoints.errors import CheckpointError, explain_failure
+from archive.checkpoints.json_files import LFS_POINTER, read_json, refuse_custom_code
+from archive.checkpoints.locations import SENTENCEPIECE
 from handlers import LOCAL
 
 CONFIG = "tokenizer_config.json"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE)
 FILES = (*VOCABULARIES, "merges.txt", "bpe.codes", "special_tokens_map.json", "added_tokens.json")
-# What names files or code. All else in tokenizer_config.json is a setting of the tokenizer's class, whose work ends
-# up in the tokenizer.json that the archive carries, or is ignored by transformers too.
+# Settings that name files or code. The others in tokenizer_config.json are for the tokenizer's class. They take
+# effect in the tokenizer.json that the archive carries, or transformers ignores them too.
 DROPPED = (
     *("vocab_file", "merges_file", "tokenizer_file", "spm_file", "fast_tokenizer_files", "name_or_path"),
     *("init_inputs", "tokenizer_config_file", "special_tokens_map_file", "added_tokens_file", "auto_map"),
@@ -35,19 +36,28 @@ RESAVED = (
 
 
 def load(folder: Path, config: Any, options: Mapping[str, Any]) -> Any:
-    """The folder's tokenizer. options: what sentence-transformers would give to AutoTokenizer.from_pretrained.
+    """Load the folder's tokenizer.
 
-    Raises CheckpointError where there is none, where its files cannot be read, where it has no fast form, and where a
-    sentencepiece model is not reproduced by it.
+    Args:
+        folder: the checkpoint's.
+        config: transformers' configuration of the model.
+        options: what sentence-transformers would give to AutoTokenizer.from_pretrained.
+
+    Raises:
+        CheckpointError: if there is no tokenizer, its files cannot be read, it has no fast form, or it does not split
+            texts as its sentencepiece model does.
     """
     held = [name for name in VOCABULARIES if (folder / name).is_file()]
-    if not held:  # transformers would make an empty one up
+    if not held:  # transformers would make up an empty one
         raise CheckpointError(f"the folder has no tokenizer; wanted: one of {', '.join(VOCABULARIES)}")
     spm = next((folder / name for name in held if name in SENTENCEPIECE), None)
     if set(held) <= set(SENTENCEPIECE):
         sentencepiece_models.refuse_without_library(held[0])
     settings = _settings(folder)
-    with tempfile.TemporaryDirectory() as private, reading(f"its tokenizer ({held[0]}) cannot be loaded", RESAVED):
+    with (
+        tempfile.TemporaryDirectory() as private,
+        explain_failure(f"its tokenizer ({held[0]}) cannot be loaded", RESAVED),
+    ):
         _copy(folder, Path(private), settings)
         tokenizer = _from(Path(private), config, options)
         if not tokenizer.is_fast:
@@ -60,12 +70,12 @@ def load(folder: Path, config: Any, options: Mapping[str, Any]) -> Any:
 
 
 def without_special_tokens(tokenizer: Any) -> None:
-    """Have the tokenizer add none, as its call with add_special_tokens=False; its tokenizer.json then says so."""
+    """Make the tokenizer add no special tokens, as with add_special_tokens=False. Its tokenizer.json then says so."""
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1")
 
 
 def lower_cased(tokenizer: Any) -> None:
-    """Lower every text first, as sentence-transformers does for do_lower_case, unless the tokenizer does already."""
+    """Make the tokenizer lower every text first, as sentence-transformers does for do_lower_case."""
     backend = tokenizer.backend_tokenizer
     held: Any = backend.normalizer
     nested = type(held) is normalizers.Sequence
@@ -89,7 +99,7 @@ def _copy(folder: Path, private: Path, settings: Mapping[str, Any]) -> None:
         path = folder / name
         if path.is_file():
             with path.open("rb") as stream:
-                if stream.read(len(LFS)) == LFS.encode():
+                if stream.read(len(LFS_POINTER)) == LFS_POINTER.encode():
                     raise CheckpointError(f"{name} is a Git LFS pointer, not the file: run `git lfs pull`")
             shutil.copyfile(path, private / name)
     for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer.json"):

@@ -1,7 +1,7 @@
-"""The weights of a text encoder's folder -> transformers' model for a task, with a name for all that does not fit.
+"""Builds transformers' model for a task with the weights of a text encoder's folder, and names all that do not fit.
 
-Weights are read here, not by transformers, which would follow a folder's words to other files, adapters and
-quantisers: as safetensors, or as pickles with `weights_only`.
+Weights are read here, as safetensors or as pickles with `weights_only`. transformers would follow the folder's files
+to other files, adapters and quantisers.
 """
 
 from __future__ import annotations
@@ -14,62 +14,65 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from archive.checkpoints.checkpoint_files import load_tensors
-from archive.checkpoints.guards import reading
-from archive.checkpoints.sources import CheckpointError, listed, weight_file
-from handlers import LOCAL
-from handlers.engines.torch_eager import AUTO_MODELS, without_pooling
+from archive.checkpoints import weight_checks
+from archive.checkpoints.errors import explain_failure
+from archive.checkpoints.locations import weight_file
+from archive.checkpoints.weight_files import load_tensors
+from handlers import LOCAL, misfits, tasks
+from handlers.engines.text_networks import AUTO_MODELS, without_pooling
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Buffers that older releases stored, and that transformers computes itself.
+# Buffers that older releases stored. transformers computes them itself.
 BUFFERS = re.compile(r"(.*\.)?(position_ids|token_type_ids|inv_freq|original_inv_freq|relative_position_index)")
 POOLER = re.compile(r"(.*\.)?pooler\..*")
 
 
 class Loaded(NamedTuple):
-    """model: fp32, on the CPU, in eval mode. unused: weights of the files that the task's class does not have."""
+    """A model with its weights.
+
+    Attributes:
+        model: fp32, on the CPU, in eval mode.
+        unused: weights of the file that the task's class does not have.
+    """
 
     model: Any
     unused: tuple[str, ...]
 
 
 def class_for(config: Any, task: str) -> Any:
-    """transformers' own class for the task. Raises CheckpointError where this architecture has none."""
+    """Return transformers' own class for the task. Raises CheckpointError if this architecture has none."""
     auto = getattr(transformers, AUTO_MODELS[task])
     failure = f"transformers builds no {config.model_type} model for {task} from config.json"
-    with reading(failure, "Choose another --task, or mend the file"), torch.device("meta"):
+    with explain_failure(failure, "Choose another --task, or mend the file"), torch.device("meta"):
         return type(auto.from_config(config, trust_remote_code=False, **without_pooling(config, task)))
 
 
 def load(folder: Path, config: Any, task: str) -> Loaded:
     """Build the task's model with the folder's weights.
 
-    Raises CheckpointError that names weights which are missing, misshapen, not finite or no floats, and those that
-    the encoder itself does not know. What lies beside the encoder (other tasks' heads, poolers, stored buffers) is
-    left out, as transformers leaves it out, and told of.
+    Weights outside the encoder that the task does not use (other tasks' heads, poolers, stored buffers) are left out,
+    as transformers leaves them out. The result names them.
+
+    Raises:
+        CheckpointError: with the names of weights that are missing, misshapen, not finite or not floats, and of those
+            within the encoder that it does not have.
     """
     path = weight_file(folder)
     tensors, _ = load_tensors(path)
-    strange = [name for name, value in tensors.items() if value.dtype not in FLOATS and not BUFFERS.fullmatch(name)]
-    quantised = [name for name in strange if name.endswith(("weight", "bias"))]
-    if quantised:
-        types = sorted({str(tensors[name].dtype) for name in quantised})
-        raise CheckpointError(
-            f"{path.name} holds {', '.join(types)} where floats are wanted, so it is quantised: {listed(quantised)}. "
-            "Wanted: the checkpoint that it was made from, in float32, float16 or bfloat16"
-        )
+    weight_checks.refuse_non_floats(tensors, _is_buffer)
     model_class = class_for(config, task)
-    with reading(
+    with explain_failure(
         f"{path.name} does not fit {model_class.__name__}", "Wanted: the files as save_pretrained wrote them"
     ):
         model, report = _fill(model_class, config, task, tensors)
     _refuse_misfits(model, task, report, path.name)
     with torch.no_grad():
-        for name in _spare(report["missing_keys"], task):  # random otherwise; no answer depends on it
+        for name in _spare(report["missing_keys"], task):  # they would be random; no answer depends on them
             model.get_parameter(name).zero_()
-    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"these weights are not finite (NaN or infinity): {listed(broken)}")
+    weight_checks.refuse(
+        {"not finite (NaN or infinity)": weight_checks.not_finite(model.state_dict())},
+        f"{path.name} holds values that no trained network has",
+        "The training diverged, or the file is damaged",
+    )
     return Loaded(model.eval(), tuple(sorted(report["unexpected_keys"])))
 
 
@@ -78,7 +81,7 @@ def _fill(
 ) -> tuple[Any, dict[str, Any]]:
     options: dict[str, Any] = {**LOCAL, **without_pooling(config, task)}
     model, report = model_class.from_pretrained(
-        None,  # nothing is read but what is handed over
+        None,  # no file is read
         config=config,
         state_dict=dict(tensors),
         dtype=torch.float32,
@@ -90,34 +93,37 @@ def _fill(
 
 
 def _refuse_misfits(model: Any, task: str, report: Mapping[str, Any], file: str) -> None:
-    spare = _spare(report["missing_keys"], task)
-    missing = [f"missing {name}" for name in sorted(set(report["missing_keys"]) - set(spare))]
-    misshapen = [
-        f"misshapen {name} {tuple(came)}, wanted {tuple(wanted)}"
-        for name, came, wanted in sorted(report["mismatched_keys"])
-    ]
-    inside = [f"unexpected {name}" for name in sorted(report["unexpected_keys"]) if _within_encoder(name, model)]
-    problems = [*missing, *misshapen, *inside]
-    if problems:
-        raise CheckpointError(
-            f"the weights of {file} do not fit {type(model).__name__} as config.json has it: {listed(problems)}. "
-            "A head that is missing would be random: choose the --task that the checkpoint was trained for. "
-            "Unexpected weights within the encoder are of more layers, or of another network, than config.json says"
-        )
+    """Raise CheckpointError, with their names, for weights that do not make the whole encoder and the task's head."""
+    found, spare = misfits.loading_misfits(report), _spare(report["missing_keys"], task)
+    weight_checks.refuse(
+        {
+            "missing": [name for name in found["missing"] if name not in spare],
+            "misshapen": found["misshapen"],
+            "unexpected": [name for name in found["unexpected"] if _within_encoder(name, model)],
+        },
+        f"the weights of {file} do not fit {type(model).__name__} as config.json has it",
+        "A head that is missing would be random: choose the --task that the checkpoint was trained for. "
+        "Unexpected weights within the encoder are of more layers, or of another network, than config.json says",
+    )
 
 
 def _spare(missing: Iterable[str], task: str) -> list[str]:
-    """Missing weights that no answer depends on: embeddings are pooled from token vectors, not by the pooler."""
-    return [name for name in sorted(missing) if task == "embeddings" and POOLER.fullmatch(name)]
+    """Return missing weights that no answer depends on: embeddings are pooled without the pooler."""
+    return [name for name in sorted(missing) if tasks.head(task).is_embedding and POOLER.fullmatch(name)]
 
 
 def _within_encoder(name: str, model: Any) -> bool:
-    """Whether a weight that the model's class does not have belongs to one of its encoder's own parts."""
+    """Return whether a weight that the model's class does not have belongs to a part of its encoder."""
     if BUFFERS.fullmatch(name) or name.rpartition(".")[2] in _buffers(model):
         return False
     inner = name.removeprefix(f"{model.base_model_prefix}.")
     parts = {child for child, _ in model.base_model.named_children()} - {"pooler"}
     return inner.partition(".")[0] in parts
+
+
+def _is_buffer(name: str, tensor: torch.Tensor) -> bool:
+    """Return whether it is none of the weights, which have to be floats."""
+    return BUFFERS.fullmatch(name) is not None or not name.endswith(("weight", "bias"))
 
 
 def _buffers(model: Any) -> set[str]:

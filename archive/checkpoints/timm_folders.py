@@ -1,7 +1,7 @@
-"""timm's config.json: whether its architecture is a ResNet as torchvision has it, its classes, its preprocessing.
+"""Reads timm's config.json: whether its architecture is a ResNet as torchvision has it, classes, preprocessing.
 
-Any other architecture of timm's is for transformers' timm_wrapper, which hands over to timm.create_model what stands
-in config.json. `served_config` leaves of that what builds the network, and nothing that fetches or reads other files.
+transformers' timm_wrapper runs any other architecture of timm. It passes config.json on to timm.create_model.
+`served_config` keeps what builds the network, and nothing that makes timm fetch or read other files.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from archive.checkpoints.class_labels import labels_of, names_in, placeholders
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.preprocess_configs import read_timm_preprocess, timm_size
-from archive.checkpoints.sources import CheckpointError
 from handlers.images.preprocess import Preprocess
 
-# Of timm's names those whose every layer is torchvision's; anti-aliased ones have the same weight names.
+# timm's names of networks whose layers are all torchvision's. Anti-aliased networks have the same weight names.
 _PLAIN = re.compile(
     r"((tv|ssl|swsl|ig)_)?(resnet\d+|resnext\d+_\d+x\d+d)|wide_resnet\d+_\d+|gluon_(resnet\d+_v1b|resnext\d+_\d+x\d+d)"
 )
@@ -26,7 +26,7 @@ _REASONS = (
     (r"_gn$", "GroupNorm"),
     (r"resnex?t\d+[cdst](_|$)|_v1[cds]$", "a deep stem"),
 )
-# Arguments of timm.create_model that change nothing of a trained network's output; the sizes are checked.
+# Arguments of timm.create_model that do not change a trained network's output. The weights' shapes are checked.
 _HARMLESS = {
     "num_classes",
     "in_chans",
@@ -37,8 +37,8 @@ _HARMLESS = {
     "cardinality",
     "base_width",
 }
-# Parameters of timm.create_model and timm.models.build_model_with_cfg, less those that every network takes. They name
-# other weights, files and caches, or ask for something else than a classifier.
+# Parameters of timm.create_model and timm.models.build_model_with_cfg that not every network takes. They name other
+# weights, files and caches, or ask for something else than a classifier.
 REFUSED_ARGUMENTS = {
     "cache_dir",
     "checkpoint_path",
@@ -62,75 +62,75 @@ REFUSED_ARGUMENTS = {
     "scriptable",
     "variant",
 }
-# A name in timm's registry, with the tag of its weights or without. Others have a source before a colon, or a path.
+# A name in timm's registry, with or without the tag of its weights. Other names have a source and a colon, or a path.
 _REGISTERED = re.compile(r"\w+(\.\w+)*", re.ASCII)
-# What the served config.json keeps of pretrained_cfg, for people and for transformers' image processor.
+# Keys of pretrained_cfg that the served config.json keeps, for people and for transformers' image processor.
 _PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "tag", "fixed_input_size")
-WRAPPED = "where timm and torchvision are installed, its folder is served through transformers' timm_wrapper"
+WRAPPED = "if timm and torchvision are installed, its folder is served through transformers' timm_wrapper"
 
 
-def objection(beside: Mapping[str, object]) -> str | None:
-    """Why the network in timm's config.json is no ResNet, ResNeXt or Wide ResNet of torchvision's, or None."""
+def why_not_plain_resnet(config_json: Mapping[str, object]) -> str | None:
+    """Return why the network in timm's config.json is no ResNet, ResNeXt or Wide ResNet of torchvision's, or None."""
     # A name may carry the tag of its weights: resnet101.a1h_in1k.
-    name = str(beside.get("architecture")).split(".")[0]
+    name = str(config_json.get("architecture")).split(".")[0]
     if not _PLAIN.fullmatch(name):
         reason = next((reason for pattern, reason in _REASONS if re.search(pattern, name)), None)
         return f"timm architecture {name!r} {f'has {reason}' if reason else 'is no plain ResNet, such as resnet101'}"
-    arguments = mapping(beside, "model_args")
+    arguments = mapping(config_json, "model_args")
     odd = [f"{key}={value!r}" for key, value in arguments.items() if key not in _HARMLESS]
     odd = [argument for argument in odd if argument != "global_pool='avg'"]
-    if beside.get("global_pool", "avg") != "avg":
-        odd.append(f"global_pool={beside['global_pool']!r}")
+    if config_json.get("global_pool", "avg") != "avg":
+        odd.append(f"global_pool={config_json['global_pool']!r}")
     return f"config.json asks timm for {', '.join(odd)}, which no plain ResNet has" if odd else None
 
 
-def describe(beside: Mapping[str, object], classes: int) -> tuple[Preprocess, tuple[str, ...] | None]:
-    """Preprocessing and class names, for weights with this many classes. Raises CheckpointError."""
-    pretrained = pretrained_of(beside)
-    said = beside.get("num_classes", pretrained.get("num_classes", classes))
-    if said != classes:
-        raise CheckpointError(f"fc.weight has {classes} rows, config.json says num_classes {said!r}")
-    return read_timm_preprocess(pretrained), _labels(beside, pretrained, classes)
+def describe(config_json: Mapping[str, object], classes: int) -> tuple[Preprocess, tuple[str, ...] | None]:
+    """Return preprocessing and class names. Raises CheckpointError if config.json has another number of classes."""
+    pretrained = pretrained_of(config_json)
+    configured = config_json.get("num_classes", pretrained.get("num_classes", classes))
+    if configured != classes:
+        raise CheckpointError(f"fc.weight has {classes} rows, config.json says num_classes {configured!r}")
+    return read_timm_preprocess(pretrained), _labels(config_json, pretrained, classes)
 
 
-def is_timm(beside: Mapping[str, object]) -> bool:
-    """Whether a folder's config.json is of timm's kind, as timm or transformers' timm_wrapper writes it."""
-    kind = beside.get("model_type")
-    return kind == "timm_wrapper" or ("architecture" in beside and kind is None)
+def is_timm(config_json: Mapping[str, object]) -> bool:
+    """Return whether timm or transformers' timm_wrapper wrote the config.json."""
+    kind = config_json.get("model_type")
+    return kind == "timm_wrapper" or ("architecture" in config_json and kind is None)
 
 
-def served_config(beside: Mapping[str, object]) -> dict[str, Any]:
-    """config.json for transformers' timm_wrapper, which makes of it the network that timm makes of `beside`.
+def served_config(config_json: Mapping[str, object]) -> dict[str, Any]:
+    """Return config.json for transformers' timm_wrapper, which builds the network that timm builds from it.
 
-    Raises CheckpointError for what is fetched, read from other files, or is no classifier of RGB images.
+    Raises CheckpointError if it would be fetched or read from other files, or is no classifier of RGB images.
     """
-    pretrained = pretrained_of(beside)
-    architecture = beside.get("architecture")
+    pretrained = pretrained_of(config_json)
+    architecture = config_json.get("architecture")
     if not isinstance(architecture, str) or not _REGISTERED.fullmatch(architecture):
         raise CheckpointError(
             f"config.json says architecture {architecture!r}, wanted a name that timm itself has, such as "
             "vit_base_patch16_224; others (hf-hub:, local-dir:, a path) would be fetched or read from elsewhere"
         )
-    arguments = _arguments(beside)
-    classes = _classes(beside, pretrained, arguments.pop("num_classes", None))
+    arguments = _arguments(config_json)
+    classes = _classes(config_json, pretrained, arguments.pop("num_classes", None))
     if pretrained.get("fixed_input_size") and "input_size" in pretrained:  # as timm's _update_default_model_kwargs
         arguments.setdefault("img_size", [timm_size(pretrained["input_size"])] * 2)
-    labels = _labels(beside, pretrained, classes)
+    labels = _labels(config_json, pretrained, classes)
     named = {"label_names": list(labels) if labels else placeholders(classes)}
     return {
         "model_type": "timm_wrapper",
         "architecture": architecture,
         "num_classes": classes,
         **({} if labels is None and classes != 1000 else named),  # transformers takes timm's own for ImageNet-21k
-        "problem_type": beside.get("problem_type"),
+        "problem_type": config_json.get("problem_type"),
         "model_args": arguments or None,
         "pretrained_cfg": {key: pretrained[key] for key in _PREPROCESSING if key in pretrained},
     }
 
 
-def _arguments(beside: Mapping[str, object]) -> dict[str, Any]:
-    """model_args that are set, checked."""
-    arguments = {key: value for key, value in mapping(beside, "model_args").items() if value is not None}
+def _arguments(config_json: Mapping[str, object]) -> dict[str, Any]:
+    """Return the model_args that are not null, checked."""
+    arguments = {key: value for key, value in mapping(config_json, "model_args").items() if value is not None}
     refused = [f"{key}={value!r}" for key, value in arguments.items() if key in REFUSED_ARGUMENTS and value]
     if refused:
         raise CheckpointError(
@@ -142,23 +142,27 @@ def _arguments(beside: Mapping[str, object]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if key not in REFUSED_ARGUMENTS}
 
 
-def _classes(beside: Mapping[str, object], pretrained: Mapping[str, object], argument: object) -> int:
-    said = (argument, beside.get("num_classes"), pretrained.get("num_classes"))
-    classes = next((value for value in said if value is not None), 1000)  # as timm.models.PretrainedCfg has it
+def _classes(config_json: Mapping[str, object], pretrained: Mapping[str, object], argument: object) -> int:
+    configured = (argument, config_json.get("num_classes"), pretrained.get("num_classes"))
+    classes = next((value for value in configured if value is not None), 1000)  # as timm.models.PretrainedCfg has it
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
         raise CheckpointError(f"config.json says num_classes {classes!r}, wanted a number of 1 or more")
-    if beside.get("num_classes", classes) != classes:
-        raise CheckpointError(f"config.json says num_classes {beside['num_classes']!r}, and {classes} in model_args")
+    if config_json.get("num_classes", classes) != classes:
+        raise CheckpointError(
+            f"config.json says num_classes {config_json['num_classes']!r}, and {classes} in model_args"
+        )
     return classes
 
 
-def pretrained_of(beside: Mapping[str, object]) -> Mapping[str, object]:
-    """The settings that the weights were trained with; in timm's older files config.json as a whole is those."""
-    return mapping(beside, "pretrained_cfg") if "pretrained_cfg" in beside else beside
+def pretrained_of(config_json: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the settings that the weights were trained with. In timm's older files all of config.json is those."""
+    return mapping(config_json, "pretrained_cfg") if "pretrained_cfg" in config_json else config_json
 
 
-def _labels(beside: Mapping[str, object], pretrained: Mapping[str, object], classes: int) -> tuple[str, ...] | None:
-    found = beside.get("label_names") or pretrained.get("label_names") or beside.get("labels")
+def _labels(
+    config_json: Mapping[str, object], pretrained: Mapping[str, object], classes: int
+) -> tuple[str, ...] | None:
+    found = config_json.get("label_names") or pretrained.get("label_names") or config_json.get("labels")
     if not found:
         return None
     names = names_in(found, "label_names in config.json")
@@ -168,7 +172,7 @@ def _labels(beside: Mapping[str, object], pretrained: Mapping[str, object], clas
 
 
 def mapping(config: Mapping[str, object], key: str) -> Mapping[str, object]:
-    """An object in config.json; empty where it is missing or null."""
+    """Return an object in config.json; empty if it is missing or null."""
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise CheckpointError(f"{key} in config.json is a {type(value).__name__}, wanted an object")

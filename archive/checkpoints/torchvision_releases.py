@@ -1,6 +1,6 @@
-"""How torchvision's ResNets, ResNeXts and Wide ResNets were evaluated, by the SHA-256 prefix in their file names.
+"""How torchvision evaluated its ResNets, ResNeXts and Wide ResNets, by the SHA-256 prefix in their file names.
 
-Every setting in pixels. Source: https://github.com/pytorch/vision, torchvision/models/resnet.py, *_Weights.
+Sizes are in pixels. Source: https://github.com/pytorch/vision, torchvision/models/resnet.py, *_Weights.
 """
 
 from handlers.images.preprocess import Preprocess

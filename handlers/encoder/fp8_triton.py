@@ -1,24 +1,24 @@
-"""The calls of an fp8 layer on an NVIDIA GPU: cuBLASLt's fp8 products, and Triton's kernels around them."""
+"""The operations of an fp8 layer on an NVIDIA GPU: cuBLASLt's fp8 products, and Triton's kernels around them."""
 
 from __future__ import annotations
 
 import torch
 
-from handlers.encoder.fp8 import Fp8Linear, Fp8Torch
+from handlers.encoder.fp8 import Fp8Linear, Fp8TorchOps
 from handlers.encoder.ops import Norm, Segments
-from handlers.encoder.triton_ops import TritonOperations, tiles_of
+from handlers.encoder.triton_ops import TritonEncoderOps, tiles_of
 from handlers.kernels import encoder, linear
 
 
-class Fp8Triton(TritonOperations, Fp8Torch):
-    """Hopper and newer. `Segments.tiles` has to be there."""
+class Fp8TritonOps(TritonEncoderOps, Fp8TorchOps):
+    """Fp8TorchOps on Hopper and newer. `attention8` needs `Segments.tiles`, which `prepare_packed` adds."""
 
     def __init__(self, device: torch.device, programs: int | None = None) -> None:
         super().__init__(device, programs)
         self.scales: dict[tuple[float, torch.device], torch.Tensor] = {}
 
     def scale(self, value: float, device: torch.device) -> torch.Tensor:
-        """() fp32 on the device, made once: torch._scaled_mm takes no number."""
+        """Return a scale as a tensor, () fp32, made once for each value: torch._scaled_mm takes no number."""
         if (value, device) not in self.scales:
             self.scales[value, device] = torch.tensor(value, dtype=torch.float32, device=device)
         return self.scales[value, device]

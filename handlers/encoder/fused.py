@@ -1,8 +1,9 @@
-"""A BERT-style encoder over packed tokens: four multiplications a layer, everything else fused into their calls.
+"""A BERT-style encoder over packed tokens: four matrix products per layer, everything else fused into their calls.
 
-For inference: no dropout in any mode, and no gradients. The calls are those of handlers.encoder.ops; which
-implementation answers them is the encoder's attribute `operations`. T: tokens of all sequences together; H: hidden
-size; I: intermediate size.
+It is for inference: no dropout in any mode, and no gradients. The operations are those of handlers.encoder.ops; the
+encoder's attribute `ops` chooses the implementation.
+
+Shapes: T tokens of all sequences together, H hidden size, I intermediate size.
 """
 
 from __future__ import annotations
@@ -12,16 +13,25 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from handlers.encoder.ops import ACTIVATIONS, Norm, Operations, Segments, TorchOperations
+from handlers.encoder.ops import ACTIVATIONS, EncoderOps, Norm, Segments, TorchEncoderOps, launch_context
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """The architecture of an encoder.
 
-    activation: a key of ops.ACTIVATIONS. eps: of every LayerNorm. norm_first: LayerNorm before attention and
-    feed-forward (pre-norm) in place of behind their residual sums. final_norm: one more LayerNorm at the end.
-    Raises ValueError for what cannot be built.
+    Args:
+        layers: number of layers.
+        hidden: hidden size H, a multiple of `heads`.
+        heads: number of attention heads.
+        intermediate: size I of the feed-forward's inner layer.
+        activation: a key of handlers.encoder.ops.ACTIVATIONS.
+        eps: added to the variance in every LayerNorm.
+        norm_first: True for pre-norm: LayerNorm before attention and feed-forward, not after the residual sums.
+        final_norm: True if one more LayerNorm follows the last layer.
+
+    Raises:
+        ValueError: such an encoder cannot be built.
     """
 
     layers: int
@@ -45,12 +55,12 @@ class EncoderConfig:
 
     @property
     def scale(self) -> float:
-        """Of the attention scores: head dimension ** -0.5"""
+        """The factor of the attention scores: head size ** -0.5."""
         return float((self.hidden // self.heads) ** -0.5)
 
 
 def layer_shapes(hidden: int, intermediate: int) -> dict[str, tuple[int, ...]]:
-    """A layer's parameters; weights are (out, in), as torch.nn.Linear has them."""
+    """Return the shapes of a layer's parameters by name. Weights are (outputs, inputs), as in torch.nn.Linear."""
     return {
         "qkv_weight": (3 * hidden, hidden),
         "qkv_bias": (3 * hidden,),
@@ -68,7 +78,10 @@ def layer_shapes(hidden: int, intermediate: int) -> dict[str, tuple[int, ...]]:
 
 
 class FusedLayer(nn.Module):
-    """Self-attention and feed-forward, each with residual and LayerNorm. Shapes: layer_shapes; unset until loaded."""
+    """Self-attention and feed-forward, each with its residual sum and LayerNorm.
+
+    The parameters have the shapes of `layer_shapes`; their memory is not initialised.
+    """
 
     qkv_weight: nn.Parameter
     qkv_bias: nn.Parameter
@@ -91,38 +104,45 @@ class FusedLayer(nn.Module):
 
     @property
     def attention_norm(self) -> Norm:
-        """Behind the attention's residual sum; with norm_first before the attention."""
+        """The LayerNorm after the attention's residual sum; before the attention if norm_first."""
         return Norm(self.attention_norm_weight, self.attention_norm_bias, self.config.eps)
 
     @property
     def output_norm(self) -> Norm:
-        """Behind the feed-forward's residual sum; with norm_first before the feed-forward."""
+        """The LayerNorm after the feed-forward's residual sum; before the feed-forward if norm_first."""
         return Norm(self.output_norm_weight, self.output_norm_bias, self.config.eps)
 
-    def forward(self, hidden: torch.Tensor, segments: Segments, ops: Operations) -> torch.Tensor:
-        """(T, H) -> (T, H). `hidden` may be overwritten."""
+    def forward(self, hidden: torch.Tensor, segments: Segments, ops: EncoderOps) -> torch.Tensor:
+        """Run the layer on packed hidden states, (T, H) -> (T, H). `hidden` may be overwritten."""
         if self.config.norm_first:
-            context = self._attend(ops.norm(hidden, self.attention_norm), segments, ops)
+            context = self._attend(ops.norm(hidden, self.attention_norm), segments, ops)  # (T, H)
             hidden = ops.linear_add(context, self.out_weight, self.out_bias, hidden)
-            inner = self._widen(ops.norm(hidden, self.output_norm), ops)
+            inner = self._widen(ops.norm(hidden, self.output_norm), ops)  # (T, I)
             return ops.linear_add(inner, self.down_weight, self.down_bias, hidden)
-        context = self._attend(hidden, segments, ops)
+        context = self._attend(hidden, segments, ops)  # (T, H)
         hidden = ops.linear_add_norm(context, self.out_weight, self.out_bias, hidden, self.attention_norm)
-        inner = self._widen(hidden, ops)
+        inner = self._widen(hidden, ops)  # (T, I)
         return ops.linear_add_norm(inner, self.down_weight, self.down_bias, hidden, self.output_norm)
 
-    def _attend(self, hidden: torch.Tensor, segments: Segments, ops: Operations) -> torch.Tensor:
+    def _attend(self, hidden: torch.Tensor, segments: Segments, ops: EncoderOps) -> torch.Tensor:
         qkv = ops.linear(hidden, self.qkv_weight, self.qkv_bias)  # (T, 3H)
         return ops.attention(qkv, segments, self.config.heads, self.config.scale)  # (T, H)
 
-    def _widen(self, hidden: torch.Tensor, ops: Operations) -> torch.Tensor:
+    def _widen(self, hidden: torch.Tensor, ops: EncoderOps) -> torch.Tensor:
         return ops.linear_activation(hidden, self.up_weight, self.up_bias, self.config.activation)  # (T, I)
 
 
 class FusedEncoder(nn.Module):
-    """A stack of FusedLayers. `train()` is accepted, since models pass it down, and changes nothing.
+    """A stack of FusedLayers over packed tokens.
 
-    operations: what computes; plain PyTorch, until an engine sets a faster one. Not a part of the state_dict.
+    `train()` is accepted, for models pass it down, and changes nothing.
+
+    Args:
+        config: the architecture. Weights are not initialised: use `swap_encoder`, `encoder_from_fairseq` or
+            `load_state_dict`.
+
+    Attributes:
+        ops: the implementation that `forward` uses. Plain PyTorch unless set; no part of the state_dict.
     """
 
     norm_weight: nn.Parameter | None
@@ -131,25 +151,35 @@ class FusedEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.operations: Operations = TorchOperations()
+        self.ops: EncoderOps = TorchEncoderOps()
         self.layers = nn.ModuleList([FusedLayer(config) for _ in range(config.layers)])
         for name in ("norm_weight", "norm_bias"):
             self.register_parameter(name, _frozen((config.hidden,)) if config.final_norm else None)
 
     @property
     def final_norm(self) -> Norm | None:
-        """Behind the last layer, where the config has it."""
+        """The LayerNorm after the last layer, or None."""
         if self.norm_weight is None or self.norm_bias is None:
             return None
         return Norm(self.norm_weight, self.norm_bias, self.config.eps)
 
     @torch.no_grad()
-    def forward(self, hidden: torch.Tensor, segments: Segments, ops: Operations | None = None) -> torch.Tensor:
-        """(T, H) embeddings -> (T, H). `hidden` may be overwritten. ops: None takes self.operations."""
-        ops = ops or self.operations
-        for layer in self.layers:
-            hidden = layer(hidden, segments, ops)
-        return hidden if self.final_norm is None else ops.norm(hidden, self.final_norm)
+    def forward(self, hidden: torch.Tensor, segments: Segments, ops: EncoderOps | None = None) -> torch.Tensor:
+        """Run the encoder on packed tokens, without gradients.
+
+        Args:
+            hidden: (T, H), the embeddings, in the weights' dtype. May be overwritten.
+            segments: where each sequence begins and ends.
+            ops: the implementation. None takes `self.ops`.
+
+        Returns:
+            (T, H), the hidden states of the last layer. Rows of no sequence are undefined.
+        """
+        ops = ops or self.ops
+        with launch_context(hidden, ops):
+            for layer in self.layers:
+                hidden = layer(hidden, segments, ops)
+            return hidden if self.final_norm is None else ops.norm(hidden, self.final_norm)
 
 
 def _frozen(shape: tuple[int, ...]) -> nn.Parameter:

@@ -1,6 +1,6 @@
-"""What libraries call the tensors of an encoder, as tables: one row for each part of a fused layer.
+"""The names that libraries give an encoder's tensors, as tables with one row for each part of a fused layer.
 
-Names are those of transformers/models/bert/modeling_bert.py and .../distilbert/modeling_distilbert.py, of
+The names are those of transformers/models/bert/modeling_bert.py and .../distilbert/modeling_distilbert.py, of
 torch/nn/modules/transformer.py, and of fairseq/modules/transformer_sentence_encoder_layer.py.
 """
 
@@ -16,11 +16,13 @@ FUSED_LAYER = "layers.{}."
 
 @dataclass(frozen=True)
 class Layout:
-    """A library's names.
+    """A library's names for the tensors of an encoder.
 
-    layer: what a layer's names begin with, {} for its number. parts: for each part of a FusedLayer, what its
-    tensors' names go on with; several are stacked along their rows, in this order. final: what the names of a last
-    LayerNorm begin with, or None where it is no part of the encoder.
+    Args:
+        name: the library or the architecture, for messages.
+        layer: how the names in a layer begin, with {} for the layer's index.
+        parts: how the names go on for each part of a FusedLayer. Several are stacked along their rows, in this order.
+        final: how the names of a last LayerNorm begin, or None if it is no part of the encoder.
     """
 
     name: str
@@ -29,12 +31,23 @@ class Layout:
     final: str | None = None
 
     def table(self, layers: int, final_norm: bool) -> dict[str, tuple[str, ...]]:
-        """A FusedEncoder's names -> this layout's. Raises ValueError for a last LayerNorm without a name here."""
+        """Map a FusedEncoder's names to this layout's.
+
+        Args:
+            layers: number of layers.
+            final_norm: whether the encoder ends with a LayerNorm.
+
+        Returns:
+            A FusedEncoder's name -> the names of the tensors that are stacked in it.
+
+        Raises:
+            ValueError: there is a last LayerNorm, and the layout has no name for it.
+        """
         names = {
-            f"{FUSED_LAYER.format(number)}{part}_{leaf}": tuple(
-                f"{self.layer.format(number)}{prefix}{leaf}" for prefix in prefixes
+            f"{FUSED_LAYER.format(index)}{part}_{leaf}": tuple(
+                f"{self.layer.format(index)}{prefix}{leaf}" for prefix in prefixes
             )
-            for number in range(layers)
+            for index in range(layers)
             for part, prefixes in self.parts.items()
             for leaf in LEAVES
         }
@@ -46,10 +59,10 @@ class Layout:
 
 
 def count_layers(names: Iterable[str], layer: str) -> int:
-    """One more than the highest number; a gap below it shows up as missing names."""
+    """Return the highest layer index plus one. A gap below it shows up as missing names."""
     pattern = re.compile(re.escape(layer).replace(r"\{\}", r"(\d+)"))
-    numbers = [int(found[1]) for found in map(pattern.match, names) if found]
-    return max(numbers, default=-1) + 1
+    indices = [int(found[1]) for found in map(pattern.match, names) if found]
+    return max(indices, default=-1) + 1
 
 
 BERT = Layout(

@@ -1,7 +1,9 @@
-"""A transformers model run packed from its embeddings to its head: no padding token is ever multiplied.
+"""A transformers model that runs packed from its embeddings to its head: no padding token is computed anywhere.
 
-The encoder is the swapped-in one (handlers.encoder.swap). The head stays transformers' own: it is called with the
-rows that it reads, laid out as the padded batch that it expects.
+The encoder is swapped (handlers.encoder.swap). The head stays transformers' own: it gets only the rows that it reads,
+in the shape of a padded batch.
+
+Shapes: T tokens of all sequences together, N sequences, M selected tokens, H hidden size, E embedding size.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from handlers.encoder.errors import UnsupportedError
 from handlers.encoder.fp8 import Calibration, Fp8Encoder
 from handlers.encoder.fused import FusedEncoder
-from handlers.encoder.ops import Norm, Operations, Positions, Segments, TorchOperations
+from handlers.encoder.ops import EncoderOps, Norm, Positions, Segments, TorchEncoderOps, launch_context
 from handlers.encoder.packing import TokenBatch
 from handlers.encoder.swap import fused_encoder, swap_encoder
 from handlers.encoder.weights import listed
@@ -22,68 +25,94 @@ from handlers.encoder.weights import listed
 SAMPLE_LENGTH = 7
 TOLERANCE = 1e-5
 
-PARTS = {"word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"}
-KINDS = "token_type_embeddings.weight"
+REQUIRED = {"word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"}
+OPTIONAL = {"token_type_embeddings.weight"}
 
 
 class PackedEmbeddings(nn.Module):
-    """Word, token type and position embeddings with their LayerNorm, of packed tokens."""
+    """Word, token type and position embeddings of packed tokens, with their LayerNorm.
+
+    Args:
+        vanilla: the `embeddings` of a transformers model.
+        projection: a Linear from E to H after the LayerNorm, as ELECTRA has it, or None.
+
+    Raises:
+        UnsupportedError: `vanilla` computes something else.
+    """
 
     def __init__(self, vanilla: Any, projection: nn.Module | None) -> None:
-        """vanilla: the `embeddings` of a transformers model. Raises ValueError where it is of another kind."""
         super().__init__()
-        self.words, self.places = vanilla.word_embeddings, vanilla.position_embeddings
-        self.kinds = getattr(vanilla, "token_type_embeddings", None)
+        self.word_embeddings = vanilla.word_embeddings
+        self.token_type_embeddings = getattr(vanilla, "token_type_embeddings", None)
+        self.position_embeddings = vanilla.position_embeddings
         self.norm = vanilla.LayerNorm
         self.projection = projection
-        self.positions = _positions(vanilla, self)
+        self.positions = _find_positions(vanilla, self)
 
     def forward(
-        self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, ops: Operations
+        self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, ops: EncoderOps
     ) -> torch.Tensor:
-        """(T,) int64 token ids, token types and position ids -> (T, H)."""
-        hidden = self.summed(ids, types, positions, ops)
+        """Embed packed tokens.
+
+        Args:
+            ids: (T,) int64 token ids.
+            types: (T,) int64 token type ids.
+            positions: (T,) int64 position ids.
+            ops: what computes.
+
+        Returns:
+            (T, H).
+        """
+        hidden = self.embed(ids, types, positions, ops)  # (T, E)
         return hidden if self.projection is None else self.projection(hidden)
 
-    def summed(
-        self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, ops: Operations
-    ) -> torch.Tensor:
-        """(T,) each -> (T, E), normalised; E is the embeddings' own size."""
-        kinds = () if self.kinds is None else ((self.kinds.weight, types),)
-        tables, rows = zip((self.words.weight, ids), *kinds, (self.places.weight, positions), strict=True)
-        return ops.embed_norm(tables, rows, Norm(self.norm.weight, self.norm.bias, self.norm.eps))
+    def embed(self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, ops: EncoderOps) -> torch.Tensor:
+        """Return the normalised sum of the embeddings, before the projection: (T,) each -> (T, E)."""
+        token_types = () if self.token_type_embeddings is None else ((self.token_type_embeddings.weight, types),)
+        words, position_rows = (self.word_embeddings.weight, ids), (self.position_embeddings.weight, positions)
+        tables, indices = zip(words, *token_types, position_rows, strict=True)
+        return ops.embed_norm(tables, indices, Norm(self.norm.weight, self.norm.bias, self.norm.eps))
 
 
 def check_embeddings(network: Any) -> None:
-    """As far as it can be told without weights. Raises ValueError where more or less than PARTS is there."""
+    """Check the embeddings as far as that is possible without their weights.
+
+    Args:
+        network: a transformers model, on meta maybe.
+
+    Raises:
+        UnsupportedError: the embeddings have more or less than BERT's.
+    """
     vanilla = getattr(network.base_model, "embeddings", None)
     if not isinstance(vanilla, nn.Module):
-        raise ValueError(f"{type(network).__name__} has no embeddings where BERT has them")
-    wrong = ({name for name, _ in vanilla.named_parameters()} - {KINDS}) ^ PARTS
+        raise UnsupportedError(f"{type(network).__name__} has no embeddings where BERT has them")
+    wrong = ({name for name, _ in vanilla.named_parameters()} - OPTIONAL) ^ REQUIRED
     if wrong:
-        raise ValueError(f"{type(vanilla).__name__} is not of BERT's kind, for {listed(sorted(wrong))}")
+        raise UnsupportedError(
+            f"{type(vanilla).__name__} has other parameters than BERT's embeddings: {listed(sorted(wrong))}"
+        )
 
 
-def _positions(vanilla: Any, packed: PackedEmbeddings) -> Positions:
-    """The way of counting that gives what `vanilla` itself gives for a sample, its padding token among others.
+def _find_positions(vanilla: Any, packed: PackedEmbeddings) -> Positions:
+    """Find how `vanilla` counts positions, by its output for a sample that has the padding token in it.
 
-    Raises ValueError where none does: these embeddings are more than tables and a LayerNorm.
+    Raises UnsupportedError if no known way gives that output: these embeddings are more than tables and a LayerNorm.
     """
     padding = int(vanilla.word_embeddings.padding_idx or 0)
     ids = torch.arange(SAMPLE_LENGTH) + padding - SAMPLE_LENGTH // 2
     ids = ids % vanilla.word_embeddings.num_embeddings  # (S,)
-    offsets, plain = torch.tensor([0, SAMPLE_LENGTH], dtype=torch.int32), TorchOperations()
+    offsets, ops = torch.tensor([0, SAMPLE_LENGTH], dtype=torch.int32), TorchEncoderOps()
     with torch.no_grad():
         wanted = vanilla.eval()(input_ids=ids.unsqueeze(0)).squeeze(0)  # (S, E)
-        for way in (Positions(), Positions(padding + 1, padding)):
-            found = packed.summed(ids, torch.zeros_like(ids), way.of(ids, offsets), plain)
+        for positions in (Positions(), Positions(padding + 1, padding)):
+            found = packed.embed(ids, torch.zeros_like(ids), positions.of(ids, offsets), ops)  # (S, E)
             if torch.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
-                return way
-    raise ValueError(f"{type(vanilla).__name__} is more than a sum of word, token type and position embeddings")
+                return positions
+    raise UnsupportedError(f"{type(vanilla).__name__} is more than a sum of word, token type and position embeddings")
 
 
-class _Handed(nn.Module):
-    """In the base model's place: hands the head what was computed packed."""
+class _PrecomputedBase(nn.Module):
+    """Stands in for the base model under a head, and returns hidden states that were computed packed."""
 
     def __init__(self, pooler: nn.Module | None) -> None:
         super().__init__()
@@ -99,10 +128,18 @@ class _Handed(nn.Module):
 
 
 class PackedModel(nn.Module):
-    """A transformers model for a task, its encoder swapped, run on packed tokens.
+    """A transformers model for a task, its encoder swapped, that runs on packed tokens.
 
-    network: in eval mode, fp32, on the CPU; it is taken apart. Move and cast the packed model afterwards.
-    Raises ValueError, by name, for what the fused encoder does not compute exactly.
+        model = PackedModel(AutoModel.from_pretrained(folder).eval(), "embeddings").to("cuda", torch.float16)
+        hidden = model.hidden(batch.input_ids, batch.token_type_ids, batch.segments)    # (T, H)
+
+    Args:
+        network: the model in eval mode, in fp32, on the CPU. It is taken apart and is of no use afterwards. Move and
+            cast the PackedModel instead.
+        task: "embeddings", "sequence-classification", "token-classification" or "fill-mask".
+
+    Raises:
+        UnsupportedError: the fused encoder would not compute the model exactly.
     """
 
     def __init__(self, network: Any, task: str) -> None:
@@ -112,25 +149,39 @@ class PackedModel(nn.Module):
         self.embeddings = PackedEmbeddings(base.embeddings, getattr(base, "embeddings_project", None))
         swap_encoder(network)
         self.encoder: FusedEncoder | Fp8Encoder = fused_encoder(network)
-        self.handed = _Handed(getattr(base, "pooler", None))
+        self.base = _PrecomputedBase(getattr(base, "pooler", None))
         self.task = task
         self.head: Any = None
         if network is not base:
-            setattr(network, network.base_model_prefix, self.handed)
+            setattr(network, network.base_model_prefix, self.base)
             self.head = network
 
-    def largest_inputs(self, batches: Iterable[TokenBatch]) -> list[dict[str, float]]:
-        """Calibrate fp8: run batches, and say what `to_fp8` takes. Raises ValueError behind `to_fp8`."""
+    def calibrate_fp8(self, batches: Iterable[TokenBatch]) -> list[dict[str, float]]:
+        """Run batches and record the largest magnitude that each linear layer reads.
+
+        Returns:
+            What `to_fp8` takes.
+
+        Raises:
+            ValueError: the model is in fp8 already.
+        """
         encoder, calibration = self._unquantised(), Calibration()
-        before, encoder.operations = encoder.operations, calibration
+        before, encoder.ops = encoder.ops, calibration
         for batch in batches:
             self.hidden(batch.input_ids, batch.token_type_ids, batch.segments)
-        encoder.operations = before
+        encoder.ops = before
         return calibration.of(encoder)
 
-    def to_fp8(self, largest: list[dict[str, float]]) -> None:
-        """Quantise the encoder's linear layers, behind any move or cast. Raises ValueError where that cannot be."""
-        self.encoder = Fp8Encoder(self._unquantised(), largest)
+    def to_fp8(self, amax: list[dict[str, float]]) -> None:
+        """Quantise the encoder's linear layers. Move and cast the model before, not after.
+
+        Args:
+            amax: what `calibrate_fp8` returned.
+
+        Raises:
+            ValueError: the model is in fp8 already, is pre-norm, or has another number of layers.
+        """
+        self.encoder = Fp8Encoder(self._unquantised(), amax)
 
     def _unquantised(self) -> FusedEncoder:
         if isinstance(self.encoder, Fp8Encoder):
@@ -138,21 +189,41 @@ class PackedModel(nn.Module):
         return self.encoder
 
     def hidden(self, ids: torch.Tensor, types: torch.Tensor, segments: Segments) -> torch.Tensor:
-        """(T,) int64 token ids and types -> (T, H) of the last layer; rows of no sequence are undefined."""
-        segments, positions = self.encoder.operations.lay_out(ids, segments, self.embeddings.positions)
-        hidden = self.embeddings(ids, types, positions, self.encoder.operations)
-        encoded: torch.Tensor = self.encoder(hidden, segments)
+        """Run embeddings and encoder.
+
+        Args:
+            ids: (T,) int64 token ids.
+            types: (T,) int64 token type ids.
+            segments: where each sequence begins and ends.
+
+        Returns:
+            (T, H), the hidden states of the last layer. Rows of no sequence are undefined.
+        """
+        ops = self.encoder.ops
+        with launch_context(ids, ops):
+            segments, positions = ops.prepare_packed(ids, segments, self.embeddings.positions)
+            hidden = self.embeddings(ids, types, positions, ops)  # (T, H)
+            encoded: torch.Tensor = self.encoder(hidden, segments)
         return encoded
 
     def outputs(self, hidden: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-        """(T, H) -> what handlers.engines.Engine.run gives for the task."""
+        """Run the task's head.
+
+        Args:
+            hidden: (T, H), what `hidden` returned for `batch`.
+            batch: the batch.
+
+        Returns:
+            "embeddings": `hidden` itself. "sequence-classification": logits (N, labels). Other tasks: logits
+            (M, labels or vocabulary), or (T, ...) if the batch selects no tokens.
+        """
         if self.head is None:
             return hidden
         if self.task == "sequence-classification":
             rows = hidden[batch.cu_seqlens[:-1].long()].unsqueeze(1)  # (N, 1, H): heads read the first token
         else:
             rows = (hidden if batch.selected is None else hidden[batch.selected]).unsqueeze(0)  # (1, T or M, H)
-        self.handed.hidden = rows
+        self.base.hidden = rows
         logits: torch.Tensor = self.head().logits
-        self.handed.hidden = None
+        self.base.hidden = None
         return logits if self.task == "sequence-classification" else logits.squeeze(0)

@@ -1,4 +1,4 @@
-"""The weights of an encoder: out of a library's layout into that of FusedEncoder, and back, bit for bit."""
+"""The weights of an encoder: from a library's layout to that of FusedEncoder and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def fused_state(state: Tensors, layout: Layout) -> dict[str, torch.Tensor]:
-    """An encoder's tensors under `layout`'s names -> the state_dict of a FusedEncoder.
+    """Rearrange a library's tensors for a FusedEncoder. Tensors that are not stacked are not copied.
 
-    What needs no reformatting is passed on, not copied. Raises ValueError, by the layout's own names, for tensors
-    that are missing, unexpected or misshapen, not floating-point, or of several types or devices.
+    Args:
+        state: the encoder's tensors by the layout's names.
+        layout: the library's names.
+
+    Returns:
+        The state_dict of a FusedEncoder.
+
+    Raises:
+        ValueError: tensors are missing, unexpected, misshapen, not floating-point, or of several dtypes or devices;
+            the message has the layout's names.
     """
     layers = count_layers(state, layout.layer)
     if not layers:
@@ -36,9 +44,17 @@ def fused_state(state: Tensors, layout: Layout) -> dict[str, torch.Tensor]:
 
 
 def vanilla_state(fused: Tensors, layout: Layout) -> dict[str, torch.Tensor]:
-    """The inverse of fused_state. What was stacked comes out in memory of its own, as safetensors wants it.
+    """Undo fused_state. Tensors that were stacked get memory of their own, which safetensors needs.
 
-    Raises ValueError for what is no FusedEncoder's state_dict, or what `layout` has no name for.
+    Args:
+        fused: the state_dict of a FusedEncoder.
+        layout: the library's names.
+
+    Returns:
+        The encoder's tensors by the layout's names.
+
+    Raises:
+        ValueError: `fused` is no FusedEncoder's state_dict, or the layout has no name for a tensor.
     """
     layers, final_norm = count_layers(fused, FUSED_LAYER), any(f"norm_{leaf}" in fused for leaf in LEAVES)
     table = layout.table(layers, final_norm)
@@ -55,9 +71,14 @@ def vanilla_state(fused: Tensors, layout: Layout) -> dict[str, torch.Tensor]:
 def build_encoder(
     state: Tensors, *, heads: int, activation: str, eps: float, norm_first: bool = False
 ) -> FusedEncoder:
-    """A FusedEncoder in eval mode around the tensors of `state`, which are taken over, not copied.
+    """Build a FusedEncoder in eval mode around the tensors of `state`, which are not copied.
 
-    state: what fused_state returns; layers, sizes and the last LayerNorm are read from it.
+    Args:
+        state: what fused_state returned. Number of layers, sizes and the last LayerNorm are read from it.
+        heads, activation, eps, norm_first: see EncoderConfig.
+
+    Raises:
+        ValueError: such an encoder cannot be built.
     """
     hidden, intermediate = _sizes(state, {name: (name,) for name in state})
     config = EncoderConfig(
@@ -77,17 +98,17 @@ def build_encoder(
 
 
 def _sizes(state: Tensors, table: Mapping[str, tuple[str, ...]]) -> tuple[int, int]:
-    """Hidden and intermediate size, from two biases of the first layer."""
+    """Return hidden and intermediate size, read from two biases of the first layer."""
     first = FUSED_LAYER.format(0)
     names = (table[f"{first}attention_norm_bias"][0], table[f"{first}up_bias"][0])
     return state[names[0]].numel(), state[names[1]].numel()
 
 
 def _shapes(layers: int, final_norm: bool, hidden: int, intermediate: int) -> dict[str, tuple[int, ...]]:
-    """Of a FusedEncoder's state_dict."""
+    """Return the shapes in a FusedEncoder's state_dict."""
     shapes = {
-        f"{FUSED_LAYER.format(number)}{name}": shape
-        for number in range(layers)
+        f"{FUSED_LAYER.format(index)}{name}": shape
+        for index in range(layers)
         for name, shape in layer_shapes(hidden, intermediate).items()
     }
     return shapes | ({f"norm_{leaf}": (hidden,) for leaf in LEAVES} if final_norm else {})
@@ -122,18 +143,18 @@ def _refuse_tensors(state: Tensors, shapes: Shapes, layout: str) -> None:
     ]
     if misshapen:
         raise ValueError(f"the weights' shapes are not those of an encoder as {layout} has it; {listed(misshapen)}")
-    strange = [f"{name} ({t.dtype})" for name, t in state.items() if not t.is_floating_point()]
-    if strange:
+    integers = [f"{name} ({t.dtype})" for name, t in state.items() if not t.is_floating_point()]
+    if integers:
         raise ValueError(
-            f"not floating-point: {listed(strange)}; of a quantised model, take the one that it was made from"
+            f"not floating-point: {listed(integers)}; if the model is quantised, take the one that it was made from"
         )
-    kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in state.values()})
-    if len(kinds) > 1:
-        raise ValueError(f"the weights are of several kinds, {listed(kinds)}; bring them to one with model.to(...)")
+    found = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in state.values()})
+    if len(found) > 1:
+        raise ValueError(f"the weights are of several kinds, {listed(found)}; bring them to one with model.to(...)")
 
 
 def listed(names: Iterable[object], most: int = 6) -> str:
-    """The first few, and how many more there are."""
+    """Join the first few names, and say how many more there are."""
     every = [str(name) for name in names]
     rest = f" and {len(every) - most} more" if len(every) > most else ""
     return f"{', '.join(every[:most])}{rest}"

@@ -1,26 +1,38 @@
-"""A ResNet -> a plain list of convolutions with BatchNorm folded in, and one way to run it.
+"""A ResNet as a plain list of convolutions with BatchNorm folded in, and one way to run it.
 
-BatchNorm at inference is an affine map of each channel, so it moves into the convolution before it (Jacob et al.,
-arXiv:1712.05877, section 3.2). What is left is convolution + bias, + residual, + ReLU: one fused call each where the
-library offers it.
+At inference BatchNorm is an affine map of each channel, so it can be folded into the convolution before it (Jacob et
+al., arXiv:1712.05877, section 3.2). What remains is convolution + bias (+ residual) + ReLU, which is one call in
+libraries that fuse them.
+
+In shapes: N images; I, O channels in and out; H, W and H', W' sides in and out, in pixels.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+WITHOUT_CLASSIFIER = "ResNetModel"  # transformers' ResNet as an image encoder
+
 
 @dataclass(frozen=True)
 class Convolution:
-    """weight: (O, I / groups, k, k), channels_last. bias: (O,). Square kernels, no dilation."""
+    """A square convolution without dilation.
 
-    # A shortcut has a bias of zeros, which nobody adds: fold_resnet moves it into its body's last convolution.
+    Args:
+        weight: (O, I / groups, k, k), channels_last.
+        bias: (O,). Zeros for a shortcut: fold_resnet adds its bias to the last convolution of the block's body.
+        stride: in pixels, the same in both directions.
+        padding: in pixels, the same on all sides.
+        groups: number of groups.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -31,9 +43,11 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Block:
-    """A residual block: relu(body(x) + shortcut(x)), ReLU between the body's convolutions; None is the identity.
+    """A residual block: relu(body(x) + shortcut(x)).
 
-    body: of at least two.
+    Args:
+        body: at least two convolutions, with ReLU between them.
+        shortcut: a convolution, or None for the identity.
     """
 
     body: tuple[Convolution, ...]
@@ -42,7 +56,14 @@ class Block:
 
 @dataclass(frozen=True)
 class FoldedResNet:
-    """weight: (classes, hidden) and bias: (classes,) of the classifier."""
+    """A ResNet without BatchNorm.
+
+    Args:
+        stem: the first convolution; max-pooling follows it.
+        blocks: all residual blocks, in order.
+        weight: (classes, hidden), of the classifier.
+        bias: (classes,), of the classifier.
+    """
 
     stem: Convolution
     blocks: tuple[Block, ...]
@@ -50,56 +71,56 @@ class FoldedResNet:
     bias: torch.Tensor
 
 
-class Operations(Protocol):
-    """The calls of a ResNet; all tensors channels_last, of one dtype, on one device."""
+class ResNetOps(Protocol):
+    """The calls that a folded ResNet is made of. All tensors are channels_last, of one dtype, on one device."""
 
-    def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-        """relu(conv(images))"""
+    def conv_relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+        """relu(conv(images)): (N, I, H, W) -> (N, O, H', W')"""
         ...
 
-    def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
-        """relu(conv(images) + residual)"""
+    def conv_add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
+        """relu(conv(images) + residual): (N, I, H, W), (N, O, H', W') -> (N, O, H', W')"""
         ...
 
-    def project_relu(
+    def conv_add_conv_relu(
         self, images: torch.Tensor, conv: Convolution, source: torch.Tensor, shortcut: Convolution
     ) -> torch.Tensor:
-        """relu(conv(images) + shortcut(source)); the shortcut's bias is zeros, and is not added"""
+        """relu(conv(images) + shortcut(source)): -> (N, O, H', W'). The shortcut's bias, zeros, is not added."""
         ...
 
-    def close(
+    def block_tail(
         self, images: torch.Tensor, inner: Convolution, last: Convolution, source: torch.Tensor,
         shortcut: Convolution | None,
     ) -> torch.Tensor:  # fmt: skip
-        """The end of a block: relu(last(relu(inner(images))) + shortcut(source)); None is the identity"""
-        hidden = self.relu(images, inner)
+        """relu(last(relu(inner(images))) + shortcut(source)): the end of a block. None is the identity."""
+        hidden = self.conv_relu(images, inner)
         if shortcut is None:
-            return self.add_relu(hidden, last, source)
-        return self.project_relu(hidden, last, source, shortcut)
+            return self.conv_add_relu(hidden, last, source)
+        return self.conv_add_conv_relu(hidden, last, source, shortcut)
 
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)): 3x3, stride 2, padding 1"""
+        """3x3, stride 2, padding 1: (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2))"""
         ...
 
     def classify(self, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """The mean over (H, W), then a linear layer: (N, C, H, W), (classes, C), (classes,) -> (N, classes)"""
+        """Mean over (H, W), then a linear layer: (N, C, H, W), (classes, C), (classes,) -> (N, classes)"""
         ...
 
 
-class TorchOperations(Operations):
-    """The fused calls in plain PyTorch: the reference, and what tests run where there is no GPU."""
+class TorchResNetOps(ResNetOps):
+    """Plain PyTorch: the reference, and what tests run without a GPU."""
 
-    def relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
+    def conv_relu(self, images: torch.Tensor, conv: Convolution) -> torch.Tensor:
         return convolve(images, conv).relu_()
 
-    def add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
+    def conv_add_relu(self, images: torch.Tensor, conv: Convolution, residual: torch.Tensor) -> torch.Tensor:
         return convolve(images, conv).add_(residual).relu_()
 
-    def project_relu(
+    def conv_add_conv_relu(
         self, images: torch.Tensor, conv: Convolution, source: torch.Tensor, shortcut: Convolution
     ) -> torch.Tensor:
         projected = F.conv2d(source, shortcut.weight, None, shortcut.stride, shortcut.padding, groups=shortcut.groups)
-        return self.add_relu(images, conv, projected)
+        return self.conv_add_relu(images, conv, projected)
 
     def max_pool(self, images: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(images, 3, stride=2, padding=1)
@@ -109,25 +130,50 @@ class TorchOperations(Operations):
 
 
 def convolve(images: torch.Tensor, conv: Convolution) -> torch.Tensor:
-    """(N, I, H, W) -> (N, O, H', W'), bias added, no activation."""
+    """conv(images), bias added, no activation: (N, I, H, W) -> (N, O, H', W')"""
     return F.conv2d(images, conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups)
 
 
-def run(network: FoldedResNet, images: torch.Tensor, operations: Operations) -> torch.Tensor:
-    """(N, 3, H, W) normalised images -> logits (N, classes)."""
-    hidden = operations.max_pool(operations.relu(images, network.stem))
+def run(network: FoldedResNet, images: torch.Tensor, operations: ResNetOps) -> torch.Tensor:
+    """Run a folded ResNet.
+
+    Args:
+        network: in the images' dtype, on their device.
+        images: (N, 3, H, W), normalised, channels_last.
+        operations: what computes each call.
+
+    Returns: logits (N, classes).
+    """
+    hidden = operations.max_pool(operations.conv_relu(images, network.stem))
     for block in network.blocks:
         source, (*first, inner, last) = hidden, block.body
         for conv in first:
-            hidden = operations.relu(hidden, conv)
-        hidden = operations.close(hidden, inner, last, source, block.shortcut)
+            hidden = operations.conv_relu(hidden, conv)
+        hidden = operations.block_tail(hidden, inner, last, source, block.shortcut)
     return operations.classify(hidden, network.weight, network.bias)
 
 
-def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedResNet:
-    """Fold a ResNet of handlers.engines.networks in eval mode; computed in fp64, then cast once.
+def why_not_foldable(folder: Path) -> str | None:
+    """Return why `fold_resnet` cannot fold the network of a folder with config.json, or None. Reads no weights."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "resnet":
+        return f"it runs ResNets, ResNeXts and Wide ResNets, and the network is of type {config.get('model_type')}"
+    if WITHOUT_CLASSIFIER in (config.get("architectures") or ()):
+        return "it runs classifiers, and the network is an image encoder"
+    activation = config.get("hidden_act", "relu")
+    return None if activation == "relu" else f"it fuses relu, and the activation is {activation}"
 
-    Raises ValueError for activations other than ReLU, or layers that are not a ResNet's.
+
+def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedResNet:
+    """Fold a ResNet: computed in fp64, then cast once.
+
+    Args:
+        model: a ResNet of handlers.engines.networks, in eval mode. It stays as it is.
+        device: of the result.
+        dtype: of the result.
+
+    Raises:
+        ValueError: for an activation other than ReLU, or layers that are not a ResNet's.
     """
     if model.config.hidden_act != "relu":
         raise ValueError(f"the activation is {model.config.hidden_act}; only relu can be fused")
@@ -156,7 +202,7 @@ def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedR
 
 
 def contiguous(network: FoldedResNet) -> FoldedResNet:
-    """The same with (O, I, k, k) weights as PyTorch lays them out, for converters that read their memory."""
+    """Return the network with weights (O, I, k, k) in PyTorch's default layout, for converters that read memory."""
 
     def plain(conv: Convolution) -> Convolution:
         return dataclasses.replace(conv, weight=conv.weight.contiguous())
@@ -169,7 +215,7 @@ def contiguous(network: FoldedResNet) -> FoldedResNet:
 
 
 def pad_stem(network: FoldedResNet, channels: int) -> FoldedResNet:
-    """The same function of images that have channels appended to the first 3: their weights are zero."""
+    """Return a network that takes `channels` channels and ignores all but the first 3: its other weights are zero."""
     weight = network.stem.weight
     padded = weight.new_zeros((weight.shape[0], channels, *weight.shape[2:]))
     padded[:, : weight.shape[1]] = weight
@@ -178,6 +224,7 @@ def pad_stem(network: FoldedResNet, channels: int) -> FoldedResNet:
 
 
 def _fold(conv: Any, norm: Any, device: torch.device, dtype: torch.dtype, extra: torch.Tensor | None) -> Convolution:
+    """Fold `norm` into `conv`. extra: (O,) fp64, added to the bias; or None."""
     plain = conv.dilation == (1, 1) and isinstance(conv.padding, tuple)
     if not plain or any(len(set(sides)) != 1 for sides in (conv.kernel_size, conv.stride, conv.padding)):
         raise ValueError(f"{conv} is dilated or not square, which this does not fuse")
@@ -190,7 +237,7 @@ def _fold(conv: Any, norm: Any, device: torch.device, dtype: torch.dtype, extra:
 
 @torch.no_grad()
 def _scale_and_bias(conv: Any, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each output channel, (O,) and (O,), in fp64."""
+    """Return what the output channels of `conv` without bias are scaled by, and shifted by: (O,), (O,), in fp64."""
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     before = 0 if conv.bias is None else conv.bias.double()
     return scale, norm.bias.double() + (before - norm.running_mean.double()) * scale

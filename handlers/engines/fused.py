@@ -1,7 +1,7 @@
-"""BERT-style encoders packed, through the fused encoder: no padding, one kernel where PyTorch has several.
+"""BERT-style encoders on packed tokens, through handlers.encoder: no padding, and fused kernels.
 
-On an NVIDIA GPU in half precision with Triton's kernels, small and middle batches as CUDA graphs; on a CPU with plain
-PyTorch, where leaving the padding out is what there is to gain.
+On an NVIDIA GPU it runs Triton's kernels in half precision or fp8, and batches of up to 16,384 tokens as CUDA graphs.
+On a CPU it runs plain PyTorch, which gains from computing no padding.
 """
 
 from __future__ import annotations
@@ -15,31 +15,55 @@ from handlers import kernels
 from handlers.encoder import fp8
 from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec
-from handlers.engines.graphs import Room, captured
-from handlers.engines.torch_eager import empty_transformer, load_transformer
+from handlers.engines.base import Engine, EngineSpec, LoadedEngine
+from handlers.engines.graphs import SharedOutput, capture_graph
+from handlers.engines.text_networks import Packed, fused_config, load_transformer, why_not_fused
 
-KINDS = ("text-encoder",)
-RANK = 10
-
-# Beyond, batches are launched kernel by kernel. A slow CPU takes as long for that as an H200 computes 8,192 tokens.
+# Token counts that graphs are captured for. Larger batches are launched kernel by kernel: a slow CPU needs as long to
+# launch a batch as an H200 needs to compute 8,192 tokens.
 GRAPH_TOKENS = (
     *range(64, 513, 64), *range(640, 1025, 128), *range(1280, 4097, 256), *range(4608, 16385, 512),
 )  # fmt: skip
-TOKENS_A_SEQUENCE = (32, 4)  # a graph has room for one sequence in so many tokens: texts as usual, or very short ones
-LEAST_SEQUENCES = 8  # that a graph has room for
-SHORT_TEXTS = 4096  # tokens up to which there are graphs for very short ones as well
-TOKEN_BUDGET = 49_152  # on a GPU; BERT-Large then needs 1 GB for what passes between its layers
+# Each token count is captured for two sequence counts: tokens/32 (normal texts) and tokens/4 (very short ones).
+TOKENS_PER_SEQUENCE = (32, 4)
+MIN_SEQUENCES = 8  # the least sequence count of a graph
+SHORT_TEXTS = 4096  # graphs for very short texts are captured up to this many tokens
+TOKEN_BUDGET = 49_152  # on a GPU; activations of BERT-Large then take 1 GB
 
 
-def objection(spec: EngineSpec) -> str | None:
-    """Why not: a GPU has to be NVIDIA's, in half precision, with Triton, and the encoder one that can be fused."""
-    of_gpu = _gpu_objection(spec) if spec.device.type == "cuda" else None
-    return of_gpu or unfit(spec)
+class Fused(Engine):
+    """Runs encoders that handlers.encoder can fuse. A GPU has to be NVIDIA's, with Triton, below fp32."""
+
+    kinds = ("text-encoder",)
+    rank = 10
+
+    def why_not_here(self, spec: EngineSpec) -> str | None:
+        why = _why_not_on_gpu(spec) if spec.device.type == "cuda" else None
+        return why or self.why_never(spec)
+
+    def why_never(self, spec: EngineSpec) -> str | None:
+        if not (spec.model_dir / "config.json").is_file():
+            return f"{spec.model_dir} has no config.json"
+        if spec.precision == "fp8" and not (spec.model_dir / fp8.FILE).is_file():
+            return f"the archive carries no {fp8.FILE}, which --precision fp8 makes at packaging"
+        return why_not_fused(spec) or (_why_not_in_fp8(spec) if spec.precision == "fp8" else None)
+
+    def load(self, spec: EngineSpec) -> LoadedEngine:
+        """Load the network, swap its encoder and cast it once. Raises ValueError for what cannot be fused exactly."""
+        from handlers.encoder.packed import PackedModel
+
+        network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
+        model = PackedModel(network, spec.task).eval().to(spec.device, spec.dtype)
+        if spec.precision == "fp8":
+            model.to_fp8(fp8.read(spec.model_dir))
+        return _load_on_gpu(model, spec) if spec.device.type == "cuda" else _load_on_cpu(model, spec)
 
 
-def _gpu_objection(spec: EngineSpec) -> str | None:
-    if why := kernels.objection(spec.device):
+ENGINE = Fused()
+
+
+def _why_not_on_gpu(spec: EngineSpec) -> str | None:
+    if why := kernels.why_not_on(spec.device):
         return why
     if spec.precision not in ("fp16", "bf16", "fp8"):
         return f"on a GPU it runs fp16, bf16 and fp8, and the precision is {spec.precision}"
@@ -48,132 +72,107 @@ def _gpu_objection(spec: EngineSpec) -> str | None:
     return None
 
 
-def unfit(spec: EngineSpec) -> str | None:
-    """Why it would run `spec` on no machine: what handlers.encoder says of the network, without its weights."""
-    from handlers.encoder.packed import check_embeddings
-    from handlers.encoder.swap import fused_encoder, swap_encoder
-
-    if not (spec.model_dir / "config.json").is_file():
-        return f"{spec.model_dir} has no config.json"
-    if spec.precision == "fp8" and not (spec.model_dir / fp8.FILE).is_file():
-        return f"the archive carries no {fp8.FILE}, which --precision fp8 makes at packaging"
-    try:
-        with torch.device("meta"):
-            network = empty_transformer(spec.model_dir, spec.task)
-            swap_encoder(network)
-            check_embeddings(network)
-    except ValueError as error:
-        return str(error)
-    config = fused_encoder(network).config
-    if spec.precision == "fp8" and (config.hidden % 16 or config.intermediate % 16):
-        sizes = f"hidden size {config.hidden} and intermediate size {config.intermediate}"
-        return f"fp8 products want sizes that are multiples of 16, and this has {sizes}"
-    return None
+def _why_not_in_fp8(spec: EngineSpec) -> str | None:
+    config = fused_config(spec)
+    if config.hidden % 16 == config.intermediate % 16 == 0:
+        return None
+    sizes = f"hidden size {config.hidden} and intermediate size {config.intermediate}"
+    return f"fp8 needs sizes that are multiples of 16, and this network has {sizes}"
 
 
-def load(spec: EngineSpec) -> Engine:
-    """Load, swap the encoder, cast once. Raises ValueError, by name, for what it would not compute exactly."""
-    from handlers.encoder.packed import PackedModel
+def _load_on_cpu(model: Any, spec: EngineSpec) -> LoadedEngine:
+    emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, because a CPU has no fp8"
+    used = emulated if spec.precision == "fp8" else "PyTorch"
+    return LoadedEngine(Packed(model), {**_details(), "kernels": used}, pads=False)
 
-    network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
-    model = PackedModel(network, spec.task).eval().to(spec.device, spec.dtype)
-    if spec.precision == "fp8":
-        model.to_fp8(fp8.read(spec.model_dir))
-    details: dict[str, object] = {"library": f"torch {torch.__version__}", "padding": "none: packed tokens"}
-    if spec.device.type != "cuda":
-        emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, for a CPU has no fp8"
-        details["kernels"] = emulated if spec.precision == "fp8" else "PyTorch"
-        return Engine(Packed(model), details, pads=False)
-    model.encoder.operations = _triton(spec)
+
+def _load_on_gpu(model: Any, spec: EngineSpec) -> LoadedEngine:
+    model.encoder.ops = _triton(spec)
     graphed = Graphed(model, spec.device)
     graphed.capture_all()
-    graphed.launch_beyond()
-    details |= {
+    graphed.compile_larger()
+    details = {
+        **_details(),
         "kernels": f"cuBLAS, and Triton {importlib.metadata.version('triton')}",
         "graphs": f"up to {GRAPH_TOKENS[-1]} tokens",
     }
-    return Engine(graphed, details, pads=False, token_budget=TOKEN_BUDGET)
+    return LoadedEngine(graphed, details, pads=False, token_budget=TOKEN_BUDGET)
+
+
+def _details() -> dict[str, object]:
+    return {"library": f"torch {torch.__version__}", "padding": "none: packed tokens"}
 
 
 def _triton(spec: EngineSpec) -> Any:
-    from handlers.encoder.fp8_triton import Fp8Triton
-    from handlers.encoder.triton_ops import TritonOperations
+    from handlers.encoder.fp8_triton import Fp8TritonOps
+    from handlers.encoder.triton_ops import TritonEncoderOps
 
-    return (Fp8Triton if spec.precision == "fp8" else TritonOperations)(spec.device)
-
-
-class Packed:
-    """TokenBatch -> the task's outputs, launched as it comes."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    @torch.inference_mode()
-    def __call__(self, batch: TokenBatch) -> torch.Tensor:
-        outputs: torch.Tensor = self.model.outputs(self.hidden(batch), batch)
-        return outputs
-
-    def hidden(self, batch: TokenBatch) -> torch.Tensor:
-        """(T, H)"""
-        hidden: torch.Tensor = self.model.hidden(batch.input_ids, batch.token_type_ids, batch.segments)
-        return hidden
+    return (Fp8TritonOps if spec.precision == "fp8" else TritonEncoderOps)(spec.device)
 
 
 class Graphed(Packed):
-    """As Packed, batches of up to GRAPH_TOKENS by one CUDA graph each bucket of tokens, over one memory pool.
+    """Runs batches of up to GRAPH_TOKENS by a CUDA graph, and larger ones kernel by kernel.
 
-    A graph knows no lengths: tokens behind the batch's are computed and belong to no sequence, sequences behind its
-    last are empty. Neither is read by anyone.
+    There is one graph for each bucket of (tokens, sequences); all share one memory pool. A graph always computes its
+    whole bucket. Rows after the batch's tokens belong to no sequence, sequences after its last are empty; nothing
+    reads either.
+
+    Args:
+        model: a PackedModel on `device`.
+        device: a GPU.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
         super().__init__(model)
         self.device = device
+        # By (tokens, sequences): graph, its inputs (ids, types, offsets), and its output (tokens, H).
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...], torch.Tensor]] = {}
         self.pool: Any = None
-        self.outputs = Room()
+        self.output = SharedOutput()
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
+        """Return the last layer's outputs (T, H)."""
         key = self.graph_for(batch.tokens, len(batch))
         if key is None:
             return super().hidden(batch)
-        from handlers.kernels.encoder import stage
+        from handlers.kernels.encoder import copy_to_graph_inputs
 
         graph, (ids, types, offsets), hidden = self.graphs[key]
-        stage(batch.input_ids, batch.token_type_ids, batch.cu_seqlens, (ids, types, offsets))
+        copy_to_graph_inputs(batch.input_ids, batch.token_type_ids, batch.cu_seqlens, (ids, types, offsets))
         graph.replay()
         # The next replay overwrites these.
         return hidden[: batch.tokens].clone()
 
     def graph_for(self, tokens: int, sequences: int) -> tuple[int, int] | None:
-        """The graph that a batch replays, of those that were captured at load: no request waits for a capture.
+        """Return the key of the captured graph that a batch replays, or None if it is launched kernel by kernel.
 
-        The one made for such texts; of few tokens in very many sequences, a larger one that has room for them.
+        Normally that is `smallest_graph`. A batch of few tokens in very many sequences gets a larger graph that
+        takes so many sequences. No request waits for a capture: only graphs captured at load are used.
         """
-        key = graph_of(tokens, sequences)
+        key = smallest_graph(tokens, sequences)
         if key in self.graphs or tokens > SHORT_TEXTS:
             return key if key in self.graphs else None
         return min((key for key in self.graphs if key[0] >= tokens and key[1] >= sequences), default=None)
 
     def capture_all(self) -> None:
-        """Capture all graphs, the largest first, whose memory the others then share.
+        """Capture all graphs, the largest first: the others then fit into its memory.
 
-        Large batches of very short texts have none: a GPU computes them for longer than their launch takes.
+        Large batches of very short texts get none: a GPU computes them for longer than their launch takes.
         """
         for tokens in reversed(GRAPH_TOKENS):
-            few, many = rooms(tokens)
+            few, many = sequence_counts(tokens)
             self.capture(tokens, few)
             if tokens <= SHORT_TEXTS and many > few:
                 self.capture(tokens, many)
 
     @torch.inference_mode()
-    def launch_beyond(self) -> None:
-        """Run what no graph holds, so that no request waits for its kernels to be compiled.
+    def compile_larger(self) -> None:
+        """Run batches that are too large for a graph, so that no request waits for a kernel to be compiled.
 
-        Triton compiles anew for counts that are no multiple of 16.
+        Triton compiles a second variant for counts that are not multiples of 16.
         """
         for tokens in (GRAPH_TOKENS[-1] + 64, GRAPH_TOKENS[-1] + 1):
-            ids, offsets = self._blank(tokens, rooms(tokens)[0])
+            ids, offsets = self._blank(tokens, sequence_counts(tokens)[0])
             self.model.hidden(ids, torch.zeros_like(ids), Segments(offsets))
 
     @torch.inference_mode()
@@ -181,26 +180,29 @@ class Graphed(Packed):
         """Capture the graph of one bucket."""
         ids, offsets = self._blank(tokens, sequences)
         types, segments = torch.zeros_like(ids), Segments(offsets)
-        graph, hidden = captured(
-            lambda: self.model.hidden(ids, types, segments), self.device, self.pool, self.outputs
+        graph, hidden = capture_graph(
+            lambda: self.model.hidden(ids, types, segments), self.device, self.pool, self.output
         )
         self.pool = self.pool or graph.pool()
         self.graphs[tokens, sequences] = (graph, (ids, types, offsets), hidden)
 
     def _blank(self, tokens: int, sequences: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and offsets of so many sequences: none has more tokens than there are position embeddings."""
+        """Return token ids (tokens,) int64 and offsets (sequences + 1,) int32 of sequences of about equal length.
+
+        Equal lengths keep each sequence within the model's position embeddings.
+        """
         ids = torch.zeros(tokens, dtype=torch.int64, device=self.device)
         return ids, (torch.arange(sequences + 1, device=self.device) * tokens // sequences).int()
 
 
-def rooms(tokens: int) -> tuple[int, ...]:
-    """How many sequences the graphs of a bucket have room for, ascending."""
-    return tuple(max(LEAST_SEQUENCES, tokens // share) for share in TOKENS_A_SEQUENCE)
+def sequence_counts(tokens: int) -> tuple[int, ...]:
+    """Return the sequence counts that graphs of `tokens` tokens are captured for, ascending."""
+    return tuple(max(MIN_SEQUENCES, tokens // share) for share in TOKENS_PER_SEQUENCE)
 
 
-def graph_of(tokens: int, sequences: int) -> tuple[int, int] | None:
-    """The (tokens, sequences) that the smallest graph that holds a batch has room for; None: too large for any."""
+def smallest_graph(tokens: int, sequences: int) -> tuple[int, int] | None:
+    """Return (tokens, sequences) of the smallest graph that holds such a batch; None if no graph does."""
     bucket = next((bucket for bucket in GRAPH_TOKENS if tokens <= bucket), None)
     if bucket is None:
         return None
-    return next(((bucket, room) for room in rooms(bucket) if sequences <= room), None)
+    return next(((bucket, most) for most in sequence_counts(bucket) if sequences <= most), None)

@@ -1,4 +1,4 @@
-"""CUDA graphs by batch bucket: one launch instead of hundreds, which is most of a small batch's time."""
+"""CUDA graphs: one launch instead of hundreds, which take most of a small batch's time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # batch sizes that graphs are captured for
 
 
 def bucket_of(count: int, buckets: tuple[int, ...] = BUCKETS) -> int:
-    """The smallest bucket that holds `count` rows. Raises ValueError beyond the largest."""
+    """Return the smallest bucket that holds `count` rows. Raises ValueError if the largest is smaller."""
     for bucket in buckets:
         if count <= bucket:
             return bucket
@@ -21,9 +21,9 @@ def bucket_of(count: int, buckets: tuple[int, ...] = BUCKETS) -> int:
 
 
 def sizes_up_to(most: int) -> list[int]:
-    """The least and the largest batch of every bucket up to `most` rows, ascending: 1, 2, 3, 4, 5, 8, 9, 16, 17, ...
+    """Return the smallest and the largest batch of every bucket up to `most` rows: 1, 2, 3, 4, 5, 8, 9, 16, 17, ...
 
-    Between those two an engine takes as long as for the larger (it pads), or in proportion.
+    Between those two an engine that pads takes as long as for the larger; any other takes time in proportion.
     """
     most = min(most, BUCKETS[-1])
     edges = {1, most, *BUCKETS, *(bucket + 1 for bucket in BUCKETS)}
@@ -31,8 +31,8 @@ def sizes_up_to(most: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Launch on `stream`, behind the work of the current stream and ahead of what that one gets afterwards."""
+def on_side_stream(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Launch on `stream`, in order with the current stream: after its earlier work and before its later work."""
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     try:
@@ -44,40 +44,47 @@ def beside(stream: torch.cuda.Stream) -> Iterator[None]:
 
 @functools.cache
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of a device on which graphs are tried and captured.
+    """Return the stream of `device` that all graphs are captured on.
 
-    cuBLAS keeps a workspace of 32 MB per stream, so a new stream per graph would take a gigabyte in the end.
+    cuBLAS keeps a workspace of 32 MB per stream, so a new stream for each graph would take a gigabyte in the end.
     """
     return torch.cuda.Stream(device)
 
 
-class Room:
-    """A buffer that several graphs write their outputs into, each its first rows: one is read before the next runs.
+class SharedOutput:
+    """A buffer that several graphs write their outputs into, from its first row on. Read it before the next replay.
 
-    It lies outside the graphs' memory pool, which could not give the memory of a graph's own output to other graphs.
+    It is not part of the graphs' memory pool: the pool could not reuse the memory of one graph's output for others.
     """
 
     def __init__(self) -> None:
-        self.held: torch.Tensor | None = None
+        self.buffer: torch.Tensor | None = None
 
     def rows(self, like: torch.Tensor) -> torch.Tensor:
-        """Rows for an output of the shape, type and device of `like`."""
-        if self.held is None or len(self.held) < len(like):
-            self.held = torch.zeros_like(like, memory_format=torch.contiguous_format)
-        return self.held[: len(like)]
+        """Return rows for an output of the shape, dtype and device of `like`. The buffer grows if it is too small."""
+        if self.buffer is None or len(self.buffer) < len(like):
+            self.buffer = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        return self.buffer[: len(like)]
 
 
-def captured(
-    work: Callable[[], torch.Tensor], device: torch.device, pool: Any, room: Room
+def capture_graph(
+    work: Callable[[], torch.Tensor], device: torch.device, pool: Any, output: SharedOutput
 ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """The graph of one call of `work`, in the memory pool of other graphs or (None) one of its own, and its output.
+    """Capture one call of `work`.
 
-    `work` runs once before: kernels are compiled and chosen there, outside the capture.
+    Args:
+        work: launches kernels, and returns their output. It runs once before the capture, so that kernels are
+            compiled and chosen outside of it.
+        device: the GPU that `work` runs on.
+        pool: the memory pool of other graphs, or None for a pool of its own.
+        output: where a replay writes what `work` returns.
+
+    Returns: the graph, and the rows of `output` that it writes.
     """
     stream = capture_stream(device)
-    with torch.cuda.device(device):  # a capture takes place on the current one
-        with beside(stream):
-            outputs = room.rows(work())
+    with torch.cuda.device(device):  # a capture takes place on the current device
+        with on_side_stream(stream):
+            outputs = output.rows(work())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream):
             outputs.copy_(work())
@@ -85,13 +92,16 @@ def captured(
 
 
 class GraphedByBucket:
-    """Replays `work` on batches padded to a bucket, one CUDA graph a bucket over one memory pool.
+    """Replays `work` on batches that are padded to a bucket: one CUDA graph per bucket, one memory pool for all.
 
-    work: (B, ...) on the device -> (B, K), row by row: no row may depend on another. A graph is captured when its
-    bucket is first used; if the largest comes first, all others fit into its memory. Rows of padding are zeros, and
-    are cut off the output.
-    channels: of (B, C, H, W) inputs as `work` gets them; those beyond the batch's own are zeros.
-    buckets: ascending batch sizes. memory_format: of the inputs as `work` gets them.
+    A graph is captured when its bucket first comes. If the largest comes first, the others fit into its memory.
+    Rows of padding are zeros, and their outputs are cut off.
+
+    Args:
+        work: (B, C, H, W) on the device -> (B, K). No row may depend on another.
+        channels: C. Channels that a batch lacks are zeros.
+        buckets: values of B, ascending.
+        memory_format: layout of the inputs that `work` gets.
     """
 
     def __init__(
@@ -102,14 +112,15 @@ class GraphedByBucket:
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
         self.work, self.channels, self.buckets, self.memory_format = work, channels, buckets, memory_format
+        # By bucket: graph, its input (B, C, H, W), and its output (B, K).
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         self.pool: Any = None
-        self.inputs: torch.Tensor | None = None  # that all buckets read from: a replay follows each copy into it
-        self.outputs = Room()
+        self.inputs: torch.Tensor | None = None  # shared by all buckets: a batch is copied in right before its replay
+        self.output = SharedOutput()
 
     @torch.inference_mode()
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """(N, ...) -> (N, K); more rows than the largest bucket are run in several parts."""
+        """Run (N, ...) -> (N, K). A batch larger than the largest bucket runs in several parts."""
         if len(batch) > self.buckets[-1]:
             return torch.cat([self(part) for part in batch.split(self.buckets[-1])])
         bucket = bucket_of(len(batch), self.buckets)
@@ -124,15 +135,15 @@ class GraphedByBucket:
 
     @torch.inference_mode()
     def capture(self, bucket: int, like: torch.Tensor) -> None:
-        """Capture the graph of one bucket, for images of the size, type and device of `like`."""
+        """Capture the graph of one bucket, for images of the size, dtype and device of `like`."""
         inputs = self._inputs(bucket, like)
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            graph, outputs = captured(lambda: self.work(inputs), like.device, self.pool, self.outputs)
+            graph, outputs = capture_graph(lambda: self.work(inputs), like.device, self.pool, self.output)
         self.pool = self.pool or graph.pool()
         self.graphs[bucket] = (graph, inputs, outputs)
 
     def _inputs(self, bucket: int, like: torch.Tensor) -> torch.Tensor:
-        """(bucket, C, H, W): the first rows of a buffer, which grows where it is too small."""
+        """Return (bucket, C, H, W), the first rows of a buffer that grows if it is too small."""
         if self.inputs is None or len(self.inputs) < bucket:
             shape = (bucket, self.channels, *like.shape[2:])
             zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)

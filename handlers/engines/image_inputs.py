@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from handlers.engines.base import EngineSpec
+
 ImageInputs = torch.Tensor | Mapping[str, torch.Tensor]
 
 
@@ -36,8 +38,15 @@ def outputs(network: Any, inputs: ImageInputs) -> torch.Tensor:
     raise ValueError(f"{type(network).__name__} gives neither logits nor pooled features")
 
 
+def why_not_squares(spec: EngineSpec) -> str | None:
+    """Return why an engine of square images of one size cannot run the spec's image network, or None."""
+    if spec.kind != "image-classifier" or spec.image_size:
+        return None
+    return "it runs square images of one size, and the checkpoint's preprocessing makes other inputs"
+
+
 def rows(inputs: ImageInputs, indices: torch.Tensor) -> ImageInputs:
-    """The input of the images at these indices.
+    """Return the input of the images at these indices.
 
     Args:
         inputs: of N images.
@@ -51,8 +60,13 @@ def rows(inputs: ImageInputs, indices: torch.Tensor) -> ImageInputs:
     return inputs[indices]
 
 
+def device_of(inputs: ImageInputs) -> torch.device:
+    """Return the device that the input lies on."""
+    return next(iter(inputs.values())).device if isinstance(inputs, Mapping) else inputs.device
+
+
 def placed(inputs: ImageInputs, device: torch.device, dtype: torch.dtype) -> ImageInputs:
-    """The input on a device: floating-point tensors in `dtype`, pixels in channels_last, integers as they are."""
+    """Return the input on a device: floating-point tensors in `dtype`, pixels channels_last, integers as they are."""
     if isinstance(inputs, Mapping):
         return {name: _placed(value, device, dtype) for name, value in inputs.items()}
     return _placed(inputs, device, dtype)

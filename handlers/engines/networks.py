@@ -1,9 +1,9 @@
 """The network of an image model's folder: transformers' own, or a ResNet with grouped or wider bottlenecks.
 
-transformers' ResNet has neither groups nor widths. Here its config.json may hold two keys more, by torchvision's
-names: `groups` and `width_per_group`. A bottleneck that puts out 4 * planes channels is then
-int(planes * width_per_group / 64) * groups wide inside, its 3x3 convolution in `groups` groups: ResNeXt-50 32x4d has
-32 and 4, Wide ResNet-50-2 has 1 and 128, a plain ResNet 1 and 64.
+transformers' ResNet has neither groups nor widths. Here its config.json may hold two more keys, with torchvision's
+names: `groups` and `width_per_group`. A bottleneck with 4 * planes output channels then has
+int(planes * width_per_group / 64) * groups channels inside, and its 3x3 convolution has `groups` groups. ResNeXt-50
+32x4d has 32 groups of width 4, Wide ResNet-50-2 has 1 of width 128, a plain ResNet has 1 of width 64.
 
 Sources: arXiv:1611.05431 (ResNeXt), arXiv:1605.07146 (Wide ResNet), torchvision/models/resnet.py (Bottleneck).
 """
@@ -35,7 +35,11 @@ PLAIN = {"groups": 1, "width_per_group": 64}
 class ResNeXtForImageClassification(ResNetForImageClassification):
     """ResNetForImageClassification with `groups` and `width_per_group`: ResNeXt and Wide ResNet.
 
-    Raises ValueError for basic blocks, and for widths that are no whole number of channels.
+    Args:
+        config: a ResNetConfig with both keys.
+
+    Raises:
+        ValueError: for basic blocks, or a width of less than one channel.
     """
 
     def __init__(self, config: Any) -> None:
@@ -60,22 +64,22 @@ def _broaden(block: Any, groups: int, width_per_group: int) -> None:
 
 
 def breadth(config: Any) -> dict[str, int]:
-    """`groups` and `width_per_group` of a configuration, or a plain ResNet's."""
+    """Return `groups` and `width_per_group` of a configuration; a plain ResNet's if it has no such keys."""
     return {key: getattr(config, key, plain) for key, plain in PLAIN.items()}
 
 
 def broader(keys: Mapping[str, int]) -> dict[str, int]:
-    """These keys as a configuration shall hold them: none for a plain ResNet."""
+    """Return the keys to write into a configuration: none for a plain ResNet. keys: as `breadth` returns them."""
     return {} if dict(keys) == PLAIN else dict(keys)
 
 
 def is_resnet(config: Any) -> bool:
-    """Whether the network is a classifier and a ResNet, ResNeXt or Wide ResNet, whose parts engines know."""
+    """Whether it is a classifier, and a ResNet, ResNeXt or Wide ResNet, whose parts engines and converters know."""
     return bool(config.model_type == "resnet") and encoder_class_of(config) is None
 
 
 def build(config: Any) -> Any:
-    """The network with random weights, in fp32. Raises whatever transformers does where it cannot be built."""
+    """Build the network with random weights, in fp32. Raises whatever transformers raises if it cannot be built."""
     if encoder := encoder_class_of(config):
         return encoder._from_config(config, dtype=torch.float32)
     if is_resnet(config):
@@ -84,7 +88,7 @@ def build(config: Any) -> Any:
 
 
 def encoder_class_of(config: Any) -> Any:
-    """transformers' class if the configuration names an image encoder (no classifier) as its architecture, else None.
+    """Return transformers' class of an image encoder, which has no classifier; None if the architecture is another.
 
     Args:
         config: whose `architectures` holds the name of the class that its weights are of.
@@ -96,7 +100,7 @@ def encoder_class_of(config: Any) -> Any:
 
 
 def class_of(config: Any) -> Any:
-    """transformers' class for a configuration; of several (DeiT, LeViT) the one that it names, else the first."""
+    """Return transformers' class for a configuration. If there are several (DeiT, LeViT): the named or the first."""
     if is_resnet(config):
         return _resnet(config)
     found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
@@ -106,9 +110,10 @@ def class_of(config: Any) -> Any:
 
 
 def load(folder: Path, dtype: torch.dtype) -> Any:
-    """The network of a folder with config.json and model.safetensors, in eval mode, on the CPU.
+    """Load the network of a folder with config.json and model.safetensors, in eval mode, on the CPU.
 
-    Raises ValueError for a network of timm's where timm cannot be imported.
+    Raises:
+        ValueError: if it is a timm network, and timm cannot be imported.
     """
     _refuse_without_timm(folder)
     config = AutoConfig.from_pretrained(folder, **LOCAL)
@@ -123,10 +128,10 @@ def _refuse_without_timm(folder: Path) -> None:
 
 
 def timm_problem() -> str | None:
-    """Why networks of timm's cannot run here, with the way out; None where they can."""
+    """Return why timm networks cannot run here, with what to do; or None."""
     try:
         import timm  # noqa: F401  # imports torchvision, whose release has to fit torch's
-    except Exception as error:  # ImportError, and RuntimeError of a torchvision for another torch
+    except Exception as error:  # ImportError, or RuntimeError from a torchvision that is built for another torch
         return (
             f"timm cannot be imported here ({type(error).__name__}: {error}). Wanted: the packages timm and "
             f"torchvision, in the release and build that fit torch {torch.__version__}"
@@ -139,7 +144,7 @@ def _resnet(config: Any) -> Any:
 
 
 def title(folder: Path) -> str:
-    """What serves, for people: the network's class, and what makes it a special one."""
+    """Return a name for people: the network's class, and its timm architecture or its groups and width."""
     config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     name = str((config.get("architectures") or [config.get("model_type", "unnamed")])[0])
     if config.get("model_type") == "timm_wrapper":

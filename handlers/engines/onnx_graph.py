@@ -1,10 +1,10 @@
-"""Writes ONNX, of those parts of the format that this project's networks need.
+"""Writes ONNX files, as far as this project's networks need the format.
 
-A worker makes its own ONNX out of the archive's weights, so archives carry none, and the package `onnx` (with what it
-needs some 80 MB) is not in every worker for a few messages. Weights stay where they are: the file names them, and
-`Graph.weights` holds them.
+A worker makes its ONNX network from the archive's weights, so archives carry none. The package `onnx` would add some
+80 MB to every worker for a few messages. The file does not hold the weights: it names them, and `Graph.weights`
+holds them.
 
-Sources: onnx/onnx.proto (the fields' numbers), protobuf.dev/programming-guides/encoding (how a field is written).
+Sources: onnx/onnx.proto (field numbers), protobuf.dev/programming-guides/encoding (how a field is written).
 """
 
 from __future__ import annotations
@@ -28,20 +28,29 @@ Shape = Sequence[int | str]
 
 
 class Graph:
-    """Nodes in the order in which they are added, and their weights."""
+    """A network that is written node by node, each after the nodes that it reads."""
 
     def __init__(self) -> None:
         self.weights: dict[str, NDArray[np.float32]] = {}
         self.nodes: list[bytes] = []
 
     def weight(self, values: torch.Tensor) -> str:
-        """The name of an input with these fixed values, in fp32."""
+        """Add fixed values, of any shape; they become fp32. Returns their name, for `add`."""
         name = f"weight{len(self.weights)}"
         self.weights[name] = np.ascontiguousarray(values.detach().float().numpy())
         return name
 
     def add(self, operator: str, *inputs: str, domain: str = "", **attributes: Attribute) -> str:
-        """The name of the output of one more node."""
+        """Add a node with one output.
+
+        Args:
+            operator: its name in ONNX.
+            inputs: names that `weight` and `add` returned, or of the network's inputs.
+            domain: CONTRIB for onnxruntime's own operators.
+            attributes: the operator's attributes.
+
+        Returns: the output's name.
+        """
         name = f"value{len(self.nodes)}"
         fields: list[tuple[int, Value]] = [*((1, one) for one in inputs), (2, name), (4, operator)]
         fields += [(5, _attribute(key, value)) for key, value in attributes.items()]
@@ -49,7 +58,12 @@ class Graph:
         return name
 
     def model(self, inputs: Sequence[tuple[str, int, Shape]], output: tuple[str, Shape]) -> bytes:
-        """The ONNX file. inputs: names, types and shapes, a word in place of a number that is left open."""
+        """Return the ONNX file.
+
+        Args:
+            inputs: name, type (FLOAT or INT32) and shape of each. A word in a shape stands for any size.
+            output: name and shape; its type is FLOAT.
+        """
         fields: list[tuple[int, Value]] = [(1, node) for node in self.nodes]
         fields.append((2, "network"))
         fields += [(5, _external(name, values.shape)) for name, values in self.weights.items()]
@@ -70,7 +84,7 @@ def _attribute(name: str, value: Attribute) -> bytes:
 
 
 def _external(name: str, shape: Sequence[int]) -> bytes:
-    """A weight whose values whoever loads the file brings along."""
+    """A weight without its values: whoever loads the file hands them over by name."""
     location = _message([(1, "location"), (2, name)])
     return _message([*((1, size) for size in shape), (2, FLOAT), (8, name), (13, location), (14, EXTERNAL)])
 
@@ -86,7 +100,7 @@ def _message(fields: Iterable[tuple[int, Value]]) -> bytes:
 
 
 def _field(number: int, value: Value) -> bytes:
-    """Whole numbers as varints, others as four bytes, text and messages behind their lengths."""
+    """Integers are varints, floats four bytes; text and messages follow their length."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     if isinstance(value, float):
@@ -96,7 +110,7 @@ def _field(number: int, value: Value) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first. `value` is not negative."""
+    """Seven bits per byte, the lowest first. `value` is not negative."""
     parts = bytearray()
     while value > 0x7F:
         parts.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""A folded ResNet and a fused encoder as ONNX, in onnxruntime's own fused operators where it has some."""
+"""A folded ResNet and a fused encoder as ONNX. Uses onnxruntime's own fused operators if there are any."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ from handlers.encoder.fused import EncoderConfig, FusedEncoder, FusedLayer
 from handlers.engines.folding import Convolution, FoldedResNet
 from handlers.engines.onnx_graph import CONTRIB, FLOAT, INT32, Graph
 
-IMAGES, LOGITS = "images", "logits"
-HIDDEN, LENGTHS = "hidden", "lengths"
+IMAGES = "images"  # the ResNet's input
+HIDDEN, LENGTHS = "hidden", "lengths"  # the encoder's inputs
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
 OTHERS = {"relu": "Relu", "tanh": "Tanh"}
 
 
 def resnet(network: FoldedResNet, image_size: int) -> tuple[Graph, bytes]:
-    """IMAGES (N, 3, S, S) -> logits (N, classes). onnxruntime fuses sums and ReLU into convolutions itself."""
+    """Write a ResNet. onnxruntime fuses sums and ReLU into convolutions itself.
+
+    Args:
+        network: on the CPU.
+        image_size: S, in pixels.
+
+    Returns: the weights, and the ONNX file: IMAGES (N, 3, S, S) fp32 -> logits (N, classes) fp32.
+    """
     graph = Graph()
     hidden = graph.add("Relu", _convolve(graph, IMAGES, network.stem))
     hidden = graph.add("MaxPool", hidden, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
@@ -40,8 +47,8 @@ def _convolve(graph: Graph, images: str, conv: Convolution) -> str:
     )
 
 
-def encoder_objection(config: EncoderConfig) -> str | None:
-    """Why `encoder` does not write this one, or None."""
+def why_no_encoder(config: EncoderConfig) -> str | None:
+    """Return why `encoder` cannot write an encoder of this configuration, or None."""
     if config.norm_first or config.final_norm:
         return "its LayerNorm comes before the attention (pre-norm)"
     known = ("gelu", *TANH_GELUS, *OTHERS)
@@ -49,7 +56,14 @@ def encoder_objection(config: EncoderConfig) -> str | None:
 
 
 def encoder(network: FusedEncoder) -> tuple[Graph, bytes]:
-    """HIDDEN (N, S, H), LENGTHS (N,) int32 -> (N, S, H). Rows behind a sequence's length are undefined."""
+    """Write the layers of an encoder.
+
+    Args:
+        network: on the CPU; `why_no_encoder` returns None for its configuration.
+
+    Returns: the weights, and the ONNX file: HIDDEN (N, S, H) fp32, LENGTHS (N,) int32 -> (N, S, H) fp32. Rows after
+        a sequence's length are undefined.
+    """
     graph, hidden, size = Graph(), HIDDEN, network.config.hidden
     for layer in network.layers:
         hidden = _layer(graph, hidden, layer)  # type: ignore[arg-type]
@@ -78,7 +92,7 @@ def _layer(graph: Graph, hidden: str, layer: FusedLayer) -> str:
 
 
 def _multiply(graph: Graph, hidden: str, weight: str) -> str:
-    """With the weight as it lies in the checkpoint's file, (O, I): what is not copied can stay there."""
+    """hidden W^T. The weight stays (O, I), as it lies in the checkpoint's file, so that it need not be copied."""
     return graph.add("FusedMatMul", hidden, weight, domain=CONTRIB, transB=1)
 
 

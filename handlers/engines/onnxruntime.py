@@ -1,11 +1,11 @@
 """ResNets and BERT-style encoders through ONNX Runtime, on a CPU, in fp32.
 
-Its ONNX is made at load out of the archive's weights (handlers/engines/onnx_networks.py). A ResNet runs there as a
-whole, BatchNorm folded. Of a text model the encoder's layers do; embeddings and head, which take a few per cent of
-the time, stay PyTorch's.
+The ONNX network is made at load from the archive's weights (handlers.engines.onnx_networks). A ResNet runs there as a
+whole, with BatchNorm folded. For a text model only the encoder's layers run there; embeddings and head, which take a
+few per cent of the time, stay in PyTorch.
 
-ONNX Runtime gets as many threads as PyTorch has in this worker (handlers/placement.py). They do not spin while they
-wait: idle workers would take the busy ones' CPUs.
+ONNX Runtime gets as many threads as PyTorch has in this worker (handlers.placement). They do not spin while they
+wait: idle workers would take CPUs from busy ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -21,79 +20,68 @@ import numpy as np
 import torch
 from torch import nn
 
-from handlers.encoder.ops import Segments, TorchOperations
-from handlers.engines import Engine, EngineSpec
+from handlers.encoder.ops import Segments, TorchEncoderOps
+from handlers.engines.base import Engine, EngineSpec, LoadedEngine
+from handlers.engines.folding import fold_resnet, why_not_foldable
+from handlers.engines.image_inputs import why_not_squares
 from handlers.engines.onnx_graph import Graph
-from handlers.engines.onnx_networks import HIDDEN, IMAGES, LENGTHS, encoder, encoder_objection, resnet
-
-KINDS = ("image-classifier", "text-encoder")
-RANK = 20
+from handlers.engines.onnx_networks import HIDDEN, IMAGES, LENGTHS, encoder, resnet, why_no_encoder
+from handlers.engines.text_networks import Packed, fused_config, load_transformer, why_not_fused
 
 MISSING = (
     "the package onnxruntime, which is faster than PyTorch on many CPUs, is not installed: scripts/setup serve cpu, "
     "or pip install onnxruntime"
 )
-PIXELS = 8 * 224 * 224  # of the images that run at once; a CPU gains nothing from more, which take memory
-TOKENS = 2048  # that run at once, as for PIXELS
-MAX_TOKENS = 2048  # of one text: all of its attention scores lie in memory, (heads, tokens, tokens)
-PADDING = 64  # tokens of padding that texts may bring each other, before running them apart costs less
+PIXELS = 8 * 224 * 224  # N*S*S of the images that run at once; larger batches take memory, and are no faster on a CPU
+TOKENS = 2048  # tokens that run at once, padding counted; for the same reason
+MAX_TOKENS = 2048  # of one text: all its attention scores lie in memory, (heads, tokens, tokens)
+PADDING = 64  # the most tokens of padding in a group of texts; with more, separate runs are faster
 
 
-def objection(spec: EngineSpec) -> str | None:
-    """Why not: it runs on a CPU, in fp32, a ResNet with ReLU or an encoder that can be fused."""
-    return unfit(spec) if spec.device.type == "cpu" else f"it runs on CPUs, and the device is {spec.device}"
+class OnnxRuntime(Engine):
+    """Runs ResNets with ReLU, and encoders that can be fused, on CPUs, in fp32."""
+
+    kinds = ("image-classifier", "text-encoder")
+    rank = 20
+
+    def why_not_here(self, spec: EngineSpec) -> str | None:
+        if spec.device.type != "cpu":
+            return f"it runs on CPUs, and the device is {spec.device}"
+        return self.why_never(spec)
+
+    def why_never(self, spec: EngineSpec) -> str | None:
+        if spec.precision != "fp32":
+            return f"it runs fp32, and the precision is {spec.precision}"
+        if not (spec.model_dir / "config.json").is_file():
+            return f"{spec.model_dir} has no config.json"
+        if spec.kind == "image-classifier":
+            return why_not_squares(spec) or why_not_foldable(spec.model_dir)
+        return _why_not_texts(spec)
+
+    def why_auto_skips(self, spec: EngineSpec) -> str | None:
+        return None if importlib.util.find_spec("onnxruntime") else MISSING
+
+    def load(self, spec: EngineSpec) -> LoadedEngine:
+        """Read the weights, write the ONNX, start ONNX Runtime. Raises ValueError if the package is not installed."""
+        if why := self.why_auto_skips(spec):
+            raise ValueError(why)
+        return _load_images(spec) if spec.kind == "image-classifier" else _load_texts(spec)
 
 
-def unfit(spec: EngineSpec) -> str | None:
-    """Why it would run `spec` on no machine; without reading weights."""
-    if spec.precision != "fp32":
-        return f"it runs fp32, and the precision is {spec.precision}"
-    if not (spec.model_dir / "config.json").is_file():
-        return f"{spec.model_dir} has no config.json"
-    return _unfit_images(spec) if spec.kind == "image-classifier" else _unfit_texts(spec)
+ENGINE = OnnxRuntime()
 
 
-def ready(spec: EngineSpec) -> bool:
-    """Whether the package is installed."""
-    return unready(spec) is None
-
-
-def unready(spec: EngineSpec) -> str | None:
-    """That the package is missing, or None."""
-    return None if importlib.util.find_spec("onnxruntime") else MISSING
-
-
-def load(spec: EngineSpec) -> Engine:
-    """Read the weights, write the ONNX, start ONNX Runtime. Raises ValueError if the package is not installed."""
-    if why := unready(spec):
-        raise ValueError(why)
-    return _load_images(spec) if spec.kind == "image-classifier" else _load_texts(spec)
-
-
-def _unfit_images(spec: EngineSpec) -> str | None:
-    from handlers.engines import cudnn
-
-    return cudnn.unfit(replace(spec, precision="fp16"))  # the same networks: handlers.engines.folding folds both's
-
-
-def _unfit_texts(spec: EngineSpec) -> str | None:
-    from handlers.encoder.swap import fused_encoder, swap_encoder
-    from handlers.engines import fused
-    from handlers.engines.torch_eager import empty_transformer
-
+def _why_not_texts(spec: EngineSpec) -> str | None:
     if spec.max_tokens > MAX_TOKENS:
         return f"it takes texts of at most {MAX_TOKENS} tokens, and the model's maximum is {spec.max_tokens}"
-    if why := fused.unfit(spec):
+    if why := why_not_fused(spec):
         return why
-    with torch.device("meta"):
-        config = fused_encoder(swap_encoder(empty_transformer(spec.model_dir, spec.task))).config
-    why = encoder_objection(config)
+    why = why_no_encoder(fused_config(spec))
     return why and f"it runs BERT's layers, and of this encoder {why}"
 
 
-def _load_images(spec: EngineSpec) -> Engine:
+def _load_images(spec: EngineSpec) -> LoadedEngine:
     from handlers.engines import networks
-    from handlers.engines.folding import fold_resnet
 
     folded = fold_resnet(networks.load(spec.model_dir, torch.float32), spec.device, torch.float32)
     network = session(*resnet(folded, spec.image_size))
@@ -103,40 +91,42 @@ def _load_images(spec: EngineSpec) -> Engine:
         parts = [part.contiguous().numpy() for part in images.split(at_once)]
         return torch.cat([torch.from_numpy(network.run(None, {IMAGES: part})[0]) for part in parts])
 
-    return Engine(run, {**_details(), "network": networks.title(spec.model_dir), "batchNorm": "folded"})
+    return LoadedEngine(run, {**_details(), "network": networks.title(spec.model_dir), "batchNorm": "folded"})
 
 
-def _load_texts(spec: EngineSpec) -> Engine:
+def _load_texts(spec: EngineSpec) -> LoadedEngine:
     from handlers.encoder.packed import PackedModel
-    from handlers.engines.fused import Packed
-    from handlers.engines.torch_eager import load_transformer
 
     network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
     model: Any = PackedModel(network, spec.task).eval()
     model.encoder = OnnxEncoder(session(*encoder(model.encoder)))
     details = {**_details(), "padding": f"up to {PADDING} tokens among texts of like length"}
-    return Engine(Packed(model), details, pads=False, token_budget=TOKENS)
+    return LoadedEngine(Packed(model), details, pads=False, token_budget=TOKENS)
 
 
 class OnnxEncoder(nn.Module):
-    """In a FusedEncoder's place: (T, H) packed -> (T, H)."""
+    """Stands in for a FusedEncoder: packed tokens (T, H) -> (T, H).
+
+    Args:
+        network: a `session` of onnx_networks.encoder.
+    """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        self.operations = TorchOperations()  # what the embeddings are computed with
+        self.ops = TorchEncoderOps()  # what the embeddings are computed with
 
     def forward(self, hidden: torch.Tensor, segments: Segments) -> torch.Tensor:
-        """Rows of texts of like length together, padded to the longest of them."""
+        """Run texts of similar length together, padded to the longest of them."""
         lengths = segments.lengths or tuple(segments.cu_seqlens.diff().tolist())
         if len(set(lengths)) == 1 and len(lengths) * lengths[0] <= TOKENS:
             return self._run(hidden.view(len(lengths), lengths[0], -1), lengths).flatten(0, 1)
         encoded = torch.empty_like(hidden)
         starts = list(accumulate(lengths, initial=0))
-        for places in alike(lengths):
-            its_lengths = [lengths[place] for place in places]
-            rows, real = _rows([starts[place] for place in places], its_lengths)  # (n, S) both
-            encoded[rows[real]] = self._run(hidden[rows], its_lengths)[real]
+        for group in group_by_length(lengths):
+            its_lengths = [lengths[index] for index in group]
+            rows, valid = _padded_rows([starts[index] for index in group], its_lengths)  # (n, S), (n, S)
+            encoded[rows[valid]] = self._run(hidden[rows], its_lengths)[valid]
         return encoded
 
     def _run(self, hidden: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
@@ -145,27 +135,37 @@ class OnnxEncoder(nn.Module):
         return torch.from_numpy(self.network.run(None, inputs)[0])
 
 
-def _rows(starts: Sequence[int], lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packed rows of texts, the last one over and over for padding; and which of them are no padding. (n, S)"""
+def _padded_rows(starts: Sequence[int], lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the packed row of each token of a padded batch (n, S), and whether it is valid (n, S).
+
+    Padding repeats a text's last row.
+    """
     counts, columns = torch.tensor(lengths).unsqueeze(1), torch.arange(max(lengths))
     return torch.tensor(starts).unsqueeze(1) + columns.minimum(counts - 1), columns < counts
 
 
-def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of texts that run together: of at most TOKENS, of which at most PADDING are padding."""
+def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Return indices of texts in groups that run together, each of at most TOKENS tokens and PADDING of padding."""
     groups: list[list[int]] = []
     longest, padding = 0, 0
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        padding += longest - lengths[place]
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        padding += longest - lengths[index]
         if not groups or padding > PADDING or (len(groups[-1]) + 1) * longest > TOKENS:
             groups.append([])
-            longest, padding = lengths[place], 0
-        groups[-1].append(place)
+            longest, padding = lengths[index], 0
+        groups[-1].append(index)
     return groups
 
 
 def session(graph: Graph, model: bytes) -> Any:
-    """A network that ONNX Runtime has loaded: session.run(None, inputs by name) -> [output]."""
+    """Load a network into ONNX Runtime.
+
+    Args:
+        graph: holds the weights.
+        model: the ONNX file that names them.
+
+    Returns: an InferenceSession; its run(None, inputs by name) returns [output].
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

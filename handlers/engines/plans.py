@@ -1,16 +1,15 @@
 """TensorRT plans as files: what each was built for, whether it is whole, and where one comes from.
 
-A plan is machine code for one GPU model, one TensorRT and one network. Beside `model.plan` lies `model.json` with
-its fingerprint and SHA-256; a plan whose digest differs is never deserialised. No TensorRT is imported here.
+A plan is machine code for one GPU model, one TensorRT and one network. `model.json` next to `model.plan` holds its
+fingerprint and SHA-256; a plan whose digest differs is never deserialised. No TensorRT is imported here.
 
-A plan is looked for in the archive, then in the cache folder, and else built: under a file lock, so that the
-workers of a model build it once between them.
+A plan is looked for in the archive, then in the cache folder. If neither has it, it is built under a file lock, so
+that only one of a model's workers builds it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import glob
 import hashlib
@@ -23,24 +22,33 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from handlers import caches
 
 logger = logging.getLogger(__name__)
 
 PLAN, RECORD = "model.plan", "model.json"
-STALE_S = 3600.0  # since a partial file was last written to; a gigabyte takes seconds
+STALE_S = 3600.0  # age at which a partial file belongs to no running process; a gigabyte takes seconds to write
 
 
 class PlanError(ValueError):
-    """A plan is not for this machine, or not whole."""
+    """A plan does not fit this machine, or is damaged."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All that a plan depends on. Two equal fingerprints may share a plan.
+    """All that a plan depends on. Models with equal fingerprints can share a plan.
 
-    tensorrt, cuda: versions. compute_capability: as "9.0". onnx: SHA-256 of the network, in hex. buckets: the
-    optimization profiles' batch sizes. image_size: pixels. precision: "fp16".
+    Args:
+        tensorrt: its version.
+        cuda: the version that PyTorch was built with.
+        compute_capability: of the GPU, as "9.0".
+        gpu: its name.
+        onnx: SHA-256 of the network, in hex.
+        buckets: the largest batch size of each optimization profile, ascending.
+        image_size: in pixels.
+        precision: "fp16".
     """
 
     tensorrt: str
@@ -53,7 +61,7 @@ class Fingerprint:
     precision: str
 
     def differences(self, other: Mapping[str, object]) -> list[str]:
-        """What `other`, a record's fingerprint, has otherwise; both sides named."""
+        """Return each difference to the fingerprint that a record holds, with the values on both sides."""
         mine = json.loads(json.dumps(asdict(self)))
         keys = sorted(mine.keys() | other.keys())
         return [
@@ -64,25 +72,30 @@ class Fingerprint:
 
     @property
     def key(self) -> str:
-        """A folder name."""
+        """The name of the plan's folder in the cache."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """content: the serialised engine. source: "archive", "cache" or "built here"."""
+    """A plan that fits.
+
+    Args:
+        content: the serialised engine.
+        source: "archive", "cache" or "built here".
+    """
 
     content: bytes
     source: str
 
 
 def default_cache() -> Path:
-    """Where plans and measurements are kept unless planCache says otherwise; see handlers.caches."""
+    """Return the folder of plans and measurements, for an empty setting planCache. See handlers.caches."""
     return caches.folder("plans")
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex; read once by each process, as long as its time and size stay."""
+    """Return the SHA-256 of a file in hex. A process reads a file once, unless its time or size changes."""
     found = path.stat()
     return _file_digest(path, found.st_mtime_ns, found.st_size)
 
@@ -97,22 +110,22 @@ def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def check(folder: Path, wanted: Fingerprint) -> str:
-    """The digest that the plan in `folder` has to have. Raises PlanError where it is for something else.
+    """Return the SHA-256 that the plan in `folder` should have, in hex. Raises PlanError if its fingerprint differs.
 
-    Whether it is whole is for `read` to tell: that takes reading it.
+    Does not read the plan, so a damaged one passes; `read` finds it.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         theirs, digest = dict(record["fingerprint"]), record["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise PlanError(f"{folder / RECORD} is missing or unreadable, so the plan beside it is not trusted") from None
+        raise PlanError(f"{folder / RECORD} is missing or unreadable, so its plan is not trusted") from None
     if different := wanted.differences(theirs):
         raise PlanError(f"the plan was built for something else: {'; '.join(different)}")
     return str(digest)
 
 
 def read(folder: Path, wanted: Fingerprint) -> bytes:
-    """The plan in `folder`. Raises PlanError where it is for something else, or its digest differs."""
+    """Return the plan in `folder`. Raises PlanError if its fingerprint differs, TornPlanError if its digest does."""
     digest = check(folder, wanted)
     try:
         content = (folder / PLAN).read_bytes()
@@ -127,11 +140,11 @@ def read(folder: Path, wanted: Fingerprint) -> bytes:
 
 
 class TornPlanError(PlanError):
-    """A plan's bytes are not those that were written."""
+    """A plan's bytes are not the bytes that were written."""
 
 
 def write(folder: Path, content: bytes, fingerprint: Fingerprint) -> None:
-    """Put a plan and its record into `folder`, each in one step, the record last."""
+    """Write a plan and its record into `folder`, each in one step, the record last."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     record = {"fingerprint": asdict(fingerprint), "sha256": hashlib.sha256(content).hexdigest()}
     replace(folder / PLAN, content)
@@ -139,10 +152,17 @@ def write(folder: Path, content: bytes, fingerprint: Fingerprint) -> None:
 
 
 def obtain(archived: Path, cache: Path, wanted: Fingerprint, on_mismatch: str, build: Callable[[], bytes]) -> Plan:
-    """The plan from the archive's folder, the cache, or `build`.
+    """Return a plan from the archive, from the cache, or from `build`. What is built is kept in the cache.
 
-    A plan in the archive that is for something else is rebuilt into the cache, or refused, as `on_mismatch` says;
-    one that is torn is always refused. Raises PlanError.
+    Args:
+        archived: the archive's folder for a plan; it need not exist.
+        cache: the folder of all plans built on this machine.
+        wanted: what the plan has to fit.
+        on_mismatch: if the archive's plan does not fit, "rebuild" one into the cache, or "refuse".
+        build: makes the plan; takes minutes.
+
+    Raises:
+        PlanError: if the archive's plan does not fit and on_mismatch is "refuse", or is damaged, or none was built.
     """
     if archived.is_dir():
         try:
@@ -160,7 +180,7 @@ def obtain(archived: Path, cache: Path, wanted: Fingerprint, on_mismatch: str, b
 
 
 def _cached(folder: Path, wanted: Fingerprint, build: Callable[[], bytes]) -> Plan:
-    with contextlib.suppress(PlanError):  # a plan that is there needs no lock, nor a folder that can be written to
+    with contextlib.suppress(PlanError):  # reading needs no lock, so the folder may be read-only
         return Plan(read(folder, wanted), "cache")
     with locked(folder):
         if (folder / RECORD).exists():
@@ -171,30 +191,40 @@ def _cached(folder: Path, wanted: Fingerprint, build: Callable[[], bytes]) -> Pl
         content = build()
         try:
             write(folder, content, wanted)
-        except OSError as error:  # minutes of building shall not be lost over it
+        except OSError as error:  # it took minutes to build, and can serve
             logger.warning("the plan serves, but could not be kept in %s: %s", folder, error)
         return Plan(content, "built here")
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, which is made; the system releases it when the process ends, however it ends."""
+    """Hold the lock of `folder`, which is created if necessary, and wait for it as long as another process holds it.
+
+    The system releases the lock when its process ends, however that ends. That is why file systems without flock are
+    refused: filelock would put a marker file there, which outlives a killed worker.
+
+    Raises:
+        OSError: if the folder cannot be written to, or its file system has no locks.
+    """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another worker, which does the same in %s", folder)
-            started = time.monotonic()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            logger.info("the other worker was done after %.0f s", time.monotonic() - started)
+    lock = FileLock(folder / "lock", fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("waiting for another worker, which does the same in %s", folder)
+        started = time.monotonic()
+        lock.acquire()
+        logger.info("the other worker was done after %.0f s", time.monotonic() - started)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file in one step: whoever reads it finds the old content or the new.
+    """Write a file in one step: a reader finds either the old content or the new content.
 
-    What a process that was killed has left of such a file is removed, once it is STALE_S old.
+    Removes partial files of this name that killed processes left, once they are STALE_S old.
     """
     _remove_stale(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # containers that share a volume share pids as well
@@ -204,14 +234,14 @@ def replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:  # a full disk, say, whose space it shall not keep
+    except OSError:  # on a full disk, a partial file would keep the space
         partial.unlink(missing_ok=True)
         raise
 
 
 def _remove_stale(path: Path) -> None:
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        with contextlib.suppress(OSError):  # another process may be faster, or may be the only one to be allowed to
+        with contextlib.suppress(OSError):  # another process removed it first, or only another user may
             if time.time() - partial.stat().st_mtime > STALE_S:
                 partial.unlink()
 

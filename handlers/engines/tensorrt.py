@@ -1,14 +1,14 @@
 """CNNs through NVIDIA TensorRT: one plan with an optimization profile for each batch bucket.
 
-The network is the archive's `model.onnx` in half precision, a ResNet's with BatchNorm folded; the plan travels in the
-archive or is built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it. Small
-batches, and those that fill a bucket of handlers.engines.graphs, replay a CUDA graph; others run at their own size on
-a stream of their own, without a copy: a plan from ONNX reads images as they lie in channels_last, (N, S, S, 3). One
-that torch2trt made reads (N, 3, S, S).
+The network is the archive's `model.onnx` in half precision; a ResNet has BatchNorm folded. The plan comes with the
+archive, or is built at first load (handlers.engines.plans). A batch runs in the smallest profile that holds it. Small
+batches, and those that fill a bucket of handlers.engines.graphs, replay a CUDA graph. Others run at their own size on
+a side stream. A plan made from ONNX reads channels_last images, (N, S, S, 3), without a copy. A plan made by
+torch2trt reads (N, 3, S, S).
 
-Source: the TensorRT developer guide, "Working with Dynamic Shapes", "Strongly Typed Networks" and "CUDA Graphs": one
-execution context a graph, with device memory that they share. TensorRT 8.6 takes the precision from a builder flag;
-from 10 on it comes from the network's own types. Tried on 8.6 only.
+Source: the TensorRT developer guide, "Working with Dynamic Shapes", "Strongly Typed Networks" and "CUDA Graphs": each
+graph has its own execution context, and all contexts share their device memory. TensorRT 8.6 takes the precision from
+a builder flag; from 10 on it comes from the network's own types. Tested with 8.6 only.
 """
 
 from __future__ import annotations
@@ -22,116 +22,118 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from handlers.engines import Engine, EngineSpec, plans
-from handlers.engines.graphs import BUCKETS, GraphedByBucket, beside, bucket_of
+from handlers.engines import plans
+from handlers.engines.base import Engine, EngineSpec, LoadedEngine
+from handlers.engines.graphs import BUCKETS, GraphedByBucket, bucket_of, on_side_stream
+from handlers.engines.image_inputs import why_not_squares
 
-KINDS = ("image-classifier",)
-RANK = 20
-
-ONNX, PLAN_FOLDER = "model.onnx", "plan"
-INPUT, OUTPUT = "images", "logits"
+ONNX, PLAN_FOLDER = "model.onnx", "plan"  # in the archive
+INPUT, OUTPUT = "images", "logits"  # names in the network
 CHANNELS = 3
 WORKSPACE_BYTES = 4 << 30
-# Up to so many images a launch takes about as long as the computing, and a graph that pads is faster than none.
+# Up to this many images, launching takes about as long as computing, so a graph that pads is faster than none.
 PADDED = 32
-SECONDS_A_PROFILE = 95  # ResNet-101 with TensorRT 8.6 on an H200, without a timing cache
+SECONDS_PER_PROFILE = 95  # ResNet-101 with TensorRT 8.6 on an H200, without a timing cache
 
 logger = logging.getLogger(__name__)
 
 
+class TensorRT(Engine):
+    """Runs archives with an ONNX network in fp16, on NVIDIA GPUs."""
+
+    kinds = ("image-classifier",)
+    rank = 20
+
+    def why_not_here(self, spec: EngineSpec) -> str | None:
+        if spec.device.type != "cuda" or torch.version.hip is not None:
+            return f"it needs an NVIDIA GPU, and the device is {spec.device}"
+        if why := self.why_never(spec):
+            return why
+        if not installed():
+            return "the package tensorrt is not installed: pip install tensorrt, in the release that fits the driver"
+        if why := import_problem():
+            return why
+        if not (spec.model_dir / ONNX).is_file():
+            return f"the archive carries no {ONNX}; package it with --engine tensorrt"
+        return None
+
+    def why_never(self, spec: EngineSpec) -> str | None:
+        if spec.precision != "fp16":
+            return f"it runs fp16, and the precision is {spec.precision}"
+        return why_not_squares(spec)
+
+    def why_auto_skips(self, spec: EngineSpec) -> str | None:
+        """Return why loading would take minutes; None if a plan that fits lies in the archive or the cache."""
+        wanted, archived = fingerprint(spec), spec.model_dir / PLAN_FOLDER
+        why = f"the archive carries {ONNX} without a plan"
+        for folder in (spec.plan_cache / wanted.key, archived):
+            try:
+                if folder.is_dir():
+                    plans.check(folder, wanted)
+                    return None
+            except plans.PlanError as error:
+                why = str(error) if folder == archived else why
+        return f"{why}, and none that fits is in the cache; engine: tensorrt builds one, which takes minutes, once"
+
+    def why_auto_refuses(self, spec: EngineSpec) -> str | None:
+        """Return why the archive's plan does not fit this machine, if onMismatch is refuse; else None."""
+        archived = spec.model_dir / PLAN_FOLDER
+        if spec.on_mismatch != "refuse" or not archived.is_dir():
+            return None
+        try:
+            plans.check(archived, fingerprint(spec))
+        except plans.PlanError as error:
+            return f"{error}. onMismatch is refuse; with rebuild in model-config.yaml auto takes another engine"
+        return None
+
+    def load(self, spec: EngineSpec) -> LoadedEngine:
+        """Find or build the plan, and deserialise it. Raises plans.PlanError, a ValueError that names both sides."""
+        from handlers.engines import networks
+
+        wanted, archived = fingerprint(spec), spec.model_dir / PLAN_FOLDER
+        plan = plans.obtain(archived, spec.plan_cache, wanted, spec.on_mismatch, lambda: build(spec))
+        runner = PlanRunner(plan.content, spec.buckets, spec.device)
+        details: dict[str, object] = {
+            "library": f"TensorRT {wanted.tensorrt}",
+            "network": networks.title(spec.model_dir),
+            "plan": plan.source,
+            "profiles": list(spec.buckets),
+            "graphs": list(runner.graphed.buckets)
+            if runner.graphed
+            else "none: the plan's profiles cannot be shared",
+            "onnx": f"sha256:{wanted.onnx}",
+        }
+        return LoadedEngine(runner, details)
+
+
+ENGINE = TensorRT()
+
+
 def installed() -> bool:
-    """Whether TensorRT's Python package is there, without importing it."""
+    """Whether TensorRT's Python package is installed. Does not import it."""
     return importlib.util.find_spec("tensorrt") is not None
 
 
 @functools.cache
-def broken() -> str | None:
-    """Why the installed package cannot be imported, or None."""
+def import_problem() -> str | None:
+    """Return why the installed package cannot be imported, or None."""
     try:
-        _tensorrt()
-    except Exception as error:  # its libraries' own: a loader's OSError, a driver's RuntimeError
+        tensorrt_module()
+    except Exception as error:  # from its libraries: a loader's OSError, a driver's RuntimeError
         return f"the package tensorrt is installed and cannot be imported ({type(error).__name__}: {error})"
     return None
 
 
-def objection(spec: EngineSpec) -> str | None:
-    """Why not: it needs an NVIDIA GPU, fp16, TensorRT, and an archive that carries the network as ONNX."""
-    if spec.device.type != "cuda" or torch.version.hip is not None:
-        return f"it needs an NVIDIA GPU, and the device is {spec.device}"
-    if why := unfit(spec):
-        return why
-    if not installed():
-        return "the package tensorrt is not installed: pip install tensorrt, in the release that fits the driver"
-    if why := broken():
-        return why
-    if not (spec.model_dir / ONNX).is_file():
-        return f"the archive carries no {ONNX}; package it with --engine tensorrt"
-    return None
-
-
-def unfit(spec: EngineSpec) -> str | None:
-    """Why it would run `spec` on no machine."""
-    return None if spec.precision == "fp16" else f"it runs fp16, and the precision is {spec.precision}"
-
-
-def ready(spec: EngineSpec) -> bool:
-    """Whether a plan that fits lies in the archive or the cache, so that loading builds nothing."""
-    return unready(spec) is None
-
-
-def unready(spec: EngineSpec) -> str | None:
-    """Why loading would take minutes, or None."""
-    wanted, archived = fingerprint(spec), spec.model_dir / PLAN_FOLDER
-    why = f"the archive carries {ONNX} without a plan"
-    for folder in (spec.plan_cache / wanted.key, archived):
-        try:
-            if folder.is_dir():
-                plans.check(folder, wanted)
-                return None
-        except plans.PlanError as error:
-            why = str(error) if folder == archived else why
-    return f"{why}, and none that fits is in the cache; engine: tensorrt builds one, which takes minutes, once"
-
-
-def refusal(spec: EngineSpec) -> str | None:
-    """Why nothing may serve in its place: the archive's plan is for another machine, and onMismatch is refuse."""
-    archived = spec.model_dir / PLAN_FOLDER
-    if spec.on_mismatch != "refuse" or not archived.is_dir():
-        return None
-    try:
-        plans.check(archived, fingerprint(spec))
-    except plans.PlanError as error:
-        return f"{error}. onMismatch is refuse; with rebuild in model-config.yaml auto takes another engine"
-    return None
-
-
-def load(spec: EngineSpec) -> Engine:
-    """Find or build the plan, and deserialise it. Raises plans.PlanError, a ValueError that names both sides."""
-    from handlers.engines import networks
-
-    wanted = fingerprint(spec)
-    plan = plans.obtain(spec.model_dir / PLAN_FOLDER, spec.plan_cache, wanted, spec.on_mismatch, lambda: build(spec))
-    runner = PlanRunner(plan.content, spec.buckets, spec.device)
-    details: dict[str, object] = {
-        "library": f"TensorRT {wanted.tensorrt}",
-        "network": networks.title(spec.model_dir),
-        "plan": plan.source,
-        "profiles": list(spec.buckets),
-        "graphs": list(runner.graphed.buckets) if runner.graphed else "none: the plan's profiles cannot be shared",
-        "onnx": f"sha256:{wanted.onnx}",
-    }
-    return Engine(runner, details)
-
-
 def fingerprint(spec: EngineSpec) -> plans.Fingerprint:
-    """What a plan for `spec` on this machine depends on."""
+    """Return what a plan for `spec` on this machine depends on."""
     properties = torch.cuda.get_device_properties(spec.device)
     return plans.Fingerprint(
-        tensorrt=_tensorrt().__version__,
+        tensorrt=tensorrt_module().__version__,
         cuda=str(torch.version.cuda),
         compute_capability=f"{properties.major}.{properties.minor}",
         gpu=properties.name,
@@ -143,38 +145,45 @@ def fingerprint(spec: EngineSpec) -> plans.Fingerprint:
 
 
 def input_shape(count: int, spec: EngineSpec) -> tuple[int, int, int, int]:
-    """Of a batch as the ONNX network reads it."""
+    """Return the shape of a batch as the ONNX network reads it: (N, S, S, 3)."""
     return count, spec.image_size, spec.image_size, CHANNELS
 
 
 def build(spec: EngineSpec, static: bool = False) -> bytes:
-    """Build the plan from the ONNX network, one profile a bucket, saying how it goes. Raises plans.PlanError.
+    """Build a plan from the archive's ONNX network, and log the progress: it takes minutes.
 
-    static: without profiles, for batches of exactly the largest bucket; for comparison, in scripts/bench_model.
+    Args:
+        spec: its device is the GPU that the plan is for.
+        static: False for one profile per bucket. True for batches of exactly the largest bucket, for comparisons.
+
+    Returns: the serialised engine.
+
+    Raises:
+        plans.PlanError: with TensorRT's reason.
     """
-    trt = _tensorrt()
+    trt = tensorrt_module()
     with torch.cuda.device(spec.device):
-        said = _Said(trt)
-        builder = trt.Builder(said.logger)
-        network = builder.create_network(_network_flags(trt))
-        parser = trt.OnnxParser(network, said.logger)
+        log = TensorRTLog(trt)
+        builder = trt.Builder(log.logger)
+        network = builder.create_network(network_flags(trt))
+        parser = trt.OnnxParser(network, log.logger)
         if not parser.parse((spec.model_dir / ONNX).read_bytes()):
-            errors = "; ".join(str(parser.get_error(place)) for place in range(parser.num_errors))
+            errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
             raise plans.PlanError(f"TensorRT cannot read {ONNX}: {errors}")
         config = _config(trt, builder)
         if static:
             network.get_input(0).shape = input_shape(spec.buckets[-1], spec)
         else:
             _add_profiles(builder, config, spec)
-        with _timing_cache(trt, config, spec, said), _progress(len(spec.buckets)):
+        with timing_cache(trt, config, spec, log), log_progress(len(spec.buckets)):
             plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise plans.PlanError(f"TensorRT built no plan: {said.last or 'it gave no reason'}")
+        raise plans.PlanError(f"TensorRT built no plan: {log.last_error or 'it gave no reason'}")
     return bytes(plan)
 
 
-def _network_flags(trt: Any) -> int:
-    """Strongly typed where TensorRT has that (10 and newer), explicit batch where it still has to be asked (8.6)."""
+def network_flags(trt: Any) -> int:
+    """Return flags for a strongly typed network if TensorRT knows them (10 and newer), else for an explicit batch."""
     known = trt.NetworkDefinitionCreationFlag.__members__
     for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH"):
         if name in known:
@@ -191,7 +200,7 @@ def _config(trt: Any, builder: Any) -> Any:
 
 
 def _configure_old(trt: Any, config: Any) -> None:
-    """What 8.6 has to be told, and 10 does without: the precision, and that contexts share a profile."""
+    """Set the precision, and let contexts share a profile. Only 8.6 needs this."""
     if hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
     if hasattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806"):
@@ -208,76 +217,83 @@ def _add_profiles(builder: Any, config: Any, spec: EngineSpec) -> None:
 
 
 @contextlib.contextmanager
-def _timing_cache(trt: Any, config: Any, spec: EngineSpec, said: _Said) -> Iterator[None]:
-    """Kernel timings of earlier builds on this GPU with this TensorRT; a second build takes seconds with them.
+def timing_cache(trt: Any, config: Any, spec: EngineSpec, log: TensorRTLog) -> Iterator[None]:
+    """Reuse kernel timings of earlier builds on this GPU with this TensorRT: a second build takes seconds with them.
 
-    TensorRT 8.6 may take only those of the same process: "Myelin error from unknown graph", of ResNet-101's on an
-    H200; known from 8.5, and gone with 10.2 (github.com/lightvector/KataGo, issues 739 and 945).
+    TensorRT 8.6 may accept only timings of the same process ("Myelin error from unknown graph", for ResNet-101 on an
+    H200). The fault is known from 8.5, and gone in 10.2 (github.com/lightvector/KataGo, issues 739 and 945).
     """
     gpu = hashlib.sha256(torch.cuda.get_device_name(spec.device).encode()).hexdigest()[:12]
     path = spec.plan_cache / f"timing-{trt.__version__}-{gpu}"
-    kept = path.read_bytes() if path.is_file() else b""
-    said.last = ""
-    taken = _attach(config, kept)
-    if kept and (said.last or not taken):
+    earlier = path.read_bytes() if path.is_file() else b""
+    log.last_error = ""
+    attached = _attach(config, earlier)
+    if earlier and (log.last_error or not attached):
         logger.warning(
-            "TensorRT %s does not take the timings that a build before this one kept in %s; this one takes as long "
-            "as the first, and replaces them",
+            "TensorRT %s does not accept the timings that an earlier build kept in %s; this build takes as long as "
+            "the first one, and replaces them",
             trt.__version__,
             path,
         )
-    if kept and not taken:
-        _attach(config, b"")  # or there would be nothing to keep behind this build, and the old ones would stay
-    said.last = ""  # nothing that a failed build is to be blamed on
+    if earlier and not attached:
+        _attach(config, b"")  # without a cache this build would keep nothing, and the old timings would stay
+    log.last_error = ""  # a failed build must not be explained by the timings
     yield
-    learnt = config.get_timing_cache()
-    if learnt is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        plans.replace(path, bytes(learnt.serialize()))
-    except OSError as error:  # the plan is built; the next build is merely slower
-        logger.warning("TensorRT's timings cannot be kept in %s: %s", path, error)
+    _keep_timings(config, path)
 
 
 def _attach(config: Any, timings: bytes) -> bool:
-    """Whether TensorRT takes a cache of these; of none, it begins one."""
+    """Give TensorRT a timing cache; b"" starts an empty one. Returns whether it was accepted."""
     cache = config.create_timing_cache(timings)
     return cache is not None and bool(config.set_timing_cache(cache, ignore_mismatch=False))
 
 
+def _keep_timings(config: Any, path: Path) -> None:
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        plans.replace(path, bytes(cache.serialize()))
+    except OSError as error:  # the plan is built; the next build is merely slower
+        logger.warning("TensorRT's timings cannot be kept in %s: %s", path, error)
+
+
 @contextlib.contextmanager
-def _progress(profiles: int) -> Iterator[None]:
-    """A line in the log every 15 s: building is silent otherwise, and takes minutes."""
+def log_progress(profiles: int) -> Iterator[None]:
+    """Log a line every 15 s: building is silent otherwise, and takes minutes."""
     done, started = threading.Event(), time.monotonic()
 
-    def tell() -> None:
+    def log_until_done() -> None:
         while not done.wait(15):
             logger.info("building the TensorRT plan: %.0f s so far", time.monotonic() - started)
 
-    estimate = profiles * SECONDS_A_PROFILE
+    estimate = profiles * SECONDS_PER_PROFILE
     logger.info("building a TensorRT plan with %d profiles; up to about %d s the first time", profiles, estimate)
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    thread = threading.Thread(target=log_until_done, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        teller.join()
+        thread.join()
     logger.info("TensorRT plan built in %.0f s", time.monotonic() - started)
 
 
-class _Said:
-    """TensorRT's own log lines, errors and warnings to ours; the last error explains a failed build."""
+class TensorRTLog:
+    """Passes TensorRT's errors and warnings to this module's logger.
+
+    last_error: its last error, which explains a failed build; "" if there was none.
+    """
 
     def __init__(self, trt: Any) -> None:
-        said = self
-        self.last = ""
+        outer = self
+        self.last_error = ""
 
         class Logger(trt.ILogger):  # type: ignore[misc]
             def log(self, severity: Any, message: str) -> None:
                 if int(severity) <= int(trt.ILogger.ERROR):
-                    said.last = message
+                    outer.last_error = message
                     logger.error("TensorRT: %s", message)
                 elif int(severity) == int(trt.ILogger.WARNING):
                     logger.warning("TensorRT: %s", message)
@@ -286,29 +302,38 @@ class _Said:
 
 
 class PlanRunner:
-    """A deserialised plan: (N, 3, S, S) fp16 -> logits (N, classes) fp16, in the order of the current stream.
+    """A deserialised plan: (N, 3, S, S) fp16 -> logits (N, classes) fp16, in order with the current stream.
 
-    A batch of up to PADDED images, or of just a bucket's size, replays that bucket's CUDA graph. Another one runs at
-    its own size on a stream of this runner's; images that lie as the plan reads them are not copied there.
+    A batch of up to PADDED images, or of exactly a bucket's size, replays that bucket's CUDA graph. Any other batch
+    runs at its own size on this runner's stream. There it is copied only if its layout is not the plan's.
 
-    graphed: None for a plan whose profiles take one execution context each, as TensorRT 8.6 builds them unless told
-    otherwise: each graph needs a context of its own.
+    Args:
+        content: the serialised engine.
+        buckets: the largest batch size of each profile, ascending.
+        device: the GPU.
+
+    Attributes:
+        graphed: the graphs. None if each profile takes only one execution context, as TensorRT 8.6 builds plans
+            unless told otherwise: each graph needs its own context.
+
+    Raises:
+        plans.PlanError: if TensorRT cannot use the plan.
     """
 
     def __init__(self, content: bytes, buckets: tuple[int, ...], device: torch.device) -> None:
-        trt = _tensorrt()
+        trt = tensorrt_module()
         self.buckets, self.device = buckets, device
-        self.said = _Said(trt)
+        self.log = TensorRTLog(trt)
         with torch.cuda.device(device):
-            self.runtime = trt.Runtime(self.said.logger)
+            self.runtime = trt.Runtime(self.log.logger)
             self.engine = self.runtime.deserialize_cuda_engine(content)
             if self.engine is None:
-                raise plans.PlanError(f"TensorRT cannot deserialise the plan: {self.said.last}")
+                raise plans.PlanError(f"TensorRT cannot deserialise the plan: {self.log.last_error}")
             self.classes = int(self.engine.get_tensor_shape(OUTPUT)[-1])
             self.channels_last = int(self.engine.get_tensor_shape(INPUT)[-1]) == CHANNELS
             self.stream = torch.cuda.Stream(device)
             self.memory = torch.empty(max(1, _memory_bytes(self.engine)), dtype=torch.uint8, device=device)
-            self.contexts = {bucket: self._context(place) for place, bucket in enumerate(buckets)}
+            self.contexts = {bucket: self._context(profile) for profile, bucket in enumerate(buckets)}
             self.graphed = self._graphed()
         self.in_graphs: dict[int, tuple[Any, torch.Tensor, torch.Tensor]] = {}
 
@@ -324,15 +349,15 @@ class PlanRunner:
         context = self.contexts[bucket_of(len(images), self.buckets)]
         pixels = self._as_read(images).contiguous()
         logits = self._empty_logits(len(images))
-        with beside(self.stream):
+        with on_side_stream(self.stream):
             _bind(context, pixels, logits)
             self._execute(context)
         return logits
 
     def _in_graph(self, images: torch.Tensor) -> torch.Tensor:
-        """What a graph is captured of: (B, 3, S, S) at an address that stays -> logits at one that stays.
+        """The work that a graph captures: (B, 3, S, S) at a fixed address -> logits (B, classes) at a fixed address.
 
-        It runs twice a bucket. All that is set or allocated takes place in the first run, outside the capture.
+        It runs twice per bucket. Only the first run, outside the capture, sets shapes or allocates memory.
         """
         count, pixels = len(images), self._as_read(images)
         context, bound, logits = self.in_graphs.get(count, (None, None, None))
@@ -345,9 +370,12 @@ class PlanRunner:
         return logits
 
     def _graphed(self) -> GraphedByBucket | None:
-        """Graphs for every bucket that a profile holds; None where a profile takes no second context."""
+        """Return graphs for every bucket that a profile holds; None if a profile takes no second context."""
         if self._try_context(0) is None:
-            logger.warning("the plan runs without CUDA graphs, which one that is built anew has: %s", self.said.last)
+            logger.warning(
+                "the plan runs without CUDA graphs; a plan that is built again runs with them: %s",
+                self.log.last_error,
+            )
             return None
         sizes = tuple(sorted({*(bucket for bucket in BUCKETS if bucket < self.buckets[-1]), self.buckets[-1]}))
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -356,14 +384,14 @@ class PlanRunner:
     def _context(self, profile: int) -> Any:
         context = self._try_context(profile)
         if context is None:
-            raise plans.PlanError(f"TensorRT cannot use profile {profile}: {self.said.last}")
+            raise plans.PlanError(f"TensorRT cannot use profile {profile}: {self.log.last_error}")
         return context
 
     def _try_context(self, profile: int) -> Any:
-        """One that runs in the shared memory, or None where TensorRT gives none for this profile."""
-        context = _context_without_memory(_tensorrt(), self.engine)
+        """Return a context that uses the shared memory, or None if TensorRT gives none for this profile."""
+        context = _context_without_memory(tensorrt_module(), self.engine)
         _give_memory(context, self.memory)
-        with beside(self.stream):
+        with on_side_stream(self.stream):
             taken = context.set_optimization_profile_async(profile, self.stream.cuda_stream)
         self.stream.synchronize()
         return context if taken else None
@@ -376,25 +404,25 @@ class PlanRunner:
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
-            raise RuntimeError(f"TensorRT did not run the batch: {self.said.last}")
+            raise RuntimeError(f"TensorRT did not run the batch: {self.log.last_error}")
 
 
 def _bind(context: Any, pixels: torch.Tensor, logits: torch.Tensor) -> None:
-    """Set shape and addresses of the next run."""
+    """Set shape and addresses of the next run: pixels as the plan reads them, logits (N, classes)."""
     context.set_input_shape(INPUT, tuple(pixels.shape))
     context.set_tensor_address(INPUT, pixels.data_ptr())
     context.set_tensor_address(OUTPUT, logits.data_ptr())
 
 
 def _memory_bytes(engine: Any) -> int:
-    """What a context needs for what passes between its layers, in the largest profile. Its name is new from 10.1."""
+    """Return the bytes that a context needs for activations, in the largest profile. Renamed in TensorRT 10.1."""
     return int(
         engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
     )
 
 
 def _context_without_memory(trt: Any, engine: Any) -> Any:
-    """An execution context that has to be given memory; by 10's name, or by 8.6's."""
+    """Create an execution context that has to be given memory. TensorRT 10 renamed the call."""
     strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
     if strategies is not None:
         return engine.create_execution_context(strategies.USER_MANAGED)
@@ -408,5 +436,6 @@ def _give_memory(context: Any, memory: torch.Tensor) -> None:
         context.device_memory = memory.data_ptr()
 
 
-def _tensorrt() -> Any:
+def tensorrt_module() -> Any:
+    """Import TensorRT's Python package."""
     return importlib.import_module("tensorrt")

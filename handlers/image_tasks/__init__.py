@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from handlers.image_tasks.base import ImageArchive, ImageTask
-from handlers.settings import ImageSettings
+
+if TYPE_CHECKING:
+    from handlers.settings import ImageSettings
 
 
 def load(folder: Path, settings: ImageSettings, precision: str) -> ImageTask:
-    """The task that an archive was packaged for.
+    """Return the task that an archive was packaged for.
 
     Args:
         folder: of the unpacked archive.

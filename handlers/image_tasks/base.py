@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from handlers.protocol import encodings
-from handlers.settings import ImageSettings
+from handlers.protocol.options import OptionReader
+
+if TYPE_CHECKING:
+    from handlers.settings import ImageSettings
 
 
 @dataclass(frozen=True)
 class ImageArchive:
     """What a task is made from.
 
-    folder: of the unpacked archive.
-    settings: the archive's.
-    precision: of the engine that serves.
+    Args:
+        folder: the unpacked archive.
+        settings: the archive's.
+        precision: of the engine that serves.
     """
 
     folder: Path
@@ -30,15 +34,16 @@ class ImageArchive:
 class ImageTask:
     """A task of image networks.
 
-    options: that may come with a request, each with its reader.
-    forms: media types that answers can come as, the default first.
+    Args:
+        options: that a request may bring, each with its reader. Their names are among tasks.option_names().
+        media_types: that an answer can come as, the default first. Others than JSON take answers that are arrays.
     """
 
-    options: Mapping[str, Callable[[object], object]] = {}
-    forms: Sequence[str] = (encodings.JSON,)
+    options: Mapping[str, OptionReader] = {}
+    media_types: Sequence[str] = (encodings.JSON,)
 
     def answer(self, outputs: torch.Tensor, options: Sequence[Mapping[str, Any]]) -> list[object]:
-        """One answer per image, or the error of that image.
+        """Return one answer, or NotFinite, per image, in order.
 
         Args:
             outputs: (N, K) of the network, on its device, in its dtype.

@@ -10,7 +10,7 @@ import torch
 
 from handlers.image_tasks.base import ImageArchive, ImageTask
 from handlers.protocol.options import whole_number
-from handlers.tasks import scores
+from handlers.tasks.shared import scores
 
 
 class Classification(ImageTask):
@@ -33,7 +33,7 @@ class Classification(ImageTask):
 
 
 def make(archive: ImageArchive) -> ImageTask:
-    """The task of an archive."""
+    """Return the task of an archive."""
     labels: list[str] = json.loads((archive.folder / "labels.json").read_text(encoding="utf-8"))
     config = json.loads((archive.folder / "config.json").read_text(encoding="utf-8"))
     return Classification(labels, scores.score_function(config, len(labels)), archive.settings.top_k)

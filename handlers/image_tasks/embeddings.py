@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from handlers.image_tasks.base import ImageArchive, ImageTask
 from handlers.protocol import encodings
 from handlers.protocol.options import yes_or_no
-from handlers.tasks.embeddings import encoded
+from handlers.tasks.shared.embeddings import encoded
 
 
 class Embeddings(ImageTask):
@@ -22,7 +22,7 @@ class Embeddings(ImageTask):
         digits: significant decimal digits of a number in JSON.
     """
 
-    forms = encodings.MEDIA_TYPES
+    media_types = encodings.MEDIA_TYPES
 
     def __init__(self, normalize: bool, digits: int) -> None:
         self.normalize, self.digits = normalize, digits
@@ -39,5 +39,5 @@ class Embeddings(ImageTask):
 
 
 def make(archive: ImageArchive) -> ImageTask:
-    """The task of an archive."""
+    """Return the task of an archive."""
     return Embeddings(archive.settings.normalize, encodings.DIGITS[archive.precision])

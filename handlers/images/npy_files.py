@@ -27,6 +27,7 @@ def read_npy(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop 
     """The images of a .npy file, one or several, uint8 ones as crops.
 
     uint8 images of the crop's size are crops already; those of other sizes are whole images.
+    A file of N = 1 is one image, and is answered as a file without the first axis: not by a list.
 
     Args:
         data: the file.
@@ -66,8 +67,10 @@ def read_arrays(data: bytes, network_size: tuple[int, int] | None, max_pixels: i
     if not is_image and not _is_normalised(dtype, shape, network_size):
         raise InvalidImage(f"a .npy tensor of {_type_name(dtype)} {shape} came; wanted: {wanted}")
     count = math.prod(shape)
+    if count == 0:
+        raise InvalidImage(f"a .npy tensor of {shape} came, which holds no image; wanted: {wanted}")
     body_bytes = len(data) - start
-    if body_bytes != count * dtype.itemsize or count == 0:
+    if body_bytes != count * dtype.itemsize:
         raise InvalidImage(f"a .npy tensor of {shape} has {count * dtype.itemsize} bytes, but {body_bytes} came")
     if count // 3 > max_pixels:
         raise PayloadTooLarge(f"a .npy tensor of {shape} came; at most {max_pixels} pixels are taken")

@@ -7,10 +7,11 @@ import binascii
 from collections.abc import Sequence
 
 from handlers.images import formats
+from handlers.protocol import charsets
 from handlers.protocol.errors import EmptyRequest, InvalidInput, PayloadTooLarge, RequestError
 from handlers.protocol.wording import kind_of, names_of
 
-MEDIA = (
+WANTED = (
     "an image (JPEG, PNG, WebP, GIF, BMP or TIFF) or a ready .npy tensor, as the raw body, as multipart parts, "
     'or in base64 as JSON: a string, {"b64": "..."}, a list of those, or {"instances": [...]}'
 )
@@ -34,7 +35,7 @@ def from_base64(value: object) -> bytes:
             raise InvalidInput(f'an object with keys {names_of(value)} came; wanted: {{"b64": "..."}}')
         value = value["b64"]
     if not isinstance(value, str):
-        raise InvalidInput(f"{kind_of(value)} came where an image belongs; wanted: {MEDIA}")
+        raise InvalidInput(f"{kind_of(value)} came where an image belongs; wanted: {WANTED}")
     text = value.partition(",")[2] if value.startswith("data:") else value
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
@@ -42,6 +43,7 @@ def from_base64(value: object) -> bytes:
         raise InvalidInput(f"a string of {len(value)} characters came that is not base64") from None
     if not data:
         raise EmptyRequest("an empty string came where an image belongs")
+    charsets.refuse_compressed(data, "the image")
     return data
 
 

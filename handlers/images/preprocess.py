@@ -17,23 +17,27 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 class Preprocess:
     """Resize, centre crop, scale to 0..1, normalise: in this order, as transformers' image processors do it.
 
-    size: height of the crop that the network sees, in pixels; its side if `width` is 0.
-    resize: the side that is resized to before the centre crop, in pixels (256 for a 224 crop, say).
-    resize_mode: "shortest_edge" keeps the aspect ratio, the shorter side becomes `resize`;
-        "square" squashes the image to a height of `resize` and a width of `resize_width`.
-    interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming", as in Pillow.
-    mean, std: per channel, of values scaled to 0..1.
-    crop_rounding: where the crop begins if an odd number of pixels is cut off. Half of that number is rounded "down",
-        as transformers' image processors do, or to the nearest "even" number, as torchvision's and timm's do.
-        An archive without this setting was made for "down".
-    width: of the crop, in pixels; 0 if it is a square.
-    resize_width: that "square" squashes to, in pixels; 0 if it is `resize`.
-    channel_order: "rgb" or "bgr", of the normalised image. mean and std are given in this order.
-    processor: class of transformers' image processor that makes the network's input instead of all these steps, from
-        the archive's preprocessor_config.json, on the CPU; "" for these steps. With a processor, `size` and `width`
-        are what it makes of every image, both 0 if its outputs are not images of one size.
+    Attributes:
+        size: The height in pixels of the crop that the network sees. It is the crop's width too if `width` is 0.
+        resize: The side in pixels that an image is resized to before the centre crop, for instance 256 for a crop of
+            224.
+        resize_mode: "shortest_edge" keeps the aspect ratio, and the shorter side becomes `resize`. "square" squashes
+            the image to a height of `resize` and a width of `resizeWidth`.
+        interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming", as in Pillow.
+        mean, std: One number per channel, for values scaled to 0..1.
+        crop_rounding: Where the crop begins if an odd number of pixels is cut off. Half of that number is rounded
+            "down", as transformers' image processors do, or to the nearest "even" number, as those of torchvision and
+            timm do. An archive without this setting was made for "down".
+        width: The width of the crop in pixels. 0 is `size`.
+        resize_width: The width in pixels that "square" squashes to. 0 is `resize`.
+        channel_order: "rgb" or "bgr", of the normalised image. `mean` and `std` are given in this order.
+        processor: The class of transformers' image processor that makes the network's input on the CPU, from the
+            archive's preprocessor_config.json, instead of all these steps. "" takes these steps. Packaging sets it if
+            they cannot express the checkpoint's preprocessing. `size` and `width` are then the size of every image
+            that the processor makes, or 0 if its outputs are not images of one size.
 
-    Raises ValueError for values that no image can be prepared with.
+    Raises:
+        ValueError: No image can be prepared with these values.
     """
 
     size: int

@@ -1,4 +1,7 @@
-"""Triton kernels: tensors in, tensors out. Importing one needs Triton, which torch for CUDA on Linux brings."""
+"""Triton kernels: tensors in, tensors out. Importing a file of this folder needs Triton.
+
+encoder, linear: of handlers.encoder. resnet: of the cuDNN engine. resize: of pictures that a GPU decodes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import importlib.util
 import torch
 
 
-def objection(device: torch.device) -> str | None:
-    """Why the encoder's kernels do not run on this GPU, or None."""
+def why_not_on(device: torch.device) -> str | None:
+    """Return why the encoder's kernels cannot run on this GPU, or None."""
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs an NVIDIA GPU of compute capability 8.0 or newer"
     if importlib.util.find_spec("triton") is None:

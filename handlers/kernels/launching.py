@@ -1,7 +1,7 @@
-"""Programmatic dependent launch (CUDA programming guide, same title; Hopper and newer).
+"""Programmatic dependent launch, PDL (CUDA programming guide, same title; Hopper and newer).
 
-A kernel that takes `early` is brought up while the one before it ends, and waits for its results in `gdc_wait`.
-It touches no memory before, so what holds for kernels that follow one another in a stream holds here as well.
+A kernel launched with PDL starts while the kernel before it ends, and waits for that kernel's results in `gdc_wait`.
+It touches no memory before that, so kernels of one stream still see each other's results in order.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from triton.language.extra import cuda as on_cuda
 
 
 @functools.cache
-def launch_early(device: torch.device) -> bool:
-    """Whether this device and this Triton know programmatic dependent launch."""
+def has_pdl(device: torch.device) -> bool:
+    """Whether this device and this Triton support programmatic dependent launch."""
     on_gpu = device.type == "cuda" and hasattr(on_cuda, "gdc_wait")
     return on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def early(like: torch.Tensor) -> dict[str, Any]:
-    """Launch options for kernels that take `early`."""
-    return {"early": True, "launch_pdl": True} if launch_early(like.device) else {"early": False}
+def pdl_options(like: torch.Tensor) -> dict[str, Any]:
+    """Return launch options for a kernel with the parameter `pdl`, on the device of `like`."""
+    return {"pdl": True, "launch_pdl": True} if has_pdl(like.device) else {"pdl": False}

@@ -1,8 +1,10 @@
 """Triton kernels that turn decoded pictures of any size into one batch of normalised crops.
 
 Two kernels run per batch. The first computes the resampling weights, the second resizes, crops and normalises. They
-follow Pillow's `Image.resize` step by step (weights in fp64, then fixed point with 22 fractional bits, rows first,
-rounded to uint8 between the two directions), so that a crop differs from Pillow's in no pixel.
+follow Pillow's `Image.resize` step by step: weights in fp64, then in fixed point with 22 fractional bits; along rows
+first; rounded to uint8 before the other direction. So every pixel of a crop equals Pillow's.
+
+In shapes: N pictures; `size` is the side of a crop; `taps` is the most source pixels of one output pixel, per axis.
 
 Source: Pillow, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc, ImagingResample).
 """
@@ -19,13 +21,14 @@ import triton.language as tl
 BITS = tl.constexpr(22)  # fractional bits of a weight: Pillow's PRECISION_BITS
 ONE, HALF = tl.constexpr(1 << 22), tl.constexpr(1 << 21)
 
-FIELDS = tl.constexpr(10)  # columns of the table that describes the pictures to the kernels; see Picture.row
+FIELDS = tl.constexpr(10)  # columns of the table that describes pictures to the kernels; see Picture.row
 
-FILTERS = {"bilinear": (0, 1.0), "bicubic": (1, 2.0)}  # number in the kernel, support in source pixels
+FILTERS = {"bilinear": (0, 1.0), "bicubic": (1, 2.0)}  # (1 if cubic, support in source pixels)
 
 
 @triton.jit
 def _filter(x, cubic: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The filter's weight at the distance x from its centre."""
     x = tl.abs(x)
     if cubic:  # a = -0.5
         near = ((1.5 * x) - 2.5) * x * x + 1.0
@@ -37,10 +40,14 @@ def _filter(x, cubic: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["taps"])
 def _weights(  # type: ignore[no-untyped-def]
     pictures,  # (N, FIELDS) int64
-    first,  # (N, 2, size) int32: index of the first source pixel of each output pixel, along x and along y
+    first,  # (N, 2, size) int32: index of each output pixel's first source pixel, along x and along y
     counts,  # (N, 2) int32: the most source pixels of any output pixel
-    weights,  # (N, 2, taps, size) int32: fixed-point weights; zeros behind the last source pixel
-    size, support: tl.constexpr, taps, cubic: tl.constexpr, block: tl.constexpr,
+    weights,  # (N, 2, taps, size) int32: in fixed point; zeros after an output pixel's last source pixel
+    size,
+    support: tl.constexpr,  # of the filter, in source pixels
+    taps,
+    cubic: tl.constexpr,
+    block: tl.constexpr,  # a power of two, at least size
 ):  # fmt: skip
     picture, axis = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = pictures + picture * FIELDS
@@ -71,16 +78,20 @@ def _weights(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _clip(value):  # type: ignore[no-untyped-def]
+    """From fixed point to 0..255."""
     return tl.minimum(tl.maximum(value >> BITS, 0), 255)
 
 
 @triton.jit(do_not_specialize=["taps"])
 def _crop(  # type: ignore[no-untyped-def]
     pictures,  # (N, FIELDS) int64
-    first, counts, weights,  # of _weights
+    first,  # (N, 2, size) int32; see _weights
+    counts,  # (N, 2) int32
+    weights,  # (N, 2, taps, size) int32
     scale, shift,  # (3,) fp32: a value v of 0..255 becomes v * scale - shift
     out,  # (N, size, size, channels)
-    size, channels, taps, block: tl.constexpr,
+    size, channels, taps,
+    block: tl.constexpr,  # a power of two, at least size
 ):  # fmt: skip
     picture, y = tl.program_id(0).to(tl.int64), tl.program_id(1)
     x = tl.arange(0, block)
@@ -117,7 +128,12 @@ def _crop(  # type: ignore[no-untyped-def]
 
 
 def taps_of(reduction: float, interpolation: str) -> int:
-    """The source pixels that one output pixel may read per axis, if a side shrinks to 1/reduction."""
+    """Return the most source pixels that one output pixel reads per axis.
+
+    Args:
+        reduction: how many times smaller a side becomes; less than 1 if it grows.
+        interpolation: a key of FILTERS.
+    """
     support = FILTERS[interpolation][1] * max(reduction, 1.0)
     return int(support) * 2 + 3
 
@@ -125,11 +141,13 @@ def taps_of(reduction: float, interpolation: str) -> int:
 class Picture(NamedTuple):
     """A decoded picture in the GPU's memory, and what is to become of it.
 
-    pixels: uint8 tensor or address of the first pixel's first channel, as the picture is stored.
-    strides: bytes to the next row, column and channel. A channel stride of 0 reads grey as RGB.
-    width, height: in pixels, as the picture is stored.
-    resized: width and height that the upright picture is resized to. corner: left and top of the crop within that.
-    orientation: EXIF's, 1 to 8; the picture is turned upright before anything else.
+    Args:
+        pixels: uint8 tensor, or address of the first pixel's first channel, as the picture is stored.
+        strides: bytes to the next row, column and channel. A channel stride of 0 reads grey as RGB.
+        width, height: in pixels, as the picture is stored.
+        resized: width and height that the upright picture is resized to.
+        corner: left and top of the crop within the resized picture.
+        orientation: EXIF's, 1 to 8. The picture is turned upright before anything else.
     """
 
     pixels: torch.Tensor | int
@@ -141,12 +159,16 @@ class Picture(NamedTuple):
     orientation: int = 1
 
     def row(self) -> tuple[int, ...]:
-        """The picture as the kernels read it: address, strides, upright width and height, `resized`, `corner`."""
+        """Return the FIELDS numbers that the kernels read.
+
+        They are the address, the strides to the next row, column and channel of the upright picture, its width and
+        height, `resized` and `corner`.
+        """
         address = self.pixels.data_ptr() if isinstance(self.pixels, torch.Tensor) else self.pixels
         down, right, channel = self.strides
         if self.orientation in (2, 3, 7, 8):  # the upright picture begins at the stored one's right edge
             address, right = address + (self.width - 1) * right, -right
-        if self.orientation in (3, 4, 6, 7):  # at its bottom
+        if self.orientation in (3, 4, 6, 7):  # it begins at the stored one's bottom
             address, down = address + (self.height - 1) * down, -down
         if self.orientation < 5:
             return (address, down, right, channel, self.width, self.height, *self.resized, *self.corner)
@@ -154,7 +176,7 @@ class Picture(NamedTuple):
 
     @property
     def reduction(self) -> float:
-        """How many times smaller a side becomes; the larger of both."""
+        """How many times smaller a side becomes: the larger value of the two sides."""
         _, _, _, _, width, height, *_ = self.row()
         return max(width / self.resized[0], height / self.resized[1])
 
@@ -168,9 +190,10 @@ def crops(
         pictures: N of them, in the memory of `out`'s device.
         interpolation: a key of FILTERS.
         scale, shift: (3,) fp32 on that device. A value v of 0..255 becomes v * scale - shift.
-        out: (N, S, S, C) contiguous, C >= 3, fp16, bf16 or fp32. Channels behind the third are left as they are.
+        out: (N, size, size, C) contiguous, C >= 3, fp16, bf16 or fp32. Channels after the third stay as they are.
 
-    Raises ValueError for another shape.
+    Raises:
+        ValueError: for another shape.
     """
     count, size = len(pictures), out.shape[1]
     if out.shape[:3] != (count, size, size) or out.shape[3] < 3 or not out.is_contiguous():

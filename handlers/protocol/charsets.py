@@ -1,4 +1,4 @@
-"""Bytes -> text by its charset or byte order mark; bytes without a telling content type -> JSON, or not."""
+"""Bytes -> text, by its charset or byte order mark; bytes -> JSON, declared as such or not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 from handlers.protocol.errors import InvalidInput, InvalidJson, UnsupportedMediaType
 
 JSON = "application/json"
-UNTELLING = ("", "application/octet-stream")  # content types that say nothing
+UNSPECIFIC = ("", "application/octet-stream")  # content types that leave open what a body is
 # The longer mark first: UTF-32's begins with UTF-16's.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -32,21 +32,26 @@ COMPRESSED = (
     (b"x\xda", "zlib"),
 )
 BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
-# Python's own escapes and pieces of domain names: nobody's charset.
+NPZ = re.compile(rb"PK\x03\x04.{26}[^/]{1,80}?\.npy", re.DOTALL)  # a zip archive whose first file is a .npy
+# Codecs of Python that no client means by a charset: escapes, and parts of domain names.
 NO_CHARSETS = ("idna", "mbcs", "oem", "punycode", "raw_unicode_escape", "undefined", "unicode_escape")
-# Python keeps a note of each codec that it was asked for in vain: ask for known ones only.
+# Python caches every failed lookup of a codec for ever, so only known names are looked up.
 CODECS = {module.name for module in pkgutil.iter_modules(encodings.__path__)} | aliases.keys() | set(aliases.values())
-# What JSON can begin with; and what hardly anything but JSON begins with, Python's quotes included. "[MASK] is ..."
-# and "[1] A footnote" are texts.
+# How JSON can begin; and how hardly anything but JSON (or Python's notation for it) begins. "[MASK] is ..." and
+# "[1] A footnote" are texts.
 JSON_BEGINS = r"\s*[\[{\"\d\-tfn]"
 JSON_MEANT = r"\s*(?:\{\s*[\"'}]|\[\s*[\"'{])"
 NOT_JSON = object()
 
 
 def text(data: bytes | bytearray, charset: str | None = None, what: str = "the text") -> str:
-    """Text by its charset, else by its byte order mark, else as UTF-8; a byte order mark is no part of it.
+    """Return the text by its charset, else by its byte order mark, else as UTF-8; without the byte order mark.
 
-    Raises UnsupportedMediaType for an unknown charset, InvalidInput where the bytes are not what it says.
+    Args:
+        charset: as declared, None if it was not.
+        what: names the text in messages.
+
+    Raises UnsupportedMediaType for an unknown charset, and InvalidInput for bytes that are not of the charset.
     """
     if charset is None:
         refuse_compressed(data, what)
@@ -55,22 +60,26 @@ def text(data: bytes | bytearray, charset: str | None = None, what: str = "the t
     if marked and not _agree(name, marked):
         raise InvalidInput(f"{what} came as charset {charset!r} and begins with the byte order mark of {marked}")
     if name in ("utf-16", "utf-32") and not marked:
-        raise InvalidInput(f"{what} came as {name} without a byte order mark; say {name}le or {name}be")
+        raise InvalidInput(f"{what} came as {name} without a byte order mark; declare {name}le or {name}be")
     try:
         found = bytes(data[len(mark) :]).decode(marked or name)
-    except LookupError:  # a codec that is none of texts
+    except LookupError:  # a codec of Python that decodes to bytes
         raise _unknown(charset or "") from None
     except UnicodeError as error:
         refuse_compressed(data, what)
-        place = getattr(error, "start", 0) + len(mark)
-        raise InvalidInput(f"{what} is not {_named(marked or name)}: byte {place} of {len(data)}") from None
+        index = getattr(error, "start", 0) + len(mark)
+        raise InvalidInput(f"{what} is not {_named(marked or name)}: byte {index} of {len(data)}") from None
     if "\0" in found:
-        raise InvalidInput(f"{what} holds NUL characters, which are no text; UTF-16 has to say so: charset=utf-16le")
+        raise InvalidInput(
+            f"{what} holds NUL characters, which are no text; UTF-16 has to be declared: charset=utf-16le"
+        )
     return found
 
 
 def refuse_compressed(data: bytes | bytearray, what: str) -> None:
-    """Raises UnsupportedMediaType for bytes that begin as a compressed file does."""
+    """Raises UnsupportedMediaType for bytes that begin as a compressed file does, or as NumPy's .npz."""
+    if NPZ.match(data):
+        raise UnsupportedMediaType(f"{what} is a .npz file, which holds several arrays; send one as a .npy file")
     name = next((name for magic, name in COMPRESSED if data.startswith(magic)), None)
     if name is None and BZIP2.match(data):
         name = "bzip2"
@@ -79,7 +88,12 @@ def refuse_compressed(data: bytes | bytearray, what: str) -> None:
 
 
 def json(value: bytes | bytearray, charset: str | None, what: str) -> object:
-    """Parsed JSON: of the declared charset or byte order mark, else UTF-8 (RFC 8259). Raises RequestError."""
+    """Return parsed JSON, by its charset or byte order mark, else as UTF-8 (RFC 8259). Raises RequestError.
+
+    Args:
+        charset: as declared, None if it was not.
+        what: names the JSON in messages.
+    """
     refuse_compressed(value, what)
     other = charset is not None or value.startswith(tuple(mark for mark, _ in MARKS))
     try:
@@ -88,10 +102,10 @@ def json(value: bytes | bytearray, charset: str | None, what: str) -> object:
         raise InvalidJson(f"{what} is not valid JSON: {_where(error)}") from None
 
 
-def untold_json(value: bytes | bytearray | str, what: str) -> object:
-    """Parsed JSON where no content type tells whether it is some; NOT_JSON for what is none.
+def undeclared_json(value: bytes | bytearray | str, what: str) -> object:
+    """Return parsed JSON from a body whose content type does not say what it is; NOT_JSON if it is something else.
 
-    Raises InvalidJson for what begins as hardly anything but JSON does and is not valid.
+    Raises InvalidJson for a body that begins as hardly anything but JSON does, and is not valid.
     """
     if not isinstance(value, str) and value.startswith(codecs.BOM_UTF8):
         value = value[len(codecs.BOM_UTF8) :]
@@ -107,13 +121,16 @@ def untold_json(value: bytes | bytearray | str, what: str) -> object:
 
 
 def refuse_other_charset(charset: str | None, what: str) -> None:
-    """Raises UnsupportedMediaType where TorchServe has read as UTF-8 what was declared as something else."""
+    """Raises UnsupportedMediaType if TorchServe has read as UTF-8 what was declared as something else."""
     if charset is not None and _codec(charset) not in ("utf-8", "ascii", "utf-8-sig"):
         raise UnsupportedMediaType(f"{what} came as charset {charset[:40]!r}; send it in UTF-8")
 
 
 def content_type(value: str) -> tuple[str, str | None]:
-    """A Content-Type header -> the media type in lower case ("" for none), and the charset if one is declared."""
+    """Return a Content-Type header's media type in lower case ("" for none), and the charset if one is declared.
+
+    Different charsets in one header are joined by ", ", and refused by whoever uses them.
+    """
     media_type, *parameters = value.split(";")
     charsets = []
     for parameter in parameters:
@@ -124,7 +141,13 @@ def content_type(value: str) -> tuple[str, str | None]:
 
 
 def _codec(charset: str) -> str:
-    """Python's name of a charset. Raises UnsupportedMediaType where Python has none."""
+    """Return Python's name of a charset. Raises UnsupportedMediaType for one that Python does not know."""
+    several = charset.split(", ")
+    if len(several) > 1:  # see content_type
+        if len({_codec(one) for one in several}) == 1:
+            return _codec(several[0])
+        named = " and ".join(repr(one[:40]) for one in several[:5])
+        raise UnsupportedMediaType(f"the content type declares different charsets, {named}; declare one")
     name = re.sub(r"[\s\-.]+", "_", charset.strip().lower())
     if name not in CODECS or name in NO_CHARSETS:
         raise _unknown(charset)

@@ -1,7 +1,7 @@
-"""How embeddings travel to the client: numbers in JSON, base64 in JSON, or raw bytes.
+"""In which form embeddings are sent to the client: numbers in JSON, base64 in JSON, or raw bytes.
 
-JSON carries as many digits as the precision holds, so that fewer bytes travel and no digit is made up. Base64 and raw
-bytes are little-endian and exact: float32 as computed, or float16 at half the size.
+JSON has as many digits as the precision holds: fewer bytes are sent, and no digit is made up. Base64 and raw bytes
+are little-endian and exact: float32 as computed, or float16 at half the size.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from handlers.protocol.options import one_of
 JSON, RAW, NPY = "application/json", "application/octet-stream", "application/x-npy"
 MEDIA_TYPES = (JSON, RAW, NPY)
 ENCODINGS = ("float", "base64")
+EXACT = "exact"  # encoding_format of an answer that is not JSON: values as computed, not rounded to DIGITS
 DTYPES: dict[object, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-# Significant decimal digits: what tells two neighbouring values of the type apart.
+# Significant decimal digits with which two neighbouring values of the type differ.
 DIGITS = {"fp32": 9, "fp16": 5, "bf16": 4, "fp8": 5}
 
 
 def media_type(accept: str, offered: Sequence[str] = MEDIA_TYPES) -> str:
-    """Return the one of `offered` that the client prefers, by RFC 9110, section 12.5.1.
+    """Return the media type that the client prefers, by RFC 9110, section 12.5.1.
 
-    accept: the request's header; "" is no wish. offered: the default first. Raises NotAcceptable.
+    Args:
+        accept: the request's header Accept; "" if it did not come.
+        offered: media types of answers, the default first.
+
+    Raises NotAcceptable if none of them is acceptable.
     """
     if not accept or accept == "*/*":
         return offered[0]
@@ -79,14 +84,17 @@ OPTIONS = {"encoding_format": one_of(ENCODINGS), "dtype": one_of(("float32", "fl
 
 
 def as_base64(row: NDArray[Any], options: Mapping[str, Any]) -> str:
-    """One embedding, (hidden,), as base64 of its little-endian values."""
+    """Return one embedding, (hidden,), as base64 of its little-endian values."""
     return base64.b64encode(_typed(row, options).tobytes()).decode("ascii")
 
 
 def as_bytes(rows: Sequence[NDArray[Any]], options: Mapping[str, Any], kind: str) -> tuple[bytes, dict[str, str]]:
-    """All embeddings of one request as (N, hidden), and response headers that tell their shape and type.
+    """Return the embeddings of one request as bytes, and the response headers with their shape and type.
 
-    kind: RAW for the values alone, row by row; NPY for a NumPy file, which says its shape and type itself.
+    Args:
+        rows: N embeddings, (hidden,) each.
+        options: the request's; "dtype" is float32 or float16.
+        kind: RAW for the values alone, row by row; NPY for a NumPy file, which holds its shape and type itself.
     """
     values = _typed(np.stack(rows), options)
     headers = {"X-Shape": ",".join(map(str, values.shape)), "X-Dtype": values.dtype.name}

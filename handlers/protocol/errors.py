@@ -1,8 +1,8 @@
-"""Every error a client can cause, in one place.
+"""Every error that a client can cause, in one place.
 
-The JSON body has the shape of TorchServe's own errors, so a client needs one parser for both:
-`{"code": 400, "type": "InvalidImage", "message": "..."}`. A message says what came and what was wanted; it
-names sizes, types and positions, never the content that a user sent.
+The JSON body has the shape of TorchServe's own errors, so that a client needs one parser for both:
+`{"code": 400, "type": "InvalidImage", "message": "..."}`. A message names what came and what was wanted, by sizes,
+types and positions, never by the content that a user sent.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ class RequestError(Exception):
         self.message = message
 
     def body(self) -> dict[str, object]:
+        """Return what the client gets, in TorchServe's shape."""
         return {"code": self.status, "type": type(self).__name__, "message": self.message}
 
 
@@ -26,7 +27,7 @@ class EmptyRequest(RequestError):
 
 
 class InvalidJson(RequestError):
-    """The body says that it is JSON, or begins as only JSON does, and is not valid."""
+    """The body is declared as JSON, or begins as only JSON does, and is not valid."""
 
 
 class InvalidInput(RequestError):
@@ -42,7 +43,7 @@ class InvalidImage(RequestError):
 
 
 class NotAcceptable(RequestError):
-    """The header Accept asks for a form that the answer does not come as."""
+    """The header Accept allows no media type that the answer can come as."""
 
     status = 406
 
@@ -70,7 +71,7 @@ class UnsupportedMediaType(RequestError):
 
 
 class InferenceFailed(RequestError):
-    """The input was fine and the model failed on it: ours, not the client's."""
+    """The input was fine and the model failed on it: an error of ours, not the client's."""
 
     status = 500
 

@@ -1,100 +1,61 @@
-"""One request on its way through a handler, and the values of all requests of a batch."""
+"""One client's request on its way through a handler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from handlers.protocol import encodings
 from handlers.protocol.errors import RequestError
 
+if TYPE_CHECKING:
+    from handlers.protocol.adapter import Adapter
+
 T = TypeVar("T")
 R = TypeVar("R")
+Combine = Callable[[Sequence[Any]], object]
+
+
+def one_answer(answers: Sequence[Any]) -> object:
+    """Combine the answer to one input: itself. A file of several images has several, which stay a list."""
+    return answers[0] if len(answers) == 1 else answers
 
 
 @dataclass
 class Request:
-    """One row on its way through the handler.
+    """One client's request, read by the adapter of its protocol, which also writes its answer.
 
-    payloads: what the client sent, one entry an input: bytes, or a value from JSON.
-    shape: "one" answers the input itself, "list" a list in the same order, "instances" the KServe v1 form
-        `{"predictions": [...]}` for `{"instances": [...]}`.
-    options: query or JSON parameters by name, validated.
-    inputs: the decoded inputs, results: their answers; same length and order as payloads.
-    form: the media type of the answer, one of answers.MEDIA_TYPES.
-    grpc, unanswerable: as `rows.Front` has them.
+    Args:
+        adapter: of the protocol that the request came by.
+        inputs: one entry per input of the model: bytes, a str, or a value from JSON. None for a request that the
+            adapter answers without the model.
+        options: by name, validated. They hold for all inputs.
+        combine: makes of the inputs' answers, in the order of `inputs`, what the client gets.
+        media_type: in which the answer comes.
+        answers: by the model, one per input.
+        error: why the request has none.
+        is_grpc, is_unanswerable: as the Row says.
     """
 
-    payloads: list[Any] = field(default_factory=list)
-    shape: str = "one"
-    options: dict[str, Any] = field(default_factory=dict)
-    inputs: list[Any] = field(default_factory=list)
-    results: list[Any] = field(default_factory=list)
+    adapter: Adapter
+    inputs: Sequence[object] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    combine: Combine = one_answer
+    media_type: str = encodings.JSON
+    answers: Sequence[Any] = ()
     error: RequestError | None = None
-    description: dict[str, Any] | None = None
-    form: str = encodings.JSON
-    grpc: bool = False
-    unanswerable: bool = False
+    is_grpc: bool = False
+    is_unanswerable: bool = False
 
     @property
-    def open(self) -> bool:
-        """Whether this request still wants the model."""
-        return self.error is None and self.description is None
-
-    def check(self, refuse: Callable[..., object], *arguments: object) -> None:
-        """Keep the RequestError that refuse(*arguments) may raise as this request's own."""
-        try:
-            refuse(*arguments)
-        except RequestError as error:
-            self.error = error
-
-    def answer(self) -> object:
-        if self.error is not None:
-            return self.error.body()
-        if self.description is not None:
-            return self.description
-        if self.shape == "instances":
-            return {"predictions": self.results}
-        return self.results[0] if self.shape == "one" else self.results
-
-
-def gather(requests: Iterable[Request], stage: str) -> list[Any]:
-    """What all open requests hold in `stage` ("payloads" or "inputs"), in order."""
-    return [item for request in requests if request.open for item in getattr(request, stage)]
-
-
-def gather_options(requests: Iterable[Request], stage: str) -> list[Mapping[str, Any]]:
-    """For each item of `gather(requests, stage)`, its request's options."""
-    return [request.options for request in requests if request.open for _ in getattr(request, stage)]
-
-
-def gather_owners(requests: Iterable[Request], stage: str) -> list[int]:
-    """For each item of `gather(requests, stage)`, its request's index."""
-    return [place for place, request in enumerate(requests) if request.open for _ in getattr(request, stage)]
-
-
-def scatter(requests: Iterable[Request], values: Iterable[object], source: str, target: str) -> None:
-    """Hand one value for each item of `gather(requests, source)` back to its request's `target`.
-
-    A value that is a RequestError becomes the error of its whole request, and of no other.
-    """
-    remaining = iter(values)
-    for request in requests:
-        if not request.open:
-            continue
-        count = len(getattr(request, source))
-        mine = [next(remaining) for _ in range(count)]
-        errors = [(place, value) for place, value in enumerate(mine, 1) if isinstance(value, RequestError)]
-        if errors:
-            place, request.error = errors[0]
-            if count > 1:
-                request.error = type(request.error)(f"input {place} of {count}: {request.error.message}")
-        setattr(request, target, mine)
+    def is_waiting(self) -> bool:
+        """Whether the request still wants answers of the model."""
+        return self.error is None and len(self.inputs) > 0 and not self.answers
 
 
 def caught(work: Callable[[T], R]) -> Callable[[T], R | RequestError]:
-    """`work`, with a RequestError returned instead of raised."""
+    """Return `work` with a RequestError returned instead of raised."""
 
     def attempt(item: T) -> R | RequestError:
         try:

@@ -1,70 +1,76 @@
-"""What both entries do with a batch: read, run, answer."""
+"""The way of a batch through a handler: read, prepare, run, answer, write."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from handlers.loading import Model
-from handlers.protocol import unexpected, writer
+from handlers.protocol import internal_errors, writer
 from handlers.protocol.context import Context
 from handlers.protocol.reader import Reader
-from handlers.protocol.request import Request, gather
+from handlers.protocol.request import Request
+from handlers.serving.inputs import Inputs, Options, inputs_of, joined
+from handlers.serving.isolation import run_isolated
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import Settings
 
 S = TypeVar("S", bound=Settings)
+I = TypeVar("I")  # noqa: E741 - an input, as the network takes it
 
 
-class Handler(Generic[S]):
-    """The way of a batch through a handler; an entry says how to load, preprocess and postprocess."""
+class Handler(ABC, Generic[S, I]):
+    """What both entries share; an entry says how inputs are prepared, and what the network answers to them."""
 
     model: Model[S]
     reader: Reader
     metrics: BatchMetrics
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """Answer one batch of TorchServe rows, in order; never raises, unless the process is to end.
+        """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
 
-        An error that nothing else has caught fails the rows that have no answer yet, and no other.
+        An error that nothing else has caught fails the requests that have no answer yet, and no other.
         """
         started = time.perf_counter()
-        batch = self.reader.read(rows, context)
-        inputs = 0
+        requests = self.reader.read(rows, context)
+        prepared: Inputs[I] = Inputs([], [])
         try:
-            writer.describe(batch, self.model.description)
-            self._prepare(batch)
-            inputs = len(gather(batch, "inputs"))
-            if inputs:
-                self.postprocess(batch)
+            prepared = self._prepared(requests)
+            if len(prepared):
+                self.answer(prepared)
         except BaseException as error:
-            writer.fail(batch, unexpected.failed(error, "answering the batch"))
-        answers = writer.write(batch, context)
+            writer.fail(requests, internal_errors.log_failure(error, "answering the batch"))
+        bodies = writer.write(requests, context)
         try:
-            self.metrics.report(batch, inputs, started)
+            self.metrics.report(requests, len(prepared), started)
         except BaseException as error:
-            unexpected.failed(error, "reporting the batch's metrics")
-        return answers
+            internal_errors.log_failure(error, "reporting the batch's metrics")
+        return bodies
 
-    def _prepare(self, batch: Sequence[Request]) -> None:
-        """Preprocess all together; if that fails, each request by itself, so that the culprit fails alone."""
+    def _prepared(self, requests: Sequence[Request]) -> Inputs[I]:
+        """Prepare all together; if that fails, each request by itself, so that the culprit fails alone."""
         try:
-            self.preprocess(batch)
-            return
+            return self.prepare(inputs_of(requests))
         except BaseException as error:
-            unexpected.failed(error, "preparing the batch's inputs")
-        for request in filter(lambda request: request.open, batch):
-            request.inputs = []
+            internal_errors.log_failure(error, "preparing the batch's inputs")
+        parts = []
+        for request in filter(lambda request: request.is_waiting, requests):
             try:
-                self.preprocess([request])
+                parts.append(self.prepare(inputs_of([request])))
             except BaseException as error:
-                request.error = unexpected.answer(error, "preparing the request's inputs")
+                request.error = internal_errors.failure_of(error, "preparing the request's inputs")
+        return joined(parts)
 
-    def preprocess(self, batch: Sequence[Request]) -> None:
-        """Payloads -> inputs, or an error, for every open request."""
-        raise NotImplementedError
+    def answer(self, inputs: Inputs[I]) -> None:
+        """Run the network on prepared inputs and give each request its answers; a failure stays with its request."""
+        inputs.hand_back(run_isolated(self.predict, inputs.with_options(), inputs.owners()))
 
-    def postprocess(self, batch: Sequence[Request]) -> None:
-        """Inputs -> results, or an error, for every open request."""
-        raise NotImplementedError
+    @abstractmethod
+    def prepare(self, inputs: Inputs[object]) -> Inputs[I]:
+        """Turn inputs as clients sent them into what the network takes. May be called again per request."""
+
+    @abstractmethod
+    def predict(self, inputs: Sequence[tuple[I, Options]]) -> list[object]:
+        """Return one answer, or NotFinite, per prepared input with its request's options, in order."""

@@ -22,22 +22,24 @@ R = TypeVar("R")
 
 # Requests of a batch that are found by running parts of it again. If more of them fail, it is the model that fails.
 MOST_CULPRITS = 8
-# How PyTorch, its allocator for CPUs, Triton, TensorRT, cuBLAS and cuDNN say that memory is short.
+# Messages of PyTorch, its allocator for CPUs, Triton, TensorRT, cuBLAS and cuDNN when memory is short.
 SHORT = re.compile(r"out ?of ?memory|not enough memory|can't allocate memory|alloc_failed", re.IGNORECASE)
 
 
 def run_isolated(
     work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], owners: Sequence[int] | None = None
 ) -> list[R | InferenceFailed]:
-    """`work(items)`, one result per item; a batch that fails is halved until only the culprits have failed.
-
-    owners: the number of each item's request, ascending; by default each item is a request of its own. A request
-    fails as a whole, so its items behind the first culprit are not run.
+    """Return `work(items)`, one result per item; a batch that fails is halved until only the culprits have failed.
 
     One culprit among N items costs about 2 log2(N) more runs. If more than MOST_CULPRITS requests of a batch fail,
-    it is given up: what is left fails without being tried alone. If memory is short, parts that fit are run.
+    the batch is given up: what is left fails without being tried alone. If memory is short, parts that fit are run.
 
-    Does not return if the GPU is lost, see exit_if_gpu_lost.
+    Args:
+        work: runs the model on some items; returns one result per item.
+        owners: the index of each item's request, ascending; by default each item is a request of its own. A request
+            fails as a whole, so its items behind the first culprit are not run.
+
+    Raises SystemExit if the GPU is lost, see exit_if_gpu_lost.
     """
     return _Batch(work, items, range(len(items)) if owners is None else owners).answers() if items else []
 
@@ -45,9 +47,10 @@ def run_isolated(
 def exit_if_gpu_lost() -> None:
     """End the process if nothing can run on its GPU any more; TorchServe starts another one.
 
-    TorchServe would keep the broken worker. To be called after an exception, whose text does not tell: "CUDA error"
-    stands before an allocation that failed as well, and a lost context has many names. Where it is lost, by an
-    illegal address for one, each later call raises. What an earlier call has left behind is raised once.
+    TorchServe itself would keep the broken worker. Call this after an exception: its message does not show whether
+    the GPU is lost, for "CUDA error" also begins the message of a failed allocation, and a lost context has many
+    names. After a loss, for example by an illegal address, every later call raises. An error that an earlier call
+    left behind is raised only once.
     """
     if not torch.cuda.is_initialized() or _synchronizes():
         return
@@ -67,7 +70,7 @@ def _synchronizes() -> bool:
 
 
 class _Batch(Generic[T, R]):
-    """The search for the culprits in one batch. A part of it is a range of places."""
+    """The search for the culprits in one batch. A part of the batch is a range of indices."""
 
     def __init__(self, work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], owners: Sequence[int]) -> None:
         self.work, self.items, self.owners = work, items, owners
@@ -148,8 +151,8 @@ class _Batch(Generic[T, R]):
             self.results[piece.start] = InferenceFailed(f"the model failed on this input: {error}")
 
     def _give_up(self, part: range) -> None:
-        for place in part:
-            self.results[place] = InferenceFailed(
+        for index in part:
+            self.results[index] = InferenceFailed(
                 f"the model failed on more than {MOST_CULPRITS} requests of a batch; this one was not tried alone"
             )
 

@@ -1,4 +1,4 @@
-"""One batch's figures for TorchServe's metrics endpoint, as metrics.yaml declares them, and for the log."""
+"""Counts and times of each batch, for TorchServe's metrics endpoint (declared in metrics.yaml) and the log."""
 
 from __future__ import annotations
 
@@ -33,8 +33,13 @@ class BatchMetrics:
             )
 
     def report(self, requests: Sequence[Request], inputs: int, started: float) -> None:
-        """One batch is done. inputs: images or texts that ran; started: perf_counter() at the batch's arrival."""
-        served = [request for request in requests if request.description is None]
+        """Report one batch. Requests that asked for the model's description are not counted.
+
+        Args:
+            inputs: images or texts that ran.
+            started: time.perf_counter() at the batch's arrival, in seconds.
+        """
+        served = [request for request in requests if request.error is not None or request.inputs]
         if not served:
             return
         elapsed_ms = round((time.perf_counter() - started) * 1e3, 3)
@@ -42,7 +47,7 @@ class BatchMetrics:
             self._add(name, value)
         statuses = [request.error.status for request in served if request.error is not None]
         failed = sum(status >= 500 for status in statuses)
-        broken = sum(isinstance(result, NotFinite) for request in served for result in request.results)
+        broken = sum(isinstance(answer, NotFinite) for request in served for answer in request.answers)
         for name, count in zip(COUNTERS, (len(statuses) - failed, failed, broken), strict=True):
             if count:
                 self._add(name, count)

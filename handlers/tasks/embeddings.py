@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
-from handlers.protocol.errors import NotFinite
-from handlers.settings import Pooling
-from handlers.tasks.base import Archive, Input, TextTask
+from handlers.tasks.shared.embeddings import encoded
+from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.pooling import Pooling
+from handlers.tasks.shared.task import Archive, Input, TextTask
+
+HEAD = Head("AutoModel", ("Model",), output="last_hidden_state", rows="token")
+OPTIONS = tuple(encodings.OPTIONS)
 
 
 def pool(vectors: torch.Tensor, cu_seqlens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """(T, hidden) packed token vectors -> (N, len(modes) * hidden) fp32 embeddings.
+    """Return one embedding per text: (N, len(modes) * hidden), fp32.
 
-    Modes are those of sentence_transformers.models.Pooling: added tokens count, padding does not exist here.
+    Args:
+        vectors: (T, hidden) packed token vectors, of any dtype. Tokens that the tokenizer added count.
+        cu_seqlens: (N + 1,) int32, where each text begins in `vectors`; the last is T.
+        pooling: modes of sentence_transformers.models.Pooling, concatenated in their order.
     """
     vectors = vectors.float()
     offsets = cu_seqlens.long()  # (N + 1,)
@@ -42,64 +48,26 @@ def _pool_one(vectors: torch.Tensor, offsets: torch.Tensor, mode: str) -> torch.
     return sums / torch.segment_reduce(weights, "sum", offsets=offsets)
 
 
-def significant(values: torch.Tensor, digits: int) -> torch.Tensor:
-    """Round fp32 values to so many significant decimal digits; the shortest JSON of each is then that short.
-
-    Values that are not finite, and those below 1e-30, stay as they are. 9 digits and more change nothing.
-    """
-    if digits >= 9:
-        return values
-    wide = values.double()
-    exponents = wide.abs().clamp_min(1e-30).log10().floor()
-    factors = torch.pow(10.0, digits - 1 - exponents)
-    rounded = (wide * factors).round() / factors
-    narrow = torch.where(wide.abs() >= 1e-30, rounded, wide).float()
-    return torch.where(narrow.isfinite(), narrow, values)
-
-
 class Embeddings(TextTask):
-    """Token vectors (T, hidden) -> one embedding per text: numbers, base64 or bytes, see protocol/encodings.py.
+    """Answers with one embedding per text: numbers, base64, or exact values for bytes (protocol/encodings.py).
 
-    digits: significant decimal digits of a number in JSON.
+    Args:
+        digits: significant decimal digits of a number in JSON.
     """
 
     options = encodings.OPTIONS
-    forms = encodings.MEDIA_TYPES
+    media_types = encodings.MEDIA_TYPES
 
     def __init__(self, pooling: Pooling, digits: int = encodings.DIGITS["fp32"]) -> None:
         self.pooling, self.digits = pooling, digits
 
-    def figures(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    def comparable(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         return pool(outputs, batch.cu_seqlens, self.pooling)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        return encoded(self.figures(outputs, batch), [options for _, options in inputs], self.digits)
+        return encoded(self.comparable(outputs, batch), [options for _, options in inputs], self.digits)
 
 
 def make(archive: Archive) -> TextTask:
     """Return the task of an archive."""
     return Embeddings(archive.settings.pooling, encodings.DIGITS[archive.precision])
-
-
-def encoded(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digits: int) -> list[object]:
-    """Return one answer per embedding: an array of numbers, base64, or NotFinite.
-
-    Args:
-        embeddings: (N, hidden) fp32.
-        options: of each embedding's request, by encodings.OPTIONS.
-        digits: significant decimal digits of a number in JSON.
-    """
-    finite = embeddings.isfinite().all(dim=1)
-    wanted = [chosen.get("encoding_format", "float") for chosen in options]
-    if "float" in wanted:
-        as_numbers = torch.tensor([encoding == "float" for encoding in wanted], device=embeddings.device)
-        rounded = significant(embeddings, digits)
-        embeddings = torch.where(as_numbers.unsqueeze(1), rounded, embeddings)
-    halved = torch.tensor([chosen.get("dtype") == "float16" for chosen in options], device=finite.device)
-    finite &= ~halved | embeddings.half().isfinite().all(dim=1)  # float16 ends at 65,504
-    rows = zip(embeddings.cpu().numpy(), finite.tolist(), options, strict=True)
-    return [_encoded(row, chosen) if good else NotFinite() for row, good, chosen in rows]
-
-
-def _encoded(row: Any, options: Mapping[str, Any]) -> object:
-    return encodings.as_base64(row, options) if options.get("encoding_format") == "base64" else row

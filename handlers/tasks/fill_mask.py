@@ -13,15 +13,18 @@ import torch
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import InvalidInput, NotFinite, PayloadTooLarge
 from handlers.protocol.options import whole_number
-from handlers.tasks.base import Archive, Input, TextTask
-from handlers.tasks.scores import download_top, finite, float_or_nan
+from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.scores import download_top, finite, float_or_nan
+from handlers.tasks.shared.task import Archive, Input, TextTask
 from handlers.texts.tokenization import Encoded, Tokenizer
 
-MAX_FILLINGS = 1000  # of one request: each is decoded with the whole text around it, and comes back with it
+HEAD = Head("AutoModelForMaskedLM", ("ForMaskedLM", "ForPreTraining"), output="logits", rows="mask")
+OPTIONS = ("top_k",)
+MAX_FILLINGS = 1000  # per request: each is decoded with the whole text around it, and answered with it
 
 
 class FillMask(TextTask):
-    """Logits (M, vocabulary) at the masks -> likeliest tokens; a list of those where a text has several masks."""
+    """Answers with the likeliest tokens at the mask; with a list of such lists if a text has several masks."""
 
     def __init__(self, mask_token: str, tokenizer: Tokenizer, count: int) -> None:
         self.tokenizer, self.mask_token = tokenizer.whole, mask_token
@@ -55,18 +58,20 @@ class FillMask(TextTask):
 
     def _answer_one(self, encoded: Encoded, rows: Iterable[tuple[list[float], list[int]]], count: int) -> object:
         masks = self._masks(encoded)
-        mine = list(zip(masks, rows, strict=False))  # all taken even if one is broken: the next text's follow
+        own = list(
+            zip(masks, rows, strict=False)
+        )  # all of this text's rows, even if one is broken: the next text's follow
         fillings = []
-        for place, (values, tokens) in mine:
+        for index, (values, tokens) in own:
             if not finite(values):
                 return NotFinite()
             chosen = zip(values[:count], tokens[:count], strict=True)
-            fillings.append([self._filling(encoded, place, token, value) for value, token in chosen])
+            fillings.append([self._filling(encoded, index, token, value) for value, token in chosen])
         return fillings[0] if len(masks) == 1 else fillings
 
-    def _filling(self, encoded: Encoded, place: int, token: int, score: float) -> dict[str, object]:
-        filled = [*encoded.ids[:place], token, *encoded.ids[place + 1 :]]
-        # A text with several masks shows the others as what they are.
+    def _filling(self, encoded: Encoded, index: int, token: int, score: float) -> dict[str, object]:
+        filled = [*encoded.ids[:index], token, *encoded.ids[index + 1 :]]
+        # The other masks of the text stay visible.
         sequence = self.tokenizer.decode(filled, skip_special_tokens=encoded.ids.count(self.mask_id) == 1)
         return {
             "score": score,
@@ -76,11 +81,11 @@ class FillMask(TextTask):
         }
 
     def _masks(self, encoded: Encoded) -> list[int]:
-        return [place for place, token in enumerate(encoded.ids) if token == self.mask_id]
+        return [index for index, token in enumerate(encoded.ids) if token == self.mask_id]
 
 
 def mask_token(folder: Path) -> str:
-    """The tokenizer's mask token, from its own files. Raises ValueError where it has none."""
+    """Return the tokenizer's mask token, from its own files. Raises ValueError if it has none."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         path = folder / name
         token = json.loads(path.read_text(encoding="utf-8")).get("mask_token") if path.is_file() else None

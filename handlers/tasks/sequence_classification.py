@@ -10,12 +10,22 @@ import torch
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import NotFinite
 from handlers.protocol.options import whole_number
-from handlers.tasks.base import Archive, Input, TextTask
-from handlers.tasks.scores import download_top, finite, labels_of, score_function, scores_of
+from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.scores import download_top, finite, labels_of, score_function, scores_of
+from handlers.tasks.shared.task import Archive, Input, TextTask
+
+HEAD = Head(
+    "AutoModelForSequenceClassification",
+    ("ForSequenceClassification",),
+    output="logits",
+    rows="text",
+    has_labels=True,
+)
+OPTIONS = ("top_k",)
 
 
 class SequenceClassification(TextTask):
-    """Logits (N, labels) -> labels with scores, likeliest first."""
+    """Answers with labels and their scores, likeliest first."""
 
     takes_pairs = True
 
@@ -27,9 +37,9 @@ class SequenceClassification(TextTask):
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
         counts = [int(options.get("top_k", self.count)) for _, options in inputs]
-        values, places = download_top(scores_of(outputs, self.function), max(counts))
+        values, indices = download_top(scores_of(outputs, self.function), max(counts))
         return [
-            [{"label": self.labels[p], "score": v} for v, p in zip(values[i][:n], places[i][:n], strict=True)]
+            [{"label": self.labels[p], "score": v} for v, p in zip(values[i][:n], indices[i][:n], strict=True)]
             if finite(values[i])
             else NotFinite()
             for i, n in enumerate(counts)

@@ -10,23 +10,33 @@ import torch
 
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import NotFinite
-from handlers.tasks.base import Archive, Input, TextTask
-from handlers.tasks.scores import download_top, finite, float_or_nan, labels_of
+from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.scores import download_top, finite, float_or_nan, labels_of
+from handlers.tasks.shared.task import Archive, Input, TextTask
 from handlers.texts.tokenization import Encoded
+
+HEAD = Head(
+    "AutoModelForTokenClassification",
+    ("ForTokenClassification",),
+    output="logits",
+    rows="token",
+    has_labels=True,
+)
+OPTIONS: tuple[str, ...] = ()
 
 
 class TokenClassification(TextTask):
-    """Logits (T, labels) -> entities: runs of tokens with one label, as transformers' "simple" aggregation."""
+    """Answers with entities: runs of tokens with one label, as transformers' "simple" aggregation makes them."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.labels = labels_of(config)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        values, places = download_top(float_or_nan(outputs).softmax(dim=1), 1)
+        values, indices = download_top(float_or_nan(outputs).softmax(dim=1), 1)
         answers: list[object] = []
         for (encoded, _), start in zip(inputs, accumulate(batch.lengths, initial=0), strict=False):
             rows = range(start, start + len(encoded.ids))
-            scores, labels = [values[row][0] for row in rows], [self.labels[places[row][0]] for row in rows]
+            scores, labels = [values[row][0] for row in rows], [self.labels[indices[row][0]] for row in rows]
             good = finite(scores)
             answers.append(_entities(encoded, scores, labels) if good else NotFinite())
         return answers
@@ -35,14 +45,14 @@ class TokenClassification(TextTask):
 def _entities(encoded: Encoded, scores: Sequence[float], labels: Sequence[str]) -> list[dict[str, object]]:
     """Group tokens as transformers' TokenClassificationPipeline.group_entities does; "O" is left out."""
     groups: list[list[int]] = []
-    for place, special in enumerate(encoded.encoding.special_tokens_mask):
+    for index, special in enumerate(encoded.encoding.special_tokens_mask):
         if special:
             continue
-        _, tag = _split_tag(labels[place])
-        if groups and labels[place][:2] != "B-" and tag == _split_tag(labels[groups[-1][-1]])[1]:
-            groups[-1].append(place)
+        _, tag = _split_tag(labels[index])
+        if groups and labels[index][:2] != "B-" and tag == _split_tag(labels[groups[-1][-1]])[1]:
+            groups[-1].append(index)
         else:
-            groups.append([place])
+            groups.append([index])
     return [_entity(encoded, group, scores, labels) for group in groups if labels[group[0]] != "O"]
 
 
@@ -53,7 +63,7 @@ def _entity(
     start, end = _without_blanks(encoded.text, offsets[group[0]][0], offsets[group[-1]][1])
     return {
         "label": labels[group[0]].split("-", 1)[-1],
-        "score": sum(scores[place] for place in group) / len(group),
+        "score": sum(scores[index] for index in group) / len(group),
         "text": encoded.text[start:end],
         "start": start,
         "end": end,
@@ -61,9 +71,9 @@ def _entity(
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
-    """The same part of the text, less the blanks around it: some tokenizers count the one before a word to the word.
+    """Return the part text[start:end] without the blanks around it; a part of blanks alone is empty, at its end.
 
-    A part of blanks alone is empty, at its end.
+    Some tokenizers count the blank before a word to the word.
     """
     part = text[start:end]
     start += len(part) - len(part.lstrip())

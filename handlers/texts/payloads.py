@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from handlers.protocol.errors import EmptyRequest, InvalidInput, PayloadTooLarge
 from handlers.protocol.wording import kind_of, names_of
-from handlers.settings import TextSettings
+
+if TYPE_CHECKING:
+    from handlers.settings import TextSettings
 
 MEDIA_TYPES = ("", "text/plain", "application/octet-stream")
 
@@ -36,19 +39,20 @@ def accepts(media_type: str) -> bool:
     return media_type in MEDIA_TYPES
 
 
-def media(task: str) -> str:
-    """What a model of this task takes, for error messages."""
-    pair = ', {"text": "...", "text_pair": "..."}' if task == "sequence-classification" else ""
+def wanted(takes_pairs: bool) -> str:
+    """Return what the model takes, for error messages."""
+    pair = ', {"text": "...", "text_pair": "..."}' if takes_pairs else ""
     return f'text/plain, or JSON: a string{pair}, a list of those, or {{"instances": [...]}}'
 
 
-def read(payload: object, settings: TextSettings, pairs: bool, truncate: bool) -> Text:
-    """One payload as a text, or as a pair if the task takes pairs.
+def read(payload: object, settings: TextSettings, takes_pairs: bool, truncate: bool) -> Text:
+    """Return one payload as a text, or as a pair if the task takes pairs.
 
     Args:
-        payload: a JSON value, or UTF-8 bytes. The protocol's reader has dealt with charsets and byte order marks.
+        payload: a JSON value, or UTF-8 bytes: handlers.protocol has decoded what a client sent, charset and byte
+            order mark included.
         settings: the archive's.
-        pairs: whether the task takes pairs.
+        takes_pairs: whether the task does.
         truncate: see Text.
 
     Raises EmptyRequest, InvalidInput or PayloadTooLarge.
@@ -59,8 +63,9 @@ def read(payload: object, settings: TextSettings, pairs: bool, truncate: bool) -
         except UnicodeDecodeError as error:
             raise InvalidInput(f"the text is not UTF-8: byte {error.start} of {len(payload)}") from None
     if isinstance(payload, dict):
-        return Text(*_pair(payload, settings, pairs), truncate)
-    return Text(_checked(payload, settings), None, truncate)
+        text, pair = _pair(payload, settings.task, takes_pairs)
+        return Text(_checked(text, settings, takes_pairs), _checked(pair, settings, takes_pairs), truncate)
+    return Text(_checked(payload, settings, takes_pairs), None, truncate)
 
 
 def refuse_together(texts: Sequence[Text], max_characters: int) -> None:
@@ -79,18 +84,19 @@ def refuse_together(texts: Sequence[Text], max_characters: int) -> None:
         )
 
 
-def _pair(payload: dict[str, object], settings: TextSettings, pairs: bool) -> tuple[str, str]:
-    if not pairs:
-        raise InvalidInput(f"an object came, and {settings.task} takes no pairs; wanted: {media(settings.task)}")
-    if payload.keys() != {"text", "text_pair"}:
-        keys = names_of(payload)
-        raise InvalidInput(f'an object with keys {keys} came; wanted: {{"text": "...", "text_pair": "..."}}')
-    return _checked(payload["text"], settings), _checked(payload["text_pair"], settings)
+def _pair(payload: dict[str, object], task: str, takes_pairs: bool) -> tuple[object, object]:
+    is_pair = payload.keys() == {"text", "text_pair"}
+    if takes_pairs and is_pair:
+        return payload["text"], payload["text_pair"]
+    if is_pair:
+        raise InvalidInput(f"a pair of texts came, and {task} takes no pairs; wanted: {wanted(takes_pairs)}")
+    keys = f"an object with keys {names_of(payload)}" if payload else "an empty object"
+    raise InvalidInput(f"{keys} came where a text belongs; wanted: {wanted(takes_pairs)}")
 
 
-def _checked(value: object, settings: TextSettings) -> str:
+def _checked(value: object, settings: TextSettings, takes_pairs: bool) -> str:
     if not isinstance(value, str):
-        raise InvalidInput(f"{kind_of(value)} came where a text belongs; wanted: {media(settings.task)}")
+        raise InvalidInput(f"{kind_of(value)} came where a text belongs; wanted: {wanted(takes_pairs)}")
     if not value:
         raise EmptyRequest("an empty string came where a text belongs")
     if len(value) > settings.max_chars:

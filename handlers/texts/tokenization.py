@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tokenizers
 
 from handlers.protocol.errors import EmptyRequest, InputTooLong, InvalidInput, RequestError
-from handlers.settings import TextSettings
 from handlers.texts.payloads import Text
 from handlers.texts.truncation import Truncated, truncated, truncation_side
+
+if TYPE_CHECKING:
+    from handlers.settings import TextSettings
 
 MAX_CHARACTERS = 500_000  # tokenized in one call, unless one input has more; encodings of so many take about 100 MB
 

@@ -27,7 +27,7 @@ TorchServe of its own. Workers are doubled until that brings nothing, then the b
 Answers are compared with those of lone requests; a setting with errors or wrong answers is not taken.
 
 The goal is --max-throughput, or the most requests/s with 99 of 100 answers within --p99-ms. The choice is confirmed
-in an open loop at 70 % of what it reached (see docs/serving.md). Stop other programs on the GPU first, the model's
+in an open loop at 70 % of what it reached (see docs/batching.md). Stop other programs on the GPU first, the model's
 own server too: they would be measured as well.
 """
 EPILOG = """\

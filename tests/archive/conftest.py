@@ -72,12 +72,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder)
     modules = [
         {
-            "idx": place,
-            "name": str(place),
-            "path": "" if name == "Transformer" else f"{place}_{name}",
+            "idx": index,
+            "name": str(index),
+            "path": "" if name == "Transformer" else f"{index}_{name}",
             "type": f"sentence_transformers.models.{name}",
         }
-        for place, name in enumerate(MODULES)
+        for index, name in enumerate(MODULES)
     ]
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     (folder / "1_Pooling").mkdir()

@@ -19,8 +19,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from archive import package as packaging
 from archive.checkpoints import text_checkpoints
-from archive.checkpoints.sources import CheckpointError
-from handlers.engines.torch_eager import load_transformer
+from archive.checkpoints.errors import CheckpointError
+from handlers.engines.text_networks import load_transformer
 
 Run = Callable[..., tuple[int, str]]
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12\n"
@@ -172,19 +172,19 @@ def test_a_damaged_archive_of_the_same_name_is_replaced(
 def spoilt(content: Any, draw: random.Random) -> Any:
     """A copy with one value, somewhere within, taken out or exchanged."""
     content = json.loads(json.dumps(content))
-    place = content
+    node = content
     while True:
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
         if not keys:
             return content
         key = draw.choice(keys)
-        if isinstance(place[key], (dict, list)) and place[key] and draw.random() < 0.6:
-            place = place[key]
+        if isinstance(node[key], (dict, list)) and node[key] and draw.random() < 0.6:
+            node = node[key]
         elif draw.random() < 0.3:
-            del place[key]
+            del node[key]
             return content
         else:
-            place[key] = draw.choice(WRONG)
+            node[key] = draw.choice(WRONG)
             return content
 
 
@@ -280,7 +280,7 @@ def test_a_worker_follows_no_such_order_either(text_folder: Path, imports: list[
 
 @pytest.mark.usefixtures("_no_network")
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         (
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
@@ -297,17 +297,17 @@ def test_a_worker_follows_no_such_order_either(text_folder: Path, imports: list[
     ],
 )
 def test_orders_that_are_refused(
-    text_folder: Path, refused: Callable[..., str], imports: list[str], changes: dict[str, object], said: str
+    text_folder: Path, refused: Callable[..., str], imports: list[str], changes: dict[str, object], expected: str
 ) -> None:
     edit(text_folder / "config.json", **changes)
     message = refused(text_folder)
     assert message.startswith("config.json says ")
-    assert said in message
+    assert expected in message
     assert imports == []
 
 
 @pytest.mark.usefixtures("_no_network")
-def test_an_adapter_beside_the_weights(text_folder: Path, refused: Callable[..., str], imports: list[str]) -> None:
+def test_an_adapter_next_to_the_weights(text_folder: Path, refused: Callable[..., str], imports: list[str]) -> None:
     (text_folder / "adapter_config.json").write_text('{"base_model_name_or_path": "mine/base"}', encoding="utf-8")
     assert "merge_and_unload" in refused(text_folder)
     assert imports == []

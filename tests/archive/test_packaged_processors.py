@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import Dinov2Config, Dinov2Model, ImageGPTConfig, ImageGPTForImageClassification
 
-from archive import contents
+from archive import inspection
 
 CLUSTERS = [[value / 4 - 1, -value / 4 + 1, (value % 3) / 2 - 0.5] for value in range(9)]
 
@@ -38,13 +38,13 @@ def test_it_is_packaged_with_its_processor_and_named(
     printed = package("image-classifier", "--weights", imagegpt, "--export-path", tmp_path)
     assert "note: transformers' ImageGPTImageProcessor preprocesses images on the CPU" in printed
     mar = tmp_path / "imagegpt.mar"
-    contents.verify(mar)
+    inspection.verify(mar)
     with zipfile.ZipFile(mar) as archive:
         held = archive.read("preprocessor_config.json").decode("utf-8")
         config = yaml.safe_load(archive.read("model-config.yaml"))
     assert str(tmp_path) not in held
     assert config["handler"]["preprocess"]["processor"] == "ImageGPTImageProcessor"
-    provenance = contents.read_provenance(mar)
+    provenance = inspection.read_provenance(mar)
     assert provenance["parity"]["fp32"]["max_relative_error"] < 1e-5
     assert {engine["name"] for engine in provenance["engines"].values()} == {"torch_eager"}
 
@@ -59,12 +59,12 @@ def test_an_image_encoder_is_packaged_and_compared_by_cosine(package: Callable[.
     (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     package("image-encoder", "--weights", folder, "--normalize", "--export-path", tmp_path)
     mar = tmp_path / "dinov2.mar"
-    contents.verify(mar)
+    inspection.verify(mar)
     with zipfile.ZipFile(mar) as archive:
         assert "labels.json" not in archive.namelist()
         config = yaml.safe_load(archive.read("model-config.yaml"))
     assert (config["handler"]["task"], config["handler"]["normalize"]) == ("embeddings", True)
-    provenance = contents.read_provenance(mar)
+    provenance = inspection.read_provenance(mar)
     assert provenance["parity"]["fp32"]["min_cosine"] > 0.99999
     assert all(figures["passed"] for figures in provenance["parity"].values())
     assert {engine["network"] for engine in provenance["engines"].values()} == {"Dinov2Model"}

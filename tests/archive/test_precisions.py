@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import DebertaConfig, DebertaForSequenceClassification
 
-from archive import contents
+from archive import inspection
 from archive import package as packaging
 from handlers import placement
 
@@ -55,11 +55,11 @@ def test_a_precision_that_raises_is_left_out(
     options = ("--weights", digits, "--parity-data", digits / "samples", "--export-path", tmp_path / "store")
     printed = package("image-classifier", *options)
     assert f"bf16 FAILED: it does not run: {error}" in printed
-    provenance = contents.read_provenance(tmp_path / "store" / "digits.mar")
+    provenance = inspection.read_provenance(tmp_path / "store" / "digits.mar")
     assert provenance["parity"]["bf16"]["passed"] is False
     assert "no kernel of that kind" in provenance["parity"]["bf16"]["problem"]
     assert set(provenance["engines"]) == {"fp32", "fp16"}
-    assert "bf16: FAILED" in contents.show(tmp_path / "store" / "digits.mar")
+    assert "bf16: FAILED" in inspection.show(tmp_path / "store" / "digits.mar")
 
 
 def test_a_precision_that_raises_and_was_asked_for_is_refused(
@@ -94,7 +94,7 @@ def test_debertas_first_version_raises_in_fp16(
     config = DebertaConfig(vocab_size=vocabulary, **size, **relative)  # type: ignore[arg-type]
     DebertaForSequenceClassification(config).save_pretrained(folder)
     package("text-encoder", "--weights", folder, "--export-path", tmp_path, "--precision", precision)
-    parity = contents.read_provenance(tmp_path / "deberta.mar")["parity"]
+    parity = inspection.read_provenance(tmp_path / "deberta.mar")["parity"]
     assert parity["fp32"]["passed"]
     chosen, _ = placement.choose_precision("auto", torch.device("cuda", 0), parity)
     assert (chosen == "fp16") == parity["fp16"]["passed"]

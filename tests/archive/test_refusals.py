@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import pytest
@@ -16,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model, ResNetConfig
 
-from archive import options, recipes
+from archive import command_line, fingerprint, resolve
 from archive import package as packaging
 from archive.checkpoints import text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES
+from archive.options import ImageClassifierOptions, TextOptions
 from handlers.engines import networks
 from handlers.images.preprocess import Preprocess
 
@@ -149,24 +151,24 @@ def test_the_preset_of_another_size(tiny_bert: Path, refuse: Callable[..., str])
 @pytest.mark.parametrize("task", ["sequence-classification", "token-classification", "fill-mask"])
 def test_a_task_whose_head_is_missing(tiny_bert: Path, refuse: Callable[..., str], task: str) -> None:
     message = refuse("text-encoder", "--weights", tiny_bert, "--task", task)
-    assert ("missing cls." if task == "fill-mask" else "missing classifier.weight") in message
+    assert ("missing: cls." if task == "fill-mask" else "missing: classifier.") in message
     assert "A head that is missing would be random" in message
 
 
 def test_text_weights_that_are_unexpected(text_folder: Path, refuse: Callable[..., str]) -> None:
     edit_weights(text_folder, lambda state: state.update({"encoder.layer.7.strange": torch.zeros(1)}))
-    assert "unexpected encoder.layer.7.strange" in refuse("text-encoder", "--weights", text_folder)
+    assert "unexpected: encoder.layer.7.strange" in refuse("text-encoder", "--weights", text_folder)
 
 
 def test_text_weights_that_are_missing(text_folder: Path, refuse: Callable[..., str]) -> None:
     edit_weights(text_folder, lambda state: state.pop("encoder.layer.1.output.dense.bias"))
-    assert "missing encoder.layer.1.output.dense.bias" in refuse("text-encoder", "--weights", text_folder)
+    assert "missing: encoder.layer.1.output.dense.bias" in refuse("text-encoder", "--weights", text_folder)
 
 
 def test_text_weights_of_another_shape(text_folder: Path, refuse: Callable[..., str]) -> None:
     edit_weights(text_folder, lambda state: state.update({"embeddings.LayerNorm.bias": torch.zeros(7)}))
     message = refuse("text-encoder", "--weights", text_folder)
-    assert "misshapen embeddings.LayerNorm.bias (7,), wanted (32,)" in message
+    assert "misshapen: embeddings.LayerNorm.bias is (7,), wanted (32,)" in message
 
 
 def test_text_weights_that_are_not_finite(text_folder: Path, refuse: Callable[..., str]) -> None:
@@ -177,17 +179,16 @@ def test_text_weights_that_are_not_finite(text_folder: Path, refuse: Callable[..
 
 def test_a_head_of_another_task_is_not_left_out_silently(text_folder: Path, tiny_bert: Path) -> None:
     BertForSequenceClassification(BertConfig.from_pretrained(tiny_bert)).save_pretrained(text_folder)
-    chosen = options.parser().parse_args(["text-encoder", "--weights", str(text_folder), "--task", "embeddings"])
-    chosen.name = "tiny"
-    (note,) = recipes.text_job(chosen, {}).notes
+    options = command_line.parse(["text-encoder", "--weights", str(text_folder), "--task", "embeddings"])
+    (note,) = resolve.text_model(cast("TextOptions", options)).notes
     assert note.startswith("4 weights that embeddings does not use were left out: ")
     assert "bert.pooler.dense.bias" in note
     assert "classifier.weight" in note
 
 
-@pytest.mark.parametrize("said", [True, False])
-def test_decoders(text_folder: Path, refuse: Callable[..., str], said: bool) -> None:
-    if said:
+@pytest.mark.parametrize("expected", [True, False])
+def test_decoders(text_folder: Path, refuse: Callable[..., str], expected: bool) -> None:
+    if expected:
         edit_json(text_folder / "config.json", is_decoder=True)
     else:
         config = GPT2Config(
@@ -239,19 +240,19 @@ def test_a_text_encoders_own_code_is_never_run(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [("zero\n\ntwo\n", "line 2 is blank"), ("\ufeffzero\none\n\n\n", "2 labels for 10 classes")],
 )
 def test_labels_with_blank_lines(
-    digits: Path, refuse: Callable[..., str], tmp_path: Path, content: str, said: str
+    digits: Path, refuse: Callable[..., str], tmp_path: Path, content: str, expected: str
 ) -> None:
     (tmp_path / "labels.txt").write_text(content, encoding="utf-8")
-    assert said in refuse("image-classifier", "--weights", digits, "--labels", tmp_path / "labels.txt")
+    assert expected in refuse("image-classifier", "--weights", digits, "--labels", tmp_path / "labels.txt")
 
 
 def test_a_mark_at_the_beginning_is_no_part_of_a_label(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfzero\r\none\r\n\r\n")
-    assert recipes._read_labels(tmp_path / "labels.txt") == ["zero", "one"]
+    assert resolve._read_labels(tmp_path / "labels.txt") == ["zero", "one"]
 
 
 def test_a_file_name_that_cannot_name_a_model(digits: Path, refuse: Callable[..., str], tmp_path: Path) -> None:
@@ -291,10 +292,8 @@ def test_an_architecture_that_no_task_serves(text_folder: Path, refuse: Callable
     )
 
 
-def test_random_weights_without_anybodys_tokenizer(
-    refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recipes, "demo_model", lambda: None)
+def test_random_weights_without_a_tokenizer(refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "demo_model", lambda: None)
     assert "--tokenizer FOLDER" in refuse("bert-large", "--random-weights")
 
 
@@ -328,10 +327,10 @@ def test_a_revision_of_a_local_folder(digits: Path, refuse: Callable[..., str]) 
 @pytest.mark.parametrize("command", [(), *[(command,) for command in COMMANDS]], ids=str)
 def test_help_mentions_every_option(command: tuple[str, ...], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        options.parser().parse_args([*command, "--help"])
+        command_line.parser().parse_args([*command, "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    subparsers = next(a for a in options.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    subparsers = next(a for a in command_line.parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert tuple(subparsers.choices) == COMMANDS
     for action in subparsers.choices[command[0]]._actions if command else ():
         assert all(name in printed for name in action.option_strings)
@@ -357,7 +356,7 @@ def test_help_mentions_every_option(command: tuple[str, ...], run: Run, capsys: 
 )
 def test_what_argparse_refuses(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        options.parser().parse_args(arguments)
+        command_line.parser().parse_args(arguments)
     assert stopped.value.code == 2
     assert "error:" in capsys.readouterr().err
 
@@ -365,9 +364,9 @@ def test_what_argparse_refuses(arguments: tuple[str, ...], capsys: pytest.Captur
 # What is chosen.
 
 
-def image_job(*arguments: object) -> Any:
+def image_model(*arguments: object) -> Any:
     command = ("image-classifier", "--name", "model", *arguments)
-    return recipes.image_job(options.parser().parse_args(list(map(str, command))), {})
+    return resolve.image_model(cast("ImageClassifierOptions", command_line.parse(list(map(str, command)))))
 
 
 @pytest.fixture
@@ -377,12 +376,12 @@ def bare(digits: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(digits / "model.safetensors", tmp_path / "weights.safetensors"))
 
 
-def bare_job(bare: Path, *arguments: object) -> Any:
-    return image_job("--weights", bare, "--labels", bare.parent / "labels.txt", *arguments)
+def bare_model(bare: Path, *arguments: object) -> Any:
+    return image_model("--weights", bare, "--labels", bare.parent / "labels.txt", *arguments)
 
 
 def test_preprocessing_of_the_checkpoints_own_file(digits: Path) -> None:
-    job = image_job("--weights", digits)
+    job = image_model("--weights", digits)
     half = (0.5, 0.5, 0.5)
     assert job.settings.preprocess == Preprocess(size=32, resize=32, mean=half, std=half)
     assert job.notes == ()
@@ -399,7 +398,7 @@ def test_preprocessing_of_timms_config(bare: Path, tmp_path: Path) -> None:
     content = {"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": cfg}
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     assert image_checkpoints.read(folder).layout == "timm"
-    job = image_job("--weights", folder, "--labels", bare.parent / "labels.txt")
+    job = image_model("--weights", folder, "--labels", bare.parent / "labels.txt")
     wanted = Preprocess(size=288, resize=303, interpolation="bicubic", mean=(0.5, 0.5, 0.5), crop_rounding="even")
     assert job.settings.preprocess == wanted
     assert job.notes == ()
@@ -429,7 +428,7 @@ def _norm(name: str, width: int) -> dict[str, torch.Tensor]:
 
 
 def test_preprocessing_of_a_bare_file_is_assumed_and_noted(bare: Path) -> None:
-    job = bare_job(bare)
+    job = bare_model(bare)
     assert job.settings.preprocess == V1
     assert "does not say how it was preprocessed: resize 256, crop 224, bilinear is assumed" in job.notes[0]
 
@@ -440,28 +439,30 @@ def test_preprocessing_of_a_release_known_by_its_sha256(
 ) -> None:
     prefix = hashlib.sha256(bare.read_bytes()).hexdigest()[:8]
     monkeypatch.setitem(TORCHVISION_RELEASES, prefix, release)
-    job = bare_job(bare)
+    job = bare_model(bare)
     assert job.settings.preprocess == release
     assert job.notes == ()
-    assert bare_job(bare, "--resize", 256).settings.preprocess == V1
+    assert bare_model(bare, "--resize", 256).settings.preprocess == V1
 
 
 def test_options_override_the_preprocessing(bare: Path, digits: Path) -> None:
-    job = bare_job(bare, "--resize", 232)
+    job = bare_model(bare, "--resize", 232)
     assert job.settings.preprocess == V2
     assert job.notes == ()
     every = ("--resize-mode", "square", "--interpolation", "lanczos", "--mean", 0, 0, 0, "--std", 1, 1, 1)
-    changed = image_job("--weights", digits, "--size", 40, "--resize", 48, *every).settings.preprocess
+    changed = image_model("--weights", digits, "--size", 40, "--resize", 48, *every).settings.preprocess
     assert changed == Preprocess(40, 48, "square", "lanczos", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def test_the_size_alone_keeps_the_share_that_is_cropped(bare: Path, digits: Path) -> None:
-    assert bare_job(bare, "--size", 112).settings.preprocess == Preprocess(size=112, resize=128, crop_rounding="even")
-    assert image_job("--weights", digits, "--size", 64).settings.preprocess.resize == 64
+    assert bare_model(bare, "--size", 112).settings.preprocess == Preprocess(
+        size=112, resize=128, crop_rounding="even"
+    )
+    assert image_model("--weights", digits, "--size", 64).settings.preprocess.resize == 64
 
 
 def test_a_thousand_classes_have_imagenets_labels() -> None:
-    labels = recipes.IMAGENET_LABELS.read_text(encoding="utf-8").splitlines()
+    labels = resolve.IMAGENET_LABELS.read_text(encoding="utf-8").splitlines()
     assert len(labels) == len(set(labels)) == 1000
     assert (labels[0], labels[-1]) == ("tench", "toilet tissue")
 
@@ -471,8 +472,8 @@ def test_imagenets_labels_are_said_to_be_assumed(tmp_path: Path, named: bool) ->
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_labels": 1000}
     networks.build(ResNetConfig.from_dict(sizes)).save_pretrained(tmp_path)
     if named:
-        edit_json(tmp_path / "config.json", id2label={str(place): f"class {place}" for place in range(1000)})
-    job = image_job("--weights", tmp_path, "--size", 64)
+        edit_json(tmp_path / "config.json", id2label={str(index): f"class {index}" for index in range(1000)})
+    job = image_model("--weights", tmp_path, "--size", 64)
     assert job.labels[0] == ("class 0" if named else "tench")
     assert any("ImageNet's are assumed; --labels FILE" in note for note in job.notes) is not named
 
@@ -480,7 +481,7 @@ def test_imagenets_labels_are_said_to_be_assumed(tmp_path: Path, named: bool) ->
 def test_serving_options_reach_the_config(tiny_bert: Path) -> None:
     command = "text-encoder --name model --batch-size 32 --max-batch-delay-ms 2 --workers 3 --max-inputs 9".split()  # noqa: SIM905
     more = ["--weights", str(tiny_bert), "--max-tokens", "16", "--truncate", "--no-normalize", "--top-k", "2"]
-    config = recipes.text_job(options.parser().parse_args([*command, *more]), {}).config
+    config = resolve.text_model(cast("TextOptions", command_line.parse([*command, *more]))).config
     assert (config["batchSize"], config["maxBatchDelay"], config["minWorkers"], config["maxWorkers"]) == (32, 2, 3, 3)
     handler = config["handler"]
     assert (handler["maxInputs"], handler["maxTokens"], handler["truncate"], handler["topK"]) == (9, 16, True, 2)
@@ -488,10 +489,9 @@ def test_serving_options_reach_the_config(tiny_bert: Path) -> None:
 
 
 def test_presets_batch_more(tiny_bert: Path) -> None:
-    chosen = options.parser().parse_args(["bert-large", "--weights", str(tiny_bert)])
-    preset = {"torchserve": {"batchSize": 64, "maxBatchDelay": 5}}
-    assert recipes.text_job(chosen, preset).config["batchSize"] == 64
-    assert chosen.name == "bert-large"
+    options = cast("TextOptions", command_line.parse(["bert-large", "--weights", str(tiny_bert)]))
+    assert resolve.text_model(dataclasses.replace(options, architecture={})).config["batchSize"] == 64
+    assert options.name == "bert-large"
 
 
 def test_a_checkpoint_error_is_a_value_error() -> None:
@@ -505,7 +505,7 @@ def test_fp8_is_for_fused_text_encoders(
     error = refuse("text-encoder", "--weights", tiny_bert, *low, "--engine", "torch_eager")
     assert "fp8 is for --engine fused (or auto), and the engine is torch_eager; --precision auto" in error
     with pytest.raises(SystemExit):
-        options.parser().parse_args(["image-classifier", "--weights", str(digits), *low])
+        command_line.parser().parse_args(["image-classifier", "--weights", str(digits), *low])
     assert "invalid choice: 'fp8'" in capsys.readouterr().err
 
 
@@ -513,12 +513,12 @@ def test_fp8_is_for_fused_text_encoders(
 def test_a_file_that_is_not_there_is_noticed_at_once(
     refuse: Callable[..., str], digits: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    monkeypatch.setattr(packaging, "inputs_digest", lambda *_: pytest.fail("the weights were read first"))
+    monkeypatch.setattr(fingerprint, "inputs_digest", lambda *_: pytest.fail("the weights were read first"))
     command = "text-encoder" if option == "--tokenizer" else "image-classifier"
     error = refuse(command, "--weights", digits, option, digits / "nowhere", "--name", "digits")
     assert error.startswith(f"{option} {digits / 'nowhere'}: there is no such file or folder")
 
 
 def test_the_decoder_is_a_setting_of_the_archive(digits: Path) -> None:
-    assert image_job("--weights", digits).settings.decoder == "auto"
-    assert image_job("--weights", digits, "--decoder", "cpu").settings.decoder == "cpu"
+    assert image_model("--weights", digits).settings.decoder == "auto"
+    assert image_model("--weights", digits, "--decoder", "cpu").settings.decoder == "cpu"

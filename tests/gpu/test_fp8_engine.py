@@ -14,7 +14,7 @@ from handlers.encoder.ops import Norm, Positions, Segments
 
 GPU = torch.device("cuda", 0)
 HALF = torch.float16
-TWIN = fp8.Fp8Torch()
+TWIN = fp8.Fp8TorchOps()
 
 
 def _too_old() -> bool:
@@ -29,9 +29,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def operations() -> Any:
-    from handlers.encoder.fp8_triton import Fp8Triton
+    from handlers.encoder.fp8_triton import Fp8TritonOps
 
-    return Fp8Triton(GPU)
+    return Fp8TritonOps(GPU)
 
 
 def values(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -109,8 +109,8 @@ def test_a_whole_encoder_is_as_near_fp32_as_its_twin(operations: Any, lengths: t
     low = fp8.Fp8Encoder(encoder.to(HALF), largest)
     twin = low(hidden.clone(), segments).float()
     ids = torch.zeros(sum(lengths), dtype=torch.int64, device=GPU)
-    laid_out, _ = operations.lay_out(ids, segments, Positions())
-    low.operations = operations
+    laid_out, _ = operations.prepare_packed(ids, segments, Positions())
+    low.ops = operations
     found = low(hidden.clone(), laid_out).float()
     ours, own = ((one - exact).norm(dim=1) / exact.norm(dim=1) for one in (found, twin))
     print(f"error against fp32: ours {ours.mean():.4f}, the twin's {own.mean():.4f}")

@@ -15,10 +15,10 @@ from benchmarks.texts import write_random
 
 from handlers import engines
 from handlers.encoder.fused import EncoderConfig, FusedEncoder
-from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchOperations
+from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchEncoderOps
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec, fused
-from handlers.engines.torch_eager import AUTO_MODELS
+from handlers.engines import EngineSpec, LoadedEngine, fused
+from handlers.engines.text_networks import AUTO_MODELS
 from handlers.selection import candidates
 
 pytestmark = [
@@ -28,7 +28,7 @@ pytestmark = [
 
 GPU = torch.device("cuda", 0)
 HALF = torch.float16
-TWIN = TorchOperations()
+TWIN = TorchEncoderOps()
 IDS = range(1000, 20_000)  # words of BERT's vocabulary
 GATE = 1e-2  # the parity gate's for fp16: relative error of a token's vector
 
@@ -57,9 +57,9 @@ OF_LENGTHS = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 class Served(NamedTuple):
     """One checkpoint: fused in fp16, and transformers' own modules in fp16 and fp32."""
 
-    fused: Engine
-    half: Engine
-    exact: Engine
+    fused: LoadedEngine
+    half: LoadedEngine
+    exact: LoadedEngine
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -175,7 +175,7 @@ AROUND = {
 @pytest.mark.parametrize(("lengths", "between"), AROUND.values(), ids=AROUND)
 def test_a_batch_leaves_nothing_behind(trained: Served, lengths: tuple[int, ...], between: tuple[int, ...]) -> None:
     """The one between fills the same graph's buffers; what came before must stay, and come again bit by bit."""
-    assert fused.graph_of(sum(lengths), len(lengths)) == fused.graph_of(sum(between), len(between))
+    assert fused.smallest_graph(sum(lengths), len(lengths)) == fused.smallest_graph(sum(between), len(between))
     first = trained.fused.run(pack(ids_of(lengths)))
     kept = first.clone()
     trained.fused.run(pack(ids_of(between, seed=1)))
@@ -193,7 +193,7 @@ def test_answers_survive_other_graphs(trained: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["1", "few short", "of all lengths", "beyond it, and no multiple of 16"])
-def test_bf16(minilm: Path, trained: Served, in_bf16: tuple[Engine, Engine], name: str) -> None:
+def test_bf16(minilm: Path, trained: Served, in_bf16: tuple[LoadedEngine, LoadedEngine], name: str) -> None:
     batches = [pack(ids_of(LENGTHS[name], seed)) for seed in range(4)]
     found, half = ([engine.run(batch) for batch in batches] for engine in in_bf16)
     assert {outputs.dtype for outputs in found} == {torch.bfloat16}
@@ -201,7 +201,7 @@ def test_bf16(minilm: Path, trained: Served, in_bf16: tuple[Engine, Engine], nam
 
 
 @pytest.fixture(scope="module")
-def in_bf16(minilm: Path) -> tuple[Engine, Engine]:
+def in_bf16(minilm: Path) -> tuple[LoadedEngine, LoadedEngine]:
     """Fused and vanilla."""
     return engines.load("fused", spec(minilm, "bf16")), engines.load("torch_eager", spec(minilm, "bf16"))
 
@@ -258,7 +258,7 @@ def test_texts_reach_their_outputs_without_waiting_for_the_gpu(
 @pytest.fixture(scope="module")
 def operations() -> Any:
     triton_ops = cast("Any", pytest.importorskip("handlers.encoder.triton_ops", reason="needs Triton"))
-    return triton_ops.TritonOperations(GPU)
+    return triton_ops.TritonEncoderOps(GPU)
 
 
 def values(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -312,7 +312,7 @@ def test_attention_and_positions_are_the_twins(
     tokens, segments = sum(lengths), on_gpu(lengths)
     ids = torch.randint(0, 4, (tokens + 3,), generator=torch.Generator().manual_seed(0)).to(GPU)
     qkv = values(tokens + 3, 3 * 4 * size)
-    laid_out, positions = operations.lay_out(ids, segments, way)
+    laid_out, positions = operations.prepare_packed(ids, segments, way)
     assert torch.equal(positions[:tokens], way.of(ids[:tokens], segments.cu_seqlens))
     found = operations.attention(qkv, laid_out, 4, size**-0.5)[:tokens]
     assert_close(found, TWIN.attention(qkv.float(), segments, 4, size**-0.5)[:tokens])
@@ -333,7 +333,7 @@ def test_kernels_that_start_early_wait_for_what_they_read(
     """One that did not would read what its memory held before, now and then: so twenty times, with others between."""
     from handlers.kernels import launching
 
-    if not launching.launch_early(GPU):
+    if not launching.has_pdl(GPU):
         pytest.skip("needs a GPU and a Triton with programmatic dependent launch")
     torch.manual_seed(0)
     encoder = FusedEncoder(EncoderConfig(4, 1024, 16, 4096, "gelu", 1e-12))
@@ -341,7 +341,9 @@ def test_kernels_that_start_early_wait_for_what_they_read(
         torch.nn.init.normal_(parameter, mean=1.0 if "norm_weight" in name else 0.0, std=0.02)
     encoder = encoder.to(GPU, HALF)
     hidden, segments = values(sum(lengths), 1024), on_gpu(lengths)
-    segments, _ = operations.lay_out(torch.zeros(len(hidden), dtype=torch.int64, device=GPU), segments, Positions())
+    segments, _ = operations.prepare_packed(
+        torch.zeros(len(hidden), dtype=torch.int64, device=GPU), segments, Positions()
+    )
 
     def encode(x: torch.Tensor) -> torch.Tensor:
         encoded: torch.Tensor = encoder(x.clone(), segments, operations)
@@ -351,7 +353,7 @@ def test_kernels_that_start_early_wait_for_what_they_read(
     for seed in range(20):
         encode(values(*hidden.shape, seed=seed + 1))
         assert torch.equal(encode(hidden), first)
-    monkeypatch.setattr(launching, "launch_early", lambda device: False)
+    monkeypatch.setattr(launching, "has_pdl", lambda device: False)
     assert errors(encode(hidden), first).max() < 1e-3
     twin = encoder.float()(hidden.float(), segments, TWIN)
     assert errors(first, twin).max() < GATE

@@ -32,7 +32,7 @@ def test_pooled_features(tmp_path: Path, precision: str, least: float) -> None:
     network.save_pretrained(tmp_path)
     spec = spec_of(tmp_path, 32, precision)
     images = torch.randn(5, 3, 32, 32)
-    found = torch_eager.load(spec).run(image_inputs.placed(images, spec.device, spec.dtype))
+    found = torch_eager.ENGINE.load(spec).run(image_inputs.placed(images, spec.device, spec.dtype))
     wanted = image_inputs.outputs(network, images)
     assert F.cosine_similarity(found.float().cpu(), wanted).min() >= least
 
@@ -51,6 +51,6 @@ def test_patches_with_their_mask_and_shape(tmp_path: Path) -> None:
         "pixel_attention_mask": mask,
         "spatial_shapes": torch.tensor([[4, 4], [3, 4]]),
     }
-    found = torch_eager.load(spec).run(image_inputs.placed(inputs, spec.device, spec.dtype))
+    found = torch_eager.ENGINE.load(spec).run(image_inputs.placed(inputs, spec.device, spec.dtype))
     wanted = image_inputs.outputs(network, inputs)
     assert F.cosine_similarity(found.float().cpu(), wanted).min() >= 0.9999

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import ResNetConfig, ViTConfig
 
-from archive import jobs, onnx_export, random_weights
+from archive import onnx_export, random_weights, sample_images
 from handlers.engines import EngineSpec, cudnn, networks, tensorrt
 from handlers.images.batching import Batcher
 from handlers.images.preparation import prepare
@@ -30,7 +30,7 @@ BROAD = {"resnext50_32x4d": (32, 4), "resnext50_64x4d": (64, 4), "wide_resnet50_
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     """(16, 3, 64, 64): photographs, normalised, fp32, on the CPU."""
-    crops = [crop for file in jobs.photographs() for crop in prepare(file, PREPROCESS, 10**7)]
+    crops = [crop for file in sample_images.photographs() for crop in prepare(file, PREPROCESS, 10**7)]
     return Batcher(PREPROCESS, torch.device("cpu"), torch.float32)(crops)
 
 
@@ -43,7 +43,9 @@ def broad(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A full-width network's folder, and the network in fp32 on the CPU."""
     groups, width = BROAD[request.param]
     settings = {"depths": [3, 4, 6, 3], "groups": groups, "width_per_group": width, "num_labels": 10}
-    checkpoint = random_weights.image_checkpoint(ResNetConfig.from_dict(settings), jobs.photographs()[:8], PREPROCESS)
+    checkpoint = random_weights.image_checkpoint(
+        ResNetConfig.from_dict(settings), sample_images.photographs()[:8], PREPROCESS
+    )
     folder, network = tmp_path_factory.mktemp(request.param), checkpoint.network()
     network.save_pretrained(folder)
     return folder, network
@@ -57,7 +59,7 @@ def test_cudnn_runs_groups_and_widths(
 ) -> None:
     folder, network = broad
     spec = spec_of(folder, precision)
-    engine = cudnn.load(spec)
+    engine = cudnn.ENGINE.load(spec)
     assert engine.details["network"] == networks.title(folder) != "ResNetForImageClassification"
     batch = images[:count].to("cuda", spec.dtype).contiguous(memory_format=torch.channels_last)
     reference = network(images[:count]).logits
@@ -72,7 +74,7 @@ def test_tensorrt_runs_them(broad: tuple[Path, Any], images: torch.Tensor, tmp_p
     onnx_export.export(network, tmp_path / tensorrt.ONNX, 64)
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     spec = dataclasses.replace(spec_of(tmp_path), buckets=(16,), plan_cache=tmp_path / "plans")
-    engine = tensorrt.load(spec)
+    engine = tensorrt.ENGINE.load(spec)
     for count in (1, 5, 16):
         batch = images[:count].to("cuda", torch.float16)
         reference = network(images[:count]).logits
@@ -95,7 +97,7 @@ def test_a_vit_runs_in_pytorch_and_cudnn_says_why_not(tmp_path: Path, images: to
     config = ViTConfig.from_dict({**tiny, "image_size": 64, "num_labels": 10, "initializer_range": 0.1})
     network = networks.build(config).eval()
     network.save_pretrained(tmp_path)
-    assert "of type vit" in str(cudnn.objection(spec_of(tmp_path)))
+    assert "of type vit" in str(cudnn.ENGINE.why_not_here(spec_of(tmp_path)))
     name, engine = load_chosen("auto", spec_of(tmp_path))
     assert name == "torch_eager"
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from handlers.encoder import adapters
+from handlers.encoder import padded
 from handlers.encoder.swap import fused_encoder, swap_encoder, unswap_encoder
 
 pytestmark = [
@@ -52,5 +52,29 @@ def test_it_answers_as_before(model: Any, left: bool, dtype: torch.dtype) -> Non
 def test_tritons_kernels_run_it(model: Any) -> None:
     encoder = fused_encoder(swap_encoder(model).to(GPU, torch.float16))
     hidden = torch.randn(1, 2, 768, device=GPU)
-    assert type(adapters.operations_for(encoder, hidden.half())).__name__ == "TritonOperations"
-    assert adapters.operations_for(encoder, hidden) is encoder.operations
+    assert type(padded.ops_for(encoder, hidden.half())).__name__ == "TritonEncoderOps"
+    assert padded.ops_for(encoder, hidden) is encoder.ops
+
+
+@torch.inference_mode()
+def test_autocast_does_not_reach_tritons_kernels(model: Any) -> None:
+    """Its casts would give them activations in bf16 beside weights in fp16."""
+    encoder = fused_encoder(swap_encoder(model).to(GPU, torch.float16))
+    hidden = torch.randn(2, 40, 768, device=GPU, dtype=torch.float16)
+    wanted = padded.run_padded(encoder, hidden, None)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = padded.run_padded(encoder, hidden, None)
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@torch.inference_mode()
+def test_a_gpu_that_is_not_the_current_one(model: Any) -> None:
+    encoder = fused_encoder(swap_encoder(model).to(GPU, torch.float16))
+    hidden = torch.randn(2, 40, 768, device=GPU, dtype=torch.float16)
+    wanted = padded.run_padded(encoder, hidden, None).cpu()
+    second = torch.device("cuda", 1)
+    found = padded.run_padded(encoder.to(second), hidden.to(second), None)
+    assert found.device == second
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(found.cpu(), wanted)

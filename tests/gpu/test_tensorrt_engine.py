@@ -14,7 +14,7 @@ import torch
 import train_digits
 from transformers import ResNetForImageClassification
 
-from archive import convert
+from archive import tensorrt_files
 from handlers.engines import EngineSpec, load, plans, tensorrt
 from handlers.images.batching import Batcher
 from handlers.images.preparation import prepare
@@ -47,7 +47,9 @@ def spec(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> EngineSpec:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(DIGITS / name, folder)
     started = time.monotonic()
-    convert.stage(ResNetForImageClassification.from_pretrained(DIGITS), folder, BUCKETS, 32, "onnx", "packaging")
+    tensorrt_files.write(
+        ResNetForImageClassification.from_pretrained(DIGITS), folder, BUCKETS, 32, "onnx", "packaging"
+    )
     print(f"the first plan was built in {time.monotonic() - started:.0f} s")
     return EngineSpec(
         "image-classifier",
@@ -123,7 +125,7 @@ def test_tensorrt_has_nothing_to_warn_of(
 def test_a_plan_whose_profiles_are_not_shared_runs_without_graphs(
     spec: EngineSpec, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trt = tensorrt._tensorrt()
+    trt = tensorrt.tensorrt_module()
     if "STRONGLY_TYPED" in trt.NetworkDefinitionCreationFlag.__members__:
         pytest.skip("this TensorRT shares every profile")
     monkeypatch.setattr(tensorrt, "_configure_old", lambda trt, config: config.set_flag(trt.BuilderFlag.FP16))
@@ -164,7 +166,7 @@ def test_torch2trt(images: torch.Tensor, cache: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch2trt")
     shutil.copy(DIGITS / "config.json", tmp_path)
     network = ResNetForImageClassification.from_pretrained(DIGITS).train(False)
-    convert.stage(network, tmp_path, (32,), 32, "torch2trt", "auto")
+    tensorrt_files.write(network, tmp_path, (32,), 32, "torch2trt", "auto")
     device = torch.device("cuda", 0)
     spec = EngineSpec(
         "image-classifier", tmp_path, device, "fp16", image_size=32, batch_size=32, buckets=(32,), plan_cache=cache

@@ -9,7 +9,7 @@ import torch
 import train_resnet101
 
 from archive import onnx_export
-from handlers.engines import Engine, EngineSpec, load
+from handlers.engines import EngineSpec, LoadedEngine, load
 from handlers.engines.tensorrt import ONNX, installed
 from handlers.selection.candidates import choose
 
@@ -59,7 +59,7 @@ def reference(spec: EngineSpec, images: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def run(engine: Engine, images: torch.Tensor, batch: int) -> torch.Tensor:
+def run(engine: LoadedEngine, images: torch.Tensor, batch: int) -> torch.Tensor:
     return torch.cat([engine.run(part) for part in images.split(batch)]).float()
 
 

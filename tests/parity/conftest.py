@@ -30,8 +30,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from archive import options, recipes
-from archive.probe import ProbeContext
+from archive import command_line, resolve
+from archive.options import ImageClassifierOptions, TextOptions
+from archive.trial_run import TrialContext
 from handlers.image_classifier import ImageClassifier
 from handlers.text_encoder import TextEncoder
 
@@ -41,7 +42,7 @@ ENTITIES = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 SPREAD = 0.3
 
 
-class JsonContext(ProbeContext):
+class JsonContext(TrialContext):
     """A context whose requests come as JSON."""
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]:
@@ -68,11 +69,11 @@ def serve_texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TextE
 
     def serve(checkpoint: Path, *arguments: str, **section: object) -> TextEncoder:
         command = ("text-encoder", "--weights", str(checkpoint), "--name", "parity", "--device", "cpu", *arguments)
-        job = recipes.text_job(options.parser().parse_args(command), {})
+        model = resolve.text_model(cast("TextOptions", command_line.parse(command)))
         folder = tmp_path_factory.mktemp("texts")
-        job.stage(folder)
+        model.write_files(folder)
         handler = TextEncoder()
-        handler.initialize(_context(folder, job.config, section))
+        handler.initialize(_context(folder, model.config, section))
         return handler
 
     return serve
@@ -93,11 +94,11 @@ def serve_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Imag
             "cpu",
             *arguments,
         )
-        job = recipes.image_job(options.parser().parse_args(command), {})
+        model = resolve.image_model(cast("ImageClassifierOptions", command_line.parse(command)))
         folder = tmp_path_factory.mktemp("images")
-        job.stage(folder)
+        model.write_files(folder)
         handler = ImageClassifier()
-        handler.initialize(_context(folder, job.config, section))
+        handler.initialize(_context(folder, model.config, section))
         return handler
 
     return serve

@@ -19,8 +19,8 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 from handlers import engines
 from handlers.encoder.packed import PackedEmbeddings, check_embeddings
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec
-from handlers.engines.torch_eager import AUTO_MODELS
+from handlers.engines import EngineSpec, LoadedEngine
+from handlers.engines.text_networks import AUTO_MODELS
 from handlers.selection import candidates
 from handlers.text_encoder import TextEncoder
 
@@ -55,8 +55,8 @@ LENGTHS = {
 class Pair(NamedTuple):
     """The same checkpoint loaded twice."""
 
-    fused: Engine
-    reference: Engine
+    fused: LoadedEngine
+    reference: LoadedEngine
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -253,7 +253,7 @@ def test_what_cannot_be_fused_is_refused_by_name_and_passed_over(checkpoint: Che
 def test_embeddings_of_a_fourth_table_are_passed_over(tmp_path: Path) -> None:
     """ERNIE 3.0 adds an embedding of the task; its encoder is BERT's. The config says so, without weights."""
     ErnieConfig(use_task_id=True, **SMALL).save_pretrained(tmp_path)
-    said = "ErnieEmbeddings is not of BERT's kind, for task_type_embeddings.weight"
+    said = "ErnieEmbeddings has other parameters than BERT's embeddings: task_type_embeddings.weight"
     assert candidates.choose("auto", spec(tmp_path)) == ["torch_eager"]
     with pytest.raises(ValueError, match=said):
         candidates.choose("fused", spec(tmp_path))

@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, ResNetForImageClassification
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
-from archive.checkpoints.image_checkpoints import read_preprocess
+from archive.checkpoints.preprocess_configs import read_preprocess
 from handlers.image_classifier import ImageClassifier
 from handlers.images import batching, preparation
 from handlers.images.preprocess import Preprocess
@@ -376,7 +376,7 @@ def test_logits_are_those_of_transformers(digits: ImageClassifier) -> None:
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images[:64]]
     files += [path.read_bytes() for path in sorted((ARCHIVE / "samples").glob("*.jpg"))]
     wanted = torch.cat([model(theirs(file, processor)).logits for file in files])
-    logits = digits.inference([item for file in files for item in digits.prepare(file)])
+    logits = digits.run([item for file in files for item in digits.prepare_one(file)])
     torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
 
 
@@ -387,11 +387,11 @@ def test_logits_do_not_depend_on_the_batch(
     crops = [
         item
         for digit in train_digits.split().held_out_images[:33]
-        for item in digits.prepare(train_digits.digit_png(digit))
+        for item in digits.prepare_one(train_digits.digit_png(digit))
     ]
-    whole = digits.inference(crops)
-    single = torch.cat([digits.inference([crop]) for crop in crops])
-    cut = serve_images(DIGITS, microBatch=8).inference(crops)
+    whole = digits.run(crops)
+    single = torch.cat([digits.run([crop]) for crop in crops])
+    cut = serve_images(DIGITS, microBatch=8).run(crops)
     torch.testing.assert_close(single, whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(cut, whole, rtol=0, atol=1e-5)
 
@@ -402,6 +402,6 @@ def test_ready_tensors_of_transformers_give_the_logits_of_their_images(digits: I
     files = [train_digits.digit_png(digit) for digit in train_digits.split().held_out_images[:4]]
     stream = io.BytesIO()
     np.save(stream, torch.cat([theirs(file, processor) for file in files]).numpy())
-    ready = digits.inference(digits.prepare(stream.getvalue()))
-    logits = digits.inference([item for file in files for item in digits.prepare(file)])
+    ready = digits.run(digits.prepare_one(stream.getvalue()))
+    logits = digits.run([item for file in files for item in digits.prepare_one(file)])
     torch.testing.assert_close(ready, logits, rtol=0, atol=1e-5)

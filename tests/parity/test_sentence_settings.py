@@ -13,7 +13,7 @@ import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from archive.checkpoints import text_checkpoints
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from handlers.text_encoder import TextEncoder
 
 Serve = Callable[..., TextEncoder]
@@ -122,14 +122,14 @@ REFUSED: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_served_is_refused_by_name(folder: Make, case: str) -> None:
-    said, settings = REFUSED[case]
+    expected, settings = REFUSED[case]
     with pytest.raises(CheckpointError, match=r"sentence_bert_config\.json says") as refused:
         text_checkpoints.read(str(folder(**settings)))
-    assert said in str(refused.value)
+    assert expected in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("file", "changes", "said"),
+    ("file", "changes", "expected"),
     [
         ("config_sentence_transformers.json", {"truncate_dim": 16}, "truncate_dim: 16"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type: 'SparseEncoder'"),
@@ -140,7 +140,7 @@ def test_what_is_not_served_is_refused_by_name(folder: Make, case: str) -> None:
         ("tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens"),
     ],
 )
-def test_other_files(folder: Make, file: str, changes: dict[str, object], said: str) -> None:
+def test_other_files(folder: Make, file: str, changes: dict[str, object], expected: str) -> None:
     path = folder()
     if not (path / file).is_file():
         write(path / file, {"prompts": {"query": "q: "}, "default_prompt_name": None, "similarity_fn_name": "dot"})
@@ -148,7 +148,7 @@ def test_other_files(folder: Make, file: str, changes: dict[str, object], said: 
     edit(path / file, **changes)
     with pytest.raises(CheckpointError) as refused:
         text_checkpoints.read(str(path))
-    assert said in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def test_pooling_that_names_no_mode_is_the_mean(folder: Make, serve_texts: Serve, ask: Ask) -> None:
@@ -178,7 +178,7 @@ def test_a_cross_encoder_scores_as_its_own_predict(
 ) -> None:
     import torch
 
-    names = {place: f"label {place}" for place in range(labels)}
+    names = {index: f"label {index}" for index in range(labels)}
     plain = checkpoint("distilbert", "AutoModelForSequenceClassification", id2label=names)
     chosen = {} if activation is None else {"activation_fn": getattr(torch.nn, activation)()}
     model = CrossEncoder(str(plain), device="cpu", **chosen)

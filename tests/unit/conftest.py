@@ -23,7 +23,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
-from archive.probe import ProbeContext
+from archive.trial_run import TrialContext
 from handlers.engines import onnxruntime
 from handlers.image_classifier import ImageClassifier
 from handlers.protocol.context import Context
@@ -41,7 +41,7 @@ settings.load_profile("unit")
 Answers = list[tuple[int, Any]]
 
 
-class FakeContext(ProbeContext):
+class FakeContext(TrialContext):
     """A context with headers by row, that keeps what the handler set."""
 
     def __init__(
@@ -95,7 +95,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """For "auto" on a CPU: as if ONNX Runtime ran nothing."""
-    monkeypatch.setattr(onnxruntime, "objection", lambda spec: "this test leaves it out")
+    monkeypatch.setattr(onnxruntime.ENGINE, "why_not_here", lambda spec: "this test leaves it out")
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +108,7 @@ def context_for() -> Callable[..., FakeContext]:
 def ask() -> Callable[..., Answers]:
     """ask(handler, rows, headers by row) -> (status, parsed JSON) by row; checks what every answer must hold."""
 
-    def send(handler: Handler[Any], rows: Sequence[Mapping[str, Any]], headers: Sequence[Any] = ()) -> Answers:
+    def send(handler: Handler[Any, Any], rows: Sequence[Mapping[str, Any]], headers: Sequence[Any] = ()) -> Answers:
         context = FakeContext(headers)
         bodies = handler.handle(rows, context)
         assert len(bodies) == len(rows)

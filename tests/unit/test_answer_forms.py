@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from archive.probe import ProbeContext
+from archive.trial_run import TrialContext
 from handlers.image_classifier import ImageClassifier
 from handlers.text_encoder import TextEncoder
 
@@ -21,7 +21,7 @@ BODY = json.dumps(TEXTS).encode()
 HEADERS = {"content-type": "application/json", "content-length": "30"}
 
 
-class Context(ProbeContext):
+class Context(TrialContext):
     """Keeps what the handler sets."""
 
     def __init__(self, headers: Sequence[Mapping[str, Any]]) -> None:

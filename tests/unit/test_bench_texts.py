@@ -22,7 +22,7 @@ from transformers import BertConfig, BertModel, ResNetConfig, RobertaConfig
 from archive.parity import relative_errors
 from handlers import engines
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec
+from handlers.engines import EngineSpec, LoadedEngine
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {
@@ -190,7 +190,7 @@ def test_mixes_are_what_the_help_says() -> None:
 def test_ids_are_the_same_each_time_and_never_padding(spec: EngineSpec) -> None:
     workload = texts.TextWorkload("x", BertConfig(**{**TINY, "pad_token_id": 3}), CPU, 256, {})
     point = points.parse("short8")
-    pads, packs = Engine(torch.zeros_like, {}), Engine(torch.zeros_like, {}, pads=False, token_budget=600)
+    pads, packs = LoadedEngine(torch.zeros_like, {}), LoadedEngine(torch.zeros_like, {}, pads=False, token_budget=600)
     first, again = (workload.inputs(point, precision, pads) for precision in ("fp32", "fp16"))
     assert [batch.lengths for batch in first] == workload.micro_batches(point, pads)
     assert all(torch.equal(one.input_ids, other.input_ids) for one, other in zip(first, again, strict=True))

@@ -53,6 +53,32 @@ def test_in_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.usefixtures("nobody")
+def test_a_home_serves_if_the_xdg_folder_cannot_be_written_to(
+    tmp_path: Path, unwritable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(unwritable))
+    assert plans.default_cache() == tmp_path / "home/.cache/torchserve-fast-handlers/plans"
+
+
+def test_the_xdg_folder_serves_a_user_without_a_home(
+    nobody: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert plans.default_cache() == tmp_path / "xdg/torchserve-fast-handlers/plans"
+
+
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_locations_are_the_same_on_every_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", platform)
+    assert plans.default_cache() == tmp_path / ".cache/torchserve-fast-handlers/plans"
+
+
 def test_without_a_home(nobody: Path) -> None:
     assert plans.default_cache() == nobody / f"torchserve-fast-handlers-{os.getuid()}/plans"
     assert plans.default_cache() == plans.default_cache()
@@ -136,13 +162,13 @@ def unknown(uid):
     raise KeyError(uid)
 
 pwd.getpwuid = unknown
-from archive.probe import ProbeContext
+from archive.trial_run import TrialContext
 from handlers.text_encoder import TextEncoder
 
 encoder = TextEncoder()
 section = {"precision": "fp32", "device": "cpu", "maxTokens": 32}
-encoder.initialize(ProbeContext(Path(sys.argv[1]), "one", {"handler": section}))
-print(len(encoder.handle([{"body": "a text"}], ProbeContext(Path(), "one", {}))))
+encoder.initialize(TrialContext(Path(sys.argv[1]), "one", {"handler": section}))
+print(len(encoder.handle([{"body": "a text"}], TrialContext(Path(), "one", {}))))
 """
 
 

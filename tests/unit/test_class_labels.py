@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from archive import recipes
+from archive import resolve
 from archive.checkpoints.class_labels import names_in
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from archive.checkpoints.sources import CheckpointError
 def test_forms_of_json(tmp_path: Path, content: object) -> None:
     path = tmp_path / "index_to_name.json"
     path.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
-    assert recipes._read_labels(path) == ["tench", "goldfish"]
+    assert resolve._read_labels(path) == ["tench", "goldfish"]
 
 
 def test_more_than_ten_classes_come_by_number() -> None:
@@ -63,5 +63,7 @@ def test_refuses(content: object, named: str) -> None:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name} cannot be read .*wanted: a name a line, or JSON, in UTF-8"):
-        recipes._read_labels(path)
+    with pytest.raises(
+        CheckpointError, match=rf"{name} cannot be read .*wanted: one name per line, or JSON, in UTF-8"
+    ):
+        resolve._read_labels(path)

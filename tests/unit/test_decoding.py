@@ -6,9 +6,11 @@ import bz2
 import codecs
 import contextlib
 import gzip
+import io
 import lzma
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,7 @@ def refused(work: object, *arguments: object) -> RequestError:
         (WORD.encode(), None),
         (WORD.encode(), "utf-8"),
         (WORD.encode(), "UTF8"),
+        (WORD.encode(), "utf-8, utf8"),  # declared twice, and alike
         (codecs.BOM_UTF8 + WORD.encode(), None),
         (codecs.BOM_UTF8 + WORD.encode(), "utf-8"),
         (codecs.BOM_UTF8 + WORD.encode(), "utf-8-sig"),
@@ -64,7 +67,8 @@ def test_texts_are_read_by_their_charset(data: bytes, charset: str | None) -> No
         (b"a", "unicode_escape", 415, "charset"),
         (b"a", "idna", 415, "charset"),
         (b"a", "../os", 415, "charset"),
-        (b"a", "utf-8, utf-16le", 415, "charset"),  # two declarations
+        (b"a", "utf-8, utf-16le", 415, "different charsets, 'utf-8' and 'utf-16le'; declare one"),
+        (b"a", "klingon, utf-8", 415, "unknown charset 'klingon'"),
         (b"\xff", None, 400, "not UTF-8: byte 0 of 1"),
         (codecs.BOM_UTF8 + b"\xff", None, 400, "not UTF-8: byte 3 of 4"),
         (b"\x81", "windows-1252", 400, "cp1252: byte 0 of 1"),
@@ -100,6 +104,15 @@ def test_compressed_texts_are_refused_by_name(data: bytes, name: str, charset: s
     assert (error.status, f"({name})" in error.message, "uncompressed" in error.message) == (415, True, True)
 
 
+def test_several_arrays_in_one_file_are_refused_as_such() -> None:
+    stream = io.BytesIO()
+    np.savez(stream, first=np.zeros(3), second=np.ones(2))
+    for data in (stream.getvalue(), bytearray(stream.getvalue())):
+        error = refused(charsets.refuse_compressed, data, "the body")
+        assert (error.status, "compressed" in error.message) == (415, False)
+        assert "the body is a .npz file, which holds several arrays; send one as a .npy file" in error.message
+
+
 def test_a_declared_charset_goes_before_a_look_of_compression() -> None:
     assert charsets.text("xœuvre".encode("cp1252"), "cp1252") == "xœuvre"
 
@@ -114,7 +127,7 @@ def test_any_bytes_are_read_or_refused(data: bytes, charset: str | None) -> None
 
 
 # What a body without a telling content type is, for a model of texts. A RequestError's name, or what JSON holds.
-UNTOLD = [
+UNDECLARED = [
     ('"a"', "a"),
     (' \n["a", "b"]\n', ["a", "b"]),
     ('{"text": "a"}', {"text": "a"}),
@@ -152,20 +165,20 @@ UNTOLD = [
 ]
 
 
-@pytest.mark.parametrize(("sent", "found"), UNTOLD)
+@pytest.mark.parametrize(("sent", "found"), UNDECLARED)
 @pytest.mark.parametrize("kind", [str, str.encode, lambda text: bytearray(text.encode())])
 def test_json_that_nothing_announces(sent: str, found: object, kind: object) -> None:
     assert callable(kind)
     if found == "InvalidJson":
-        error = refused(charsets.untold_json, kind(sent), "the body")
+        error = refused(charsets.undeclared_json, kind(sent), "the body")
         assert (type(error).__name__, "text/plain" in error.message) == ("InvalidJson", True)
     else:
-        assert charsets.untold_json(kind(sent), "the body") == found
+        assert charsets.undeclared_json(kind(sent), "the body") == found
 
 
 def test_bytes_of_an_image_are_no_json() -> None:
     for data in (b"\xff\xd8\xff", b"\x89PNG", b"GIF89a", b"\x93NUMPY", b"BM", b"{\xff", b'"\xff"'):
-        assert charsets.untold_json(data, "the body") is charsets.NOT_JSON
+        assert charsets.undeclared_json(data, "the body") is charsets.NOT_JSON
 
 
 @pytest.mark.parametrize(

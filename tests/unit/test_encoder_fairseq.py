@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from handlers.encoder.adapters import run_padded
 from handlers.encoder.fairseq import encoder_from_fairseq
+from handlers.encoder.padded import run_padded
 
 H, I, HEADS, LAYERS = 24, 36, 3, 2  # noqa: E741
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from handlers.encoder.fused import EncoderConfig, FusedEncoder
-from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchOperations
+from handlers.encoder.ops import ACTIVATIONS, Norm, Positions, Segments, TorchEncoderOps
 
-TWIN = TorchOperations()
+TWIN = TorchEncoderOps()
 LINEAR = Path(__file__).parents[2] / "handlers" / "kernels" / "linear.py"
 # Those of handlers.kernels.linear, which cannot be imported without Triton. "" is none.
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate")
@@ -72,17 +72,17 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) 
 
 @OF_LENGTHS
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_lay_out_counts_as_the_twin_does(kernels: Any, lengths: tuple[int, ...], way: Positions) -> None:
+def test_positions_count_as_the_twin_does(kernels: Any, lengths: tuple[int, ...], way: Positions) -> None:
     offsets, ids = offsets_of(lengths), few_ids(lengths)
-    _, positions = kernels.lay_out(offsets, ids, way.offset, way.skipped)
+    _, positions = kernels.tiles_and_positions(offsets, ids, way.offset, way.skipped)
     assert torch.equal(positions[: sum(lengths)], way.of(ids[: sum(lengths)], offsets))
     assert not positions[sum(lengths) :].any()  # of no sequence, and still in every table
 
 
 @OF_LENGTHS
-def test_lay_out_makes_a_tile_of_up_to_64_queries(kernels: Any, lengths: tuple[int, ...]) -> None:
+def test_there_is_a_tile_of_up_to_64_queries(kernels: Any, lengths: tuple[int, ...]) -> None:
     offsets, ids = offsets_of(lengths), few_ids(lengths)
-    tiles, _ = kernels.lay_out(offsets, ids, 0, -1)
+    tiles, _ = kernels.tiles_and_positions(offsets, ids, 0, -1)
     starts = offsets[:-1].tolist()
     wanted = [[start, at, size] for start, size in zip(starts, lengths, strict=True) for at in range(0, size, 64)]
     assert tiles[: len(wanted)].tolist() == wanted
@@ -96,7 +96,7 @@ def test_lay_out_makes_a_tile_of_up_to_64_queries(kernels: Any, lengths: tuple[i
 def test_attention(kernels: Any, lengths: tuple[int, ...], size: int, dtype: torch.dtype) -> None:
     heads, scale, offsets = 2, size**-0.5, offsets_of(lengths)
     qkv = random(sum(lengths) + BEHIND, 3 * heads * size, dtype=dtype)
-    tiles, _ = kernels.lay_out(offsets, few_ids(lengths), 0, -1)
+    tiles, _ = kernels.tiles_and_positions(offsets, few_ids(lengths), 0, -1)
     found = kernels.attention(qkv, tiles, heads, scale)
     wanted = TWIN.attention(qkv.float(), Segments(offsets, lengths), heads, scale)
     assert found.shape == wanted.shape
@@ -108,7 +108,7 @@ def test_attention_where_programs_take_several_tiles(kernels: Any, programs: int
     """71 tokens in 40 sequences: 42 tiles."""
     lengths = (30, *[1] * 37, 2, 2)
     qkv, offsets = random(71, 3 * 64), offsets_of(lengths)
-    tiles, _ = kernels.lay_out(offsets, few_ids(lengths), 0, -1)
+    tiles, _ = kernels.tiles_and_positions(offsets, few_ids(lengths), 0, -1)
     assert len(tiles) == 42
     found = kernels.attention(qkv, tiles, 2, 32**-0.5, None, programs)
     assert_close(found, TWIN.attention(qkv, Segments(offsets, lengths), 2, 32**-0.5), torch.float32)
@@ -117,7 +117,7 @@ def test_attention_where_programs_take_several_tiles(kernels: Any, programs: int
 def test_attention_to_scores_that_exp_cannot_take(kernels: Any) -> None:
     """Up to 500, in no order; all of a row's share then goes to one or two keys of 150."""
     qkv, offsets = random(150, 3 * 32) * 10, offsets_of((150,))
-    tiles, _ = kernels.lay_out(offsets, few_ids((147,)), 0, -1)
+    tiles, _ = kernels.tiles_and_positions(offsets, few_ids((147,)), 0, -1)
     found = kernels.attention(qkv, tiles, 1, 32**-0.5)
     wanted = TWIN.attention(qkv.double(), Segments(offsets, (150,)), 1, 32**-0.5).float()
     # An error of 1e-7 of a score of 500 is one of 5e-5 of its share.
@@ -173,7 +173,7 @@ def staged(ids: Any, types: Any, cu_seqlens: Any, room: int, sequences: int) -> 
     buffers = [torch.full((size + 2,), 7) for size in (room, room)]
     buffers.append(torch.full((sequences + 3,), 7, dtype=torch.int32))
     into = (buffers[0][1:-1], buffers[1][1:-1], buffers[2][1:-1])
-    encoder.stage(ids, types, cu_seqlens, into)
+    encoder.copy_to_graph_inputs(ids, types, cu_seqlens, into)
     return buffers
 
 
@@ -301,14 +301,14 @@ def encode(
     config: EncoderConfig, state: dict[str, torch.Tensor], hidden: torch.Tensor, segments: Segments, whole: bool
 ) -> torch.Tensor:
     """In the interpreter's process: a fused encoder on Triton's operations. whole: products with activations."""
-    from handlers.encoder.triton_ops import TritonOperations
+    from handlers.encoder.triton_ops import TritonEncoderOps
 
     encoder = FusedEncoder(config)
     encoder.load_state_dict(state)
-    operations = TritonOperations(hidden.device, programs=3)
+    operations = TritonEncoderOps(hidden.device, programs=3)
     operations.fused_activation = whole
     ids = torch.zeros(len(hidden), dtype=torch.int64)
-    laid_out, _ = operations.lay_out(ids, segments, Positions())
+    laid_out, _ = operations.prepare_packed(ids, segments, Positions())
     encoded: torch.Tensor = encoder.to(hidden.dtype)(hidden, laid_out, operations)
     return encoded
 
@@ -355,7 +355,7 @@ def test_attention_without_tiles_is_refused(kernels: Any) -> None:
 
 def without_tiles(config: EncoderConfig) -> None:
     """In the interpreter's process."""
-    from handlers.encoder.triton_ops import TritonOperations
+    from handlers.encoder.triton_ops import TritonEncoderOps
 
     encoder, x = FusedEncoder(config), random(2, 64)
-    encoder(x, Segments(offsets_of((2,))), TritonOperations(x.device, programs=3))
+    encoder(x, Segments(offsets_of((2,))), TritonEncoderOps(x.device, programs=3))

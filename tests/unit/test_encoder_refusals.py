@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from handlers.encoder import masks
+from handlers.encoder import UnsupportedError, masks
 from handlers.encoder.swap import fused_encoder, swap_encoder, unswap_encoder
 
 SIZES: dict[str, Any] = {
@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "mish": (lambda: bert(hidden_act="mish"), r"activation is MishActivation"),
     "callable": (lambda: with_layer(call_sigmoid), r"activation is sigmoid; fused are"),
     "attentions": (lambda: bert(output_attentions=True, attn_implementation="eager"), r"output_attentions: "),
-    "hidden states": (lambda: bert(output_hidden_states=True), r"output_hidden_states: .*has no such thing"),
+    "hidden states": (lambda: bert(output_hidden_states=True), r"output_hidden_states: .*does not support this"),
     "attention of its own": (
         lambda: with_attribute("_attn_implementation_internal", "mine"),
         r"attention implementation is 'mine'.*set_attn_implementation",
@@ -161,11 +161,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.filterwarnings("ignore:`sdpa` attention does not support")
-@pytest.mark.parametrize(("make", "said"), REFUSED.values(), ids=REFUSED)
-def test_refused_by_name(make: Callable[[], Any], said: str) -> None:
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_by_name(make: Callable[[], Any], message: str) -> None:
     model = make()
     before = {name: (id(module), type(module)) for name, module in model.named_modules()}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         swap_encoder(model)
     assert {name: (id(module), type(module)) for name, module in model.named_modules()} == before
     assert "meta" not in {parameter.device.type for parameter in model.parameters()}
@@ -186,7 +186,7 @@ FOREIGN: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "roberta-prelayernorm": (
         lambda: transformers.RobertaPreLayerNormModel(transformers.RobertaPreLayerNormConfig(**SIZES)),
-        "pre-norm, under names of its own",
+        "pre-norm, and its tensors have other names",
     ),
     "a resnet": (
         lambda: transformers.ResNetModel(transformers.ResNetConfig(hidden_sizes=[8, 8, 8, 8])),
@@ -197,9 +197,9 @@ FOREIGN: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # by DeBERTa, on import
-@pytest.mark.parametrize(("make", "said"), FOREIGN.values(), ids=FOREIGN)
-def test_other_architectures_are_named(make: Callable[[], Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("make", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_other_architectures_are_named(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         swap_encoder(make())
 
 
@@ -218,11 +218,98 @@ def test_what_is_used_outside_the_encoder_too_is_refused_and_left_as_it_was() ->
     layer = model.encoder.layer[1]
     model.again = layer
     model.tied = layer.output.dense.weight
-    with pytest.raises(ValueError, match=r"again, tied: used by encoder and outside it too"):
+    with pytest.raises(ValueError, match=r"tied, again: used by encoder and outside it too"):
         swap_encoder(model)
     assert not any(tensor.is_meta for tensor in model.parameters())
     del model.again, model.tied
     swap_encoder(model)
+
+
+def in_a_list(model: Any, layer: Any) -> None:
+    model.heads = [nn.Identity(), layer]
+
+
+def in_a_dictionary(model: Any, layer: Any) -> None:
+    model.pooler.by_name = {"last": (layer.output.dense,)}
+
+
+def in_a_tuple(model: Any, layer: Any) -> None:
+    """Where nn.Module does not look for submodules."""
+    model.hidden_from_module = (layer.output.dense.weight,)
+
+
+def in_a_set(model: Any, layer: Any) -> None:
+    model.frozen = {layer.output.dense.bias}
+
+
+def as_a_method(model: Any, layer: Any) -> None:
+    model.extra = layer.forward
+
+
+def as_a_partial(model: Any, layer: Any) -> None:
+    model.extra = functools.partial(nn.functional.linear, weight=layer.output.dense.weight)
+
+
+def past_setattr(model: Any, layer: Any) -> None:
+    vars(model)["aside"] = layer
+
+
+def as_a_table(model: Any, layer: Any) -> None:
+    """As an output layer that shares its matrix."""
+    model.decoder = nn.Linear(16, 12)
+    model.decoder.weight = layer.output.dense.weight
+
+
+def in_a_parameter_list(model: Any, layer: Any) -> None:
+    model.kept = nn.ParameterList([layer.output.dense.weight])
+
+
+def in_another_encoder(model: Any, layer: Any) -> None:
+    model.second = bert()
+    model.second.encoder.layer[0] = layer
+
+
+OUTSIDE: dict[str, tuple[Callable[[Any, Any], None], str]] = {
+    "a list": (in_a_list, r"heads\.1: used by encoder"),
+    "a dictionary": (in_a_dictionary, r"pooler\.by_name\.last\.0: used by encoder"),
+    "a tuple": (in_a_tuple, r"hidden_from_module\.0: used by encoder"),
+    "a set": (in_a_set, r"frozen\.0: used by encoder"),
+    "a method": (as_a_method, r"extra: used by encoder"),
+    "a partial": (as_a_partial, r"extra\.weight: used by encoder"),
+    "past setattr": (past_setattr, r"aside: used by encoder"),
+    "an output layer": (as_a_table, r"decoder\.weight: used by encoder"),
+    "a parameter list": (in_a_parameter_list, r"kept\.0: used by encoder"),
+    "another encoder": (in_another_encoder, r"second\.encoder\.layer\.0: used by encoder"),
+}
+
+
+@pytest.mark.parametrize(("share", "message"), OUTSIDE.values(), ids=OUTSIDE)
+def test_a_layer_that_the_model_uses_elsewhere_is_refused_by_name(
+    share: Callable[[Any, Any], None], message: str
+) -> None:
+    model = bert()
+    layer = model.encoder.layer[1]
+    share(model, layer)
+    with pytest.raises(UnsupportedError, match=message):
+        swap_encoder(model)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *layer.parameters()))
+
+
+def test_containers_of_other_things_are_no_obstacle() -> None:
+    model = bert()
+    model.notes = {"self": [model], "depth": [[[[1]]]], "encoders": (model.encoder,)}
+    model.notes["notes"] = model.notes
+    swap_encoder(model)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_buffers_inside_the_encoder_are_refused(persistent: bool) -> None:
+    """One that no state_dict has would come back from unswap_encoder without its values."""
+    model = bert()
+    model.encoder.layer[1].register_buffer("gate", torch.ones(3), persistent=persistent)
+    with pytest.raises(UnsupportedError, match=r"buffers: layer\.1\.gate"):
+        swap_encoder(model)
+    assert model.encoder.layer[1].gate.sum() == 3
 
 
 def test_twice_or_not_at_all() -> None:
@@ -248,12 +335,12 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "said"), CALLS.values(), ids=CALLS)
-def test_calls_that_ask_for_more(options: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("options", "message"), CALLS.values(), ids=CALLS)
+def test_calls_that_ask_for_more(options: dict[str, Any], message: str) -> None:
     model = swap_encoder(bert(attn_implementation="eager"))
     ids = torch.ones(2, 5, dtype=torch.int64)
     model(input_ids=ids, output_attentions=False, output_hidden_states=False)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         model(input_ids=ids, **options)
 
 
@@ -303,7 +390,7 @@ WRONG: dict[str, tuple[object, str]] = {
 }
 
 
-@pytest.mark.parametrize(("mask", "said"), WRONG.values(), ids=WRONG)
-def test_what_is_no_padding_mask(mask: object, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("mask", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_no_padding_mask(mask: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         masks.from_transformers(mask, 2, 3)

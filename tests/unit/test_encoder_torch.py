@@ -198,16 +198,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "said"), REFUSED.values(), ids=REFUSED)
-def test_refused_by_name(make: Callable[[], nn.Module], said: str) -> None:
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_by_name(make: Callable[[], nn.Module], message: str) -> None:
     encoder = make()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         swap_encoder(encoder)
     assert {parameter.device.type for parameter in encoder.parameters()} == {"cpu"}
 
 
 CALLS: dict[str, tuple[dict[str, Any], str]] = {
-    "mask": ({"mask": torch.zeros(S, S).bool()}, "mask and is_causal tell queries apart"),
+    "mask": ({"mask": torch.zeros(S, S).bool()}, "mask and is_causal differ between queries"),
     "causal": ({"is_causal": True}, "mask and is_causal"),
     "padding turned round": (
         {"src_key_padding_mask": PADDING.T},
@@ -217,17 +217,17 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "said"), CALLS.values(), ids=CALLS)
-def test_calls_that_ask_for_more(options: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("options", "message"), CALLS.values(), ids=CALLS)
+def test_calls_that_ask_for_more(options: dict[str, Any], message: str) -> None:
     swapped = swap_encoder(seeded(batch_first=True))
     swapped(batch(True), is_causal=False)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         swapped(batch(True), **options)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: torch.randn(N, S, H + 1), r"src is \(4, 7, 25\); wanted: 2 or 3 dimensions, the last 24"),
         (lambda: torch.randn(2, N, S, H), r"src is \(2, 4, 7, 24\)"),
@@ -235,8 +235,8 @@ def test_calls_that_ask_for_more(options: dict[str, Any], said: str) -> None:
     ],
     ids=["other size", "four dimensions", "nested"],
 )
-def test_other_inputs(make: Callable[[], torch.Tensor], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_other_inputs(make: Callable[[], torch.Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         swap_encoder(seeded(batch_first=True))(make())
 
 

@@ -146,7 +146,7 @@ def test_a_last_norm_needs_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda value: value.to(torch.int8), r"not floating-point: layer\.2\.output\.dense\.weight \(torch\.int8\)"),
         (lambda value: value.half(), r"torch\.float16 on cpu, torch\.float32 on cpu; bring them to one"),
@@ -154,10 +154,10 @@ def test_a_last_norm_needs_a_name() -> None:
     ],
     ids=["int8", "half", "elsewhere"],
 )
-def test_kinds_are_not_mixed(change: Callable[[torch.Tensor], torch.Tensor], said: str) -> None:
+def test_kinds_are_not_mixed(change: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
     state = bert()
     state["layer.2.output.dense.weight"] = change(state["layer.2.output.dense.weight"])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         fused_state(state, BERT)
 
 
@@ -184,7 +184,7 @@ def test_a_fairseq_decoder_is_taken_for_one() -> None:
     with pytest.raises(ValueError, match=r"the only stack of layers is 'decoder\.'.*prefix= says"):
         encoder_from_fairseq(part, heads=3, norm_first=True)
     assert encoder_from_fairseq(part, heads=3, norm_first=True, prefix="decoder.").config.layers == LAYERS
-    with pytest.raises(ValueError, match=r"decoder\.layer_norm is behind the last layer, which only norm_first=True"):
+    with pytest.raises(ValueError, match=r"decoder\.layer_norm follows the last layer, which only norm_first=True"):
         encoder_from_fairseq(part, heads=3, prefix="decoder.")
 
 

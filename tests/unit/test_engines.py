@@ -1,13 +1,14 @@
-"""Engines are found by file, chosen by rank and objection, and refused in words."""
+"""Engines are found by file, chosen by rank and by what they can run, and refused in words."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,23 +16,25 @@ import torch
 import transformers
 
 from handlers import engines
-from handlers.engines import Engine, EngineSpec, torch_eager
+from handlers.engines import EngineSpec, LoadedEngine, text_networks
 from handlers.engines.plans import PlanError
-from handlers.selection import candidates, choosing, measured, references
+from handlers.selection import candidates, choosing, gpu_timing, references
 from handlers.selection.choosing import load_chosen
 
 pytestmark = pytest.mark.usefixtures("pytorch_alone")
 
 PLUGIN = """
 import torch
-from handlers.engines import Engine
-KINDS = ("image-classifier",)
-RANK = 1000
-OBJECTION = None
-def objection(spec):
-    return OBJECTION
-def load(spec):
-    return Engine(lambda images: torch.full((len(images), 2), 7.0), {"from": str(spec.model_dir)})
+from handlers.engines import Engine, LoadedEngine
+class Plugged(Engine):
+    kinds = ("image-classifier",)
+    rank = 1000
+    problem = None
+    def why_not_here(self, spec):
+        return self.problem
+    def load(self, spec):
+        return LoadedEngine(lambda images: torch.full((len(images), 2), 7.0), {"from": str(spec.model_dir)})
+ENGINE = Plugged()
 """
 
 
@@ -40,12 +43,23 @@ def spec_of(kind: str = "image-classifier", folder: Path = Path("nowhere")) -> E
 
 
 @pytest.fixture
-def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
-    """An engine that is a new file in an engines folder, and nothing else."""
-    (tmp_path / "plugged.py").write_text(PLUGIN, encoding="utf-8")
-    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
-    yield engines.module("plugged")
-    del sys.modules["handlers.engines.plugged"], engines.__dict__["plugged"]
+def plug(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """plug(code): a new file in an engines folder, plugged.py, and nothing else."""
+
+    def write(code: str) -> None:
+        (tmp_path / "plugged.py").write_text(code, encoding="utf-8")
+        monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
+
+    yield write
+    sys.modules.pop("handlers.engines.plugged", None)
+    engines.__dict__.pop("plugged", None)
+
+
+@pytest.fixture
+def plugin(plug: Callable[[str], None]) -> Any:
+    """The engine in PLUGIN."""
+    plug(PLUGIN)
+    return engines.get("plugged")
 
 
 @pytest.mark.parametrize("kind", ["image-classifier", "text-encoder"])
@@ -55,24 +69,48 @@ def test_the_reference_engine_runs_both_kinds(kind: str) -> None:
 
 
 def test_names_come_best_first() -> None:
-    ranks = [engines.module(name).RANK for name in engines.names()]
+    ranks = [engines.get(name).rank for name in engines.names()]
     assert ranks == sorted(ranks, reverse=True)
     assert set(engines.names("image-classifier")) <= set(engines.names())
     assert engines.names("no such kind") == []
 
 
 def test_every_engine_offers_what_the_folder_promises() -> None:
+    assert {"cudnn", "fused", "onnxruntime", "tensorrt", "torch_eager"} <= set(engines.names())
     for name in engines.names():
-        module = engines.module(name)
-        assert set(module.KINDS) <= {"image-classifier", "text-encoder"}, name
-        assert isinstance(module.RANK, int), name
-        assert callable(module.objection), name
-        assert callable(module.load), name
+        engine = engines.get(name)
+        assert set(engine.kinds) <= {"image-classifier", "text-encoder"}, name
+        assert isinstance(engine.rank, int), name
 
 
-def test_auto_takes_one_without_an_objection() -> None:
+def test_what_is_optional_has_a_default() -> None:
+    spec, engine = spec_of(), engines.get("torch_eager")
+    assert engine.why_never(spec) is engine.why_auto_skips(spec) is engine.why_auto_refuses(spec) is None
+
+
+def test_an_engine_without_a_required_member_is_refused_by_name(plug: Callable[[str], None]) -> None:
+    plug(PLUGIN.replace("    rank = 1000\n", ""))
+    with pytest.raises(TypeError, match=r"Plugged.*rank"):
+        engines.names()
+
+
+def test_what_is_no_engine_is_refused_by_its_file(plug: Callable[[str], None]) -> None:
+    plug(PLUGIN.replace("ENGINE = Plugged()", "ENGINE = Plugged"))
+    with pytest.raises(TypeError, match=r"ENGINE of handlers/engines/plugged\.py is <class .*; wanted: an object of"):
+        engines.names()
+
+
+def test_the_example_in_the_documentation_is_an_engine(plug: Callable[[str], None]) -> None:
+    example = re.search(r"(?<=\n)    class .*    ENGINE = \w+\(\)\n", str(engines.__doc__), re.DOTALL)
+    assert example
+    plug(f"from handlers.engines import Engine, EngineSpec, LoadedEngine\n{textwrap.dedent(example[0])}")
+    assert "plugged" in engines.names("image-classifier")
+    assert engines.load("plugged", spec_of()).run(torch.ones(2, 3, 4, 4)).tolist() == [[2.0, 2.0, 2.0]] * 2
+
+
+def test_auto_takes_one_that_can_run_here() -> None:
     (name,) = candidates.choose("auto", spec_of())
-    assert engines.module(name).objection(spec_of()) is None
+    assert engines.get(name).why_not_here(spec_of()) is None
 
 
 @pytest.mark.parametrize("asked", ["no_such", "", "..torch_eager", "torch_eager "])
@@ -81,24 +119,24 @@ def test_an_unknown_engine_is_refused_with_the_known_ones(asked: str) -> None:
         candidates.choose(asked, spec_of())
 
 
-def test_a_new_file_is_a_new_engine(plugin: ModuleType) -> None:
+def test_a_new_file_is_a_new_engine(plugin: Any) -> None:
     assert engines.names()[0] == "plugged"
     assert candidates.choose("auto", spec_of()) == ["plugged"]
     assert candidates.choose("plugged", spec_of()) == ["plugged"]
-    engine: Engine = engines.load("plugged", spec_of(folder=Path("archive")))
+    engine: LoadedEngine = engines.load("plugged", spec_of(folder=Path("archive")))
     assert engine.run(torch.zeros(3, 1)).tolist() == [[7.0, 7.0]] * 3
     assert engine.details == {"from": "archive"}
 
 
-def test_an_engine_is_asked_for_its_own_kind_only(plugin: ModuleType, minilm_folder: Path) -> None:
+def test_an_engine_is_asked_for_its_own_kind_only(plugin: Any, minilm_folder: Path) -> None:
     assert "plugged" not in engines.names("text-encoder")
     assert candidates.choose("auto", spec_of("text-encoder", minilm_folder)) != ["plugged"]
     with pytest.raises(ValueError, match="'plugged' does not run a text-encoder"):
         candidates.choose("plugged", spec_of("text-encoder"))
 
 
-def test_auto_passes_over_an_engine_that_objects(plugin: Any) -> None:
-    plugin.OBJECTION = "no such hardware"
+def test_auto_passes_over_an_engine_that_cannot_run_here(plugin: Any) -> None:
+    plugin.problem = "no such hardware"
     assert candidates.choose("auto", spec_of()) != ["plugged"]
     with pytest.raises(ValueError, match="plugged cannot run here: no such hardware"):
         candidates.choose("plugged", spec_of())
@@ -107,8 +145,7 @@ def test_auto_passes_over_an_engine_that_objects(plugin: Any) -> None:
 @pytest.fixture
 def waiting(plugin: Any) -> Any:
     """The plugged engine, which could run but is not ready."""
-    plugin.ready = lambda _: False
-    plugin.unready = lambda _: "no plan lies in the archive"
+    plugin.why_auto_skips = lambda _: "no plan lies in the archive"
     return plugin
 
 
@@ -124,17 +161,17 @@ def test_auto_says_which_engine_it_left_out(
 def test_what_auto_adds_leaves_the_rest_of_the_engine_alone(
     waiting: Any, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed = Engine(lambda images: images, {"library": "x"}, pads=False, token_budget=5)
+    packed = LoadedEngine(lambda images: images, {"library": "x"}, pads=False, token_budget=5)
     monkeypatch.setattr(engines, "load", lambda name, spec: packed)
     _, engine = choosing.load_chosen("auto", spec_of(folder=digits_folder), check=False)
     found = (engine.run, engine.pads, engine.token_budget, engine.details["library"])
     assert found == (packed.run, False, 5, "x")
 
 
-def test_what_was_asked_for_or_objects_is_not_left_out(waiting: Any, digits_folder: Path) -> None:
+def test_what_was_asked_for_or_cannot_run_is_not_left_out(waiting: Any, digits_folder: Path) -> None:
     assert choosing.load_chosen("plugged", spec_of(folder=digits_folder), check=False)[0] == "plugged"
     assert "leftOut" not in choosing.load_chosen("torch_eager", spec_of(folder=digits_folder))[1].details
-    waiting.OBJECTION = "no such hardware"
+    waiting.problem = "no such hardware"
     assert "leftOut" not in choosing.load_chosen("auto", spec_of(folder=digits_folder))[1].details
 
 
@@ -145,15 +182,15 @@ def test_engines_that_fail_or_miss_parity_are_dropped_and_named(
     logits = engines.load("torch_eager", spec_of(folder=digits_folder)).run(images)
     reference = references.Images(images, logits)
     plugin.load = lambda _: (_ for _ in ()).throw(PlanError("model.plan is torn"))
-    table = measured.Table()
-    found = measured.load_passing(spec_of(folder=digits_folder), ["plugged", "torch_eager"], reference, table)
+    table = gpu_timing.Table()
+    found = gpu_timing.load_passing(spec_of(folder=digits_folder), ["plugged", "torch_eager"], reference, table)
     assert list(found) == ["torch_eager"]
     assert table.as_dict()["dropped"] == {"plugged": "PlanError: model.plan is torn"}
     assert "engine plugged dropped: PlanError: model.plan is torn" in caplog.text
     for wrong, named in ((1.001, "relative error 0.001 against fp32"), (torch.nan, "not finite")):
-        plugin.load = lambda _, wrong=wrong: Engine(lambda images: logits[: len(images)] * wrong, {})
+        plugin.load = lambda _, wrong=wrong: LoadedEngine(lambda images: logits[: len(images)] * wrong, {})
         with pytest.raises(ValueError, match=f"no engine loads and passes parity in fp32: .*{named}"):
-            measured.load_passing(spec_of(folder=digits_folder), ["plugged"], reference, measured.Table())
+            gpu_timing.load_passing(spec_of(folder=digits_folder), ["plugged"], reference, gpu_timing.Table())
 
 
 def test_every_batch_size_is_checked(plugin: Any, digits_folder: Path) -> None:
@@ -161,18 +198,18 @@ def test_every_batch_size_is_checked(plugin: Any, digits_folder: Path) -> None:
     spec = dataclasses.replace(spec_of(folder=digits_folder), batch_size=4)
     images = torch.randn(4, 3, 32, 32)
     exact = engines.load("torch_eager", spec)
-    plugin.load = lambda _: Engine(lambda batch: exact.run(batch) * (2 if len(batch) > 2 else 1), {})
-    table = measured.Table()
+    plugin.load = lambda _: LoadedEngine(lambda batch: exact.run(batch) * (2 if len(batch) > 2 else 1), {})
+    table = gpu_timing.Table()
     names, reference = ["plugged", "torch_eager"], references.Images(images, exact.run(images))
-    assert list(measured.load_passing(spec, names, reference, table)) == ["torch_eager"]
+    assert list(gpu_timing.load_passing(spec, names, reference, table)) == ["torch_eager"]
     assert table.dropped["plugged"].startswith("relative error 1 against fp32")
 
 
 def test_what_refuses_keeps_auto_from_serving(plugin: Any, digits_folder: Path) -> None:
-    plugin.refusal = lambda _: "the plan is another machine's"
+    plugin.why_auto_refuses = lambda _: "the plan is another machine's"
     with pytest.raises(ValueError, match="engine plugged refuses: the plan is another machine's"):
         candidates.choose("auto", spec_of(folder=digits_folder))
-    plugin.OBJECTION = "no such hardware"
+    plugin.problem = "no such hardware"
     assert candidates.choose("auto", spec_of(folder=digits_folder)) == ["torch_eager"]
 
 
@@ -200,7 +237,7 @@ def test_the_handler_says_which_engine_it_took(
     from handlers.image_classifier import ImageClassifier
 
     exact = engines.load("torch_eager", spec_of(folder=digits_folder))
-    plugin.load = lambda spec: Engine(exact.run, {"from": str(spec.model_dir)})
+    plugin.load = lambda spec: LoadedEngine(exact.run, {"from": str(spec.model_dir)})
     section = {"preprocess": {"size": 32, "resize": 32}, "planCache": str(tmp_path)}
     handler = load_handler(ImageClassifier, digits_folder, **section)
     engine = handler.model.description["engine"]
@@ -223,8 +260,8 @@ def test_what_a_config_wants_returned_for_training_is_left_out(tmp_path: Path) -
     saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (saved["return_dict"], saved["output_hidden_states"]) == (False, True)
     for model in (
-        torch_eager.load_transformer(tmp_path, "embeddings", dtype=torch.float32).eval(),
-        torch_eager.empty_transformer(tmp_path, "embeddings"),
+        text_networks.load_transformer(tmp_path, "embeddings", dtype=torch.float32).eval(),
+        text_networks.empty_transformer(tmp_path, "embeddings"),
     ):
         found = model(input_ids=torch.tensor([[1, 2, 3]]))
         assert found.last_hidden_state.shape == (1, 3, 32)

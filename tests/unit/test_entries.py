@@ -272,7 +272,7 @@ class TestImages:
     def test_ready_tensors_are_read_as_images_are(
         self, ask: Ask, digits: ImageClassifier, digit_files: Digits
     ) -> None:
-        crops = [digits.prepare(data)[0] for data, _ in digit_files[:3]]
+        crops = [digits.prepare_one(data)[0] for data, _ in digit_files[:3]]
         ready = tensor(digits.pipeline.batch(crops)).numpy()
         rows: list[Row] = [
             {"body": npy(ready)},  # three at once: a list of three
@@ -290,7 +290,7 @@ class TestImages:
     def test_images_of_a_tensor_file_count_as_inputs(
         self, ask: Ask, digits: ImageClassifier, digit_files: Digits
     ) -> None:
-        image = tensor(digits.pipeline.batch(digits.prepare(digit_files[0][0]))).numpy()
+        image = tensor(digits.pipeline.batch(digits.prepare_one(digit_files[0][0]))).numpy()
         rows: list[Row] = [{"body": npy(np.repeat(image, count, axis=0))} for count in (8, 9)]
         most, refused = ask(digits, [*rows, {"body": digit_files[0][0]}])[:2]
         assert (most[0], len(most[1])) == (200, 8)
@@ -342,7 +342,7 @@ class TestImages:
     ) -> None:
         rows = [{"body": data} for data, _ in digit_files[:3]]
         wanted = [answer[0]["label"] for _, answer in ask(digits, rows)]
-        poison = tensor(digits.pipeline.batch(digits.prepare(digit_files[place][0])))[0]
+        poison = tensor(digits.pipeline.batch(digits.prepare_one(digit_files[place][0])))[0]
 
         def spoil(inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             if any(torch.equal(image, poison) for image in inputs):
@@ -697,10 +697,10 @@ class TestLoading:
         passed: bool,
     ) -> None:
         from handlers import placement
-        from handlers.selection import on_cpu
+        from handlers.selection import cpu_timing
 
         monkeypatch.setattr(placement, "cpu_has_bf16", lambda: True)
-        monkeypatch.setattr(on_cpu, "least_ms", lambda run: 1.0)  # of engines that are as fast, the first serves
+        monkeypatch.setattr(cpu_timing, "least_ms", lambda run: 1.0)  # of engines that are as fast, the first serves
         for path in digits_folder.iterdir():
             (tmp_path / path.name).symlink_to(path)
         provenance = {"digest": "sha256:0", "parity": {"bf16": {"passed": passed, "device": "some CPU"}}}
@@ -708,6 +708,53 @@ class TestLoading:
         handler = load_handler(ImageClassifier, tmp_path, preprocess={"size": 32, "resize": 32}, precision="auto")
         assert handler.model.spec.precision == ("bf16" if passed else "fp32")
         assert handler.model.description["archive"]["digest"] == "sha256:0"
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", " \t\n ", "\u00a0", "\u3000", "\u200b"])
+@pytest.mark.parametrize("content_type", ["text/plain", "application/json", ""])
+def test_a_text_of_blanks_is_embedded_as_sentence_transformers_does(
+    ask: Ask, minilm: TextEncoder, blank: str, content_type: str
+) -> None:
+    """The tokens that the tokenizer adds are left, and those have an embedding."""
+    body = json.dumps([blank]).encode() if content_type == "application/json" else blank.encode()
+    ((status, answer),) = ask(minilm, [{"body": body}], [{"content-type": content_type}])
+    assert status == 200
+    assert minilm.tokenizer.whole.encode(blank).tokens == ["[CLS]", "[SEP]"]
+    network = transformers.AutoModel.from_pretrained(minilm.model.folder)
+    with torch.inference_mode():
+        vectors = network(input_ids=torch.tensor([[101, 102]])).last_hidden_state[0]
+    wanted = torch.nn.functional.normalize(vectors.mean(dim=0), dim=0)
+    found = answer[0] if content_type == "application/json" else answer
+    assert found == pytest.approx(wanted.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (0, 32, 32, 3), (0, 5, 7, 3), (3, 0, 0), (1, 0, 0, 3)])
+def test_a_tensor_of_no_images_is_refused_as_such(
+    digits: ImageClassifier, ask: Ask, npy_of: Callable[..., bytes], shape: tuple[int, ...]
+) -> None:
+    kind = np.float32 if shape[1] == 3 else np.uint8
+    ((status, answer),) = ask(digits, [{"body": npy_of(np.zeros(shape, kind))}])
+    assert (status, answer["type"]) == (400, "InvalidImage")
+    assert "bytes, but" not in answer["message"]
+
+
+@pytest.mark.parametrize("sent", [{"foo": 1}, {"text": "a"}, {"sentence": "a", "other": "b"}, {}])
+def test_an_object_that_is_no_pair_is_not_called_one(ask: Ask, minilm: TextEncoder, sent: dict[str, object]) -> None:
+    pair, other = ask(minilm, [{"body": {"text": "a", "text_pair": "b"}}, {"body": sent}], [JSON, JSON])
+    assert (pair[0], other[0]) == (400, 400)
+    assert "embeddings takes no pairs" in pair[1]["message"]
+    assert "pair" not in other[1]["message"]
+    assert all(repr(key) in other[1]["message"] for key in sent)
+
+
+def test_several_arrays_in_base64_are_refused_as_such(ask: Ask, digits: ImageClassifier) -> None:
+    stream = io.BytesIO()
+    np.savez(stream, first=np.zeros((3, 32, 32), np.float32))
+    data = stream.getvalue()
+    raw, coded = ask(digits, [{"body": data}, {"body": {"b64": b64(data)}}], [{}, JSON])
+    assert (raw[0], coded[0]) == (415, 415)
+    assert ".npz" in raw[1]["message"]
+    assert ".npz" in coded[1]["message"]
 
 
 def test_a_small_file_of_very_many_tiny_pictures_is_refused_before_they_grow(

@@ -1,4 +1,4 @@
-"""The folded ResNet computes what transformers' ResNet computes; buckets and objections of the cuDNN engine."""
+"""The folded ResNet computes what transformers' ResNet computes; buckets, and what the cuDNN engine does not run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from transformers import ResNetConfig
 
 from handlers.engines import EngineSpec, cudnn, networks
-from handlers.engines.folding import Convolution, TorchOperations, fold_resnet, run
+from handlers.engines.folding import Convolution, TorchResNetOps, fold_resnet, run
 from handlers.engines.graphs import BUCKETS, bucket_of
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_folded_is_the_same_function(layer_type: str, changes: dict[str, bool], 
     model = trained(layer_type, **changes)
     images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     untouched = images.clone()
-    logits = run(fold_resnet(model, CPU, torch.float32), images, TorchOperations())
+    logits = run(fold_resnet(model, CPU, torch.float32), images, TorchResNetOps())
     torch.testing.assert_close(logits, model(images).logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(images, untouched)  # the fused calls work in place on their own results only
 
@@ -65,7 +65,7 @@ def test_folded_groups_and_widths_are_the_same_function(
     model = trained("bottleneck", **changes, downsample_in_bottleneck=downsample_in_bottleneck)
     images = torch.randn((2, 3, 33, 47)).contiguous(memory_format=torch.channels_last)
     network = fold_resnet(model, CPU, torch.float32)
-    torch.testing.assert_close(run(network, images, TorchOperations()), model(images).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run(network, images, TorchResNetOps()), model(images).logits, rtol=1e-4, atol=1e-4)
     assert {tuple(conv.groups for conv in block.body) for block in network.blocks} == {(1, groups, 1)}
     assert network.blocks[0].body[1].weight.shape == (
         width := 4 * width_per_group // 64 * groups,
@@ -89,11 +89,11 @@ def test_grouped_convolutions_go_to_cudnn_with_their_groups_and_never_to_triton(
     monkeypatch.setattr(cudnn, "kernels", lambda: pytest.fail("Triton was asked"))
     # 1x1 and so small that it would go to Triton's kernel, were it not grouped.
     conv = Convolution(torch.zeros(64, 32, 1, 1), torch.zeros(64), 1, 0, groups=2)
-    for operations in (cudnn.CudnnOperations(), cudnn.TritonOperations()):
-        operations.relu(torch.zeros(1, 64, 4, 4), conv)
-        operations.add_relu(torch.zeros(1, 64, 4, 4), conv, torch.zeros(1, 64, 4, 4))
+    for operations in (cudnn.CudnnResNetOps(), cudnn.TritonResNetOps()):
+        operations.conv_relu(torch.zeros(1, 64, 4, 4), conv)
+        operations.conv_add_relu(torch.zeros(1, 64, 4, 4), conv, torch.zeros(1, 64, 4, 4))
         shortcut = Convolution(torch.zeros(64, 32, 1, 1), torch.zeros(64), 1, 0)
-        operations.project_relu(torch.zeros(1, 64, 4, 4), conv, torch.zeros(1, 32, 4, 4), shortcut)
+        operations.conv_add_conv_relu(torch.zeros(1, 64, 4, 4), conv, torch.zeros(1, 32, 4, 4), shortcut)
     assert asked == [2, 2, 2, 2, 2, 2]
 
 
@@ -124,7 +124,9 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         images: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor, alpha: float, bias: torch.Tensor,
         stride: list[int], padding: list[int], dilation: list[int], groups: int,
     ) -> torch.Tensor:  # fmt: skip
-        return TorchOperations().add_relu(images, Convolution(weight, bias, stride[0], padding[0], groups), residual)
+        return TorchResNetOps().conv_add_relu(
+            images, Convolution(weight, bias, stride[0], padding[0], groups), residual
+        )
 
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
 
@@ -135,7 +137,7 @@ def seeded(*shape: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize("operations", [cudnn.CudnnOperations(), cudnn.TritonOperations()])
+@pytest.mark.parametrize("operations", [cudnn.CudnnResNetOps(), cudnn.TritonResNetOps()])
 @pytest.mark.parametrize(("side", "stride"), [(6, 1), (6, 2), (7, 2)])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_block_that_changes_its_size_is_both_convolutions(
@@ -143,9 +145,11 @@ def test_a_block_that_changes_its_size_is_both_convolutions(
 ) -> None:
     """Basic blocks, which end in a 3x3 convolution, go to cuDNN; what ends in 1x1 to Triton, where that is there."""
     twin = SimpleNamespace(
-        pointwise_fits=lambda images, weight: weight.shape[2:] == (1, 1),
-        project=lambda images, weight, bias, source, projection, stride: TorchOperations().project_relu(
-            images, Convolution(weight, bias, 1, 0), source, Convolution(projection, bias * 0, stride, 0)
+        conv1x1_fits=lambda images, weight: weight.shape[2:] == (1, 1),
+        conv1x1_add_conv1x1_relu=lambda images, weight, bias, source, projection, stride: (
+            TorchResNetOps().conv_add_conv_relu(
+                images, Convolution(weight, bias, 1, 0), source, Convolution(projection, bias * 0, stride, 0)
+            )
         ),
     )
     monkeypatch.setattr(cudnn, "kernels", lambda: twin)
@@ -153,8 +157,8 @@ def test_a_block_that_changes_its_size_is_both_convolutions(
     shortcut = Convolution(seeded(16, 4, 1, 1, seed=3), torch.zeros(16), stride, 0)
     images = seeded(2, 8, -(-side // stride), -(-side // stride), seed=4)
     source = seeded(2, 4, side, side, seed=5)
-    found = operations.project_relu(images, conv, source, shortcut)
-    torch.testing.assert_close(found, TorchOperations().project_relu(images, conv, source, shortcut))
+    found = operations.conv_add_conv_relu(images, conv, source, shortcut)
+    torch.testing.assert_close(found, TorchResNetOps().conv_add_conv_relu(images, conv, source, shortcut))
 
 
 # Stage 1 of a ResNet-101 and what differs from it in one point; batches at whose sizes the faster way changes.
@@ -183,13 +187,13 @@ def test_stage_1_ends_its_blocks_in_one_kernel(
 ) -> None:
     calls: list[str] = []
     fits = SimpleNamespace(
-        window_pointwise_fits=lambda images, inner, weight: inner.shape == (64, 64, 3, 3),
-        pointwise_fits=lambda images, weight: weight.shape[1] == images.shape[1] and weight.shape[1] % 64 == 0,
-        window_pointwise=lambda *arguments: calls.append("one kernel"),
+        conv3x3_conv1x1_fits=lambda images, inner, weight: inner.shape == (64, 64, 3, 3),
+        conv1x1_fits=lambda images, weight: weight.shape[1] == images.shape[1] and weight.shape[1] % 64 == 0,
+        conv3x3_conv1x1_relu=lambda *arguments: calls.append("one kernel"),
     )
     monkeypatch.setattr(cudnn, "kernels", lambda: fits)
-    for name in ("relu", "add_relu", "project_relu"):
-        monkeypatch.setattr(cudnn.TritonOperations, name, lambda *arguments, name=name: calls.append(name))
+    for name in ("conv_relu", "conv_add_relu", "conv_add_conv_relu"):
+        monkeypatch.setattr(cudnn.TritonResNetOps, name, lambda *arguments, name=name: calls.append(name))
 
     def on_meta(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, device="meta")
@@ -200,8 +204,10 @@ def test_stage_1_ends_its_blocks_in_one_kernel(
         None if source == 4 * depth else Convolution(on_meta(4 * depth, source, 1, 1), on_meta(4 * depth), 1, 0)
     )
     images, before = on_meta(count, depth, side, side), on_meta(count, source, side, side)
-    cudnn.TritonOperations().close(images, inner, last, before, shortcut)
-    assert calls == (["one kernel"] if one else ["relu", "add_relu" if shortcut is None else "project_relu"])
+    cudnn.TritonResNetOps().block_tail(images, inner, last, before, shortcut)
+    assert calls == (
+        ["one kernel"] if one else ["conv_relu", "conv_add_relu" if shortcut is None else "conv_add_conv_relu"]
+    )
 
 
 def test_folding_leaves_the_model_alone() -> None:
@@ -247,16 +253,16 @@ def test_beyond_the_largest_bucket() -> None:
         ),
     ],
 )
-def test_objections_say_why(
+def test_what_it_does_not_run_it_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, precision: str, config: object, reason: str
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     spec = EngineSpec("image-classifier", tmp_path, torch.device(device), precision)
-    assert reason in str(cudnn.objection(spec))
+    assert reason in str(cudnn.ENGINE.why_not_here(spec))
 
 
-def test_no_objection_on_a_gpu_in_half_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_runs_on_a_gpu_in_half_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}', encoding="utf-8")
-    assert cudnn.objection(EngineSpec("image-classifier", tmp_path, torch.device("cuda"), "fp16")) is None
+    assert cudnn.ENGINE.why_not_here(EngineSpec("image-classifier", tmp_path, torch.device("cuda"), "fp16")) is None

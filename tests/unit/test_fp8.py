@@ -47,8 +47,8 @@ def hidden() -> torch.Tensor:
 def test_rounding_saturates_and_is_off_by_half_a_step_at_most() -> None:
     values = torch.linspace(-700, 700, 1001)
     rounded = fp8.quantise(values, 1.0).float()
-    inside = values.abs() <= fp8.LARGEST
-    assert rounded[~inside].abs().eq(fp8.LARGEST).all()
+    inside = values.abs() <= fp8.E4M3_MAX
+    assert rounded[~inside].abs().eq(fp8.E4M3_MAX).all()
     assert ((rounded - values).abs()[inside] <= values.abs()[inside] * STEP / 2 + 1e-3).all()
     assert torch.equal(fp8.quantise(values, 2.0).float(), fp8.quantise(values / 2, 1.0).float())
 
@@ -118,7 +118,7 @@ def test_triton_rounds_an_activation(interpreted: Callable[[str], Any], activati
 def test_triton_norms_twice(interpreted: Callable[[str], Any]) -> None:
     x, residual = torch.randn(2, 9, 40)
     bias, weight, shift = torch.randn(3, 40)
-    wanted, wanted8 = fp8.Fp8Torch().add_norm8(x, residual, bias, Norm(weight, shift, 1e-5), 0.01)
+    wanted, wanted8 = fp8.Fp8TorchOps().add_norm8(x, residual, bias, Norm(weight, shift, 1e-5), 0.01)
     found, found8 = interpreted("encoder").add_norm8(x.unsqueeze(0), residual, bias, weight, shift, 1e-5, 0.01)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert_rounded_alike(found8, wanted8)
@@ -128,10 +128,10 @@ def test_triton_norms_twice(interpreted: Callable[[str], Any]) -> None:
 @pytest.mark.parametrize(("heads", "size"), [(4, 8), (2, 20), (1, 64)])
 def test_triton_rounds_attention(interpreted: Callable[[str], Any], heads: int, size: int) -> None:
     kernels, qkv = interpreted("encoder"), torch.randn(38, 3 * heads * size)
-    tiles, _ = kernels.lay_out(SEGMENTS.cu_seqlens, torch.zeros(38, dtype=torch.int64), 0, -1)
+    tiles, _ = kernels.tiles_and_positions(SEGMENTS.cu_seqlens, torch.zeros(38, dtype=torch.int64), 0, -1)
     found = kernels.attention(qkv, tiles, heads, 0.35, 0.01)
     assert found.shape == (38, heads * size)
-    assert_rounded_alike(found, fp8.Fp8Torch().attention8(qkv, SEGMENTS, heads, 0.35, 0.01))
+    assert_rounded_alike(found, fp8.Fp8TorchOps().attention8(qkv, SEGMENTS, heads, 0.35, 0.01))
 
 
 @pytest.mark.parametrize("rows", [3, 520])
@@ -143,7 +143,7 @@ def test_triton_rounds_an_activation_inside_its_product(
     x = torch.randn((rows, 160), generator=generator)
     layer = fp8.Fp8Linear(torch.randn((272, 160), generator=generator) / 12, torch.randn(272), float(x.abs().max()))
     x8 = fp8.quantise(x, layer.input_scale)
-    wanted = fp8.Fp8Torch().linear_activation8(x8, layer, activation, 0.01, torch.float32)
+    wanted = fp8.Fp8TorchOps().linear_activation8(x8, layer, activation, 0.01, torch.float32)
     scale = layer.input_scale * layer.weight_scale
     found = interpreted("linear").linear_activation8(x8, layer.weight, layer.bias, activation, scale, 0.01, 3)
     assert_rounded_alike(found, wanted)

@@ -1,4 +1,4 @@
-"""The fused engine's decisions, which need no GPU: objections, the graph that holds a batch, parts of products."""
+"""The fused engine's decisions, which need no GPU: what it runs, which graph a batch replays, parts of products."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PretrainedConfig], Path]:
-    """A folder with a config and no weights: an objection has to do without them."""
+    """A folder with a config and no weights: why_not_here has to do without them."""
 
     def save(config: PretrainedConfig) -> Path:
         folder = tmp_path_factory.mktemp("config")
@@ -65,7 +65,7 @@ def test_it_is_the_first_choice_of_texts_and_no_choice_of_images() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("task", ["embeddings", "sequence-classification", "token-classification", "fill-mask"])
 def test_a_cpu_runs_every_task_and_precision(bert: Path, task: str, precision: str) -> None:
-    assert fused.objection(spec(bert, precision=precision, task=task)) is None
+    assert fused.ENGINE.why_not_here(spec(bert, precision=precision, task=task)) is None
 
 
 GPUS: dict[str, tuple[dict[str, Any], str, str | None]] = {
@@ -79,26 +79,26 @@ GPUS: dict[str, tuple[dict[str, Any], str, str | None]] = {
 
 
 @pytest.mark.parametrize(("machine", "precision", "said"), GPUS.values(), ids=GPUS)
-def test_what_it_objects_to_on_a_gpu(
+def test_what_it_does_not_run_on_a_gpu(
     bert: Path, gpu: Callable[..., None], machine: Mapping[str, Any], precision: str, said: str | None
 ) -> None:
     gpu(**machine)
-    objection = fused.objection(spec(bert, GPU, precision))
-    assert objection is None if said is None else said in (objection or "")
+    why = fused.ENGINE.why_not_here(spec(bert, GPU, precision))
+    assert why is None if said is None else said in (why or "")
     assert candidates.choose("auto", spec(bert, GPU, precision)) == ["torch_eager" if said else "fused"]
 
 
 def test_other_encoders_are_refused_by_name(folder_of: Callable[[PretrainedConfig], Path], bert: Path) -> None:
-    objection = fused.objection(spec(folder_of(MPNetConfig(**SMALL))))
-    assert objection is not None
-    assert objection.startswith("MPNetModel has no encoder that can be fused: its attention looks at relative")
-    clipped = fused.objection(spec(folder_of(BertConfig(**SMALL, hidden_act="gelu_10"))))
+    why = fused.ENGINE.why_not_here(spec(folder_of(MPNetConfig(**SMALL))))
+    assert why is not None
+    assert why.startswith("MPNetModel has no encoder that can be fused: its attention looks at relative")
+    clipped = fused.ENGINE.why_not_here(spec(folder_of(BertConfig(**SMALL, hidden_act="gelu_10"))))
     assert clipped is not None
     assert "BertEncoder) cannot be fused" in clipped
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:
-    assert fused.objection(spec(tmp_path)) == f"{tmp_path} has no config.json"
+    assert fused.ENGINE.why_not_here(spec(tmp_path)) == f"{tmp_path} has no config.json"
 
 
 GRAPHS = {
@@ -121,15 +121,15 @@ GRAPHS = {
 
 @pytest.mark.parametrize(("tokens", "sequences", "graph"), GRAPHS.values(), ids=GRAPHS)
 def test_the_smallest_graph_that_holds_a_batch(tokens: int, sequences: int, graph: tuple[int, int] | None) -> None:
-    assert fused.graph_of(tokens, sequences) == graph
+    assert fused.smallest_graph(tokens, sequences) == graph
 
 
 def test_graphs_hold_what_they_are_for() -> None:
     """And waste at most a third of what they compute, beyond 128 tokens."""
     assert list(fused.GRAPH_TOKENS) == sorted(set(fused.GRAPH_TOKENS))
     for tokens in range(1, fused.GRAPH_TOKENS[-1] + 1):
-        for share in fused.TOKENS_A_SEQUENCE:
-            room, sequences = fused.graph_of(tokens, -(-tokens // share)) or (0, 0)
+        for share in fused.TOKENS_PER_SEQUENCE:
+            room, sequences = fused.smallest_graph(tokens, -(-tokens // share)) or (0, 0)
             assert room >= tokens
             assert sequences >= tokens // share
             assert room % 64 == 0
@@ -150,8 +150,10 @@ class Recorded(fused.Graphed):
 def test_graphs_of_usual_texts_are_captured_while_loading() -> None:
     graphed = Recorded()
     graphed.capture_all()
-    usual = {fused.graph_of(tokens, 1) for tokens in fused.GRAPH_TOKENS}
-    short = {fused.graph_of(tokens, tokens // 4) for tokens in fused.GRAPH_TOKENS if tokens <= fused.SHORT_TEXTS}
+    usual = {fused.smallest_graph(tokens, 1) for tokens in fused.GRAPH_TOKENS}
+    short = {
+        fused.smallest_graph(tokens, tokens // 4) for tokens in fused.GRAPH_TOKENS if tokens <= fused.SHORT_TEXTS
+    }
     assert len(graphed.captured) == len(set(graphed.captured))
     assert set(graphed.captured) == usual | short
     assert graphed.captured[0] == (16384, 512)
@@ -225,6 +227,6 @@ def test_fp8_wants_sizes_that_tensor_cores_multiply(
 ) -> None:
     folder = folder_of(BertConfig(**{**SMALL, "hidden_size": hidden, "intermediate_size": inner}))
     (folder / "fp8.json").write_text("{}", encoding="utf-8")
-    assert fused.unfit(spec(folder, precision="fp16")) is None
-    why = fused.unfit(spec(folder, precision="fp8"))
+    assert fused.ENGINE.why_never(spec(folder, precision="fp16")) is None
+    why = fused.ENGINE.why_never(spec(folder, precision="fp8"))
     assert why is None if fits else f"hidden size {hidden} and intermediate size {inner}" in str(why)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from handlers.encoder.fused import EncoderConfig, FusedEncoder
-from handlers.encoder.ops import ACTIVATIONS, Segments, TorchOperations
+from handlers.encoder.ops import ACTIVATIONS, Segments, TorchEncoderOps
 
 BASE = EncoderConfig(layers=2, hidden=24, heads=3, intermediate=40, activation="gelu", eps=1e-5)
 LENGTHS = {
@@ -121,7 +121,7 @@ def test_no_dropout_and_no_gradients_in_training_mode() -> None:
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
-class Counting(TorchOperations):
+class Counting(TorchEncoderOps):
     """Counts the calls."""
 
     def __init__(self) -> None:
@@ -143,12 +143,12 @@ def test_a_layer_is_five_calls() -> None:
 def test_operations_can_be_set_and_are_no_state() -> None:
     encoder = seeded(BASE)
     before, ops = list(encoder.state_dict()), Counting()
-    encoder.operations = ops
+    encoder.ops = ops
     encoder(torch.randn(4, BASE.hidden), segments((4,)))
     assert ops.calls
     assert list(encoder.state_dict()) == before
     counted = len(ops.calls)
-    encoder(torch.randn(4, BASE.hidden), segments((4,)), TorchOperations())
+    encoder(torch.randn(4, BASE.hidden), segments((4,)), TorchEncoderOps())
     assert len(ops.calls) == counted  # those of the call come first
 
 
@@ -170,7 +170,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"heads": 5}, "heads that divide"),
         ({"heads": 0}, "all positive"),
@@ -179,6 +179,6 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     ],
     ids=["5 heads of 24", "no heads", "no layers", "clipped gelu"],
 )
-def test_what_cannot_be_built(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_built(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(BASE, **changes)

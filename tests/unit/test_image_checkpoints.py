@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from archive.checkpoints.image_checkpoints import CheckpointError, ImageCheckpoint, read
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.image_checkpoints import ImageCheckpoint, read
 from handlers.engines import networks
 from handlers.images.preprocess import Preprocess
 
@@ -437,7 +438,7 @@ REFUSED: list[tuple[str, Callable[[Tensors], Any], str]] = [
     (
         "deep stem's way out",
         lambda s: s.update({"conv1.0.weight": s.pop("conv1.weight")}),
-        r"where timm and torchvision are installed, its folder is served .*timm\.models\.save_for_hf",
+        r"if timm and torchvision are installed, its folder is served .*timm\.models\.save_for_hf",
     ),
     ("SE", lambda s: s.update({"layer1.0.se.fc1.weight": torch.ones(1)}), r"attention.*layer1\.0\.se\.fc1"),
     ("blur", lambda s: s.update({"layer2.0.conv2.1.filt": torch.ones(1)}), r"anti-aliased.*conv2\.1\.filt"),
@@ -606,8 +607,8 @@ def test_refuses_folders_that_lack_something(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "bert"}, "model_type 'bert', of which transformers .* has no image classifier"),
-        ({"model_type": None}, "model_type None, of which transformers .* has no image classifier"),
+        ({"model_type": "bert"}, "model_type 'bert', for which transformers .* has no image classifier"),
+        ({"model_type": None}, "model_type None, for which transformers .* has no image classifier"),
         ({"auto_map": {"AutoConfig": "mine.Config"}}, r"code of its own .*mine\.Config.*trust_remote_code"),
         ({"layer_type": "basic", "groups": 2}, "basic blocks came with .*'groups': 2"),
         ({"groups": 2, "width_per_group": 3}, "groups 2 and width_per_group 3 make a bottleneck 0 wide"),

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_images
 from transformers import AutoImageProcessor
 
-from archive import answer_sizes, onnx_export, options, recipes, references
-from archive.checkpoints.sources import CheckpointError
-from archive.probe import ProbeContext
-from handlers import settings
+from archive import answer_sizes, carried_samples, command_line, onnx_export, resolve
+from archive.checkpoints.errors import CheckpointError
+from archive.options import ImageEncoderOptions
+from archive.trial_run import TrialContext
+from handlers import engines, settings, tasks
+from handlers.engines import EngineSpec
 from handlers.engines.image_inputs import outputs
 from handlers.image_classifier import ImageClassifier
 from handlers.selection.references import OF_ARCHIVE
@@ -124,18 +126,18 @@ def checkpoint(name: str, folder: Path) -> Path:
 
 def job_of(folder: Path, *arguments: object) -> Any:
     line = ["image-encoder", "--weights", str(folder), "--name", "model", *map(str, arguments)]
-    return recipes.image_encoder_job(options.parser().parse_args(line), {})
+    return resolve.image_encoder_model(cast("ImageEncoderOptions", command_line.parse(line)))
 
 
 def served(job: Any, folder: Path, **changes: Any) -> ImageClassifier:
     """The handler of an archive of this job, loaded here."""
     folder.mkdir()
-    job.stage(folder)
-    references.write(job, folder)
+    job.write_files(folder)
+    carried_samples.write(job, folder)
     section = yaml.safe_load(yaml.safe_dump(settings.write(job.settings)))
     handler = ImageClassifier()
     config = {"handler": {**section, "device": "cpu", "precision": "fp32", **changes}}
-    handler.initialize(ProbeContext(folder, "model", config))
+    handler.initialize(TrialContext(folder, "model", config))
     return handler
 
 
@@ -159,7 +161,7 @@ def test_embeddings_are_transformers_pooled_features(
     folder = checkpoint(name, tmp_path / "checkpoint")
     _, _, features, size = CASES[name]
     job = job_of(folder)
-    assert job.embeddings
+    assert job.gives_embeddings
     assert job.settings.task == "embeddings"
     handler = served(job, tmp_path / "archive")
     assert not (tmp_path / "archive" / "labels.json").exists()
@@ -175,8 +177,8 @@ def test_embeddings_are_transformers_pooled_features(
         assert np.abs(np.array(answer) - wanted.numpy()).max() < 1e-5 * max(1.0, float(wanted.abs().max()))
     # The parity gate's reference is the same network on the pixels of the checkpoint's own processor.
     sample = job.samples()[0]
-    found = handler.inference(handler.prepare(sample))
-    np.testing.assert_allclose(found.numpy(), job.reference([sample]), rtol=1e-4, atol=1e-5)
+    found = handler.run(handler.prepare_one(sample))
+    np.testing.assert_allclose(found.numpy(), job.reference_outputs([sample]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -223,11 +225,16 @@ class TestAnswers:
         assert (status, answer["type"]) == (400, "InvalidOption")
 
 
-@pytest.mark.parametrize("engine", ["cudnn", "onnxruntime"])
-def test_engines_of_classifiers_are_refused(tmp_path: Path, engine: str) -> None:
-    job = job_of(checkpoint("resnet", tmp_path / "checkpoint"))
-    with pytest.raises(ValueError, match="it runs classifiers, and the network is an image encoder"):
-        served(job, tmp_path / "archive", engine=engine)
+@pytest.mark.parametrize(("engine", "precision"), [("cudnn", "fp16"), ("onnxruntime", "fp32")])
+def test_engines_of_classifiers_are_refused(tmp_path: Path, engine: str, precision: str) -> None:
+    folder = checkpoint("resnet", tmp_path / "checkpoint")
+    spec = EngineSpec("image-classifier", folder, torch.device("cpu"), precision, task="embeddings", image_size=32)
+    assert engines.get(engine).why_never(spec) == "it runs classifiers, and the network is an image encoder"
+
+
+def test_their_options_are_known_to_every_model(handler: ImageClassifier) -> None:
+    """A model that lacks an option refuses it by name, instead of ignoring it."""
+    assert set(handler.task.options) <= set(tasks.option_names())
 
 
 @pytest.mark.parametrize("name", ["clip", "dinov2", "siglip"])
@@ -248,7 +255,7 @@ def test_a_classifiers_weights_without_a_pooling_layer_are_refused(tmp_path: Pat
     config = transformers.ViTConfig(**SMALL, **IMAGES)
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(VIT), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"not those of a ViTModel\. missing: .*pooler\.dense\.bias"):
+    with pytest.raises(CheckpointError, match=r"not those of a ViTModel; missing: .*pooler\.dense\.bias"):
         job_of(tmp_path)
 
 

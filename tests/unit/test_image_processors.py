@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,10 +24,12 @@ from transformers import (
     ViTConfig,
 )
 
-from archive import options, recipes, references
-from archive.checkpoints.sources import CheckpointError
-from archive.probe import ProbeContext
-from handlers import settings
+from archive import carried_samples, command_line, resolve
+from archive.checkpoints.errors import CheckpointError
+from archive.options import ImageClassifierOptions
+from archive.trial_run import TrialContext
+from handlers import engines, settings
+from handlers.engines import EngineSpec
 from handlers.image_classifier import ImageClassifier
 from handlers.images import gpu_decoder, pipelines
 from handlers.images.preprocess import Preprocess
@@ -91,18 +93,18 @@ def checkpoint(network: str, processor: Mapping[str, Any], folder: Path) -> Path
 
 def job_of(folder: Path, *arguments: object) -> Any:
     line = ["image-classifier", "--weights", str(folder), *map(str, arguments)]
-    return recipes.image_job(options.parser().parse_args(line), {})
+    return resolve.image_model(cast("ImageClassifierOptions", command_line.parse(line)))
 
 
 def served(job: Any, folder: Path, **changes: Any) -> ImageClassifier:
     """The handler of an archive of this job, loaded here."""
     folder.mkdir()
-    job.stage(folder)
-    references.write(job, folder)
+    job.write_files(folder)
+    carried_samples.write(job, folder)
     section = yaml.safe_load(yaml.safe_dump(settings.write(job.settings)))
     handler = ImageClassifier()
     config = {"handler": {**section, "device": "cpu", "precision": "fp32", **changes}}
-    handler.initialize(ProbeContext(folder, "model", config))
+    handler.initialize(TrialContext(folder, "model", config))
     return handler
 
 
@@ -173,8 +175,8 @@ def test_the_parity_gate_compares_with_the_checkpoints_own_processor(name: str, 
     job = job_of(checkpoint(network, config, tmp_path / "checkpoint"))
     samples = job.samples()[:2]
     handler = served(job, tmp_path / "archive")
-    outputs = handler.inference([item for sample in samples for item in handler.prepare(sample)])
-    np.testing.assert_allclose(outputs.numpy(), job.reference(samples), rtol=1e-4, atol=1e-5)
+    outputs = handler.run([item for sample in samples for item in handler.prepare_one(sample)])
+    np.testing.assert_allclose(outputs.numpy(), job.reference_outputs(samples), rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_of_one_size_refuses_images_of_others(
@@ -241,13 +243,17 @@ def test_options_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
     assert "Siglip2ImageProcessor preprocesses images on the CPU" in " ".join(job_of(folder).notes)
 
 
-@pytest.mark.parametrize(
-    ("engine", "why"), [("onnxruntime", "square images of one size"), ("tensorrt", "square images of one size")]
-)
-def test_other_engines_are_refused_by_name(tmp_path: Path, engine: str, why: str) -> None:
+@pytest.mark.parametrize(("engine", "precision"), [("cudnn", "fp16"), ("onnxruntime", "fp32"), ("tensorrt", "fp16")])
+def test_other_engines_run_none_of_them(tmp_path: Path, engine: str, precision: str) -> None:
+    folder = checkpoint(*CASES["patches"][:2], tmp_path / "checkpoint")
+    spec = EngineSpec("image-classifier", folder, torch.device("cpu"), precision, image_size=0)
+    assert "square images of one size" in str(engines.get(engine).why_never(spec))
+
+
+def test_an_engine_that_runs_none_of_them_is_refused_by_name(tmp_path: Path) -> None:
     job = job_of(checkpoint(*CASES["patches"][:2], tmp_path / "checkpoint"))
-    with pytest.raises(ValueError, match=why):
-        served(job, tmp_path / "archive", engine=engine)
+    with pytest.raises(ValueError, match="square images of one size"):
+        served(job, tmp_path / "archive", engine="onnxruntime")
 
 
 def test_the_gpu_decodes_none_of_them() -> None:

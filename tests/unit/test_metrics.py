@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from handlers.image_classifier import ImageClassifier
+from handlers.protocol import adapters
 from handlers.protocol.context import Context
 from handlers.protocol.errors import InferenceFailed, InputTooLong, NotFinite, PayloadTooLarge
 from handlers.protocol.request import Request
@@ -58,19 +59,19 @@ def reported(context_for: Callable[[], Context]) -> Callable[..., dict[str, floa
     def report(requests: list[Request], cache: Cache) -> dict[str, float]:
         context = context_for()
         context.metrics = cache
-        BatchMetrics(context).report(requests, sum(len(one.results) for one in requests), time.perf_counter())
+        BatchMetrics(context).report(requests, sum(len(one.answers) for one in requests), time.perf_counter())
         return {name: value for name, value in cache.values.items() if name != "BatchTime"}
 
     return report
 
 
 BATCH = [
-    Request(results=[1]),
-    Request(error=InputTooLong("theirs")),
-    Request(error=PayloadTooLarge("theirs")),
-    Request(error=InferenceFailed("ours"), results=[InferenceFailed("ours"), 1]),
-    Request(error=NotFinite(), results=[1, NotFinite(), NotFinite()]),
-    Request(description={"engine": "none of these"}),
+    Request(adapters.DEFAULT, ["a"], answers=[1]),
+    Request(adapters.DEFAULT, error=InputTooLong("theirs")),
+    Request(adapters.DEFAULT, error=PayloadTooLarge("theirs")),
+    Request(adapters.DEFAULT, ["a", "b"], error=InferenceFailed("ours"), answers=[InferenceFailed("ours"), 1]),
+    Request(adapters.DEFAULT, ["a", "b", "c"], error=NotFinite(), answers=[1, NotFinite(), NotFinite()]),
+    Request(adapters.DEFAULT, combine=lambda answers: {"engine": "none of these"}),
 ]
 
 

@@ -26,9 +26,9 @@ from transformers import (
     ViTConfig,
 )
 
-from archive import convert, onnx_export
+from archive import onnx_export, tensorrt_files
 from handlers.engines import EngineSpec, networks, tensorrt
-from handlers.engines.folding import TorchOperations
+from handlers.engines.folding import TorchResNetOps
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
 
@@ -135,21 +135,21 @@ def test_without_a_gpu_the_archive_gets_the_network_and_no_plan(
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     model = ResNetForImageClassification.from_pretrained(DIGITS)
-    convert.stage(model, tmp_path, (1, 8), 32, "onnx", "auto")
+    tensorrt_files.write(model, tmp_path, (1, 8), 32, "onnx", "auto")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    with pytest.raises(convert.ConvertError, match="--plan first-load"):
-        convert.stage(model, tmp_path, (1, 8), 32, "onnx", "packaging")
+    with pytest.raises(tensorrt_files.ConvertError, match="--plan first-load"):
+        tensorrt_files.write(model, tmp_path, (1, 8), 32, "onnx", "packaging")
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch2trt" or found(name))
-    with pytest.raises(convert.ConvertError, match="at packaging only"):
-        convert.stage(model, tmp_path, (8,), 32, "torch2trt", "first-load")
+    with pytest.raises(tensorrt_files.ConvertError, match="at packaging only"):
+        tensorrt_files.write(model, tmp_path, (8,), 32, "torch2trt", "first-load")
 
 
 def test_whoever_converts_through_torch2trt_hears_how_to_get_it() -> None:
     """The benchmark calls it too, and imports nothing before."""
     spec = EngineSpec("image-classifier", DIGITS, torch.device("cpu"), "fp16", buckets=(8,))
-    with pytest.raises(convert.ConvertError, match="git clone"):
-        convert.through_torch2trt(None, spec)
+    with pytest.raises(tensorrt_files.ConvertError, match="git clone"):
+        tensorrt_files.through_torch2trt(None, spec)
 
 
 def test_what_torch2trt_is_asked_for_and_its_warnings_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,13 +165,13 @@ def test_what_torch2trt_is_asked_for_and_its_warnings_stay_out(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "torch2trt", fake)
     spec = EngineSpec("image-classifier", DIGITS, torch.device("cpu"), "fp16", image_size=32, buckets=(8,))
     model = ResNetForImageClassification.from_pretrained(DIGITS)
-    assert convert.through_torch2trt(model, spec) == b"plan"
+    assert tensorrt_files.through_torch2trt(model, spec) == b"plan"
     shape = (8, 3, 32, 32)
     assert (asked["inputs"], asked["logits"], asked["fp16_mode"]) == ([shape], (8, 10), True)
     assert [asked[f"{name}_shapes"] for name in ("min", "opt", "max")] == [[(1, *shape[1:])], [shape], [shape]]
     assert (asked["input_names"], asked["output_names"]) == (["images"], ["logits"])
-    with pytest.raises(convert.ConvertError, match="one profile; --plan-buckets 8"):
-        convert.through_torch2trt(model, dataclasses.replace(spec, buckets=(1, 8)))
+    with pytest.raises(tensorrt_files.ConvertError, match="one profile; --plan-buckets 8"):
+        tensorrt_files.through_torch2trt(model, dataclasses.replace(spec, buckets=(1, 8)))
 
 
 @pytest.mark.parametrize(
@@ -190,12 +190,12 @@ def test_onnx_goes_where_tensorrt_may_serve(
     engine: str, precision: str, device: str, carries: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensorrt, "installed", lambda: True)
-    assert convert.wanted(engine, precision, device) is carries
+    assert tensorrt_files.are_carried(engine, precision, device) is carries
 
 
 def test_converters_get_weights_that_lie_as_they_read_them() -> None:
     """TensorRT's Weights refuse others, and torch2trt hands them on as they are."""
     model = ResNetForImageClassification.from_pretrained(DIGITS)
-    network: Any = onnx_export.module(model, torch.device("cpu"), torch.float32, TorchOperations()).network
+    network: Any = onnx_export.module(model, torch.device("cpu"), torch.float32, TorchResNetOps()).network
     convolutions = [network.stem, *(conv for block in network.blocks for conv in (*block.body, block.shortcut))]
     assert all(conv.weight.is_contiguous() for conv in convolutions if conv is not None)

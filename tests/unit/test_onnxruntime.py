@@ -112,7 +112,7 @@ def test_a_batch_of_more_tokens_than_run_at_once(tmp_path: Path, monkeypatch: py
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=80))
 def test_texts_of_like_length_run_together(lengths: list[int]) -> None:
-    groups = onnxruntime.alike(lengths)
+    groups = onnxruntime.group_by_length(lengths)
     assert sorted(place for group in groups for place in group) == list(range(len(lengths)))
     for group in groups:
         its_lengths = [lengths[place] for place in group]
@@ -199,9 +199,9 @@ def test_what_it_does_not_run_it_says(tmp_path: Path) -> None:
         "the activation is gelu": image_spec(save_resnet(tmp_path / "gelu", hidden_act="gelu")),
     }
     for why, spec in said.items():
-        assert why.replace("it runs CPUs", "it runs on CPUs") in str(engines.objection("onnxruntime", spec))
-    assert engines.objection("onnxruntime", text_spec(bert)) is None
-    assert engines.objection("onnxruntime", image_spec(resnet)) is None
+        assert why.replace("it runs CPUs", "it runs on CPUs") in str(engines.get("onnxruntime").why_not_here(spec))
+    assert engines.get("onnxruntime").why_not_here(text_spec(bert)) is None
+    assert engines.get("onnxruntime").why_not_here(image_spec(resnet)) is None
     with pytest.raises(ValueError, match="engine onnxruntime cannot run here: it runs on CPUs"):
         candidates.choose("onnxruntime", image_spec(resnet, device=torch.device("cuda", 0)))
 
@@ -209,7 +209,7 @@ def test_what_it_does_not_run_it_says(tmp_path: Path) -> None:
 def test_pre_norm_is_not_its_own() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, norm_first=True, activation="gelu", batch_first=True)
     network = swap_encoder(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval())
-    assert "pre-norm" in str(onnx_networks.encoder_objection(fused_encoder(network).config))
+    assert "pre-norm" in str(onnx_networks.why_no_encoder(fused_encoder(network).config))
 
 
 @pytest.fixture

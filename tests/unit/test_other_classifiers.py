@@ -6,16 +6,18 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import ConvNextConfig, ImageGPTConfig, PPLCNetConfig, RegNetConfig, ViTConfig, ViTModel
 
-from archive import options, package, recipes
+from archive import command_line, package, resolve
 from archive.checkpoints import other_classifiers
-from archive.checkpoints.image_checkpoints import CheckpointError, read
+from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.image_checkpoints import read
+from archive.options import ImageClassifierOptions
 from handlers.engines import networks
 from handlers.images.preprocess import Preprocess
 
@@ -206,7 +208,7 @@ def test_other_foreign_settings_are_left_out(vit: Path, tmp_path: Path, offline:
             lambda s: s.update({"head.bias": s.pop("classifier.bias")}),
             r"missing: classifier\.bias; unexpected: head\.bias",
         ),
-        (lambda s: s.pop("classifier.bias"), r"not those of a ViTForImageClassification\. missing: classifier\.bias"),
+        (lambda s: s.pop("classifier.bias"), r"not those of a ViTForImageClassification; missing: classifier\.bias"),
         (
             lambda s: s.update({name.replace(".0.", ".7."): value.clone() for name, value in s.items()}),
             r"of more layers than config\.json has: vit\..*\.7\.attention",
@@ -267,7 +269,7 @@ def test_refuses_preprocessing_that_cannot_be_expressed(vit: Path) -> None:
 
 def job(folder: Path, *arguments: object) -> Any:
     command = ["image-classifier", "--name", "model", "--weights", folder, *arguments]
-    return recipes.image_job(options.parser().parse_args(list(map(str, command))), {})
+    return resolve.image_model(cast("ImageClassifierOptions", command_line.parse(list(map(str, command)))))
 
 
 def test_a_network_of_one_size_gets_images_of_that_size(vit: Path, tmp_path: Path) -> None:
@@ -286,8 +288,8 @@ def test_refuses_the_engine_of_resnets(vit: Path) -> None:
         package.PackagingError,
         match=r"cudnn runs this on no machine: it runs ResNets, .* and the network is of type vit; --engine auto",
     ):
-        package._refuse_unfit(job(vit, "--engine", "cudnn"), vit)
-    package._refuse_unfit(job(vit, "--engine", "tensorrt"), vit)
+        package._refuse_impossible_engine(job(vit, "--engine", "cudnn"), vit)
+    package._refuse_impossible_engine(job(vit, "--engine", "tensorrt"), vit)
 
 
 @pytest.mark.parametrize(
@@ -311,17 +313,16 @@ def test_refuses_networks_that_take_or_give_something_else(tmp_path: Path, confi
         job(tmp_path)
 
 
-def test_refuses_a_network_that_gives_something_else(vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = read(vit)
-    found.config.id2label = {0: "a"}
-    monkeypatch.setattr(type(found), "network", lambda _: networks.load(vit, torch.float32))
+def test_refuses_a_network_that_gives_something_else(vit: Path) -> None:
+    network = networks.load(vit, torch.float32)
+    network.config.id2label = {0: "a"}
     with pytest.raises(CheckpointError, match=r"gives \(1, 5\) for one image, wanted logits \(1, 1\)"):
-        other_classifiers.refuse_size(found, 32, 32)
+        other_classifiers.refuse_size(network, 32, 32)
 
 
 def test_timms_other_networks_go_to_transformers_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    beside = {"architecture": "vit_tiny_patch16_224", "num_classes": CLASSES, "pretrained_cfg": {}}
-    (tmp_path / "config.json").write_text(json.dumps(beside), encoding="utf-8")
+    config_json = {"architecture": "vit_tiny_patch16_224", "num_classes": CLASSES, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config_json), encoding="utf-8")
     save_file({"head.weight": torch.ones(1)}, tmp_path / "model.safetensors")
     asked: list[Path] = []
 

@@ -148,7 +148,7 @@ def test_a_loaded_text_encoder_tokenizes_in_its_share(minilm_folder: Path) -> No
     child = """
 import os, sys, torch
 from pathlib import Path
-from archive.probe import ProbeContext
+from archive.trial_run import TrialContext
 from handlers import cpus, loading
 from handlers.text_encoder import TextEncoder
 from handlers.texts.payloads import Text
@@ -156,7 +156,7 @@ from handlers.texts.payloads import Text
 cpus.usable = lambda: 9
 encoder = TextEncoder()
 section = {"engine": "torch_eager", "precision": "fp32", "device": "cpu", "maxTokens": 32}
-context = ProbeContext(Path(sys.argv[1]), "one", {"handler": section, "maxWorkers": 3})
+context = TrialContext(Path(sys.argv[1]), "one", {"handler": section, "maxWorkers": 3})
 context.system_properties[loading.PARITY_GATE] = True  # no comparison while loading, which would tokenize already
 encoder.initialize(context)
 before = len(os.listdir("/proc/self/task"))

@@ -70,19 +70,19 @@ class Machine:
         return self.contexts[-1]
 
     @contextlib.contextmanager
-    def beside(self, stream: Any) -> Iterator[None]:
+    def on_side_stream(self, stream: Any) -> Iterator[None]:
         before, self.stream = self.stream, stream.cuda_stream
         yield
         self.stream = before
 
-    def captured(
-        self, work: Callable[[], torch.Tensor], device: object, pool: object, room: object
+    def capture_graph(
+        self, work: Callable[[], torch.Tensor], device: object, pool: object, output: object
     ) -> tuple[Any, torch.Tensor]:
         for self.stream in (OWN, CAPTURING):
-            output = work()
+            outputs = work()
         self.stream = DEFAULT
-        graph = SimpleNamespace(replay=lambda: self.replays.append(len(output)), pool=lambda: "pool")
-        return graph, output
+        graph = SimpleNamespace(replay=lambda: self.replays.append(len(outputs)), pool=lambda: "pool")
+        return graph, outputs
 
     @property
     def used(self) -> list[Context]:
@@ -120,9 +120,9 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "10":
         fake.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED=2)
     own = SimpleNamespace(cuda_stream=OWN, synchronize=lambda: None)
-    monkeypatch.setattr(tensorrt, "_tensorrt", lambda: fake)
-    monkeypatch.setattr(tensorrt, "beside", found.beside)
-    monkeypatch.setattr(graphs, "captured", found.captured)
+    monkeypatch.setattr(tensorrt, "tensorrt_module", lambda: fake)
+    monkeypatch.setattr(tensorrt, "on_side_stream", found.on_side_stream)
+    monkeypatch.setattr(graphs, "capture_graph", found.capture_graph)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: own)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=found.stream))
@@ -213,7 +213,7 @@ def test_a_plan_whose_profiles_are_not_shared_runs_without_graphs(
         assert found(batch(count)).shape == (count, CLASSES)
     assert machine.replays == []
     assert [context.profile for context in machine.used] == [0, 1, 2]
-    assert "without CUDA graphs, which one that is built anew has" in caplog.text
+    assert "without CUDA graphs; a plan that is built again runs with them" in caplog.text
 
 
 def test_plans_of_8_6_are_built_to_be_shared() -> None:
@@ -241,13 +241,13 @@ def test_plans_of_8_6_are_built_to_be_shared() -> None:
 def test_warnings_are_logged_and_explain_no_failure(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     found = runner()
     with caplog.at_level(logging.INFO):
-        found.said.logger.log(2, "Using default stream")
-        found.said.logger.log(3, "of no interest")
-        assert found.said.last == ""
-        found.said.logger.log(1, "broken")
+        found.log.logger.log(2, "Using default stream")
+        found.log.logger.log(3, "of no interest")
+        assert found.log.last_error == ""
+        found.log.logger.log(1, "broken")
     levels = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert levels == [("WARNING", "TensorRT: Using default stream"), ("ERROR", "TensorRT: broken")]
-    assert found.said.last == "broken"
+    assert found.log.last_error == "broken"
 
 
 def test_a_plan_that_tensorrt_does_not_take(machine: Machine) -> None:

@@ -8,6 +8,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -149,13 +151,13 @@ def test_a_tensorrt_that_cannot_be_imported_is_no_engine(tmp_path: Path, monkeyp
         raise ImportError("libnvinfer.so.10: cannot open shared object file")
 
     monkeypatch.setattr(tensorrt, "installed", lambda: True)
-    monkeypatch.setattr(tensorrt, "_tensorrt", fail)
+    monkeypatch.setattr(tensorrt, "tensorrt_module", fail)
     (tmp_path / tensorrt.ONNX).touch()
-    tensorrt.broken.cache_clear()
+    tensorrt.import_problem.cache_clear()
     try:
-        why = tensorrt.objection(EngineSpec("image-classifier", tmp_path, torch.device("cuda", 0), "fp16"))
+        why = tensorrt.ENGINE.why_not_here(EngineSpec("image-classifier", tmp_path, torch.device("cuda", 0), "fp16"))
     finally:
-        tensorrt.broken.cache_clear()
+        tensorrt.import_problem.cache_clear()
     assert why == (
         "the package tensorrt is installed and cannot be imported "
         "(ImportError: libnvinfer.so.10: cannot open shared object file)"
@@ -188,6 +190,39 @@ def test_four_workers_build_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("build-*"))) == 1
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_an_error_and_gets_no_marker_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A marker file, which filelock could make instead, would outlive a worker that is killed."""
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", fail)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))), plans.locked(tmp_path):
+            pass
+    with plans.locked(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_worker_that_is_killed_lets_its_lock_go_and_the_wait_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    holder = context.Process(target=_hold, args=(tmp_path,))
+    holder.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.05)
+    threading.Timer(0.3, holder.kill).start()
+    with caplog.at_level("INFO"), plans.locked(tmp_path):
+        holder.join()
+    assert holder.exitcode == -9
+    assert f"waiting for another worker, which does the same in {tmp_path}" in caplog.text
+    assert "the other worker was done after" in caplog.text
+
+
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
     """An archive without a plan, on a machine whose fingerprint is HERE."""
@@ -198,8 +233,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
 
 
 def test_without_a_plan_tensorrt_is_not_ready_and_says_so(spec: EngineSpec) -> None:
-    assert not tensorrt.ready(spec)
-    assert str(tensorrt.unready(spec)).startswith(
+    assert str(tensorrt.ENGINE.why_auto_skips(spec)).startswith(
         "the archive carries model.onnx without a plan, and none that fits is in the cache; engine: tensorrt builds"
     )
 
@@ -208,18 +242,19 @@ def test_without_a_plan_tensorrt_is_not_ready_and_says_so(spec: EngineSpec) -> N
 def test_with_a_plan_that_fits_it_is_ready(spec: EngineSpec, where: str) -> None:
     folder = spec.model_dir / "plan" if where == "archive" else spec.plan_cache / HERE.key
     plans.write(folder, b"engine", HERE)
-    assert tensorrt.unready(spec) is None
-    assert tensorrt.ready(spec)
+    assert tensorrt.ENGINE.why_auto_skips(spec) is None
 
 
 def test_a_plan_of_another_machine_is_refused_by_auto_as_well(spec: EngineSpec) -> None:
     refusing = dataclasses.replace(spec, on_mismatch="refuse")
-    assert tensorrt.refusal(refusing) is None  # there is no plan
+    assert tensorrt.ENGINE.why_auto_refuses(refusing) is None  # there is no plan
     plans.write(spec.model_dir / "plan", b"engine", HERE)
-    assert tensorrt.refusal(refusing) is None
+    assert tensorrt.ENGINE.why_auto_refuses(refusing) is None
     plans.write(spec.model_dir / "plan", b"engine", dataclasses.replace(HERE, gpu="NVIDIA A100"))
-    assert "gpu: plan NVIDIA A100, here NVIDIA H200. onMismatch is refuse" in str(tensorrt.refusal(refusing))
-    assert tensorrt.refusal(spec) is None
+    assert "gpu: plan NVIDIA A100, here NVIDIA H200. onMismatch is refuse" in str(
+        tensorrt.ENGINE.why_auto_refuses(refusing)
+    )
+    assert tensorrt.ENGINE.why_auto_refuses(spec) is None
 
 
 class FakeCaches:
@@ -233,12 +268,12 @@ class FakeCaches:
     def __init__(self, learnt: bytes | None, refuses: str = "") -> None:
         self.learnt, self.refuses = learnt, refuses
         self.given: list[bytes] = []
-        self.attached, self.last = False, ""
+        self.attached, self.last_error = False, ""
 
     def create_timing_cache(self, content: bytes) -> object:
         self.given.append(content)
         if content and self.refuses:
-            self.last = "The timing cache will not be used!"
+            self.last_error = "The timing cache will not be used!"
         return None if content and self.refuses == "create" else self
 
     def set_timing_cache(self, cache: object, ignore_mismatch: bool) -> bool:
@@ -267,7 +302,7 @@ def on_h200(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_timings_of_one_build_are_given_to_the_next(spec: EngineSpec, caplog: pytest.LogCaptureFixture) -> None:
     first, second = fake(b"timings"), fake(None)
     for one in (first, second):
-        with tensorrt._timing_cache(one, one, spec, one):
+        with tensorrt.timing_cache(one, one, spec, one):
             pass
     assert (first.given, second.given) == ([b""], [b"timings"])
     assert not caplog.text
@@ -279,19 +314,19 @@ def test_timings_that_tensorrt_does_not_take_are_said_and_replaced(
     spec: EngineSpec, caplog: pytest.LogCaptureFixture, refuses: str
 ) -> None:
     first, second, third = fake(b"timings"), fake(b"others", refuses), fake(None)
-    third.last = "what the parser said before"
+    third.last_error = "what the parser said before"
     for one in (first, second, third):
-        with tensorrt._timing_cache(one, one, spec, one):
-            assert one.last == ""
+        with tensorrt.timing_cache(one, one, spec, one):
+            assert one.last_error == ""
     assert third.given == [b"others"]
-    assert caplog.text.count("TensorRT 10.0 does not take the timings") == 1
+    assert caplog.text.count("TensorRT 10.0 does not accept the timings") == 1
 
 
 @pytest.mark.usefixtures("on_h200")
 def test_timings_that_cannot_be_kept_cost_no_plan(spec: EngineSpec, caplog: pytest.LogCaptureFixture) -> None:
     spec.plan_cache.write_text("a file where the folder should be")
     one = fake(b"timings")
-    with tensorrt._timing_cache(one, one, spec, one):
+    with tensorrt.timing_cache(one, one, spec, one):
         pass
     assert "TensorRT's timings cannot be kept" in caplog.text
 
@@ -303,18 +338,18 @@ def test_the_archives_plan_is_the_reason_where_it_does_not_fit(spec: EngineSpec,
     if damage == "no record":
         (folder / plans.RECORD).unlink()
     named = "is missing or unreadable" if damage == "no record" else "gpu: plan NVIDIA A100, here NVIDIA H200"
-    assert named in str(tensorrt.unready(spec))
+    assert named in str(tensorrt.ENGINE.why_auto_skips(spec))
     plans.write(spec.plan_cache / HERE.key, b"engine", HERE)
-    assert tensorrt.unready(spec) is None
+    assert tensorrt.ENGINE.why_auto_skips(spec) is None
 
 
 def test_a_torn_plan_counts_as_ready_and_fails_by_name_when_it_is_loaded(spec: EngineSpec) -> None:
     """Only reading it all can tell, which loading does; a measured choice drops it then, and says why."""
     plans.write(spec.model_dir / "plan", b"engine", HERE)
     (spec.model_dir / "plan" / plans.PLAN).write_bytes(b"engin")
-    assert tensorrt.ready(spec)
+    assert tensorrt.ENGINE.why_auto_skips(spec) is None
     with pytest.raises(TornPlanError, match="torn or was changed"):
-        tensorrt.load(spec)
+        tensorrt.ENGINE.load(spec)
 
 
 def test_a_file_is_hashed_once_and_again_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +366,12 @@ def test_a_file_is_hashed_once_and_again_where_it_changed(tmp_path: Path, monkey
     assert reads == [path]
     path.write_bytes(b"another network")
     assert plans.file_digest(path) == hashlib.sha256(b"another network").hexdigest()
+
+
+def _hold(folder: Path) -> None:
+    with plans.locked(folder):
+        (folder / "held").touch()
+        time.sleep(60)
 
 
 def _fail() -> bytes:

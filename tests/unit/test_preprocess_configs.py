@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.preprocess_configs import folder_preprocess, read_preprocess, read_timm_preprocess
-from archive.checkpoints.sources import CheckpointError
 from handlers.images.preprocess import Preprocess
 
 MEAN = (0.485, 0.456, 0.406)

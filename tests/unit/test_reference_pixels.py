@@ -11,17 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from archive import jobs, parity, reference_pixels
+from archive import parity, reference_pixels, sample_images
 from archive.checkpoints import image_checkpoints
+from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
-from archive.checkpoints.sources import CheckpointError
 from archive.checkpoints.torchvision_releases import TORCHVISION_V1, TORCHVISION_V2
-from archive.jobs import ImageJob
+from archive.models import ImageModel
 from handlers.images import batching, cropping, geometry, preparation
 from handlers.images.preprocess import INTERPOLATIONS, Preprocess
 from handlers.settings import ImageSettings
 
-DIGITS = Path(jobs.__file__).parent / "digits"
+DIGITS = Path(sample_images.__file__).parent / "digits"
 MAX_PIXELS = 50_000_000
 
 
@@ -30,9 +30,17 @@ def digits() -> ImageCheckpoint:
     return image_checkpoints.read(DIGITS)
 
 
-def job(checkpoint: ImageCheckpoint, preprocess: Preprocess) -> ImageJob:
+def job(checkpoint: ImageCheckpoint, preprocess: Preprocess) -> ImageModel:
     settings = ImageSettings(preprocess=preprocess)
-    return ImageJob("x", "1", {}, settings, {}, checkpoint=checkpoint, labels=[str(k) for k in range(10)])
+    return ImageModel(
+        name="x",
+        version="1",
+        torchserve={},
+        settings=settings,
+        weights={},
+        checkpoint=checkpoint,
+        labels=[str(k) for k in range(10)],
+    )
 
 
 @torch.inference_mode()
@@ -66,8 +74,8 @@ def test_the_gate_sees_a_fault_of_preprocessing(
     if layout == "timm":
         preprocess = dataclasses.replace(preprocess, crop_rounding="even")
     checkpoint = dataclasses.replace(digits, layout=layout, preprocess=preprocess)
-    samples = jobs.photographs()
-    reference = job(checkpoint, preprocess).reference(samples)
+    samples = sample_images.photographs()
+    reference = job(checkpoint, preprocess).reference_outputs(samples)
     if fault:
         monkeypatch.setattr(*FAULTS[fault])
         if (layout, fault) == ("timm", "crop"):
@@ -89,7 +97,7 @@ def test_torchvisions_steps_are_the_handlers(digits: ImageCheckpoint, preprocess
     checkpoint = dataclasses.replace(digits, layout="torchvision", preprocess=None)
     pixels = reference_pixels.pixels_of(checkpoint, preprocess, MAX_PIXELS)
     batcher = batching.Batcher(preprocess, torch.device("cpu"), torch.float32)
-    for sample in jobs.photographs():
+    for sample in sample_images.photographs():
         ours = batcher(preparation.prepare(sample, preprocess, MAX_PIXELS))
         torch.testing.assert_close(ours, pixels(sample), rtol=0, atol=1e-5)
 
@@ -99,7 +107,7 @@ def test_what_was_changed_at_packaging_is_followed(digits: ImageCheckpoint) -> N
     preprocess = Preprocess(32, 40, interpolation="bicubic")
     pixels = reference_pixels.pixels_of(digits, preprocess, MAX_PIXELS)
     batcher = batching.Batcher(preprocess, torch.device("cpu"), torch.float32)
-    for sample in jobs.photographs():
+    for sample in sample_images.photographs():
         ours = batcher(preparation.prepare(sample, preprocess, MAX_PIXELS))
         torch.testing.assert_close(ours, pixels(sample), rtol=0, atol=1e-5)
 

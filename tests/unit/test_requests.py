@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.protocol import writer
+from handlers.protocol import adapters, writer
+from handlers.protocol.adapters import kserve_v1
 from handlers.protocol.errors import InferenceFailed, InvalidInput, RequestError
+from handlers.protocol.interface import Interface
 from handlers.protocol.options import whole_number, yes_or_no
 from handlers.protocol.reader import Reader
-from handlers.protocol.request import Request, gather, gather_options, scatter
+from handlers.protocol.request import Request
 from handlers.protocol.wording import kind_of, names_of
+from handlers.serving.inputs import Inputs, inputs_of
 
 if TYPE_CHECKING:
     from tests.unit.conftest import FakeContext
@@ -25,18 +29,32 @@ JSON = {"content-type": "application/json"}
 MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
 MARKER = "S3CRET-of-a-user"
 
-READER = Reader(
-    options={"top_k": whole_number(1, 10), "truncate": yes_or_no},
-    media="a thing",
+THINGS = Interface(
+    wanted="a thing",
     accepts=lambda media_type: not media_type.startswith(("video/", "text/")),
     max_inputs=4,
+    options={"top_k": whole_number(1, 10), "truncate": yes_or_no},
+    other_options=("top_k", "truncate", "encoding_format", "dtype"),
+    description={"kind": "test"},
 )
+READER = Reader(THINGS)
 TEXTS = Reader(
-    options=READER.options,
-    media="a text",
-    accepts=lambda media_type: media_type in ("", "text/plain", "application/octet-stream"),
-    max_inputs=4,
+    dataclasses.replace(
+        THINGS,
+        wanted="a text",
+        accepts=lambda media_type: media_type in ("", "text/plain", "application/octet-stream"),
+    )
 )
+
+
+def request_of(*inputs: object, **rest: Any) -> Request:
+    return Request(adapters.DEFAULT, inputs or ["sent"], **rest)
+
+
+def shape_of(request: Request) -> str:
+    """How a request's answers go together: "one", "list", or "instances" as KServe v1 has them."""
+    combined = request.combine(["answer"])
+    return {"answer": "one", "['answer']": "list", "{'predictions': ['answer']}": "instances"}[str(combined)]
 
 
 @pytest.fixture
@@ -78,7 +96,7 @@ class TestRawBodies:
     @pytest.mark.parametrize("body", [b"x", bytearray(b"x"), "x", b"\x00", b" "])
     def test_a_body_is_one_payload_as_it_came(self, read: Read, body: object) -> None:
         request = read({"body": body})
-        assert (request.error, request.payloads, request.shape) == (None, [body], "one")
+        assert (request.error, list(request.inputs), shape_of(request)) == (None, [body], "one")
 
     @pytest.mark.parametrize("body", [b"", bytearray(), ""])
     def test_an_empty_body_is_refused(self, read: Read, body: object) -> None:
@@ -110,7 +128,7 @@ class TestRawBodies:
         ],
     )
     def test_json_is_known_by_any_spelling(self, read: Read, header: str, media_type: str) -> None:
-        assert read({"body": b'["a"]'}, {header: media_type}).payloads == ["a"]
+        assert read({"body": b'["a"]'}, {header: media_type}).inputs == ["a"]
 
     def test_a_form_is_refused_with_what_sent_it(self, read: Read) -> None:
         error = error_of(read({"a": b"x"}, {"content-type": "application/x-www-form-urlencoded; charset=utf-8"}))
@@ -143,7 +161,7 @@ class TestJson:
         self, read: Read, value: object, payloads: list[object], shape: str, parsed: bool
     ) -> None:
         request = read({"body": value if parsed else bytearray(json.dumps(value).encode())}, JSON)
-        assert (request.error, request.payloads, request.shape) == (None, payloads, shape)
+        assert (request.error, list(request.inputs), shape_of(request)) == (None, payloads, shape)
 
     @pytest.mark.parametrize("value", [[], {"instances": []}])
     def test_an_empty_list_is_refused(self, read: Read, value: object) -> None:
@@ -176,10 +194,10 @@ class TestJson:
         assert len(error.message) < 300
 
     def test_of_a_duplicated_key_the_last_counts(self, read: Read) -> None:
-        assert read({"body": b'{"instances": ["a"], "instances": ["b"]}'}, JSON).payloads == ["b"]
+        assert read({"body": b'{"instances": ["a"], "instances": ["b"]}'}, JSON).inputs == ["b"]
 
     def test_a_huge_whole_number_arrives(self, read: Read) -> None:
-        assert read({"body": b"[123456789012345678901234567890]"}, JSON).payloads == [pytest.approx(1.2345679e29)]
+        assert read({"body": b"[123456789012345678901234567890]"}, JSON).inputs == [pytest.approx(1.2345679e29)]
 
     @pytest.mark.parametrize("held", ["a", None, 0, {"a": 1}])
     def test_instances_must_be_a_list(self, read: Read, held: object) -> None:
@@ -190,7 +208,7 @@ class TestJson:
     def test_instances_with_parameters(self, read: Read) -> None:
         request = read({"body": {"instances": ["a"], "parameters": {"top_k": 3, "truncate": True}}}, JSON)
         assert request.options == {"top_k": 3, "truncate": True}
-        assert request.answer() == {"predictions": []}
+        assert request.combine([]) == {"predictions": []}
 
     @pytest.mark.parametrize("parameters", [[], "top_k", None, 5])
     def test_parameters_must_be_an_object(self, read: Read, parameters: object) -> None:
@@ -207,6 +225,38 @@ class TestJson:
         assert (type(error).__name__, error.status) == ("PayloadTooLarge", 413)
         assert "5" in error.message
         assert "4" in error.message
+
+
+IMAGE_FILES = [
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff\xe0", "image/jpeg"),
+    (b"GIF89a", "image/gif"),
+    (b"RIFF\x10\0\0\0WEBPVP8 ", "image/webp"),
+    (b"BM\x36\0\0\0\0\0\0\0", "image/bmp"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+    (b"\x93NUMPY\x01\0", "application/octet-stream"),
+]
+
+
+class TestFilesDeclaredAsJson:
+    @pytest.mark.parametrize(("data", "media_type"), IMAGE_FILES)
+    @pytest.mark.parametrize("headers", [JSON, {"content-type": "application/json; charset=utf-8"}])
+    def test_the_right_content_type_is_named(
+        self, read: Read, data: bytes, media_type: str, headers: dict[str, str]
+    ) -> None:
+        error = error_of(read({"body": bytearray(data + bytes(40))}, headers))
+        assert (type(error).__name__, error.status) == ("InvalidJson", 400)
+        assert f"came as application/json and is a file of {media_type}; send it as {media_type}" in error.message
+
+    @pytest.mark.parametrize(("data", "media_type"), IMAGE_FILES)
+    def test_a_model_of_texts_names_what_it_takes(self, read_text: Read, data: bytes, media_type: str) -> None:
+        message = error_of(read_text({"body": data + bytes(40)}, JSON)).message
+        assert (f"is a file of {media_type}" in message, "wanted: a text" in message) == (True, True)
+
+    @pytest.mark.parametrize("body", [b"BMW is a car", b"RIFFs", b"GIF", b"MM"])
+    def test_other_bytes_are_json_that_is_not_valid(self, read: Read, body: bytes) -> None:
+        assert "is not valid JSON" in error_of(read({"body": body}, JSON)).message
 
 
 class TestOptions:
@@ -269,15 +319,15 @@ class TestParts:
     def test_parts_are_inputs_in_order(self, read: Read, count: int) -> None:
         row = {f"part{place}": bytearray(f"{place}".encode()) for place in range(count)}
         request = read(row, {**files(row), "content-length": str(250 * count)})
-        assert request.payloads == list(row.values())
-        assert request.shape == ("one" if count == 1 else "list")
+        assert request.inputs == list(row.values())
+        assert shape_of(request) == ("one" if count == 1 else "list")
 
     def test_a_part_may_be_named_body(self, read: Read) -> None:
-        assert read({"body": b"1", "b": b"2"}, files({"b": 0})).payloads == [b"1", b"2"]
+        assert read({"body": b"1", "b": b"2"}, files({"b": 0})).inputs == [b"1", b"2"]
 
     def test_an_option_among_parts_is_no_input(self, read: Read) -> None:
         request = read({"a": b"1", "top_k": b"3"}, files({"a": 0}))
-        assert (request.payloads, request.options, request.shape) == ([b"1"], {"top_k": 3}, "one")
+        assert (request.inputs, request.options, shape_of(request)) == ([b"1"], {"top_k": 3}, "one")
 
     @pytest.mark.parametrize("empty", [b"", "", bytearray()])
     def test_an_empty_part_is_refused_by_name(self, read: Read, empty: object) -> None:
@@ -316,6 +366,12 @@ class TestParts:
         else:
             assert request.error is None
 
+    @pytest.mark.parametrize("length", [120, 180, 100_000])
+    def test_an_option_alone_is_no_input(self, read: Read, read_text: Read, length: int) -> None:
+        for reading in (read, read_text):
+            error = error_of(reading({"top_k": b"3"}, {**MULTIPART, "content-length": str(length)}))
+            assert (type(error).__name__, "holds no input" in error.message) == ("EmptyRequest", True)
+
     @pytest.mark.parametrize("length", ["", "²", "٣", "9" * 5000, "-5", "many"])
     def test_a_content_length_that_is_none_says_nothing(self, read: Read, length: str) -> None:
         assert read({"a": b"x"}, {**files({"a": 0}), "content-length": length}).error is None
@@ -353,61 +409,80 @@ class TestBatches:
         headers.insert(place, bad[1])
         batch = READER.read(rows, context_for(headers))
         assert [request.error is not None for request in batch] == [row == place for row in range(3)]
-        assert gather(batch, "payloads") == [b"first", b"second"]
+        assert inputs_of(batch).values == [b"first", b"second"]
 
     def test_a_row_that_asks_for_the_description_gets_it(self, context_for: Callable[..., FakeContext]) -> None:
         headers = [{}, {"describe": "True"}, {}]
         batch = READER.read([{"body": b"a"}, {}, {"body": b"c"}], context_for(headers))
-        writer.describe(batch, {"kind": "test"})
-        assert gather(batch, "payloads") == [b"a", b"c"]
-        assert batch[1].answer() == {"kind": "test"}
-        assert [request.open for request in batch] == [True, False, True]
+        assert inputs_of(batch).values == [b"a", b"c"]
+        assert [request.is_waiting for request in batch] == [True, False, True]
+        batch[0].answers = batch[2].answers = ["answer"]
+        assert json.loads(writer.write(batch, context_for())[1]) == {"kind": "test"}
 
     @pytest.mark.parametrize("value", ["False", "", {"content-type": "text/plain"}])  # the last: a part named so
     def test_only_torchserves_own_word_asks_for_it(self, read: Read, value: object) -> None:
-        assert read({"body": b"a"}, {"describe": value}).open
+        assert read({"body": b"a"}, {"describe": value}).is_waiting
 
-    @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=8), st.randoms())
-    def test_scatter_hands_each_request_its_own(self, sizes: list[tuple[int, bool]], random: Any) -> None:
-        """Also past requests that are closed, and with errors anywhere."""
+    @given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=8), st.randoms())
+    def test_each_request_gets_its_own_answers(self, sizes: list[tuple[int, bool]], random: Any) -> None:
+        """Also past requests that were refused, and with errors anywhere."""
         batch = [
-            Request(payloads=[(row, place) for place in range(size)], error=None if good else InvalidInput("before"))
+            request_of(*((row, number) for number in range(size)), error=None if good else InvalidInput("before"))
             for row, (size, good) in enumerate(sizes)
         ]
-        gathered = gather(batch, "payloads")
-        failing = {item for item in gathered if random.random() < 0.2}
-        values = [InferenceFailed("now") if item in failing else item for item in gathered]
-        scatter(batch, values, "payloads", "inputs")
+        inputs = inputs_of(batch)
+        failing = {item for item in inputs.values if random.random() < 0.2}
+        prepared = inputs.together(lambda items: [InferenceFailed("now") if i in failing else i for i in items])
+        prepared.hand_back(prepared.values)
         for row, (request, (size, good)) in enumerate(zip(batch, sizes, strict=True)):
             if not good:
-                assert request.inputs == []
+                assert request.answers == ()
                 assert error_of(request).message == "before"
-            elif any(item[0] == row for item in failing):
+            elif any(isinstance(item, tuple) and item[0] == row for item in failing):
                 assert type(error_of(request)) is InferenceFailed
             else:
                 assert request.error is None
-                assert request.inputs == [(row, place) for place in range(size)]
+                assert request.answers == [(row, number) for number in range(size)]
 
     def test_an_error_says_which_of_several_inputs(self) -> None:
-        batch = [Request(payloads=["a", "b", "c"]), Request(payloads=["d"])]
-        scatter(batch, [1, InvalidInput("why"), 3, InvalidInput("alone")], "payloads", "inputs")
+        batch = [request_of("a", "b", "c"), request_of("d")]
+        left = inputs_of(batch).together(lambda _: [1, InvalidInput("why"), 3, InvalidInput("alone")])
         assert error_of(batch[0]).message == "input 2 of 3: why"
         assert error_of(batch[1]).message == "alone"
+        assert len(left) == 0
 
     def test_options_go_with_each_input(self) -> None:
-        batch = [Request(payloads=[1, 2], options={"a": 1}), Request(error=InvalidInput("")), Request(payloads=[3])]
-        assert gather_options(batch, "payloads") == [{"a": 1}, {"a": 1}, {}]
+        batch = [request_of(1, 2, options={"a": 1}), request_of(error=InvalidInput("")), request_of(3)]
+        assert inputs_of(batch).with_options() == [(1, {"a": 1}), (2, {"a": 1}), (3, {})]
+        assert inputs_of(batch).owners() == [0, 0, 1]
+
+    def test_a_request_is_refused_as_a_whole(self) -> None:
+        batch = [request_of(1, 2), request_of(3), request_of(4, 5)]
+
+        def refuse(values: Sequence[object], options: object) -> None:
+            if 2 in values:
+                raise InvalidInput("together")
+
+        left = inputs_of(batch).checked(refuse)
+        assert left.values == [3, 4, 5]
+        assert [request.error is None for request in batch] == [False, True, True]
+
+    def test_a_value_may_become_several_inputs(self) -> None:
+        batch = [request_of("a"), request_of("b")]
+        several: Inputs[int] = inputs_of(batch).each(lambda value, _: [1, 2, 3] if value == "a" else [4]).flattened()
+        assert (several.values, several.owners()) == ([1, 2, 3, 4], [0, 0, 0, 1])
 
 
 class TestAnswers:
     def test_answers_statuses_and_types_by_row(self, context_for: Callable[..., FakeContext]) -> None:
         context = context_for()
+        predictions = kserve_v1.content_of({"instances": [1]}, THINGS).combine
         batch = [
-            Request(results=[{"a": 1}]),
-            Request(error=InvalidInput("why")),
-            Request(shape="list", results=[1, 2]),
-            Request(shape="instances", results=[np.array([0.5, 2], np.float32)]),
-            Request(error=InferenceFailed("ours")),
+            request_of(answers=[{"a": 1}]),
+            request_of(error=InvalidInput("why")),
+            request_of(combine=list, answers=[1, 2]),
+            request_of(combine=predictions, answers=[np.array([0.5, 2], np.float32)]),
+            request_of(error=InferenceFailed("ours")),
         ]
         assert [json.loads(body) for body in writer.write(batch, context)] == [
             {"a": 1},
@@ -424,7 +499,7 @@ class TestAnswers:
     def test_no_answer_holds_a_number_that_json_has_not(
         self, context_for: Callable[..., FakeContext], value: object
     ) -> None:
-        (body,) = writer.write([Request(results=[value])], context_for())
+        (body,) = writer.write([request_of(answers=[value])], context_for())
         assert b"NaN" not in body
         assert b"Inf" not in body
         json.loads(body)
@@ -434,7 +509,9 @@ class TestAnswers:
         self, context_for: Callable[..., FakeContext], value: object
     ) -> None:
         context = context_for()
-        bodies = writer.write([Request(results=[1]), Request(results=[value]), Request(results=[3])], context)
+        bodies = writer.write(
+            [request_of(answers=[1]), request_of(answers=[value]), request_of(answers=[3])], context
+        )
         assert (bodies[0], bodies[2]) == (b"1", b"3")
         assert json.loads(bodies[1])["type"] == "InferenceFailed"
         assert context.statuses == {0: 200, 1: 500, 2: 200}
@@ -489,7 +566,7 @@ def test_names_that_are_no_utf8_can_be_written() -> None:
 
 
 # A text without a content type, and what is asked of the model: payloads and shape, or the error's name.
-UNTOLD: list[tuple[bytes, Any]] = [
+UNDECLARED: list[tuple[bytes, Any]] = [
     (b"plain words", (["plain words"], "one")),
     (b'"a"', (["a"], "one")),
     (b'["a", "b"]', (["a", "b"], "list")),
@@ -511,7 +588,7 @@ UNTOLD: list[tuple[bytes, Any]] = [
 ]
 
 
-class TestUntold:
+class TestUndeclaredJson:
     """A body, an entry of gRPC's map and a file of a form are read alike where no content type tells of them."""
 
     @pytest.mark.parametrize(
@@ -525,44 +602,44 @@ class TestUntold:
             ("a.json", files({"a.json": 0})),
         ],
     )
-    @pytest.mark.parametrize(("sent", "wanted"), UNTOLD)
+    @pytest.mark.parametrize(("sent", "wanted"), UNDECLARED)
     def test_json_is_what_parses_as_json(
         self, read_text: Read, name: str, headers: dict[str, Any], sent: bytes, wanted: Any
     ) -> None:
         request = read_text({name: bytearray(sent)}, headers)
-        found = type(request.error).__name__ if request.error else (request.payloads, request.shape)
+        found = type(request.error).__name__ if request.error else (list(request.inputs), shape_of(request))
         assert found == wanted
 
     @pytest.mark.parametrize("sent", [b'"a"', b"42", b'["a"]', b'{"inputs": 1}', b"null", b'{"broken'])
     def test_text_plain_is_the_text_itself(self, read_text: Read, sent: bytes) -> None:
-        assert read_text({"body": sent}, {"content-type": "text/plain"}).payloads == [sent.decode()]
-        assert read_text({"body": sent.decode()}, {"content-type": "text/plain"}).payloads == [sent.decode()]
-        assert read_text({"a": sent}, files({"a": 0}, "text/plain")).payloads == [sent.decode()]
+        assert read_text({"body": sent}, {"content-type": "text/plain"}).inputs == [sent.decode()]
+        assert read_text({"body": sent.decode()}, {"content-type": "text/plain"}).inputs == [sent.decode()]
+        assert read_text({"a": sent}, files({"a": 0}, "text/plain")).inputs == [sent.decode()]
 
     @pytest.mark.parametrize("name", ["body", "data"])
     def test_images_in_json_are_seen_too(self, read: Read, name: str) -> None:
-        assert read({name: b'[{"b64": "YQ=="}]'}).payloads == [{"b64": "YQ=="}]
-        assert read({name: b'\xef\xbb\xbf"YQ=="'}).payloads == ["YQ=="]
-        assert read({name: b"\x89PNG"}).payloads == [b"\x89PNG"]
+        assert read({name: b'[{"b64": "YQ=="}]'}).inputs == [{"b64": "YQ=="}]
+        assert read({name: b'\xef\xbb\xbf"YQ=="'}).inputs == ["YQ=="]
+        assert read({name: b"\x89PNG"}).inputs == [b"\x89PNG"]
 
     def test_parameters_in_a_part_count(self, read_text: Read) -> None:
         request = read_text({"data": b'{"instances": ["a"], "parameters": {"top_k": 2}}'})
-        assert (request.options, request.shape) == ({"top_k": 2}, "instances")
+        assert (request.options, shape_of(request)) == ({"top_k": 2}, "instances")
 
     def test_json_declared_in_a_part(self, read_text: Read) -> None:
-        assert read_text({"a": b'"a"'}, files({"a": 0}, "application/json")).payloads == ["a"]
-        assert read_text({"a": ["a"]}, files({"a": 0}, "application/json")).payloads == ["a"]  # parsed by TorchServe
+        assert read_text({"a": b'"a"'}, files({"a": 0}, "application/json")).inputs == ["a"]
+        assert read_text({"a": ["a"]}, files({"a": 0}, "application/json")).inputs == ["a"]  # parsed by TorchServe
 
 
 class TestPairs:
     @pytest.mark.parametrize("headers", [{}, MULTIPART, files({"text": 0, "text_pair": 0}, "text/plain")])
     def test_text_and_text_pair_are_one_input(self, read_text: Read, headers: dict[str, Any]) -> None:
         request = read_text({"text_pair": b"b", "text": "ä".encode(), "top_k": b"2"}, headers)
-        assert (request.payloads, request.shape) == ([{"text": "ä", "text_pair": "b"}], "one")
+        assert (list(request.inputs), shape_of(request)) == ([{"text": "ä", "text_pair": "b"}], "one")
 
     def test_in_the_order_of_the_others(self, read_text: Read) -> None:
         request = read_text({"data": b"a", "text_pair": b"c", "text": b"b", "text2": b"d"})
-        assert (request.payloads, request.shape) == (["a", {"text": "b", "text_pair": "c"}, "d"], "list")
+        assert (list(request.inputs), shape_of(request)) == (["a", {"text": "b", "text_pair": "c"}, "d"], "list")
 
     def test_half_a_pair_is_none(self, read_text: Read) -> None:
         assert "without its 'text'" in error_of(read_text({"text_pair": b"a"})).message
@@ -576,7 +653,7 @@ class TestFields:
         "name", ["data", "body", "text", "file", "input", "text1", "text_2", "data-3", "0", "17"]
     )
     def test_fields_that_are_inputs(self, read_text: Read, name: str) -> None:
-        assert read_text({name: b"a"}, MULTIPART).payloads == ["a"]
+        assert read_text({name: b"a"}, MULTIPART).inputs == ["a"]
 
     @pytest.mark.parametrize("name", ["topk", "top-k", "truncat", "instances", "model", "a", "texts.", "_charset_"])
     def test_others_may_be_options_misspelt(self, read_text: Read, name: str) -> None:
@@ -589,7 +666,7 @@ class TestFields:
 
     def test_an_image_may_have_any_name_and_an_option_may_not(self, read: Read) -> None:
         image = b"\x89PNG\r\n" + bytes(200)
-        assert read({"cat": image, "dog": image}, MULTIPART).payloads == [image, image]
+        assert read({"cat": image, "dog": image}, MULTIPART).inputs == [image, image]
         error = error_of(read({"cat": image, "topk": b"3"}, MULTIPART))
         assert (type(error).__name__, "'topk'" in error.message) == ("InvalidOption", True)
 
@@ -604,12 +681,12 @@ class TestCharsets:
     @pytest.mark.parametrize("kind", [bytes, bytearray, bytes.decode])  # TorchServe decodes text/* if it is let
     def test_a_declared_charset_counts(self, read_text: Read, kind: Any) -> None:
         headers = {"content-type": "text/plain; charset=utf-16le"}
-        assert read_text({"body": kind("ab".encode("utf-16-le"))}, headers).payloads == ["ab"]
+        assert read_text({"body": kind("ab".encode("utf-16-le"))}, headers).inputs == ["ab"]
 
     def test_cp1252_that_is_valid_utf8(self, read_text: Read) -> None:
         headers = {"content-type": "text/plain; charset=windows-1252"}
-        assert read_text({"body": "Ã©".encode("cp1252")}, headers).payloads == ["Ã©"]
-        assert read_text({"body": "Ã©".encode("cp1252").decode()}, headers).payloads == ["Ã©"]
+        assert read_text({"body": "Ã©".encode("cp1252")}, headers).inputs == ["Ã©"]
+        assert read_text({"body": "Ã©".encode("cp1252").decode()}, headers).inputs == ["Ã©"]
 
     def test_an_unknown_charset_is_refused(self, read_text: Read) -> None:
         error = error_of(read_text({"body": b"a"}, {"content-type": "text/plain; charset=klingon"}))
@@ -623,8 +700,8 @@ class TestCharsets:
         assert read_text({"body": body}, {"content-type": "application/json; charset=UTF-8"}).error is None
 
     def test_a_byte_order_mark_is_no_text(self, read_text: Read) -> None:
-        assert read_text({"body": "\ufeffa"}, {"content-type": "text/plain"}).payloads == ["a"]
-        assert read_text({"data": b"\xef\xbb\xbfa"}).payloads == ["a"]
+        assert read_text({"body": "\ufeffa"}, {"content-type": "text/plain"}).inputs == ["a"]
+        assert read_text({"data": b"\xef\xbb\xbfa"}).inputs == ["a"]
 
 
 class TestDoors:
@@ -643,7 +720,7 @@ class TestDoors:
     def test_kserve_v1_goes_on(self, read_text: Read, content_type: str) -> None:
         headers = {**self.KSERVE, **({"content-type": content_type} if content_type else {})}
         request = read_text({"body": b'{"instances": ["a"]}'}, headers)
-        assert (request.error, request.payloads, request.shape) == (None, ["a"], "instances")
+        assert (request.error, list(request.inputs), shape_of(request)) == (None, ["a"], "instances")
 
     def test_the_header_of_v2s_raw_bytes(self, read_text: Read) -> None:
         headers = {**self.PREDICTIONS, "Inference-Header-Content-Length": "14"}
@@ -655,7 +732,7 @@ class TestDoors:
         assert (type(error).__name__, "x-top-k, x-truncate" in error.message) == ("InvalidOption", True)
 
     def test_nor_is_another_models_option(self, context_for: Callable[..., FakeContext]) -> None:
-        reader = Reader(options={}, media="a thing", accepts=READER.accepts, max_inputs=1)
+        reader = Reader(dataclasses.replace(THINGS, options={}))
         (request,) = reader.read([{"body": b"\x89PNG"}], context_for([{"X-Top-K": "3"}]))
         assert "'x-top-k'" in error_of(request).message
 
@@ -678,8 +755,8 @@ class TestDoors:
         context.request_ids = {place: f"id{place}" for place in range(4)}
         rows = [{"body": b"\x89"}, {"data": b"\x89"}, {"data": b"\x89"}, {"body": b'{"inputs": []}'}]
         batch = READER.read(rows, context)
-        assert [request.open for request in batch] == [True, False, True, False]
-        batch[0].results = batch[2].results = ["answer"]
+        assert [request.is_waiting for request in batch] == [True, False, True, False]
+        batch[0].answers = batch[2].answers = ["answer"]
         answers = writer.write(batch, context)
         assert (len(answers), context.request_ids) == (4, {0: "id0", 2: "id2"})
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers.protocol.errors import RequestError
-from handlers.protocol.front_end import Front
+from handlers.protocol.row import Row
 
 REST: dict[str, Any] = {"Authorization": "Bearer x", "Content-Length": "3", "body": {"content-type": ""}}
 PREDICTIONS = {**REST, "explain": "False", "url_path": ""}
@@ -17,6 +17,12 @@ GRPC: dict[str, Any] = {"data": {"content-type": ""}}
 STREAM2 = {**GRPC, "ts_request_sequence_id": "s", "ts_request_sequence_end": "true"}
 OPEN_INFERENCE = {"body": {"content-type": "application/json"}}
 FORGED = {"content-length": {"content-type": ""}, "describe": {"content-type": ""}}  # names of gRPC's entries
+
+
+def refuse(sent: dict[str, Any]) -> None:
+    row = Row.of({"body": b""}, sent)
+    row.refuse_other_paths()
+    row.refuse_codings()
 
 
 @pytest.mark.parametrize(
@@ -36,12 +42,12 @@ FORGED = {"content-length": {"content-type": ""}, "describe": {"content-type": "
     ],
 )
 def test_grpc_is_told_from_rest(sent: dict[str, Any], grpc: bool, unanswerable: bool) -> None:
-    front = Front.of(sent)
-    assert (front.grpc, front.unanswerable) == (grpc, unanswerable)
+    row = Row.of({}, sent)
+    assert (row.is_grpc, row.is_unanswerable) == (grpc, unanswerable)
 
 
 @pytest.mark.parametrize(
-    ("row", "sent", "wants"),
+    ("parameters", "sent", "wants"),
     [
         ({}, {"describe": "True", "Content-Length": "0", "Host": "h"}, True),  # management, by REST
         ({}, {"describe": "True"}, True),  # and by gRPC
@@ -55,8 +61,10 @@ def test_grpc_is_told_from_rest(sent: dict[str, Any], grpc: bool, unanswerable: 
         ({}, GRPC, False),
     ],
 )
-def test_only_the_management_port_is_described_to(row: dict[str, Any], sent: dict[str, Any], wants: bool) -> None:
-    assert Front.of(sent).wants_description(row) is wants
+def test_only_the_management_port_is_described_to(
+    parameters: dict[str, Any], sent: dict[str, Any], wants: bool
+) -> None:
+    assert Row.of(parameters, sent).wants_description is wants
 
 
 @pytest.mark.parametrize(
@@ -80,7 +88,7 @@ def test_only_the_management_port_is_described_to(row: dict[str, Any], sent: dic
 )
 def test_what_claims_a_meaning_is_refused_by_name(headers: dict[str, str], status: int, said: str) -> None:
     with pytest.raises(RequestError) as caught:
-        Front.of({**PREDICTIONS, **headers}).refuse()
+        refuse({**PREDICTIONS, **headers})
     assert caught.value.status == status
     assert said in caught.value.message
 
@@ -98,16 +106,16 @@ def test_what_claims_a_meaning_is_refused_by_name(headers: dict[str, str], statu
     ],
 )
 def test_what_changes_nothing_passes(headers: dict[str, str]) -> None:
-    Front.of({**PREDICTIONS, **headers}).refuse()
+    refuse({**PREDICTIONS, **headers})
 
 
 def test_kserve_paths_are_known_by_what_the_others_have() -> None:
-    assert Front.of(KSERVE).kserve
-    assert not Front.of(PREDICTIONS).kserve
-    assert not Front.of(REST).kserve
-    assert not Front.of(GRPC).kserve
+    assert Row.of({}, KSERVE).is_kserve
+    assert not Row.of({}, PREDICTIONS).is_kserve
+    assert not Row.of({}, REST).is_kserve
+    assert not Row.of({}, GRPC).is_kserve
 
 
 def test_a_header_in_two_spellings_has_both_values() -> None:
-    headers = Front.of({"x-top-k": "2", "X-Top-K": "3", "Accept": "a", "accept": "a"}).headers
+    headers = Row.of({}, {"x-top-k": "2", "X-Top-K": "3", "Accept": "a", "accept": "a"}).headers
     assert headers == {"x-top-k": "2, 3", "accept": "a"}

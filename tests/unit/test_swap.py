@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.activations import ACT2FN
 
-from handlers.encoder.adapters import SwappedEncoder
+from handlers.encoder import UnsupportedError
 from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.ops import ACTIVATIONS
 from handlers.encoder.swap import fused_encoder, swap_encoder, unswap_encoder
+from handlers.encoder.swapped import SwappedEncoder
 
 # Both sides are fp32 sums of the same terms in another order: roundings of 6e-8 of values around 1, some dozens of
 # them, over two layers with weights that are far from small.
@@ -318,14 +320,81 @@ def test_training_through_it_is_refused(family: str) -> None:
     with torch.no_grad():
         model(**given)
     model.eval()(**given)
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    with pytest.raises(ValueError, match="in training mode"):  # the encoder's own would still learn
-        model.train()(**given)
     encoder = seeded(family)
     for parameter in encoder.parameters():
         parameter.requires_grad = False
     swap_encoder(encoder).train()(**given)  # a head of its own may, behind an encoder that is frozen
+
+
+def by_the_model(model: Any) -> None:
+    model.requires_grad_(False)
+
+
+def one_by_one(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+
+
+def by_the_encoder(model: Any) -> None:
+    """Embeddings and pooler before it, which would ask for gradients too."""
+    one_by_one(model.embeddings)
+    next(module for module in model.modules() if isinstance(module, SwappedEncoder)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("freeze", [by_the_model, one_by_one, by_the_encoder])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_what_is_frozen_while_swapped_is_frozen(family: str, freeze: Callable[[Any], None]) -> None:
+    """It can be called in training mode, for nothing in it learns, and stays frozen in the vanilla encoder."""
+    model, given = swap_encoder(seeded(family)).train(), inputs(None)
+    freeze(model)
+    model(**given)
+    encoder = fused_encoder(model)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    back: Any = unswap_encoder(model)
+    vanilla = back.encoder if family == "bert" else back.transformer
+    assert not any(parameter.requires_grad for parameter in vanilla.parameters())
+
+
+def test_what_is_thawed_while_swapped_is_thawed() -> None:
+    model = seeded("bert").requires_grad_(False)
+    swap_encoder(model).requires_grad_(True)
+    with pytest.raises(UnsupportedError, match="in training mode"):
+        model.train()(**inputs(None))
+    unswap_encoder(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_one_layer_may_be_frozen_while_swapped() -> None:
+    model = swap_encoder(seeded("bert"))
+    for parameter in fused_encoder(model).layers[0].parameters():
+        parameter.requires_grad = False
+    unswap_encoder(model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith("encoder.layer.0.")}
+
+
+def test_a_query_alone_that_was_frozen_before_is_so_again() -> None:
+    """Query, key and value are one tensor while swapped."""
+    model = seeded("bert")
+    model.encoder.layer[1].attention.self.query.weight.requires_grad = False
+    swap_encoder(model)
+    with pytest.raises(UnsupportedError, match="in training mode"):
+        model.train()(**inputs(None))
+    unswap_encoder(model)
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == [QUERY]
+
+
+def test_a_swapped_model_has_as_many_parameters_to_learn_as_before() -> None:
+    model = seeded("bert")
+    before = model.num_parameters(only_trainable=True)
+    swap_encoder(model)
+    assert model.num_parameters(only_trainable=True) == before
+
+
+def test_a_loaded_state_leaves_what_is_frozen_as_it_is() -> None:
+    model = swap_encoder(seeded("bert")).requires_grad_(False)
+    model.load_state_dict(others(seeded("bert")), assign=True)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])

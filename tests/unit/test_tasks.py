@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import math
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,22 @@ import pytest
 import tokenizers
 import torch
 import torch.nn.functional as F
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers import tasks
+from handlers import settings, tasks
 from handlers.encoder.packing import TokenBatch
+from handlers.protocol import encodings
 from handlers.protocol.errors import InferenceFailed, InvalidInput, PayloadTooLarge
-from handlers.settings import POOLINGS, Pooling, TextSettings
-from handlers.tasks.base import TextTask
+from handlers.settings import TextSettings
 from handlers.tasks.embeddings import Embeddings, pool
 from handlers.tasks.fill_mask import FillMask, mask_token
-from handlers.tasks.scores import score_function, top_k
 from handlers.tasks.sequence_classification import SequenceClassification
+from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.pooling import POOLINGS, Pooling
+from handlers.tasks.shared.scores import score_function, top_k
+from handlers.tasks.shared.task import TextTask
 from handlers.tasks.token_classification import TokenClassification
 from handlers.texts.payloads import Text
 from handlers.texts.tokenization import Encoded, Tokenizer
@@ -155,7 +161,7 @@ class TestPooling:
     def test_numbers_are_rounded_and_other_forms_are_exact(self) -> None:
         batch = TokenBatch.pack([[1], [2], [3]], [[0], [0], [0]], torch.device("cpu"))
         vectors = torch.tensor([[1 / 3, 2 / 3]] * 3)
-        forms = [{}, {"encoding_format": "base64", "dtype": "float16"}, {"encoding_format": "bytes"}]
+        forms = [{}, {"encoding_format": "base64", "dtype": "float16"}, {"encoding_format": encodings.EXACT}]
         inputs: list[Any] = [(None, options) for options in forms]
         numbers, text, exact = Embeddings(Pooling(("mean",)), digits=4).answer(vectors, batch, inputs)
         assert orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY) == b"[0.3333,0.6667]"
@@ -166,7 +172,9 @@ class TestPooling:
     def test_what_float16_cannot_hold_is_an_error_of_that_text(self) -> None:
         batch = TokenBatch.pack([[1], [2]], [[0], [0]], torch.device("cpu"))
         vectors = torch.tensor([[70000.0, 1.0]] * 2)
-        inputs: list[Any] = [(None, {"encoding_format": "bytes", "dtype": kind}) for kind in ("float16", "float32")]
+        inputs: list[Any] = [
+            (None, {"encoding_format": encodings.EXACT, "dtype": kind}) for kind in ("float16", "float32")
+        ]
         half, full = Embeddings(Pooling(("mean",))).answer(vectors, batch, inputs)
         assert isinstance(half, InferenceFailed)
         assert np.array_equal(np.asarray(full), vectors[1].numpy())
@@ -435,3 +443,57 @@ def test_load_makes_the_archives_task(
     minilm_folder: Path, tokenizer: Tokenizer, task: str, kind: type[TextTask]
 ) -> None:
     assert type(tasks.load(minilm_folder, TextSettings(task=task), tokenizer)) is kind
+
+
+@pytest.mark.parametrize("task", tasks.names())
+def test_a_tasks_file_names_the_options_that_it_takes(
+    minilm_folder: Path, tokenizer: Tokenizer, tmp_path: Path, task: str
+) -> None:
+    module = importlib.import_module(f"handlers.tasks.{task.replace('-', '_')}")
+    loaded = tasks.load(minilm_folder, TextSettings(task=task), tokenizer)
+    assert set(module.OPTIONS) == set(loaded.options)
+    assert hasattr(transformers, tasks.head(task).auto_model)
+
+
+NEW_TASK = """
+from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.task import TextTask
+
+HEAD = Head("AutoModel", ("ForSomethingNew",), output="last_hidden_state", rows="token")
+OPTIONS = ("how",)
+
+
+class SomethingNew(TextTask):
+    options = {"how": str}
+
+
+def make(archive):
+    return SomethingNew()
+"""
+
+
+def test_a_task_is_added_by_a_file(
+    minilm_folder: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "something_new.py").write_text(NEW_TASK, encoding="utf-8")
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.setattr(settings, "TEXT_TASKS", tasks.names())
+    assert "something-new" in tasks.names()
+    assert "how" in tasks.option_names()
+    assert tasks.head("something-new").architectures == ("ForSomethingNew",)
+    loaded = tasks.load(minilm_folder, TextSettings(task="something-new"), tokenizer)
+    assert type(loaded).__name__ == "SomethingNew"
+
+
+def test_names_are_those_of_the_files() -> None:
+    assert tasks.names() == ("embeddings", "fill-mask", "sequence-classification", "token-classification")
+
+
+@pytest.mark.parametrize(
+    ("output", "rows", "shape"),
+    [("logits", "text", (1, 5, 3)), ("logits", "token", (5, 3)), ("logits", "mask", (2, 3))],
+)
+def test_what_a_task_reads_of_one_text(output: Any, rows: Any, shape: tuple[int, ...]) -> None:
+    outputs = types.SimpleNamespace(logits=torch.zeros(1, 5, 3))
+    found = Head("AutoModel", (), output, rows).read(outputs, torch.tensor([False, True, False, True, False]))
+    assert found.shape == shape

@@ -406,9 +406,9 @@ def test_accepts(media_type: str, taken: bool) -> None:
     assert payloads.accepts(media_type) is taken
 
 
-@pytest.mark.parametrize("task", ["embeddings", "sequence-classification"])
-def test_pairs_are_offered_where_they_are_taken(task: str) -> None:
-    assert ("text_pair" in payloads.media(task)) is (task == "sequence-classification")
+@pytest.mark.parametrize("takes_pairs", [False, True])
+def test_pairs_are_offered_where_they_are_taken(takes_pairs: bool) -> None:
+    assert ("text_pair" in payloads.wanted(takes_pairs)) is takes_pairs
 
 
 @pytest.mark.parametrize(

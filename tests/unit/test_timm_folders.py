@@ -1,6 +1,6 @@
 """Folders that timm itself saves: read with timm's own values, or refused, and nothing is fetched.
 
-One process reads them all, for where torchvision cannot be imported, timm needs a stub in its place.
+One process reads them all: timm needs a stub of torchvision if that cannot be imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from archive.checkpoints import timm_folders
-from archive.checkpoints.sources import CheckpointError
+from archive.checkpoints.errors import CheckpointError
 from handlers.engines import networks
 
 CHILD = Path(__file__).with_name("timm_child.py")
@@ -132,7 +132,7 @@ def test_an_archive_of_timms_says_what_it_lacks(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("beside", "names"),
+    ("config_json", "names"),
     [
         ({"label_names": {"0": "a", "1": "b"}, "num_classes": 2}, ["a", "b"]),
         ({"labels": ["a", "b"], "num_classes": 2, "input_size": [3, 8, 8]}, ["a", "b"]),
@@ -141,8 +141,8 @@ def test_an_archive_of_timms_says_what_it_lacks(tmp_path: Path, monkeypatch: pyt
         ({}, [f"LABEL_{index}" for index in range(1000)]),
     ],
 )
-def test_names_of_classes(beside: dict[str, Any], names: list[str]) -> None:
-    served = timm_folders.served_config({"architecture": "test_vit", **beside})
+def test_names_of_classes(config_json: dict[str, Any], names: list[str]) -> None:
+    served = timm_folders.served_config({"architecture": "test_vit", **config_json})
     assert (served["label_names"], served["num_classes"]) == (names, len(names))
 
 

@@ -27,7 +27,8 @@ import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-from archive.checkpoints.image_checkpoints import CheckpointError, read  # noqa: E402
+from archive.checkpoints.errors import CheckpointError  # noqa: E402
+from archive.checkpoints.image_checkpoints import read  # noqa: E402
 from handlers.engines import networks  # noqa: E402
 
 CLASSES = 5

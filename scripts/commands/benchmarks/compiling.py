@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from handlers.engines import Engine
+from handlers.engines import LoadedEngine
 
 
 class Compiled:
@@ -33,6 +33,6 @@ class Compiled:
         return self.compiled(**inputs)
 
 
-def engine(run: Any) -> Engine:
+def engine(run: Any) -> LoadedEngine:
     """With what a person should know of it."""
-    return Engine(run, {"library": f"torch {torch.__version__}", "mode": Compiled.MODE})
+    return LoadedEngine(run, {"library": f"torch {torch.__version__}", "mode": Compiled.MODE})

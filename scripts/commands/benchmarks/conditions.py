@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from handlers import placement
-from handlers.selection.kept import version
+from handlers.selection.results_cache import version
 
 ROOT = Path(__file__).parents[3]
 

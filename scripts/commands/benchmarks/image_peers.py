@@ -6,12 +6,12 @@ import dataclasses
 
 import torch
 
-from archive import convert
+from archive import tensorrt_files
 from benchmarks import compiling
-from handlers.engines import Engine, EngineSpec, tensorrt, torch_eager
+from handlers.engines import EngineSpec, LoadedEngine, tensorrt, torch_eager
 
 
-def load_compiled(spec: EngineSpec) -> Engine:
+def load_compiled(spec: EngineSpec) -> LoadedEngine:
     """torch.compile of transformers' own network."""
     compiled = compiling.Compiled(torch_eager.load_classifier(spec))
 
@@ -22,12 +22,12 @@ def load_compiled(spec: EngineSpec) -> Engine:
     return compiling.engine(run)
 
 
-def load_static(spec: EngineSpec) -> Engine:
+def load_static(spec: EngineSpec) -> LoadedEngine:
     """A plan for each bucket, built for exactly that batch; others raise ValueError. Built at each load.
 
     Raises ValueError where that cannot be done here.
     """
-    if why := tensorrt.objection(spec):
+    if why := tensorrt.ENGINE.why_not_here(spec):
         raise ValueError(why)
     runners = {}
     for bucket in spec.buckets:
@@ -39,10 +39,10 @@ def load_static(spec: EngineSpec) -> Engine:
             raise ValueError(f"no static plan for a batch of {len(images)}; there are those of {list(runners)}")
         return runners[len(images)](images)
 
-    return Engine(run, {"library": "TensorRT", "plans": list(spec.buckets)})
+    return LoadedEngine(run, {"library": "TensorRT", "plans": list(spec.buckets)})
 
 
-def load_torch2trt(spec: EngineSpec) -> Engine:
+def load_torch2trt(spec: EngineSpec) -> LoadedEngine:
     """The plan that `--converter torch2trt` would package, for the largest bucket alone; converted at each load.
 
     Raises ValueError where that cannot be done here.
@@ -53,6 +53,6 @@ def load_torch2trt(spec: EngineSpec) -> Engine:
         raise ValueError("the package tensorrt is not installed, and torch2trt needs it (pip install tensorrt)")
     largest = dataclasses.replace(spec, buckets=spec.buckets[-1:])
     exact = dataclasses.replace(spec, precision="fp32", device=torch.device("cpu"))
-    content = convert.through_torch2trt(torch_eager.load_classifier(exact), largest)
+    content = tensorrt_files.through_torch2trt(torch_eager.load_classifier(exact), largest)
     runner = tensorrt.PlanRunner(content, largest.buckets, spec.device)
-    return Engine(runner, {"library": "torch2trt", "profiles": list(largest.buckets)})
+    return LoadedEngine(runner, {"library": "torch2trt", "profiles": list(largest.buckets)})

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 import yaml
 
-from archive import jobs
+from archive import sample_images
 from archive.parity import Array
 from benchmarks import layers, runners
 from benchmarks.layers import Layer
 from benchmarks.points import Point
 from handlers import LOCAL
-from handlers.engines import DTYPES, Engine, EngineSpec
+from handlers.engines import DTYPES, EngineSpec, LoadedEngine
 from handlers.engines.tensorrt import ONNX
 from handlers.images.batching import Batcher
 from handlers.images.preparation import prepare
 from handlers.images.preprocess import Preprocess
 
-PRESET = Path(jobs.__file__).parent / "resnet101" / "preset.yaml"
+PRESET = Path(sample_images.__file__).parent / "resnet101" / "preset.yaml"
 MAX_PIXELS = 50_000_000
 CALIBRATION = 8
 
@@ -43,7 +43,7 @@ class ResNetWorkload:
 
     unit = "images/s"
 
-    def inputs(self, point: Point, precision: str, engine: Engine) -> list[torch.Tensor]:
+    def inputs(self, point: Point, precision: str, engine: LoadedEngine) -> list[torch.Tensor]:
         """One (batch, 3, S, S) channels_last, in the precision: the photographs, over and over."""
         places = torch.arange(point.batch, device=self.photographs.device) % len(self.photographs)
         images = self.photographs[places].to(DTYPES[precision])
@@ -74,7 +74,9 @@ def workload(spec: EngineSpec) -> ResNetWorkload:
         raise ValueError(f"--model-dir holds a {config.model_type}; wanted: a ResNet, ResNeXt or Wide ResNet")
     preprocess = preprocess_of(spec.image_size)
     batcher = Batcher(preprocess, spec.device, torch.float32)
-    photographs = batcher([crop for file in jobs.photographs() for crop in prepare(file, preprocess, MAX_PIXELS)])
+    photographs = batcher(
+        [crop for file in sample_images.photographs() for crop in prepare(file, preprocess, MAX_PIXELS)]
+    )
     logits = runners.load("eager-fp32", spec).run(photographs).cpu().numpy()
     if not np.isfinite(logits).all():
         raise ValueError(f"the fp32 logits of {spec.model_dir} are not finite, so nothing can be compared with them")
@@ -124,5 +126,7 @@ def write_random(folder: Path, size: int) -> None:
 
     preset = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
     config = random_weights.resnet_config(preset)
-    checkpoint = random_weights.image_checkpoint(config, jobs.photographs()[:CALIBRATION], preprocess_of(size))
+    checkpoint = random_weights.image_checkpoint(
+        config, sample_images.photographs()[:CALIBRATION], preprocess_of(size)
+    )
     checkpoint.network().save_pretrained(folder)

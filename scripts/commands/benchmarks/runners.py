@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from benchmarks import image_peers, text_peers, text_plans
 from handlers import engines
-from handlers.engines import DTYPES, Engine, EngineSpec
+from handlers.engines import DTYPES, EngineSpec, LoadedEngine
 from handlers.selection import candidates
 
 ALIASES = {"eager": "torch_eager"}
 COMPILE, TENSORRT, STATIC = "compile", "tensorrt", "tensorrt-static"
-PEERS: Mapping[str, Mapping[str, Callable[[EngineSpec], Engine]]] = {
+PEERS: Mapping[str, Mapping[str, Callable[[EngineSpec], LoadedEngine]]] = {
     "image-classifier": {
         COMPILE: image_peers.load_compiled,
         "torch2trt": image_peers.load_torch2trt,
@@ -48,10 +48,10 @@ def check_names(names: Iterable[str], kind: str) -> None:
             raise ValueError(f"no engine {name!r}; known: {', '.join(sorted(known))}, each with a precision behind")
 
 
-def load(name: str, spec: EngineSpec) -> Engine:
+def load(name: str, spec: EngineSpec) -> LoadedEngine:
     """The engine, in the name's precision instead of the spec's.
 
-    Raises ValueError with the objection where it cannot run the spec here.
+    Raises ValueError with the reason if it cannot run the spec here.
     """
     engine, precision = split_name(name)
     spec = dataclasses.replace(spec, precision=precision)
@@ -59,5 +59,5 @@ def load(name: str, spec: EngineSpec) -> Engine:
     if engine in peers:
         return peers[engine](spec)
     file = ALIASES.get(engine, engine)
-    candidates.choose(file, spec)  # raises the objection
+    candidates.choose(file, spec)  # raises ValueError if it cannot run here
     return engines.load(file, spec)

@@ -15,7 +15,7 @@ from archive.parity import Array, relative_errors
 from benchmarks import clocks, runners
 from benchmarks.layers import Layer, item_bytes, roofline_ms, total_flops
 from benchmarks.points import Point, point_of, spoken
-from handlers.engines import Engine, EngineSpec
+from handlers.engines import EngineSpec, LoadedEngine
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Workload(Protocol):
     @property
     def unit(self) -> str: ...
 
-    def inputs(self, point: Point, precision: str, engine: Engine) -> Sequence[Any]:
+    def inputs(self, point: Point, precision: str, engine: LoadedEngine) -> Sequence[Any]:
         """What engine.run takes, on the device: one call after another makes the point."""
         ...
 
@@ -89,7 +89,7 @@ class Sweep:
         del engine
         free(self.device)
 
-    def load(self, name: str) -> Engine:
+    def load(self, name: str) -> LoadedEngine:
         """Raises ValueError where there is nothing to set its figures against, and whatever a library raises."""
         precision = runners.split_name(name)[1]
         if precision not in self.ceilings.matmul_tflops:
@@ -105,7 +105,7 @@ class Sweep:
         self.say(f"{name}{f' {spoken(point)}' if point else ''}: SKIPPED, {reason}")
         self.save(self)
 
-    def _try(self, name: str, engine: Engine, point: Point) -> None:
+    def _try(self, name: str, engine: LoadedEngine, point: Point) -> None:
         try:
             row = self._measure(name, engine, point)
         except Exception as error:  # too little memory for this batch, say
@@ -116,7 +116,7 @@ class Sweep:
         self.say(line_of(row, self.workload.unit))
         self.save(self)
 
-    def _measure(self, name: str, engine: Engine, point: Point) -> Row:
+    def _measure(self, name: str, engine: LoadedEngine, point: Point) -> Row:
         precision = runners.split_name(name)[1]
         call = calls(engine, self.workload.inputs(point, precision, engine))
         error = checked_error(torch.cat(call()), self.workload.reference(point))
@@ -150,7 +150,7 @@ class Sweep:
         }
 
 
-def calls(engine: Engine, inputs: Sequence[Any]) -> Callable[[], list[torch.Tensor]]:
+def calls(engine: LoadedEngine, inputs: Sequence[Any]) -> Callable[[], list[torch.Tensor]]:
     """What makes a point: the engine run on each of the inputs."""
     return lambda: [engine.run(part) for part in inputs]
 

@@ -13,24 +13,25 @@ from torch import nn
 
 from benchmarks import compiling
 from handlers.encoder.packing import TokenBatch, pad, unpad
-from handlers.engines import Engine, EngineSpec
-from handlers.engines.torch_eager import PaddedEncoder, load_transformer
+from handlers.engines import EngineSpec, LoadedEngine
+from handlers.engines.text_networks import load_transformer
+from handlers.engines.torch_eager import PaddedEncoder
 
 
-def load_eager(spec: EngineSpec) -> Engine:
+def load_eager(spec: EngineSpec) -> LoadedEngine:
     """transformers' own encoder with its attention written out: matmul, softmax, matmul."""
     return _padded(spec, "eager")
 
 
-def load_sdpa(spec: EngineSpec) -> Engine:
+def load_sdpa(spec: EngineSpec) -> LoadedEngine:
     """transformers' own encoder with scaled_dot_product_attention: what the engine torch_eager serves."""
     return _padded(spec, "sdpa")
 
 
-def _padded(spec: EngineSpec, attention: str) -> Engine:
+def _padded(spec: EngineSpec, attention: str) -> LoadedEngine:
     network = load_network(spec, attention)
     details: dict[str, object] = {"library": f"torch {torch.__version__}", "attention": attention}
-    return Engine(PaddedEncoder(network, spec.task), details)
+    return LoadedEngine(PaddedEncoder(network, spec.task), details)
 
 
 def load_network(spec: EngineSpec, attention: str = "sdpa") -> Any:
@@ -40,7 +41,7 @@ def load_network(spec: EngineSpec, attention: str = "sdpa") -> Any:
     return network.eval().to(spec.device)
 
 
-def load_compiled(spec: EngineSpec) -> Engine:
+def load_compiled(spec: EngineSpec) -> LoadedEngine:
     """torch.compile of the network of load_sdpa, for sequences of one length."""
     network = load_network(spec)
     compiled, pad_id = compiling.Compiled(network), int(network.config.pad_token_id or 0)
@@ -54,13 +55,13 @@ def load_compiled(spec: EngineSpec) -> Engine:
     return compiling.engine(run)
 
 
-def load_fast_path(spec: EngineSpec) -> Engine:
+def load_fast_path(spec: EngineSpec) -> LoadedEngine:
     """nn.TransformerEncoder's inference fast path with a BERT's weights; padding leaves as nested tensors."""
     warnings.filterwarnings("ignore", message=".*nested tensors is in prototype")
     network = load_network(spec)
     encoder = torch_encoder(network, spec.device, spec.dtype)
     details: dict[str, object] = {"library": f"torch {torch.__version__}", "attention": "nested tensors"}
-    return Engine(FastPath(network.embeddings, encoder, int(network.config.pad_token_id or 0)), details)
+    return LoadedEngine(FastPath(network.embeddings, encoder, int(network.config.pad_token_id or 0)), details)
 
 
 class FastPath:

@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks.text_peers import check_bert, load_network, packed_qkv, padded, unpadded
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec, graphs, plans, tensorrt
+from handlers.engines import EngineSpec, LoadedEngine, graphs, plans, tensorrt
 
 OPSET = 17  # the newest that TensorRT 8.6 reads, and the oldest with LayerNormalization
 INPUTS, OUTPUT = ("input_ids", "token_type_ids", "mask"), "hidden"
@@ -28,8 +28,8 @@ FORBIDDEN = -1e4
 EXAMPLE = (2, 8)
 
 
-def objection(spec: EngineSpec) -> str | None:
-    """Why TensorRT cannot be a peer here, or None."""
+def why_not_here(spec: EngineSpec) -> str | None:
+    """Return why TensorRT cannot be a peer here, or None."""
     if spec.device.type != "cuda" or spec.precision != "fp16":
         return f"TensorRT needs an NVIDIA GPU and fp16; got {spec.device} and {spec.precision}"
     if not tensorrt.installed():
@@ -37,15 +37,15 @@ def objection(spec: EngineSpec) -> str | None:
     return None
 
 
-def load(spec: EngineSpec) -> Engine:
-    """Write the network's two ONNX files, and wait for shapes. Raises ValueError with the objection."""
-    if reason := objection(spec):
+def load(spec: EngineSpec) -> LoadedEngine:
+    """Write the network's two ONNX files, and wait for shapes. Raises ValueError with why_not_here's reason."""
+    if reason := why_not_here(spec):
         raise ValueError(reason)
     network = load_network(spec)
     encoder, pad_id = PlainBert(network), int(network.config.pad_token_id or 0)
     onnx = {masked: export(encoder, masked) for masked in (False, True)}
-    version = tensorrt._tensorrt().__version__
-    return Engine(PlanByShape(spec, onnx, pad_id), {"library": f"TensorRT {version}", "plans": "one a shape"})
+    version = tensorrt.tensorrt_module().__version__
+    return LoadedEngine(PlanByShape(spec, onnx, pad_id), {"library": f"TensorRT {version}", "plans": "one a shape"})
 
 
 class PlainBert(nn.Module):
@@ -116,12 +116,12 @@ def export(encoder: PlainBert, masked: bool) -> bytes:
 
 def build(spec: EngineSpec, onnx: bytes, shape: tuple[int, int]) -> bytes:
     """The plan for inputs of this one shape (N, S). Raises plans.PlanError."""
-    trt = tensorrt._tensorrt()
+    trt = tensorrt.tensorrt_module()
     with torch.cuda.device(spec.device):
-        said = tensorrt._Said(trt)
-        builder = trt.Builder(said.logger)
-        network = builder.create_network(tensorrt._network_flags(trt))
-        parser = trt.OnnxParser(network, said.logger)
+        log = tensorrt.TensorRTLog(trt)
+        builder = trt.Builder(log.logger)
+        network = builder.create_network(tensorrt.network_flags(trt))
+        parser = trt.OnnxParser(network, log.logger)
         if not parser.parse(onnx):
             errors = "; ".join(str(parser.get_error(place)) for place in range(parser.num_errors))
             raise plans.PlanError(f"TensorRT cannot read the encoder: {errors}")
@@ -131,10 +131,10 @@ def build(spec: EngineSpec, onnx: bytes, shape: tuple[int, int]) -> bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, tensorrt.WORKSPACE_BYTES)
         if "STRONGLY_TYPED" not in trt.NetworkDefinitionCreationFlag.__members__:
             config.set_flag(trt.BuilderFlag.FP16)
-        with tensorrt._timing_cache(trt, config, spec, said), tensorrt._progress(1):
+        with tensorrt.timing_cache(trt, config, spec, log), tensorrt.log_progress(1):
             plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise plans.PlanError(f"TensorRT built no plan: {said.last or 'it gave no reason'}")
+        raise plans.PlanError(f"TensorRT built no plan: {log.last_error or 'it gave no reason'}")
     return bytes(plan)
 
 
@@ -142,7 +142,7 @@ def fingerprint(spec: EngineSpec, onnx: bytes, shape: tuple[int, int]) -> plans.
     """What the plan depends on; the shape stands where the buckets do, and no image has a size."""
     properties = torch.cuda.get_device_properties(spec.device)
     return plans.Fingerprint(
-        tensorrt=tensorrt._tensorrt().__version__,
+        tensorrt=tensorrt.tensorrt_module().__version__,
         cuda=str(torch.version.cuda),
         compute_capability=f"{properties.major}.{properties.minor}",
         gpu=properties.name,
@@ -188,13 +188,13 @@ class _PlanRunner:
     """A deserialised plan of fixed shapes as a CUDA graph, as the engines it is compared with have."""
 
     def __init__(self, content: bytes, device: torch.device) -> None:
-        trt = tensorrt._tensorrt()
-        self.said, self.device = tensorrt._Said(trt), device
+        trt = tensorrt.tensorrt_module()
+        self.log, self.device = tensorrt.TensorRTLog(trt), device
         with torch.cuda.device(device):
-            self.runtime = trt.Runtime(self.said.logger)
+            self.runtime = trt.Runtime(self.log.logger)
             self.engine = self.runtime.deserialize_cuda_engine(content)
             if self.engine is None:
-                raise plans.PlanError(f"TensorRT cannot deserialise the plan: {self.said.last}")
+                raise plans.PlanError(f"TensorRT cannot deserialise the plan: {self.log.last_error}")
             self.context = self.engine.create_execution_context()
         self.hidden = torch.empty(tuple(self.engine.get_tensor_shape(OUTPUT)), dtype=torch.float16, device=device)
         self.inputs: list[torch.Tensor] = []
@@ -213,9 +213,9 @@ class _PlanRunner:
         self.inputs = [one.clone(memory_format=torch.contiguous_format) for one in inputs]
         for name, tensor in zip((*INPUTS[: len(inputs)], OUTPUT), (*self.inputs, self.hidden), strict=True):
             self.context.set_tensor_address(name, tensor.data_ptr())
-        return graphs.captured(self._execute, self.device, None, graphs.Room())[0]
+        return graphs.capture_graph(self._execute, self.device, None, graphs.SharedOutput())[0]
 
     def _execute(self) -> torch.Tensor:
         if not self.context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
-            raise RuntimeError(f"TensorRT did not run the batch: {self.said.last}")
+            raise RuntimeError(f"TensorRT did not run the batch: {self.log.last_error}")
         return self.hidden

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import yaml
 
-from archive import jobs
+from archive import sample_images
 from archive.parity import Array
 from benchmarks import layers, runners
 from benchmarks.layers import Layer
@@ -23,12 +23,12 @@ from handlers import LOCAL
 from handlers.encoder.fp8 import FILE, write
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import Engine, EngineSpec
-from handlers.engines.torch_eager import load_transformer
+from handlers.engines import EngineSpec, LoadedEngine
+from handlers.engines.text_networks import load_transformer
 from handlers.texts.micro_batches import micro_batches
 from handlers.texts.network_inputs import positions_of
 
-PRESET = Path(jobs.__file__).parent / "bert_large" / "preset.yaml"
+PRESET = Path(sample_images.__file__).parent / "bert_large" / "preset.yaml"
 CALIBRATION = (128,) * 8
 KNOWN_SIZES = {(12, 768): "base", (24, 1024): "large"}
 
@@ -48,12 +48,12 @@ class TextWorkload:
 
     unit = "sequences/s"
 
-    def inputs(self, point: Point, precision: str, engine: Engine) -> list[TokenBatch]:
+    def inputs(self, point: Point, precision: str, engine: LoadedEngine) -> list[TokenBatch]:
         """Random token ids, the same each time; one batch, or a mix's micro-batches, the longest first."""
         seed = zlib.crc32(repr(point).encode())
         return token_batches(self.config, self.micro_batches(point, engine), self.device, seed)
 
-    def micro_batches(self, point: Point, engine: Engine) -> list[tuple[int, ...]]:
+    def micro_batches(self, point: Point, engine: LoadedEngine) -> list[tuple[int, ...]]:
         """The lengths that go through the network together: a mix's as the handler cuts them for the engine."""
         lengths = lengths_of(point)
         if point.mix is None:
@@ -139,7 +139,7 @@ def stage(model_dir: Path | None, folder: Path, fp8: bool) -> Path:
         shutil.copytree(model_dir, folder, dirs_exist_ok=True)
     network = load_transformer(folder, "embeddings", dtype=torch.float32).eval()
     batches = token_batches(network.config, [CALIBRATION], torch.device("cpu"), seed=0)
-    write(PackedModel(network, "embeddings").largest_inputs(batches), folder)
+    write(PackedModel(network, "embeddings").calibrate_fp8(batches), folder)
     return folder
 
 

@@ -34,7 +34,7 @@ OUT = ROOT / "build" / "serving"
 DESCRIPTION = """\
 Measure what a client gets: start a real TorchServe with the archives on free ports, put it under load, and report
 requests/s, latencies, errors, batch sizes, where a request's time goes, and what CPU, memory and GPU it takes.
-docs/serving.md says what each figure means.
+docs/batching.md says what each figure means.
 
 For each archive, and each count of workers, it runs a closed loop with each number of clients (a client sends its
 next request as soon as its last is answered), then an open loop at --rate (requests come at random moments, whatever

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from handlers.engines import networks
-from handlers.engines.torch_eager import load_transformer
+from handlers.engines.text_networks import load_transformer
 
 TOP = 5
 

@@ -1,0 +1,67 @@
+"""What every protocol's adapter offers: rows of one protocol -> requests, and answers back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+from handlers.protocol import encodings
+from handlers.protocol.errors import InferenceFailed, RequestError
+from handlers.protocol.interface import Interface
+from handlers.protocol.request import Request
+from handlers.protocol.row import Row
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client gets: the body, and how it is sent."""
+
+    body: bytes
+    status: int = 200
+    media_type: str = encodings.JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Adapter(ABC):
+    """One protocol. Adapters keep no state: a batch mixes requests of several protocols.
+
+    Args:
+        priority: if several adapters claim a row, the one with the highest priority reads it. 0 is TorchServe's own,
+            which claims every row; 1 is a protocol with a path of its own; 2 is one that shares its path with
+            another, and is recognised by a header or the body.
+    """
+
+    priority = 1
+
+    @abstractmethod
+    def claims(self, row: Row) -> bool:
+        """Return whether the row came by this protocol: by its path, its headers, or the form of its body."""
+
+    @abstractmethod
+    def read(self, row: Row, model: Interface) -> Request:
+        """Return the row's request: the model's inputs, and how the answers to them are combined into one.
+
+        Raises RequestError unless everything that the client sent is understood.
+        """
+
+    def write(self, request: Request) -> Answer:
+        """Return the answer to a request without an error, by default in its media type. Raises RequestError."""
+        if request.media_type != encodings.JSON:
+            body, headers = encodings.as_bytes(request.answers, request.options, request.media_type)
+            return Answer(body, media_type=request.media_type, headers=headers)
+        return json_answer(request.combine(request.answers))
+
+    def write_error(self, error: RequestError) -> Answer:
+        """Return an error in the protocol's own shape, by default in that of TorchServe's own errors."""
+        return json_answer(error.body(), error.status)
+
+
+def json_answer(content: object, status: int = 200) -> Answer:
+    """Return an answer in JSON; it may hold NumPy arrays. Raises InferenceFailed for what cannot be written."""
+    try:
+        return Answer(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status)
+    except orjson.JSONEncodeError:
+        raise InferenceFailed("the model's answer could not be written as JSON") from None

@@ -1,0 +1,168 @@
+"""One row as TorchServe 0.12 hands it over, and by which of its paths and protocols it came.
+
+A row is one HTTP or gRPC request: `{"body": ...}` for a raw body, one key per part of a form, one key per entry of
+gRPC's map, and one key per query parameter. The handler sees no path and no protocol. What TorchServe's front end
+adds to the request headers tells them apart:
+
+| came by | request headers that reach the handler |
+|---|---|
+| REST, any path | the client's, and always Content-Length: the front end sets it if the client sent none |
+| /predictions, /explanations | also `url_path` (what follows NAME/VERSION/) and `explain` |
+| /v1/models/NAME:predict and :explain, /v2/models/NAME/infer | also `explain`, and no `url_path` |
+| management, customized=true | the client's, and `describe: True`; the row has no parameter at all |
+| gRPC Predictions, StreamPredictions | none |
+| gRPC StreamPredictions2 | ts_request_sequence_id and its like |
+| gRPC DescribeModel with customized | `describe` alone |
+
+A parameter (a part of a form, an entry of gRPC's map, the raw body) has its content type under its own name, as a
+dict. A request header is a string. So the name of a part or entry is never mistaken for a header.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from handlers.protocol import charsets
+from handlers.protocol.errors import InvalidInput, InvalidOption, RequestError, UnknownPath, UnsupportedMediaType
+
+SEQUENCE = "ts_request_sequence_id"
+# Query parameters by which TorchServe's /invocations finds the model; they arrive with the rest.
+ROUTING = ("model_name", "model_version")
+UNCODED = {  # header: its values that leave a body as it is
+    "content-encoding": ("", "identity"),
+    "transfer-encoding": ("", "chunked", "identity"),
+    "content-transfer-encoding": ("", "7bit", "8bit", "binary"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request as TorchServe hands it over.
+
+    Args:
+        parameters: the raw body, the parts or entries, and the query parameters, by name.
+        headers: request headers by lower-case name.
+        content_types: the parameters' content types, by the parameter's name; "" for none.
+    """
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_types: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any], sent: Mapping[str, Any]) -> Row:
+        """Return the row of these parameters.
+
+        A header that came in two spellings counts as one with both values, joined by a comma (RFC 9110, 5.3).
+
+        Args:
+            parameters: what TorchServe puts into the batch for the request.
+            sent: what its context holds as the request's headers.
+        """
+        headers: dict[str, str] = {}
+        types: dict[str, str] = {}
+        for name, value in sent.items():
+            if isinstance(value, str):
+                if headers.setdefault(name.lower(), value) != value:
+                    headers[name.lower()] = _both(name.lower(), sent)
+            elif isinstance(value, Mapping):
+                types[name] = str(value.get("content-type") or "")
+        return cls(parameters, headers, types)
+
+    def header(self, name: str) -> str:
+        """Return the value of a request header by its lower-case name; "" if it did not come."""
+        return self.headers.get(name, "")
+
+    @functools.cached_property
+    def content_type(self) -> tuple[str, str | None]:
+        """The whole body's media type in lower case ("" for none), and its charset if one is declared."""
+        return charsets.content_type(self.header("content-type"))
+
+    @property
+    def is_multipart(self) -> bool:
+        """Whether the body is a form in parts, which TorchServe has taken apart."""
+        return self.content_type[0].startswith("multipart/")
+
+    @property
+    def url_path(self) -> str:
+        """What follows /predictions/NAME/VERSION/ in the path, as "v1/embeddings"; "" for nothing."""
+        return ", ".join(path for path in self.header("url_path").split(", ") if path).strip("/ ")
+
+    @property
+    def is_kserve(self) -> bool:
+        """Whether the row came by a KServe path, v1 or v2: nothing in the headers tells these two apart."""
+        return "explain" in self.headers and "url_path" not in self.headers
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether the row came by gRPC.
+
+        A REST client cannot fake it, and so cannot make TorchServe wait for the rest of a stream: a REST request
+        without Content-Length is given one by the front end. No gRPC client can hide it, since it sets no header.
+        """
+        return "content-length" not in self.headers
+
+    @property
+    def is_unanswerable(self) -> bool:
+        """Whether an answer would end the worker: TorchServe throws at it, in the thread that the worker hangs on.
+
+        StreamPredictions2 is for models that keep state. TorchServe fails the call of any other by itself, and hands
+        the row on nevertheless; an answer then meets a finished call ("Stream is already completed"). The gRPC
+        service of the open inference protocol, off by default, gives its one parameter a content type, and reads
+        every answer as that protocol's.
+        """
+        has_type = self.content_types.get("body", "") != ""
+        return self.is_grpc and (SEQUENCE in self.headers or (not self.headers and has_type))
+
+    @property
+    def wants_description(self) -> bool:
+        """Whether the management port asks for the model's description.
+
+        Its row has no parameter. A REST request for inference always has one (the body, if empty), unless it has the
+        content type of a form. So no request with a content type is taken for the management port's.
+        """
+        asked = self.header("describe") == "True"
+        return asked and not self.parameters and "content-type" not in self.headers
+
+    def refuse_codings(self) -> None:
+        """Raises RequestError if the body is a part of one, or compressed or otherwise coded."""
+        if "content-range" in self.headers:
+            raise InvalidInput("the header Content-Range says that this is a part; wanted: the whole in one request")
+        for name, plain in UNCODED.items():
+            for coding in self.header(name).lower().split(",") if name in self.headers else ():
+                if coding.strip() not in plain:
+                    raise UnsupportedMediaType(f"the body came with a {name}; send it as it is, without one")
+
+    def refuse_other_paths(self) -> None:
+        """Raises RequestError if a path or a header has a meaning that /predictions/NAME would pass over."""
+        for problem in (self._path(), self._protocol()):
+            if problem is not None:
+                raise problem
+
+    def _path(self) -> RequestError | None:
+        if self.header("url_path").replace(",", "").strip():
+            return UnknownPath("nothing is offered behind /predictions/NAME/VERSION; ask that path itself")
+        if "true" in self.header("explain").lower():
+            return UnknownPath("explanations are not offered; ask /predictions/NAME")
+        return None
+
+    def _protocol(self) -> RequestError | None:
+        if "inference-header-content-length" in self.headers:
+            return InvalidInput(
+                "the header Inference-Header-Content-Length is of a protocol that is not read: KServe's v2; v1 is: "
+                'POST /v1/models/NAME:predict with a JSON object that holds "instances"'
+            )
+        if self.header("describe") == "True":
+            return InvalidOption(
+                "the header describe is TorchServe's own; the model's description is at the management port: GET "
+                "/models/NAME?customized=true, without a content type"
+            )
+        return None
+
+
+def _both(name: str, sent: Mapping[str, Any]) -> str:
+    """All values of a header, by its lower-case name, that came in several spellings."""
+    return ", ".join(sorted({value for key, value in sent.items() if key.lower() == name and isinstance(value, str)}))

@@ -1,0 +1,115 @@
+"""The inputs of a batch on their way to the network, each with the request that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from handlers.protocol.errors import RequestError
+from handlers.protocol.request import Request, caught
+
+T = TypeVar("T")
+R = TypeVar("R")
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs(Generic[T]):
+    """One value per input, those of a request one behind the other, in the order of the batch.
+
+    Each step returns new ones. An input that fails gives its whole request the error; the request's other inputs
+    are left out of what follows, and no other request notices.
+    """
+
+    values: Sequence[T]
+    requests: Sequence[Request]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def each(self, work: Callable[[T, Options], R]) -> Inputs[R]:
+        """Return `work(value, its request's options)` per input. A RequestError that it raises is the input's."""
+
+        def work_on(pair: tuple[T, Options]) -> R:
+            return work(*pair)
+
+        return self._become(list(map(caught(work_on), self.with_options())))
+
+    def together(self, work: Callable[[Sequence[T]], Sequence[R | RequestError]]) -> Inputs[R]:
+        """Return what `work` makes of all values in one call: one result per value, or its error."""
+        return self._become(work(self.values) if self.values else [])
+
+    def checked(self, refuse: Callable[[Sequence[T], Options], None]) -> Inputs[T]:
+        """Return the inputs of those requests for which refuse(values, options) raises no RequestError."""
+        for request, values in self._by_request():
+            try:
+                refuse(values, request.options)
+            except RequestError as error:
+                request.error = error
+        return self._become(self.values)
+
+    def flattened(self: Inputs[list[R]]) -> Inputs[R]:
+        """Return the items of each value as inputs of their own."""
+        pairs = [
+            (item, request) for values, request in zip(self.values, self.requests, strict=True) for item in values
+        ]
+        return Inputs([item for item, _ in pairs], [request for _, request in pairs])
+
+    def with_options(self) -> list[tuple[T, Options]]:
+        """Return each value with its request's options."""
+        return [(value, request.options) for value, request in zip(self.values, self.requests, strict=True)]
+
+    def owners(self) -> list[int]:
+        """Return the index of each input's request among the requests that have inputs here; ascending."""
+        return [index for index, (_, values) in enumerate(self._by_request()) for _ in values]
+
+    def hand_back(self, answers: Sequence[object]) -> None:
+        """Give each request its inputs' answers; one that is a RequestError becomes its request's error."""
+        for request, mine in Inputs(answers, self.requests)._by_request():
+            request.error, request.answers = _first_error(mine), mine
+
+    def _become(self, results: Sequence[R | RequestError]) -> Inputs[R]:
+        """These results in place of the values; those of requests with an error are left out."""
+        for request, mine in Inputs(results, self.requests)._by_request():
+            request.error = request.error or _first_error(mine)
+        kept = [
+            (result, request)
+            for result, request in zip(results, self.requests, strict=True)
+            if request.error is None and not isinstance(result, RequestError)
+        ]
+        return Inputs([result for result, _ in kept], [request for _, request in kept])
+
+    def _by_request(self) -> Iterator[tuple[Request, list[T]]]:
+        found: list[tuple[Request, list[T]]] = []
+        for value, request in zip(self.values, self.requests, strict=True):
+            if not found or found[-1][0] is not request:
+                found.append((request, []))
+            found[-1][1].append(value)
+        return iter(found)
+
+
+def inputs_of(requests: Sequence[Request]) -> Inputs[object]:
+    """Return the inputs of all requests that want the model, as they were read."""
+    waiting = [request for request in requests if request.is_waiting]
+    return Inputs(
+        [value for request in waiting for value in request.inputs],
+        [request for request in waiting for _ in request.inputs],
+    )
+
+
+def joined(parts: Sequence[Inputs[T]]) -> Inputs[T]:
+    """Return the inputs of several batches as one."""
+    return Inputs(
+        [value for part in parts for value in part.values], [request for part in parts for request in part.requests]
+    )
+
+
+def _first_error(results: Sequence[object]) -> RequestError | None:
+    """The first error among a request's results; of several results it says which."""
+    for number, result in enumerate(results, 1):
+        if isinstance(result, RequestError):
+            if len(results) == 1:
+                return result
+            return type(result)(f"input {number} of {len(results)}: {result.message}")
+    return None

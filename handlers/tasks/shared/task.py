@@ -1,0 +1,76 @@
+"""What every task of a text encoder offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from handlers.encoder.packing import TokenBatch
+from handlers.protocol import encodings
+from handlers.protocol.options import OptionReader
+from handlers.texts.tokenization import Encoded, Tokenizer
+
+if TYPE_CHECKING:
+    from handlers.settings import TextSettings
+
+Input = tuple[Encoded, Mapping[str, Any]]  # tokens of one text, and its request's options
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a task is made from.
+
+    Args:
+        folder: the unpacked archive.
+        config: config.json's content.
+        precision: of the engine that serves.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    settings: TextSettings
+    tokenizer: Tokenizer
+    precision: str
+
+
+class TextTask:
+    """What a task does before and after the network.
+
+    Args:
+        takes_pairs: whether `{"text": ..., "text_pair": ...}` is an input.
+        options: that a request may bring, besides "truncate"; their names are the file's OPTIONS.
+        media_types: that an answer can come as, the default first. Others than JSON take answers that are arrays.
+    """
+
+    takes_pairs = False
+    options: Mapping[str, OptionReader] = {}
+    media_types: Sequence[str] = (encodings.JSON,)
+
+    def check(self, encoded: Encoded) -> Encoded:
+        """Return the input itself. Raises RequestError if the task cannot answer it."""
+        return encoded
+
+    def check_request(self, encoded: Sequence[Encoded], options: Mapping[str, Any]) -> None:
+        """Raises RequestError if the inputs of one request ask for too much together."""
+
+    def selected(self, encoded: Sequence[Encoded]) -> list[int] | None:
+        """Return the positions in the packed batch whose outputs the task reads, or None for all."""
+        return None
+
+    def comparable(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+        """Return what two precisions are compared by, in fp32: embeddings, or the logits themselves."""
+        return outputs.float()
+
+    def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
+        """Return one answer, or NotFinite, per input, in order.
+
+        Args:
+            outputs: of the engine: (N, labels), (T, hidden), (T, labels) or (M, vocabulary), on the device.
+            batch: N texts with T tokens together, M of them selected.
+            inputs: (N,), in the order of the batch.
+        """
+        raise NotImplementedError

@@ -1,0 +1,240 @@
+"""Fill the tables of docs/benchmarks.md from the JSON files in docs/benchmarks.
+
+    .venv/bin/python scripts/research/benchmarks_page.py            writes the tables into the page
+    .venv/bin/python scripts/research/benchmarks_page.py --check    exit status 1 if a table is not up to date
+
+The page holds a pair of comments per table, `<!-- table: NAME -->` and `<!-- end -->`. NAME is a key of TABLES. What
+stands between the two is replaced. All other text is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "benchmarks.md"
+FOLDER = ROOT / "docs" / "benchmarks"
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Row = Mapping[str, Any]
+Point = tuple[int, int | None, str | None]
+
+
+class Column(NamedTuple):
+    """A column of a table of engines: its heading, the run that it comes from, and the rows' engine and precision."""
+
+    heading: str
+    run: str
+    engine: str
+    precision: str
+
+
+RESNET_H200 = (
+    Column("cudnn fp16", "resnet101-h200", "cudnn", "fp16"),
+    Column("cudnn fp16, no Triton", "resnet101-tensorrt-h200", "cudnn", "fp16"),
+    Column("tensorrt fp16", "resnet101-tensorrt-h200", "tensorrt", "fp16"),
+    Column("torch2trt's plan, fp16", "resnet101-torch2trt-h200", "torch2trt", "fp16"),
+    Column("torch.compile fp16", "resnet101-h200", "compile", "fp16"),
+    Column("eager fp16, channels_last", "resnet101-h200", "eager", "fp16"),
+    Column("eager fp32", "resnet101-h200", "eager", "fp32"),
+)
+BERT_ENGINES = (
+    ("fused fp16", "fused", "fp16"),
+    ("fused fp8", "fused", "fp8"),
+    ("PyTorch fast path, fp16", "torch-fastpath", "fp16"),
+    ("transformers, SDPA, fp16", "hf-sdpa", "fp16"),
+    ("transformers, eager, fp16", "hf-eager", "fp16"),
+    ("transformers, eager, fp32", "hf-eager", "fp32"),
+)
+BERT_H200 = (
+    *(Column(heading, "bert-large-h200", engine, precision) for heading, engine, precision in BERT_ENGINES),
+    Column("TensorRT fp16", "bert-large-tensorrt-h200", "tensorrt", "fp16"),
+    Column("torch.compile fp16", "bert-large-tensorrt-h200", "compile", "fp16"),
+)
+BERT_H100 = tuple(
+    Column(heading, "bert-large-h100", engine, precision) for heading, engine, precision in BERT_ENGINES
+)
+IMAGES: tuple[Point, ...] = tuple((size, None, None) for size in (1, 2, 4, 8, 16, 32, 64, 128, 256))
+TEXTS: tuple[Point, ...] = (
+    *((1, 128, None), (8, 128, None), (32, 128, None), (64, 128, None), (32, 384, None), (64, 384, None)),
+    *((256, None, "squad"), (64, None, "half"), (8, None, "short8")),
+)
+MIXES = {"squad": "256 of SQuAD-like lengths", "half": "64 of 3 to 381", "short8": "8 of 10 to 128"}
+ENGINE_RUNS_H200 = (
+    *("resnet101-h200", "resnet101-tensorrt-h200", "resnet101-torch2trt-h200"),
+    *("bert-large-h200", "bert-large-tensorrt-h200"),
+)
+SERVING_H200 = tuple(
+    f"serving-{name}-h200"
+    for name in (
+        *("resnet101-jpeg", "resnet101-jpeg-1280", "resnet101-uint8"),
+        *("bert-large-one-text", "bert-large-one-text-batch64", "bert-large-32-json", "bert-large-32-raw"),
+    )
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables, or compare them; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a table is old")
+    check = parser.parse_args(arguments).check
+    old = PAGE.read_text(encoding="utf-8")
+    new = filled(old)
+    if not check:
+        PAGE.write_text(new, encoding="utf-8")
+    elif new != old:
+        print(f"{PAGE.relative_to(ROOT)}: tables are old; {Path(__file__).relative_to(ROOT)} writes", file=sys.stderr)
+        return 1
+    return 0
+
+
+def filled(text: str) -> str:
+    """The page's text with all its tables made anew. Raises KeyError for a table without a name in TABLES."""
+    return MARKED.sub(lambda found: "\n".join([found[1], *TABLES[found[2]](), "", found[3]]), text)
+
+
+def engines(first: str, columns: Sequence[Column], points: Sequence[Point]) -> list[str]:
+    """Items/s (median ms) with a row per point. The last row names each column's commit."""
+    lines = [_line([first, *(column.heading for column in columns)]), _line(["---:"] * (len(columns) + 1))]
+    for point in points:
+        lines.append(_line([_label(point), *(_speed(column, point) for column in columns)]))
+    return [*lines, _line(["commit", *(_conditions(column.run)["commit"] for column in columns)])]
+
+
+def serving(runs: Sequence[str]) -> list[str]:
+    """What a client gets: the fastest point of each load and batch size."""
+    head = (
+        "model",
+        "one request",
+        "batch size",
+        "workers",
+        "clients",
+        "items/s",
+        "p50 ms",
+        "p99 ms",
+        "GPU busy",
+        "no-op / model",
+    )
+    lines = [_line(head), _line(["---", "---", *["---:"] * 8])]
+    for run in runs:
+        rows = _rows(run, kind="archive")
+        for size in sorted({row["batch_size"] for row in rows}):
+            lines.append(
+                _served(max((r for r in rows if r["batch_size"] == size), key=lambda r: float(r["items_per_s"])))
+            )
+    return lines
+
+
+def by_workers(run: str) -> list[str]:
+    """Items/s and p99 with a row per count of workers, a column per count of clients."""
+    rows = _rows(run, kind="archive")
+    clients, workers = (sorted({row[name] for row in rows}) for name in ("clients", "workers"))
+    found = {(row["workers"], row["clients"]): f"{row['items_per_s']:,.0f} ({row['p99_ms']:.0f})" for row in rows}
+    lines = [_line(["workers", *(f"{count} clients" for count in clients)]), _line(["---:"] * (len(clients) + 1))]
+    return [*lines, *(_line([str(w), *(found.get((w, c), "-") for c in clients)]) for w in workers)]
+
+
+def conditions(runs: Sequence[str]) -> list[str]:
+    """With a row per run of engines, what it was measured with, and the ceilings that it measured."""
+    versions = ("Python", "PyTorch", "cuDNN", "TensorRT", "driver")
+    head = (*("run", "date", "commit"), *versions, "fp16 matmul TFLOP/s", "copy TB/s")
+    return [_line(head), _line(["---"] * len(head)), *(_line(_condition(run)) for run in runs)]
+
+
+def serving_conditions(runs: Sequence[str]) -> list[str]:
+    """With a row per run over HTTP, what it was measured with."""
+    head = ("run", "date", "commit", "Python", "PyTorch", "TorchServe", "transformers", "Java", "driver")
+    return [_line(head), _line(["---"] * len(head)), *(_line(_serving_condition(run)) for run in runs)]
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "resnet101-h200": functools.partial(engines, "batch", RESNET_H200, IMAGES),
+    "bert-large-h200": functools.partial(engines, "sequences x tokens", BERT_H200, TEXTS),
+    "bert-large-h100": functools.partial(engines, "sequences x tokens", BERT_H100, TEXTS),
+    "serving-h200": functools.partial(serving, SERVING_H200),
+    "jpeg-by-workers-h200": functools.partial(by_workers, "serving-resnet101-jpeg-h200"),
+    "text-by-workers-h200": functools.partial(by_workers, "serving-bert-large-one-text-h200"),
+    "engine-conditions-h200": functools.partial(conditions, ENGINE_RUNS_H200),
+    "engine-conditions-h100": functools.partial(conditions, ("bert-large-h100",)),
+    "serving-conditions-h200": functools.partial(serving_conditions, SERVING_H200),
+}
+
+
+@functools.cache
+def read(run: str) -> Mapping[str, Any]:
+    """A run's JSON."""
+    content: dict[str, Any] = json.loads((FOLDER / f"{run}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _conditions(run: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = read(run)["conditions"]
+    return found
+
+
+def _rows(run: str, **wanted: object) -> list[Row]:
+    return [row for row in read(run)["rows"] if all(row[key] == value for key, value in wanted.items())]
+
+
+def _speed(column: Column, point: Point) -> str:
+    """The cell of one engine at one point, "-" if that was not measured."""
+    batch, length, mix = point
+    wanted = {"engine": column.engine, "precision": column.precision, "batch": batch, "length": length, "mix": mix}
+    rows = _rows(column.run, **wanted)
+    return f"{rows[0]['items_per_s']:,.0f} ({rows[0]['ms_p50']:.2f})" if rows else "-"
+
+
+def _label(point: Point) -> str:
+    batch, length, mix = point
+    if mix:
+        return MIXES[mix]
+    return f"{batch} x {length}" if length else str(batch)
+
+
+def _served(row: Row) -> str:
+    headroom = row.get("headroom")
+    return _line(
+        [
+            *(row["target"], row["load"], row["batch_size"], row["workers"], row["clients"]),
+            *(f"{row['items_per_s']:,.0f}", f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}"),
+            f"{row['gpu_busy'][0]:.0%}",
+            f"{headroom:.2f}" if headroom else "-",
+        ]
+    )
+
+
+def _condition(run: str) -> list[str]:
+    said = _conditions(run)
+    ceilings = said["ceilings"]
+    return [
+        *_origin(run),
+        *(said["python"], said["torch"], str(said["cudnn"]), said["tensorrt"] or "-", said["driver"]),
+        *(f"{ceilings['matmul_tflops']['fp16']:.0f}", f"{ceilings['copy_tb_per_s']:.2f}"),
+    ]
+
+
+def _serving_condition(run: str) -> list[str]:
+    said = _conditions(run)
+    packages = said["packages"]
+    versions = (said["torch"], packages["torchserve"], packages["transformers"], said["java"], said["driver"])
+    return [*_origin(run), said["python"], *versions]
+
+
+def _origin(run: str) -> list[str]:
+    said = _conditions(run)
+    return [f"[{run}](benchmarks/{run}.json)", said["date"][:10], said["commit"]]
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
