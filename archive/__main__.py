@@ -8,12 +8,18 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from archive import command_line, fingerprint, inspection, package
 from archive.checkpoints.errors import is_failure, one_line
 from archive.checkpoints.locations import HUB_CONFIGS, HUB_TEXT, locate
-from archive.options import ImageOptions, InspectionOptions, TextOptions
+from archive.options import (
+    ImageClassifierOptions,
+    ImageEncoderOptions,
+    InspectionOptions,
+    PackagingOptions,
+    TextOptions,
+)
 
 if TYPE_CHECKING:
     from archive.models import PackagedModel  # imports torch
@@ -55,7 +61,7 @@ def _inspect(options: InspectionOptions) -> None:
         print(f"{options.mar}: unchanged since it was packaged, {inspection.verify(options.mar)}")
 
 
-def _message(error: BaseException, options: ImageOptions | TextOptions | InspectionOptions) -> str:
+def _message(error: BaseException, options: PackagingOptions | InspectionOptions) -> str:
     """Return what a person reads, whatever was raised."""
     if isinstance(error, (ValueError, OSError)):  # this project's own errors are ValueErrors; files raise OSErrors
         return str(error) or type(error).__name__
@@ -66,7 +72,7 @@ def _message(error: BaseException, options: ImageOptions | TextOptions | Inspect
     )
 
 
-def _package(options: ImageOptions | TextOptions) -> None:
+def _package(options: PackagingOptions) -> None:
     started = time.monotonic()
     _refuse_absent_files(options)
     sources = _sources(options)
@@ -86,13 +92,13 @@ def _package(options: ImageOptions | TextOptions) -> None:
     print(f"{mar}: {size_mb:.1f} MB in {time.monotonic() - started:.0f} s, {digest}")
 
 
-def _refuse_absent_files(options: ImageOptions | TextOptions) -> None:
+def _refuse_absent_files(options: PackagingOptions) -> None:
     for option, path in options.files.items():
         if not path.exists():
             raise ValueError(f"{option} {path}: there is no such file or folder")
 
 
-def _sources(options: ImageOptions | TextOptions) -> list[Path]:
+def _sources(options: PackagingOptions) -> list[Path]:
     """Return the files and folders that decide what is packaged. A Hub id is downloaded."""
     if options.weights is None:
         return list(options.files.values())
@@ -102,7 +108,7 @@ def _sources(options: ImageOptions | TextOptions) -> list[Path]:
     return [source, *options.files.values(), *neighbours]
 
 
-def recorded_options(options: ImageOptions | TextOptions) -> dict[str, object]:
+def recorded_options(options: PackagingOptions) -> dict[str, object]:
     """Return the options as the inputs digest has them, in the command line's order."""
     return {key: _recorded(key, value) for key, value in options.given.items()}
 
@@ -119,14 +125,16 @@ def _recorded(key: str, value: object) -> object:
     return path.absolute().name if value is not None and key in PATHS and path.exists() else str(value)
 
 
-def _model(options: ImageOptions | TextOptions) -> PackagedModel:
+def _model(options: PackagingOptions) -> PackagedModel:
     """Heavy imports (torch, transformers) start here: asking whether anything has changed needs none."""
     _quiet()
     from archive import resolve
 
-    if isinstance(options, ImageOptions):
+    if isinstance(options, ImageClassifierOptions):
         return resolve.image_model(options)
-    return resolve.text_model(options)
+    if isinstance(options, ImageEncoderOptions):
+        return resolve.image_encoder_model(options)
+    return resolve.text_model(cast(TextOptions, options))
 
 
 def _quiet() -> None:

@@ -9,36 +9,42 @@ from __future__ import annotations
 
 from handlers import tasks
 from handlers.protocol.encodings import DIGITS
-from handlers.settings import TextSettings
+from handlers.settings import ImageSettings, TextSettings
 
 MAX_BATCH_BYTES = 12 << 20
 OTHER_BYTES = 6  # of a number in JSON, besides its digits: a sign, "0.", two zeros, a comma
 
 
-def largest_answer(settings: TextSettings, hidden: int) -> int:
-    """Return the bytes of the largest JSON answer: one request with as many texts as it may bring.
+def largest_answer(settings: TextSettings | ImageSettings, hidden: int) -> int:
+    """Return the bytes of the largest JSON answer: one request with as many inputs as it may bring.
 
     Args:
-        settings: of the text encoder.
-        hidden: numbers in one token vector.
+        settings: of the text or image encoder.
+        hidden: numbers in one token vector, or in an image's features.
 
     Returns:
         Bytes for an embedding model. 0 for other tasks, whose answers are far smaller.
     """
-    if not tasks.head(settings.task).is_embedding:
+    if not _gives_embeddings(settings):
         return 0
     digits = DIGITS["fp16" if settings.precision == "auto" else settings.precision]  # "auto" is fp16 on a GPU
-    numbers = settings.max_inputs * hidden * len(settings.pooling.modes)
-    return numbers * (digits + OTHER_BYTES)
+    vectors = len(settings.pooling.modes) if isinstance(settings, TextSettings) else 1
+    return settings.max_inputs * hidden * vectors * (digits + OTHER_BYTES)
 
 
-def batch_size(wanted: int, settings: TextSettings, hidden: int) -> tuple[int, str | None]:
+def _gives_embeddings(settings: TextSettings | ImageSettings) -> bool:
+    if isinstance(settings, ImageSettings):
+        return settings.task == "embeddings"
+    return tasks.head(settings.task).is_embedding
+
+
+def batch_size(wanted: int, settings: TextSettings | ImageSettings, hidden: int) -> tuple[int, str | None]:
     """Lower a batch size if its answers could be more than MAX_BATCH_BYTES.
 
     Args:
         wanted: batch size, in requests.
-        settings: of the text encoder.
-        hidden: numbers in one token vector.
+        settings: of the text or image encoder.
+        hidden: numbers in one token vector, or in an image's features.
 
     Returns:
         `wanted` and None, or the largest power of two that fits and a note that says so.

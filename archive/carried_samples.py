@@ -7,7 +7,7 @@ prepares images for the parity gate as the checkpoint's own library does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ import torch
 
 from archive.models import ImageModel, PackagedModel, TextModel
 from handlers import tasks
-from handlers.images import preparation
+from handlers.engines.image_inputs import outputs, placed
+from handlers.images.processors import shapes_of
 from handlers.selection.references import COUNT, LONGEST, Images, Texts
 
 CHARACTERS_PER_TOKEN = 8  # more than texts have on average: a text of that length is long enough to be cut
@@ -41,12 +42,20 @@ def spread(samples: Sequence[T], count: int) -> list[T]:
 
 
 def _images(model: ImageModel) -> Images:
-    chosen = model.settings
-    batcher = preparation.Batcher(chosen.preprocess, torch.device("cpu"), torch.float32)
-    samples = spread(model.samples(), COUNT)
-    tensors = [batcher(preparation.prepare(sample, chosen.preprocess, chosen.max_pixels)) for sample in samples]
-    half = torch.cat(tensors)[:COUNT].half()  # the outputs are those of exactly these values
-    return Images(half, model.checkpoint.network()(half.float()).logits)
+    pipeline, cpu = model.pipeline(), torch.device("cpu")
+    inputs = [item for sample in spread(model.samples(), COUNT) for item in pipeline.prepare(sample)][:COUNT]
+    batches = pipeline.batches(inputs, COUNT)
+    alike = [index for batch in batches for index in batch if _have_same_shapes(inputs[batch[0]], inputs[0])]
+    images = pipeline.batch([inputs[index] for index in alike])
+    half = placed(images, cpu, torch.float16)  # the outputs are those of exactly these values
+    return Images(half, outputs(model.checkpoint.network(), placed(half, cpu, torch.float32)))
+
+
+def _have_same_shapes(first: Any, second: Any) -> bool:
+    """Return whether one batch can hold both inputs of the network."""
+    if isinstance(first, Mapping):
+        return shapes_of(dict(first)) == shapes_of(dict(second))
+    return True  # crops and normalised images, which the batcher makes equal in shape
 
 
 def _texts(model: TextModel) -> Texts:

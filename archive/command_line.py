@@ -10,15 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from archive import presets
-from archive.inspection import ENTRIES
-from archive.options import ImageOptions, InspectionOptions, TextOptions
+from archive.options import (
+    ImageClassifierOptions,
+    ImageEncoderOptions,
+    InspectionOptions,
+    PackagingOptions,
+    TextOptions,
+)
 from archive.parity import PRECISIONS
 from archive.presets import Preset
 from handlers import tasks
+from handlers.tasks.shared.pooling import POOLINGS
 
-# Those of handlers.settings, which imports torch: that would make `--help` slow. A test compares them.
-POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 TASKS = tasks.names()
+# Commands that take every architecture, with the options that they become.
+COMMANDS: Mapping[str, type[PackagingOptions]] = {
+    "image-classifier": ImageClassifierOptions,
+    "image-encoder": ImageEncoderOptions,
+    "text-encoder": TextOptions,
+}
 # Options that do not decide what is in the archive.
 NOT_RECORDED = ("force", "export_path")
 
@@ -27,6 +37,7 @@ Make a TorchServe model archive (.mar) from a checkpoint, or look into one.
 
   scripts/package image-classifier --weights microsoft/resnet-50
   scripts/package resnet101 --weights resnet101-cd907fc2.pth
+  scripts/package image-encoder --weights facebook/dinov2-base
   scripts/package text-encoder --weights sentence-transformers/all-MiniLM-L6-v2
   scripts/package bert-large --weights ./my-finetuned-bert-large --precision fp16
   scripts/package show model_store/resnet101.mar
@@ -61,6 +72,17 @@ Labels and preprocessing come from the checkpoint's own files if it has them. Th
 A bare state dict of 1,000 classes gets ImageNet's labels. A bare file that torchvision released (known by its
 SHA-256) gets the preprocessing of its release. Another bare file gets resize 256 and crop 224, and a note says so.
 """
+IMAGE_ENCODER = """\
+Package an image encoder: pooled features of DINOv2, ViT, CLIP, SigLIP or another network, as embeddings.
+
+--weights takes a Hugging Face folder or Hub id: config.json, weights, preprocessor_config.json.
+
+The embedding is what transformers calls pooled features:
+  CLIP, SigLIP              get_image_features: the image tower, for CLIP with its projection
+  others                    the pooler_output of AutoModel: DINOv2's class token, ViT's after the pooling layer
+Weights that are missing are listed and refused (many ViT classifiers have no pooling layer). Those of a text tower
+or of a classifier are left out. An answer is a list of numbers, base64 or raw bytes, like that of a text encoder.
+"""
 TEXT = """\
 Package an encoder of the BERT family (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, MiniLM and others).
 
@@ -72,12 +94,17 @@ The task is the one that the checkpoint was made for, unless --task says otherwi
   token-classification      entities with their position in the text
   fill-mask                 likeliest tokens for each mask
 """
+DESCRIPTIONS = {"image-classifier": IMAGE, "image-encoder": IMAGE_ENCODER, "text-encoder": TEXT}
 EXAMPLES = {
     "image-classifier": """\
   scripts/package image-classifier --weights microsoft/resnet-50
   scripts/package image-classifier --weights resnet50-11ad3fa6.pth --name resnet50
   scripts/package image-classifier --weights ./my-resnet.pth --labels labels.txt --size 224 --resize 256
   scripts/package image-classifier --weights ./my-vit --batch-size 32 --parity-data ./photos
+""",
+    "image-encoder": """\
+  scripts/package image-encoder --weights facebook/dinov2-base
+  scripts/package image-encoder --weights ./my-clip --normalize --max-inputs 16
 """,
     "text-encoder": """\
   scripts/package text-encoder --weights sentence-transformers/all-MiniLM-L6-v2
@@ -101,7 +128,7 @@ PARITY_DATA = (
 )
 
 
-def parse(arguments: Sequence[str] | None = None) -> ImageOptions | TextOptions | InspectionOptions:
+def parse(arguments: Sequence[str] | None = None) -> PackagingOptions | InspectionOptions:
     """Read the command line.
 
     Args:
@@ -117,7 +144,7 @@ def parse(arguments: Sequence[str] | None = None) -> ImageOptions | TextOptions 
     if chosen.command in ("show", "verify"):
         return InspectionOptions(command=chosen.command, mar=chosen.mar)
     preset = presets.of_command(chosen.command)
-    options = ImageOptions if preset.kind == ImageOptions.kind else TextOptions
+    options = COMMANDS[preset.kind]
     return options(**_values(options, vars(chosen), preset))
 
 
@@ -148,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     main = _parser(MAIN, EPILOG)
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (*ENTRIES, *presets.FOLDERS):
+    for command in (*COMMANDS, *presets.FOLDERS):
         _add_packaging(commands, command, presets.of_command(command).kind)
     for command, text in (
         ("show", "Print what is inside an archive: weights, parity, versions, files, settings."),
@@ -162,9 +189,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_packaging(commands: argparse._SubParsersAction[argparse.ArgumentParser], command: str, kind: str) -> None:
-    image = kind == "image-classifier"
+    image = kind != "text-encoder"
     preset = command in presets.FOLDERS
-    first, _, rest = (IMAGE if image else TEXT).partition("\n")
+    first, _, rest = DESCRIPTIONS[kind].partition("\n")
     if preset:
         first = f"Preset of {kind} for {command}: refuses other architectures, and sets batch size and name."
     one_line = f"Preset of {kind} for {command}" if preset else first.rstrip(".")
@@ -177,9 +204,9 @@ def _add_packaging(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     _add_source(sub, preset)
     _add_archive(sub, command if preset else None)
-    _add_serving(sub, image, presets.of_command(command))
+    _add_serving(sub, kind, presets.of_command(command))
     if image:
-        _add_image(sub)
+        _add_image(sub, kind)
         _add_tensorrt(sub)
     else:
         _add_text(sub)
@@ -218,9 +245,10 @@ def _add_archive(sub: argparse.ArgumentParser, name: str | None) -> None:
     group.add_argument("--force", action="store_true", help="package even if nothing has changed")
 
 
-def _add_serving(sub: argparse.ArgumentParser, image: bool, preset: Preset) -> None:
+def _add_serving(sub: argparse.ArgumentParser, kind: str, preset: Preset) -> None:
+    image = kind != "text-encoder"
     serving = sub.add_argument_group("serving (kept in the archive's model-config.yaml, where it may be edited)")
-    fewer = "" if image else ", or fewer if their answers are large"
+    fewer = "" if kind == "image-classifier" else ", or fewer if their answers are large"
     serving.add_argument(
         "--batch-size",
         type=_positive,
@@ -284,14 +312,26 @@ def _add_execution(serving: argparse._ArgumentGroup, image: bool) -> None:
     )
 
 
-def _add_image(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_argument_group("image classifier")
+def _add_image(sub: argparse.ArgumentParser, kind: str) -> None:
+    group = sub.add_argument_group(kind.replace("-", " "))
     group.add_argument(
         "--decoder",
         choices=("auto", "gpu", "cpu"),
         help="what decodes JPEGs. gpu: the GPU's JPEG engines, through nvImageCodec; cpu: Pillow; auto (default): "
         "the GPU's if they are there and give the same pixels",
     )
+    if kind == "image-classifier":
+        _add_classes(group)
+    else:
+        group.add_argument(
+            "--normalize",
+            action=argparse.BooleanOptionalAction,
+            help="scale embeddings to length 1, unless a request says otherwise (default: no)",
+        )
+    _add_preprocessing(group)
+
+
+def _add_classes(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--labels",
         type=Path,
@@ -300,6 +340,9 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
         "(default: the checkpoint's own)",
     )
     group.add_argument("--top-k", type=_positive, metavar="K", help="classes in an answer (default: 5)")
+
+
+def _add_preprocessing(group: argparse._ArgumentGroup) -> None:
     own = "(default: the checkpoint's own)"
     group.add_argument(
         "--size", type=_positive, metavar="PX", help=f"side of the centre crop that the network sees, in pixels {own}"
@@ -371,7 +414,7 @@ def _add_text(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--task", choices=TASKS, help="what the model answers (default: the checkpoint's own)")
     group.add_argument(
         "--pooling",
-        choices=POOLING_MODES,
+        choices=POOLINGS,
         nargs="+",
         help="how token vectors become an embedding; several are concatenated (default: the checkpoint's own)",
     )

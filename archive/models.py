@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from archive import reference_pixels, sample_images, tensorrt_files
+from archive.checkpoints import image_processors
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
 from archive.inspection import ENTRIES
@@ -22,10 +23,13 @@ from handlers import settings, tasks
 from handlers.encoder import fp8
 from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
+from handlers.engines.image_inputs import outputs
 from handlers.engines.text_networks import load_transformer
-from handlers.images import preparation
+from handlers.images import pipelines
+from handlers.images.pipelines import Pipeline
 from handlers.protocol.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings
+from handlers.tasks.shared.pooling import Pooling
 
 SAMPLE_TEXTS = Path(__file__).parent / "samples" / "texts.txt"
 
@@ -97,32 +101,39 @@ class PackagedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageModel(PackagedModel):
-    """An image classifier that is to be packaged.
+    """An image classifier or image encoder that is to be packaged.
 
     Attributes:
         checkpoint: its network and preprocessing.
-        labels: one name per class, in order.
+        labels: one name per class, in order; none for an encoder.
         converter, build_plan_at: as archive.tensorrt_files.write takes them.
     """
 
     settings: ImageSettings
     checkpoint: ImageCheckpoint
-    labels: Sequence[str]
+    labels: Sequence[str] = ()
     converter: str = "onnx"
     build_plan_at: str = "auto"
 
     kind = "image-classifier"
 
+    @property
+    def gives_embeddings(self) -> bool:
+        return self.settings.task == "embeddings"
+
     def write_files(self, folder: Path) -> None:
         network = self.checkpoint.network()
         network.save_pretrained(folder)
+        if self.settings.preprocess.processor:
+            image_processors.write(self.checkpoint.weights.parent, folder)
         self._write_tensorrt_files(network, folder)
-        (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
+        if self.settings.task == "classification":
+            (folder / "labels.json").write_text(json.dumps(list(self.labels), ensure_ascii=False), encoding="utf-8")
 
     def _write_tensorrt_files(self, network: Any, folder: Path) -> None:
         chosen = self.settings
-        if tensorrt_files.are_carried(chosen.engine, chosen.precision, chosen.device):
-            size, buckets = chosen.preprocess.size, chosen.plan_buckets
+        size, buckets = chosen.preprocess.square_size, chosen.plan_buckets
+        if size and tensorrt_files.are_carried(chosen.engine, chosen.precision, chosen.device):
             tensorrt_files.write(network, folder, buckets, size, self.converter, self.build_plan_at)
         elif self.build_plan_at == "packaging" or self.converter != "onnx":
             asked = "--plan packaging" if self.build_plan_at == "packaging" else f"--converter {self.converter}"
@@ -133,18 +144,24 @@ class ImageModel(PackagedModel):
 
     def samples(self) -> list[bytes]:
         if self.parity_data is None:
-            return sample_images.photographs()
+            photographs = sample_images.photographs()
+            return image_processors.samples(self.checkpoint.weights.parent, self.settings.preprocess, photographs)
         found = sorted(self.parity_data.iterdir()) if self.parity_data.is_dir() else []
         files = [path for path in found if path.is_file() and not path.name.startswith(".")]
         if not files:
             raise ValueError(f"{self.parity_data} holds no images for the parity gate; wanted: a folder of images")
         return [self._sample(path) for path in files]
 
+    def pipeline(self) -> Pipeline:
+        """Return the archive's way from files to the network's input, on the CPU in fp32."""
+        folder, chosen = self.checkpoint.weights.parent, self.settings
+        return pipelines.load(folder, chosen.preprocess, chosen.max_pixels, torch.device("cpu"), torch.float32)
+
     def _sample(self, path: Path) -> bytes:
         """Return a file's bytes. Raises ValueError, with its name, if it is no image that the model takes."""
         data = path.read_bytes()
         try:
-            preparation.prepare(data, self.settings.preprocess, self.settings.max_pixels)
+            self.pipeline().prepare(data)
         except RequestError as error:
             raise ValueError(f"--parity-data: {path.name}: {error.message}") from None
         return data
@@ -153,9 +170,8 @@ class ImageModel(PackagedModel):
     def reference_outputs(self, samples: Sequence[bytes]) -> Array:
         network, chosen = self.checkpoint.network(), self.settings
         pixels = reference_pixels.pixels_of(self.checkpoint, chosen.preprocess, chosen.max_pixels)
-        logits = [network(pixels(sample)).logits for sample in samples]
-        outputs: Array = torch.cat(logits).numpy()
-        return outputs
+        found: Array = torch.cat([outputs(network, pixels(sample)) for sample in samples]).numpy()
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +242,7 @@ class TextModel(PackagedModel):
         return tasks.head(chosen.task).read(outputs, tokens["input_ids"][0] == tokenizer.mask_token_id)
 
 
-def _pool_one(vectors: torch.Tensor, pooling: settings.Pooling) -> torch.Tensor:
+def _pool_one(vectors: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     """Pool one text's (T, hidden) vectors into its (K,) embedding. Shares nothing with handlers.tasks, on purpose."""
     weights = torch.arange(1, len(vectors) + 1).unsqueeze(1)  # (T, 1)
     modes = {

@@ -18,6 +18,7 @@ from torch import nn
 
 from handlers.engines import networks
 from handlers.engines.folding import FoldedResNet, ResNetOps, TorchResNetOps, contiguous, fold_resnet, run
+from handlers.engines.image_inputs import outputs
 from handlers.engines.tensorrt import INPUT, OUTPUT
 
 OPSET = 17  # the newest that TensorRT 8.6 reads
@@ -36,7 +37,7 @@ class FoldedModule(nn.Module):
 
 
 class LogitsModule(nn.Module):
-    """A classifier of transformers as a module that takes a tensor and returns a tensor."""
+    """A classifier or image encoder of transformers as a module that takes a tensor and returns a tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -44,8 +45,7 @@ class LogitsModule(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) -> logits (N, classes)"""
-        logits: torch.Tensor = self.model(images).logits
-        return logits
+        return outputs(self.model, images)
 
 
 class ChannelsLastModule(nn.Module):

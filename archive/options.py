@@ -49,7 +49,7 @@ class PackagingOptions:
             The inputs digest and the provenance are made from it.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # of the model, as engines name it
 
     command: str
     weights: str | None
@@ -78,12 +78,10 @@ class PackagingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(PackagingOptions):
-    """Packaging of an image classifier.
+    """What the packaging of an image classifier and of an image encoder both take.
 
     Attributes:
         decoder: of JPEGs: "auto", "gpu" or "cpu".
-        labels: file of class names.
-        top_k: classes in an answer.
         size: side of the centre crop, in pixels.
         resize: shorter side before the crop, in pixels.
         resize_mode: "shortest_edge" or "square".
@@ -99,8 +97,6 @@ class ImageOptions(PackagingOptions):
     kind: ClassVar[str] = "image-classifier"
 
     decoder: str | None
-    labels: Path | None
-    top_k: int | None
     size: int | None
     resize: int | None
     resize_mode: str | None
@@ -113,9 +109,29 @@ class ImageOptions(PackagingOptions):
     plan_buckets: tuple[int, ...] | None
     on_mismatch: str | None
 
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassifierOptions(ImageOptions):
+    """Packaging of an image classifier.
+
+    Attributes:
+        labels: file of class names.
+        top_k: classes in an answer.
+    """
+
+    labels: Path | None
+    top_k: int | None
+
     @property
     def files(self) -> dict[str, Path]:
         return {**super().files, **_given_files({"--labels": self.labels})}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderOptions(ImageOptions):
+    """Packaging of an image encoder. normalize: scale embeddings to length 1."""
+
+    normalize: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)

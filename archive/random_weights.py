@@ -20,8 +20,11 @@ from archive.checkpoints.text_checkpoints import TextCheckpoint
 from archive.checkpoints.weight_checks import COUNTER
 from handlers import LOCAL
 from handlers.engines import networks
-from handlers.images.preparation import Batcher, Preprocess, prepare
-from handlers.settings import ImageSettings, Pooling
+from handlers.images.batching import Batcher
+from handlers.images.preparation import prepare
+from handlers.images.preprocess import Preprocess
+from handlers.settings import ImageSettings
+from handlers.tasks.shared.pooling import Pooling
 
 # Factor on a residual branch. 0 would be the initialisation of arXiv:1706.02677, section 5.1.
 BRANCH_SCALE = 0.1

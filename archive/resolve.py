@@ -10,19 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from archive import answer_sizes, random_weights, sample_images, tensorrt_files
-from archive.checkpoints import image_checkpoints, other_classifiers, text_checkpoints
+from archive.checkpoints import (
+    image_checkpoints,
+    image_encoders,
+    image_processors,
+    other_classifiers,
+    text_checkpoints,
+)
 from archive.checkpoints.class_labels import names_in
 from archive.checkpoints.errors import CheckpointError, explain_failure
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
 from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES, TORCHVISION_V1
 from archive.models import ImageModel, TextModel
-from archive.options import ImageOptions, PackagingOptions, TextOptions
+from archive.options import (
+    ImageClassifierOptions,
+    ImageEncoderOptions,
+    ImageOptions,
+    PackagingOptions,
+    TextOptions,
+)
 from handlers import engines, tasks
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 from handlers.misfits import listed
-from handlers.settings import ImageSettings, Pooling, TextSettings
+from handlers.settings import ImageSettings, TextSettings
+from handlers.tasks.shared.pooling import Pooling
 
 IMAGENET_LABELS = Path(__file__).parent / "resnet101" / "labels.txt"
 RESPONSE_TIMEOUT_S = 120
@@ -32,7 +45,7 @@ STARTUP_TIMEOUT_PER_BUCKET_S = 200  # of a TensorRT plan, built at first load: t
 LARGEST_BUCKET = 256  # the largest batch size that a TensorRT plan is built for
 
 
-def image_model(options: ImageOptions) -> ImageModel:
+def image_model(options: ImageClassifierOptions) -> ImageModel:
     """Read the checkpoint of an image classifier and settle what to package.
 
     Raises:
@@ -41,32 +54,61 @@ def image_model(options: ImageOptions) -> ImageModel:
     """
     checkpoint = _random_image(options) if options.weights is None else _read_image(options, options.weights)
     preprocess, preprocess_note = _preprocess(options, checkpoint)
-    if not networks.is_resnet(checkpoint.config):
-        other_classifiers.refuse_size(checkpoint.network(), preprocess.size)
+    if preprocess.processor:
+        preprocess = image_processors.fitted(checkpoint.network(), checkpoint.weights.parent, preprocess)
+    elif not networks.is_resnet(checkpoint.config):
+        other_classifiers.refuse_size(checkpoint.network(), *preprocess.shape)
     labels, labels_note = _labels(options, checkpoint)
-    plan_buckets = _plan_buckets(options)
     settings = ImageSettings(
-        **_shared_settings(options),
-        preprocess=preprocess,
-        plan_buckets=plan_buckets,
-        **_without_none(
-            top_k=options.top_k,
-            max_pixels=options.max_pixels,
-            on_mismatch=options.on_mismatch,
-            decoder=options.decoder,
-        ),
+        **_shared_settings(options), **_image_settings(options, preprocess), **_without_none(top_k=options.top_k)
     )
     onnx_note = tensorrt_files.why_left_out(settings.engine, settings.precision, settings.device)
     return ImageModel(
         name=options.name,
         version=options.model_version,
-        torchserve=_torchserve(options, options.batch_size, _startup_timeout_s(options, plan_buckets)),
+        torchserve=_torchserve(options, options.batch_size, _startup_timeout_s(options, settings.plan_buckets)),
         settings=dataclasses.replace(settings, top_k=min(settings.top_k, len(labels))),
         weights=_origin(checkpoint.source, checkpoint.layout, checkpoint.sha256, options.revision),
         parity_data=options.parity_data,
         notes=tuple(filter(None, [*checkpoint.notes, preprocess_note, labels_note, onnx_note])),
         checkpoint=checkpoint,
         labels=labels,
+        converter=options.converter,
+        build_plan_at=options.plan,
+    )
+
+
+def image_encoder_model(options: ImageEncoderOptions) -> ImageModel:
+    """Read the checkpoint of an image encoder and settle what to package.
+
+    Raises:
+        CheckpointError: if it cannot be read or served, or options and checkpoint contradict each other.
+        ValueError: if a setting is out of its range.
+    """
+    with explain_failure(f"{options.weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
+        checkpoint = image_encoders.read(str(options.weights), options.revision)
+    preprocess, preprocess_note = _preprocess(options, checkpoint)
+    network, folder = checkpoint.network(), checkpoint.weights.parent
+    if preprocess.processor:
+        preprocess = image_processors.fitted(network, folder, preprocess)
+    settings = ImageSettings(
+        **_shared_settings(options),
+        **_image_settings(options, preprocess),
+        task="embeddings",
+        **_without_none(normalize=options.normalize),
+    )
+    features = image_encoders.features(network, folder, preprocess)
+    batch_size, batch_size_notes = _batch_size(options, settings, features)
+    onnx_note = tensorrt_files.why_left_out(settings.engine, settings.precision, settings.device)
+    return ImageModel(
+        name=options.name,
+        version=options.model_version,
+        torchserve=_torchserve(options, batch_size, _startup_timeout_s(options, settings.plan_buckets)),
+        settings=settings,
+        weights=_origin(checkpoint.source, checkpoint.layout, checkpoint.sha256, options.revision),
+        parity_data=options.parity_data,
+        notes=tuple(filter(None, [*checkpoint.notes, preprocess_note, onnx_note, *batch_size_notes])),
+        checkpoint=checkpoint,
         converter=options.converter,
         build_plan_at=options.plan,
     )
@@ -104,7 +146,7 @@ def text_model(options: TextOptions) -> TextModel:
     )
 
 
-def _read_image(options: ImageOptions, weights: str) -> ImageCheckpoint:
+def _read_image(options: ImageClassifierOptions, weights: str) -> ImageCheckpoint:
     with explain_failure(f"{weights} cannot be read", "Wanted: a checkpoint as its library saved it"):
         checkpoint = image_checkpoints.read(weights, options.revision)
     if options.architecture:
@@ -135,7 +177,7 @@ def _refuse_other_architecture(options: PackagingOptions, keys: Sequence[str], c
         )
 
 
-def _random_image(options: ImageOptions) -> ImageCheckpoint:
+def _random_image(options: ImageClassifierOptions) -> ImageCheckpoint:
     config = random_weights.resnet_config(options.architecture)
     return random_weights.image_checkpoint(config, sample_images.photographs()[:8], TORCHVISION_V1)
 
@@ -167,17 +209,27 @@ def _preprocess(options: ImageOptions, checkpoint: ImageCheckpoint) -> tuple[Pre
         mean=options.mean,
         std=options.std,
     )
+    if base.processor:
+        if changes:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+            raise CheckpointError(
+                f"transformers' {base.processor} preprocesses this checkpoint's images, and {given} would not change "
+                "it. Wanted: the change in the checkpoint's preprocessor_config.json"
+            )
+        return base, f"transformers' {base.processor} preprocesses images on the CPU when the archive is served"
     if checkpoint.preprocess is None and release is None and not {"size", "resize"} & changes.keys():
         note = (
             f"the checkpoint does not say how it was preprocessed: resize {base.resize}, crop {base.size}, "
             f"{base.interpolation} is assumed (torchvision's older recipe); --resize 232 is its newer one"
         )
+    if "size" in changes:  # of a square
+        changes |= {"width": 0, "resize_width": 0}
     if "size" in changes and "resize" not in changes:
         changes["resize"] = max(changes["size"], round(changes["size"] * base.resize / base.size))
     return dataclasses.replace(base, **changes), note
 
 
-def _labels(options: ImageOptions, checkpoint: ImageCheckpoint) -> tuple[Sequence[str], str | None]:
+def _labels(options: ImageClassifierOptions, checkpoint: ImageCheckpoint) -> tuple[Sequence[str], str | None]:
     """Return the class names, and a note if they are assumed."""
     count, note = int(checkpoint.config.num_labels), None
     if options.labels is not None:
@@ -257,6 +309,17 @@ def _shared_settings(options: PackagingOptions) -> dict[str, Any]:
     )
 
 
+def _image_settings(options: ImageOptions, preprocess: Preprocess) -> dict[str, Any]:
+    """Return the settings that image classifiers and image encoders have in common."""
+    return _without_none(
+        preprocess=preprocess,
+        plan_buckets=_plan_buckets(options),
+        max_pixels=options.max_pixels,
+        on_mismatch=options.on_mismatch,
+        decoder=options.decoder,
+    )
+
+
 def _torchserve(options: PackagingOptions, batch_size: int, startup_timeout_s: int) -> dict[str, int]:
     """Return TorchServe's own keys of model-config.yaml."""
     workers = options.workers or 1
@@ -288,11 +351,13 @@ def _plan_buckets(options: ImageOptions) -> tuple[int, ...]:
     return (*(bucket for bucket in small if bucket < largest), largest)
 
 
-def _batch_size(options: TextOptions, settings: TextSettings, hidden: int) -> tuple[int, tuple[str, ...]]:
+def _batch_size(
+    options: PackagingOptions, settings: TextSettings | ImageSettings, hidden: int
+) -> tuple[int, tuple[str, ...]]:
     """Return a batch size whose answers are not too many bytes, and a note if that is not the default.
 
     Args:
-        hidden: numbers in one token vector.
+        hidden: numbers in one token vector, or in an image's features.
     """
     if options.batch_size_given:
         return options.batch_size, ()

@@ -1,59 +1,59 @@
-"""TorchServe entry for image classifiers: ResNet-101, its family, and what else transformers loads as such."""
+"""TorchServe entry for image classifiers and encoders: ResNet-101, its family, and others of transformers."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import torch
 
-from handlers import cpus, loading, tasks
+from handlers import cpus, image_tasks, loading, tasks
 from handlers.engines.graphs import sizes_up_to
-from handlers.images import gpu_decoder, preparation
+from handlers.images import gpu_decoder, npy_files, payloads, pipelines
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
 from handlers.protocol.interface import Interface
-from handlers.protocol.options import whole_number
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import caught
 from handlers.serving.handler import Handler
 from handlers.serving.inputs import Inputs, Options
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import ImageSettings
-from handlers.tasks.shared import scores
 
 logger = logging.getLogger(__name__)
 
-Input = preparation.Crop | preparation.Ready | preparation.DeviceCrop
+Input = Any  # what the pipeline prepares, or a batching.DeviceCrop
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
 
 class ImageClassifier(Handler[ImageSettings, Input]):
-    """Encoded images in, top-k labels with probabilities out, one answer a row."""
+    """Encoded images in, the task's answers out (labels with probabilities, or embeddings), one answer a row."""
 
     def initialize(self, context: Context) -> None:
         """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
         self.model = loading.load(context, "image-classifier", ImageSettings)
         settings = self.model.settings
-        self.labels: list[str] = json.loads((self.model.folder / "labels.json").read_text(encoding="utf-8"))
-        config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
-        self.function = scores.score_function(config, len(self.labels))
-        self.batcher = preparation.Batcher(settings.preprocess, self.model.device, self.model.spec.dtype)
+        self.task = image_tasks.load(self.model.folder, settings, self.model.spec.precision)
+        self.pipeline = pipelines.load(
+            self.model.folder, settings.preprocess, settings.max_pixels, self.model.device, self.model.spec.dtype
+        )
+        self.model.description["preprocessing"] = self.pipeline.description
         self.gpu, why = gpu_decoder.load(
             settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype
         )
         self.model.description["decoder"] = self.gpu.details if self.gpu else {"name": "Pillow", "why": why}
         self.interface = Interface(
-            wanted=preparation.MEDIA,
+            wanted=payloads.WANTED,
             accepts=lambda media_type: not media_type.startswith("text/"),
             max_inputs=settings.max_inputs,
-            options={"top_k": whole_number(1, len(self.labels))},
+            options=self.task.options,
             other_options=tasks.option_names(),
+            media_types=self.task.media_types,
             name=context.model_name,
-            task="image-classification",
+            task=f"image-{settings.task}",
             description=self.model.description,
         )
         self.reader = Reader(self.interface)
@@ -69,13 +69,14 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         The largest batch comes first, into whose memory the others then fit. One that memory does not suffice for is
         never run: at_once is the largest that was.
         """
+        self.pipeline.probe(self.model.engine.run)
         self.at_once = self.model.spec.batch_size
         sizes = sizes_up_to(self.at_once) if self.model.device.type == "cuda" else [1]
         if self.model.device.type == "cuda":
             self.at_once = sizes[-1]
         for smaller, size in reversed(list(pairwise([0, *sizes]))):
             try:
-                self.run([preparation.blank(self.model.settings.preprocess)] * size)
+                self.run([self.pipeline.blank()] * size)
             except torch.OutOfMemoryError:
                 if not smaller:
                     raise
@@ -84,32 +85,28 @@ class ImageClassifier(Handler[ImageSettings, Input]):
                 logger.warning("memory is short: batches of more than %d images are cut", smaller)
 
     def prepare(self, inputs: Inputs[object]) -> Inputs[Input]:
-        """Return files as clients sent them as crops and ready tensors; a .npy file may hold several."""
-        files = inputs.each(lambda payload, _: preparation.file_of(payload)).checked(self._refuse_files)
+        """Return files as clients sent them as inputs of the network; a .npy file may hold several."""
+        files = inputs.each(lambda payload, _: payloads.file_of(payload)).checked(self._refuse_files)
         return files.together(self.prepare_all).flattened()
 
     def _refuse_files(self, files: Sequence[bytes], options: Options) -> None:
         """Raises RequestError if the files of one request are too many, or too much together."""
-        counts = list(map(preparation.inputs_in, files))
+        counts = list(map(npy_files.images_in, files))
         self.interface.refuse_many(sum(counts))
-        preparation.refuse_stack_in_list(counts)
-        preparation.refuse_together(files, TOGETHER * self.model.settings.max_pixels)
+        payloads.refuse_stack_in_list(counts)
+        payloads.refuse_together(files, TOGETHER * self.model.settings.max_pixels)
 
     def run(self, inputs: Sequence[Input]) -> torch.Tensor:
-        """Return the logits of crops and ready tensors: (N, classes), on the device."""
-        size = self.at_once
-        parts = [self.model.engine.run(self.batcher(inputs[i : i + size])) for i in range(0, len(inputs), size)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        """Return the network's outputs: (N, classes) logits or (N, features), on the device."""
+        return pipelines.run(self.pipeline, self.model.engine.run, inputs, self.at_once)
 
     def predict(self, inputs: Sequence[tuple[Input, Options]]) -> list[object]:
-        """Return the likeliest classes of each image, with probabilities."""
-        logits = self.run([item for item, _ in inputs])
-        default = min(self.model.settings.top_k, len(self.labels))
-        counts = [options.get("top_k", default) for _, options in inputs]
-        return scores.top_k(logits, counts, self.labels, self.function)
+        """Return the task's answers, in order."""
+        outputs = self.run([item for item, _ in inputs])
+        return self.task.answer(outputs, [options for _, options in inputs])
 
     def prepare_all(self, files: Sequence[bytes]) -> list[list[Input] | RequestError]:
-        """Return the crops or ready tensors of each file, in order; the CPU decodes what the GPU does not."""
+        """Return the inputs of the network in each file, in order; the CPU decodes what the GPU does not."""
         jpegs = [self.gpu.accept(data, self.model.settings.max_pixels) if self.gpu else None for data in files]
         on_cpu = {index: self._submit(files[index]) for index, jpeg in enumerate(jpegs) if jpeg is None}
         prepared: dict[int, list[Input] | RequestError] = {}
@@ -125,6 +122,5 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         return self.decoders.submit(caught(self.prepare_one), data)
 
     def prepare_one(self, payload: object) -> list[Input]:
-        """Return one payload, prepared on the CPU: one crop, or the tensors of a .npy file. Raises RequestError."""
-        settings = self.model.settings
-        return list(preparation.prepare(preparation.file_of(payload), settings.preprocess, settings.max_pixels))
+        """Return one payload, prepared on the CPU: one input, or those of a .npy file. Raises RequestError."""
+        return self.pipeline.prepare(payloads.file_of(payload))

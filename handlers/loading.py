@@ -1,4 +1,4 @@
-"""An unpacked archive -> a loaded model that says openly how it runs."""
+"""An unpacked archive -> a loaded model, with a description of how it runs and why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -28,7 +29,14 @@ S = TypeVar("S", bound=settings.Settings)
 
 @dataclass(frozen=True)
 class Model(Generic[S]):
-    """What `load` gives an entry: settings, engine and the description that clients may read."""
+    """A loaded archive.
+
+    folder: of the unpacked archive.
+    settings: the section `handler` of model-config.yaml.
+    spec: what the engine was loaded with.
+    engine: runs the network.
+    description: what clients may read about how the model runs.
+    """
 
     folder: Path
     settings: S
@@ -38,61 +46,91 @@ class Model(Generic[S]):
 
     @property
     def device(self) -> torch.device:
+        """The network's."""
         return self.spec.device
 
 
 def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
-    """Read the archive's settings, choose device, precision and engine, and load.
+    """Read the archive's settings, choose device, precision and engine, load, and log the choice once.
 
-    Logs the choice once. Raises ValueError (SettingsError among them) with the way out.
+    Args:
+        context: TorchServe's, of this worker.
+        kind: "image-classifier" or "text-encoder".
+        settings_type: of this kind.
+
+    Raises ValueError (SettingsError among them) with what to do about it.
     """
     started = time.monotonic()
-    disable_progress_bar()  # transformers': a log is no terminal
+    disable_progress_bar()  # transformers draws it for a terminal, and this is a log
     folder = Path(context.system_properties["model_dir"])
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))
-    provenance = _read_json(folder / "provenance.json")
+    provenance = _provenance(folder)
     device, why_device = placement.choose_device(chosen.device, context.system_properties.get("gpu_id"))
-    placement.set_threads(chosen.cpu_threads, int(config.get("maxWorkers", 1)), device)
-    if device.type == "cuda":  # streams, events and Triton's launches go to the current device
-        torch.cuda.set_device(device)
-        caches.keep_triton_cache()
+    _prepare_process(device, chosen.cpu_threads, int(config.get("maxWorkers", 1)))
     precisions = placement.precisions(chosen.precision, device, provenance.get("parity", {}))
     batch_size = _batch_size(context, config)
     specs = [engine_spec(kind, folder, device, precision, chosen, batch_size) for precision in precisions]
-    # Packaging asks for every precision, and compares them itself: one that misses shall not keep it from the others.
+    # Packaging asks for every precision and compares them itself: one that misses must not stop the others.
     at_gate = bool(context.system_properties.get(PARITY_GATE))
     name, spec, engine = choosing.load_best(chosen.engine, specs, check=not at_gate)
-    precision, why_precision = spec.precision, precisions[spec.precision]
-    if len(precisions) > 1 and "measured" in engine.details:
-        why_precision = f"the fastest here of {' and '.join(precisions)}, where they give the outputs of fp32"
-    device_name, sharing = placement.device_name(device), placement.sharing(device)
-    description = {
-        "kind": kind,
-        **({"task": spec.task} if spec.task else {}),
-        "engine": {"name": name, **engine.details},
-        "precision": {"name": precision, "why": why_precision},
-        "device": {"name": device_name, "why": why_device, **({"sharing": sharing} if sharing else {})},
-        "batching": {"batchSize": context.system_properties.get("batch_size")},
-        "archive": {"digest": provenance.get("digest"), "weights": provenance.get("weights")},
-    }
+    why_precision = _why_precision(spec, engine, precisions)
+    description = _description(name, spec, engine, why_precision, why_device, provenance)
+    description["batching"] = {"batchSize": context.system_properties.get("batch_size")}
     logger.info(
         "%s: engine %s, precision %s (%s), device %s (%s), loaded in %.1f s",
         context.model_name,
         name,
-        precision,
+        spec.precision,
         why_precision,
-        device_name,
+        placement.device_name(device),
         why_device,
         time.monotonic() - started,
     )
     return Model(folder, chosen, spec, engine, description)
 
 
-def give_back_memory(device: torch.device) -> None:
-    """Give the GPU back what loading needed and serving does not: other workers need it.
+def _prepare_process(device: torch.device, cpu_threads: int, workers: int) -> None:
+    """Set what holds for the whole process: threads, and the current GPU."""
+    placement.set_threads(cpu_threads, workers, device)
+    if device.type == "cuda":  # streams, events and Triton's launches use the current device
+        torch.cuda.set_device(device)
+        caches.keep_triton_cache()
 
-    PyTorch's allocator keeps freed blocks: of the comparison with fp32, of engines that were measured and dropped.
+
+def _why_precision(spec: EngineSpec, engine: LoadedEngine, precisions: Mapping[str, str]) -> str:
+    """Why this precision serves. precisions: those that could, each with the reason."""
+    if len(precisions) > 1 and "measured" in engine.details:
+        return f"the fastest here of {' and '.join(precisions)}, where they give the outputs of fp32"
+    return precisions[spec.precision]
+
+
+def _description(
+    name: str,
+    spec: EngineSpec,
+    engine: LoadedEngine,
+    why_precision: str,
+    why_device: str,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The model's description. name: the engine's."""
+    device: dict[str, Any] = {"name": placement.device_name(spec.device), "why": why_device}
+    if sharing := placement.sharing(spec.device):
+        device["sharing"] = sharing
+    return {
+        "kind": spec.kind,
+        **({"task": spec.task} if spec.task else {}),
+        "engine": {"name": name, **engine.details},
+        "precision": {"name": spec.precision, "why": why_precision},
+        "device": device,
+        "archive": {"digest": provenance.get("digest"), "weights": provenance.get("weights")},
+    }
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Free the GPU memory that loading needed and serving does not, for other workers.
+
+    PyTorch's allocator keeps the freed blocks of the comparison with fp32 and of engines that were measured.
     """
     if device.type == "cuda":
         gc.collect()
@@ -102,12 +140,21 @@ def give_back_memory(device: torch.device) -> None:
 def engine_spec(
     kind: str, folder: Path, device: torch.device, precision: str, chosen: settings.Settings, batch_size: int
 ) -> EngineSpec:
-    """What an engine is told, out of the settings. batch_size: requests that TorchServe puts together."""
+    """What an engine is loaded with.
+
+    Args:
+        kind: "image-classifier" or "text-encoder".
+        folder: of the unpacked archive.
+        device, precision: where and how the network runs.
+        chosen: the archive's settings.
+        batch_size: requests that TorchServe puts into one batch, at most.
+    """
     spec = EngineSpec(kind, folder, device, precision)
     if isinstance(chosen, settings.ImageSettings):
         return dataclasses.replace(
             spec,
-            image_size=chosen.preprocess.size,
+            task=chosen.task if chosen.task != "classification" else "",
+            image_size=chosen.preprocess.square_size,
             batch_size=min(chosen.micro_batch, batch_size * chosen.max_inputs),
             buckets=chosen.plan_buckets,
             on_mismatch=chosen.on_mismatch,
@@ -125,12 +172,13 @@ def engine_spec(
 
 
 def _batch_size(context: Context, config: dict[str, Any]) -> int:
-    """Of TorchServe's worker, or of the archive where a process loads it without TorchServe; the larger."""
+    """The larger of the worker's batch size and the archive's: without TorchServe, only the latter is set."""
     return max(int(context.system_properties.get("batch_size") or 1), int(config.get("batchSize") or 1))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The archive's provenance; a folder that was not made by the packaging script has none."""
+def _provenance(folder: Path) -> dict[str, Any]:
+    """The archive's provenance; empty for a folder that the packaging script did not make."""
+    path = folder / "provenance.json"
     if not path.is_file():
         return {}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision, each with the reason: nothing is chosen silently."""
+"""Chooses the device, the precision and the threads of a worker, each with the reason for the log."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from handlers import cpus
 
 
 def choose_device(asked: str, gpu_id: int | None) -> tuple[torch.device, str]:
-    """The device for "auto", "cuda" or "cpu", and why. gpu_id is what TorchServe assigned, None without a GPU.
+    """The device and why it was chosen.
 
-    Raises ValueError where a GPU is asked for and none is there.
+    Args:
+        asked: the setting `device`: "auto", "cuda" or "cpu".
+        gpu_id: index of the GPU that TorchServe assigned to this worker; None if it assigned none.
+
+    Raises ValueError if "cuda" is asked for and PyTorch sees no GPU.
     """
     if asked == "cpu":
         return torch.device("cpu"), "asked for"
@@ -30,26 +34,35 @@ def choose_device(asked: str, gpu_id: int | None) -> tuple[torch.device, str]:
 
 
 def choose_precision(asked: str, device: torch.device, parity: Mapping[str, Any]) -> tuple[str, str]:
-    """The precision for "auto" or a name, and why. parity: the archive's figures by precision."""
+    """The precision and why it was chosen.
+
+    Args:
+        asked: the setting `precision`: "auto" or a precision.
+        device: of the network.
+        parity: the results of the archive's parity gate, by precision.
+    """
     if asked != "auto":
         return asked, "asked for"
     wanted = "fp16" if device.type == "cuda" else "bf16"
     if wanted == "bf16" and not cpu_has_bf16():
         return "fp32", "this CPU has no native bf16"
-    figures = parity.get(wanted)
-    if figures is None:
+    result = parity.get(wanted)
+    if result is None:
         return "fp32", f"the archive holds no parity figures for {wanted}"
-    if not figures.get("passed"):
+    if not result.get("passed"):
         return "fp32", f"{wanted} did not pass the parity gate when the archive was packaged"
-    by = f" with engine {figures['engine']}" if figures.get("engine") else ""
-    where = figures.get("device", "an unnamed device")
-    return wanted, f"passed the parity gate against fp32, measured on {where}{by}"
+    engine = f" with engine {result['engine']}" if result.get("engine") else ""
+    gate_device = result.get("device", "an unnamed device")
+    return wanted, f"passed the parity gate against fp32, measured on {gate_device}{engine}"
 
 
 def precisions(asked: str, device: torch.device, parity: Mapping[str, Any]) -> dict[str, str]:
-    """What `choose_precision` says, and behind it, for "auto" on a CPU, fp32: bf16 need not be faster there.
+    """The precisions that may serve, in order of preference, each with the reason.
 
-    Which of two serves is measured, unless the engine that is asked for runs one of them alone.
+    That is what `choose_precision` returns. For "auto" on a CPU with bf16 it is bf16 and fp32, because bf16 is not
+    always faster there: the engines measure which one serves, unless the engine that was asked for runs only one.
+
+    Args: as of `choose_precision`.
     """
     precision, why = choose_precision(asked, device, parity)
     if asked != "auto" or device.type != "cpu" or precision == "fp32":
@@ -64,7 +77,7 @@ def cpu_has_bf16() -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """The device with its maker's name: "cuda:0 (NVIDIA H200)"."""
+    """The device with its product name: "cuda:0 (NVIDIA H200)"."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
@@ -72,9 +85,9 @@ def device_name(device: torch.device) -> str:
 
 
 def sharing(device: torch.device) -> str | None:
-    """How a GPU is shared among processes: "CUDA MPS" runs their kernels side by side, "time slices" in turns.
+    """How processes share a GPU: "CUDA MPS" runs their kernels side by side, "time slices" in turns; None on a CPU.
 
-    None on a CPU. Source: docs.nvidia.com/deploy/mps, "Environment Variables".
+    Source: docs.nvidia.com/deploy/mps, "Environment Variables".
     """
     if device.type != "cuda":
         return None
@@ -83,28 +96,35 @@ def sharing(device: torch.device) -> str | None:
 
 
 def set_threads(asked: int, workers: int, device: torch.device) -> None:
-    """Let this worker use its share of the CPUs, of those that a container may use among a model's workers.
+    """Limit this worker's threads to its share of the CPUs.
 
-    PyTorch gets `cpu_threads`, the tokenizers (which ask for it when they first run) what RAYON_NUM_THREADS says.
+    PyTorch gets `cpu_threads`. The tokenizers read RAYON_NUM_THREADS when they first run.
+
+    Args: as of `cpu_threads`.
     """
     torch.set_num_threads(cpu_threads(asked, workers, device))
     os.environ.setdefault("RAYON_NUM_THREADS", str(cpus.share(workers)))
 
 
 def cpu_threads(asked: int, workers: int, device: torch.device) -> int:
-    """PyTorch's threads in one worker: as asked, or as OMP_NUM_THREADS says, or its share of the CPUs.
+    """PyTorch's threads in one worker: as asked, else as OMP_NUM_THREADS says, else the worker's share of the CPUs.
 
-    One for a worker on a GPU: it computes next to nothing on the CPU, and OpenMP's other threads would spin. Four
-    workers for BERT on one H200 answered 1,409 requests per second with a thread per core, and 12,268 with one.
+    A worker on a GPU gets one: it computes next to nothing on the CPU, and OpenMP's other threads would spin. Four
+    workers for BERT on one H200 answered 1,409 requests per second with one thread per core, and 12,268 with one.
+
+    Args:
+        asked: the setting `cpuThreads`; 0 if it leaves the choice to this function.
+        workers: of the model, which share the CPUs.
+        device: of the network.
     """
-    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # the first of a list is for the outermost loops
-    if asked or (told.isdecimal() and int(told)):
-        return asked or int(told)
+    omp_threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list's first number is for outermost loops
+    if asked or (omp_threads.isdecimal() and int(omp_threads)):
+        return asked or int(omp_threads)
     return 1 if device.type == "cuda" else cpus.share(workers)
 
 
 def cpu_name() -> str:
-    """The CPU's model, as Linux says it."""
+    """The CPU's model by /proc/cpuinfo, or "unnamed"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

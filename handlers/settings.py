@@ -16,43 +16,22 @@ from itertools import pairwise
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from handlers import tasks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
+from handlers.tasks.shared.pooling import Pooling
 
 ON_MISMATCH = ("rebuild", "refuse")
 DECODERS = ("auto", "gpu", "cpu")
 IMAGE_PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 PRECISIONS = (*IMAGE_PRECISIONS, "fp8")
 DEVICES = ("auto", "cuda", "cpu")
+IMAGE_TASKS = ("classification", "embeddings")
 TEXT_TASKS = tasks.names()
-POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 T = TypeVar("T")
 
 
 class SettingsError(ValueError):
     """model-config.yaml has a setting that this handler cannot serve."""
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """How the token vectors of a text become one embedding; names are those of sentence-transformers' config.
-
-    Attributes:
-        modes: A list of "cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean" and "lasttoken". Each mode gives
-            one vector per text. Several vectors are concatenated in this order.
-        normalize: Scale each embedding to length 1.
-
-    Raises:
-        ValueError: `modes` is empty or holds an unknown name.
-    """
-
-    modes: tuple[str, ...] = ("mean",)
-    normalize: bool = False
-
-    def __post_init__(self) -> None:
-        unknown = [mode for mode in self.modes if mode not in POOLINGS]
-        if unknown or not self.modes:
-            raise ValueError(f"modes {list(self.modes)}; wanted: one or more of {', '.join(POOLINGS)}")
 
 
 @dataclass(frozen=True)
@@ -92,11 +71,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class ImageSettings(Settings):
-    """Settings of an image classifier.
+    """Settings of an image classifier or an image encoder.
 
     Attributes:
+        task: "classification", or "embeddings" for an image encoder.
+        normalize: Scale each embedding of an image encoder to length 1. A request may ask for the other.
         preprocess: How an image becomes the network's input: the keys below.
-        top_k: The number of classes in an answer. A request may ask for another number.
+        top_k: The number of classes in an answer. A request may ask for another number. Embeddings do not use it.
         max_pixels: The largest image, as width x height. It is checked before the image is decoded. The images of one
             request may have four times as many pixels together.
         micro_batch: The largest number of images in one run of the network. Larger batches are cut. For ResNet-101
@@ -120,6 +101,8 @@ class ImageSettings(Settings):
         ValueError: A value is outside its range.
     """
 
+    task: str = "classification"
+    normalize: bool = False
     preprocess: Preprocess = field(default_factory=lambda: Preprocess(size=224, resize=256))
     top_k: int = 5
     max_pixels: int = 50_000_000
@@ -132,6 +115,7 @@ class ImageSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _one_of("task", self.task, IMAGE_TASKS)
         _one_of("precision", self.precision, IMAGE_PRECISIONS)
         for name in ("top_k", "max_pixels", "micro_batch"):
             _at_least(_camel(name), getattr(self, name), 1)

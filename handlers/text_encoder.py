@@ -17,7 +17,8 @@ from handlers.serving.handler import Handler
 from handlers.serving.inputs import Inputs, Options
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import TextSettings
-from handlers.texts import tokenization
+from handlers.texts import network_inputs, payloads, tokenization
+from handlers.texts.micro_batches import micro_batches
 from handlers.texts.tokenization import Encoded
 
 
@@ -29,14 +30,14 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         self.model = loading.load(context, "text-encoder", TextSettings)
         settings = self.model.settings
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
-        tokenization.refuse_positions(config, settings.max_tokens)
+        network_inputs.refuse_positions(config, settings.max_tokens)
         self.tokenizer = tokenization.Tokenizer(self.model.folder, settings)
-        self.token_types = tokenization.has_token_types(config, self.model.folder)
+        self.token_types = network_inputs.has_token_types(config, self.model.folder)
         self.task = tasks.load(self.model.folder, settings, self.tokenizer, self.model.spec.precision)
         self.reader = Reader(
             Interface(
-                wanted=tokenization.wanted(self.task.takes_pairs),
-                accepts=tokenization.accepts,
+                wanted=payloads.wanted(self.task.takes_pairs),
+                accepts=payloads.accepts,
                 max_inputs=settings.max_inputs,
                 options={"truncate": yes_or_no, **self.task.options},
                 other_options=tasks.option_names(),
@@ -54,14 +55,14 @@ class TextEncoder(Handler[TextSettings, Encoded]):
     def prepare(self, inputs: Inputs[object]) -> Inputs[Encoded]:
         """Return texts as clients sent them as token ids."""
         most = self.model.settings.max_chars_together
-        texts = inputs.each(self.read).checked(lambda texts, _: tokenization.refuse_together(texts, most))
+        texts = inputs.each(self.read).checked(lambda texts, _: payloads.refuse_together(texts, most))
         encoded = texts.together(self.tokenizer.encode).each(lambda item, _: self.task.check(item))
         return encoded.checked(self.task.check_request)
 
-    def read(self, payload: object, options: Options) -> tokenization.Text:
+    def read(self, payload: object, options: Options) -> payloads.Text:
         """Return one payload as a text. Raises RequestError."""
         settings = self.model.settings
-        return tokenization.read(payload, settings, self.task.takes_pairs, options.get("truncate", settings.truncate))
+        return payloads.read(payload, settings, self.task.takes_pairs, options.get("truncate", settings.truncate))
 
     def run(self, encoded: Sequence[Encoded]) -> tuple[torch.Tensor, TokenBatch]:
         """Return the engine's outputs for the task, and the batch that they belong to.
@@ -80,7 +81,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         lengths = [len(encoded.ids) for encoded, _ in inputs]
         engine = self.model.engine
         budget = self.model.settings.token_budget or engine.token_budget
-        for indices in tokenization.micro_batches(lengths, budget, engine.pads):
+        for indices in micro_batches(lengths, budget, engine.pads):
             chosen = [inputs[index] for index in indices]
             outputs, batch = self.run([encoded for encoded, _ in chosen])
             answers |= zip(indices, self.task.answer(outputs, batch, chosen), strict=True)

@@ -25,7 +25,7 @@ from archive.checkpoints.resnet_layouts import infer_config, layout_of, refuse_v
 from archive.checkpoints.weight_checks import unused_note
 from archive.checkpoints.weight_files import load_tensors, sha256
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 # Settings of Hugging Face's config.json that go into the served one.
 _SETTINGS = (

@@ -21,7 +21,7 @@ from archive.checkpoints.preprocess_configs import folder_preprocess, read_timm_
 from archive.checkpoints.weight_files import load_tensors
 from handlers import LOCAL, misfits
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 _WHOLE = (torch.int64, torch.int32, torch.bool)
 
@@ -58,7 +58,7 @@ def read(folder: Path, config_json: Mapping[str, object]) -> OtherClassifier:
         raise CheckpointError(f"config.json says num_channels {channels!r}, wanted 3 (RGB)")
     timm = timm_folders.is_timm(config_json)
     preprocess = (
-        read_timm_preprocess(timm_folders.pretrained_of(config_json)) if timm else _preprocess(folder, config_json)
+        read_timm_preprocess(timm_folders.pretrained_of(config_json)) if timm else preprocess_of(folder, config_json)
     )
     served = timm_folders.served_config(config_json) if timm else config_json
     model, notes = _load(folder, served)
@@ -95,7 +95,8 @@ def _pooling(network: Any) -> str | None:
     return next((word for word in words if isinstance(word, str)), None)
 
 
-def _preprocess(folder: Path, config_json: Mapping[str, object]) -> Preprocess:
+def preprocess_of(folder: Path, config_json: Mapping[str, object]) -> Preprocess:
+    """Return a folder's preprocessing. Raises CheckpointError if its files do not describe it."""
     found = folder_preprocess(folder)
     if found is None:
         raise CheckpointError(
@@ -109,15 +110,37 @@ def _preprocess(folder: Path, config_json: Mapping[str, object]) -> Preprocess:
 def _load(folder: Path, served: Mapping[str, object]) -> tuple[Any, tuple[str, ...]]:
     """Return the network with the folder's weights, and notes. Only `served` and the weight file are read."""
     tensors, _ = load_tensors(weight_file(folder))
-    weight_checks.refuse_non_floats(tensors, _is_index_or_mask)
     try:
         config = CONFIG_MAPPING[str(served["model_type"])].from_dict(dict(served))
-        model, report = networks.class_of(config).from_pretrained(
+        network_class = networks.class_of(config)
+    except Exception as error:  # of strict dataclasses
+        raise CheckpointError(f"transformers cannot load it as an image classifier ({error})") from error
+    config.architectures = [network_class.__name__]
+    return load_network(tensors, config, network_class, "an image classifier")
+
+
+def load_network(
+    tensors: dict[str, torch.Tensor], config: Any, network_class: Any, what: str
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the network with these weights, in eval mode, and notes of what was left out.
+
+    Args:
+        tensors: by the checkpoint's names.
+        config: transformers' configuration.
+        network_class: transformers' class.
+        what: the network is, for messages, such as "an image classifier".
+
+    Raises:
+        CheckpointError: for weights that do not make the whole network.
+    """
+    weight_checks.refuse_non_floats(tensors, _is_index_or_mask)
+    try:
+        model, report = network_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32, ignore_mismatched_sizes=True,
             output_loading_info=True, **LOCAL,
         )  # fmt: skip
     except Exception as error:  # of transformers, of strict dataclasses, and of the network's own code
-        raise CheckpointError(f"transformers cannot load it as an image classifier ({error})") from error
+        raise CheckpointError(f"transformers cannot load it as {what} ({error})") from error
     _refuse_misfits(model, report)
     return model.eval(), weight_checks.unused_note(sorted(report["unexpected_keys"]), type(model).__name__)
 
@@ -135,7 +158,7 @@ def _refuse_misfits(model: Any, report: Mapping[str, Any]) -> None:
         weight_checks.refuse(
             {**problems, "unexpected": found["unexpected"]},
             f"the weights are not those of a {type(model).__name__}",
-            "A part that is missing would be random. Wanted: the whole classifier, as save_pretrained writes it",
+            "A part that is missing would be random. Wanted: the whole network, as save_pretrained writes it",
         )
 
 
@@ -145,23 +168,23 @@ def _is_index_or_mask(name: str, tensor: torch.Tensor) -> bool:
 
 
 @torch.inference_mode()
-def refuse_size(network: Any, size: int) -> None:
+def refuse_size(network: Any, height: int, width: int) -> None:
     """Run the network once on a blank image.
 
     Args:
         network: transformers' classifier, in eval mode, fp32 on the CPU.
-        size: side of the image, in pixels.
+        height, width: of the image, in pixels.
 
     Raises:
         CheckpointError: if the network takes other sizes only (ViT), or gives something else than a row of logits.
     """
     name, config = type(network).__name__, network.config
     try:
-        output = network(torch.zeros(1, 3, size, size))
+        output = network(torch.zeros(1, 3, height, width))
     except Exception as error:  # each network has its own words for it
         raise CheckpointError(
-            f"{name} does not take images of {size} x {size} pixels, which --size or the checkpoint's preprocessing "
-            f"asks for; its config.json says image_size {getattr(config, 'image_size', None)} ({error})"
+            f"{name} does not take images of {width} x {height} pixels, which --size or the checkpoint's "
+            f"preprocessing asks for; its config.json says image_size {getattr(config, 'image_size', None)} ({error})"
         ) from error
     logits = getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):

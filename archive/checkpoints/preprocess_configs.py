@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from archive.checkpoints.errors import CheckpointError
+from archive.checkpoints.image_processors import by_transformers
 from archive.checkpoints.json_files import read_json, refuse_custom_code
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 from handlers.misfits import listed
 
 Triple = tuple[float, float, float]
@@ -27,44 +28,29 @@ BY_HAND = "Write the preprocessing down by hand if it can be approximated"
 SWITCHES = (("do_resize", True), ("do_rescale", True), ("rescale_offset", False), ("do_pad", False))
 
 
-@dataclass(frozen=True)
-class _Family:
-    """What an image processor of transformers does if its file does not say.
+class _Geometry(NamedTuple):
+    """Crop and resize in pixels, and Preprocess's resize_mode.
 
-    Source: the class attributes in transformers/models/*/image_processing_*.py.
+    resize_width: as `resize` if the mode is shortest_edge.
     """
 
-    size: object
-    crop: int | None = None
-    square: bool = True
-    resample: int = 3
-    mean: Triple = HALF
-    std: Triple = HALF
-    top: bool = False  # divides by std once more if include_top says so
-
-
-_CONVNEXT = _Family({"shortest_edge": 384}, square=False)
-_FAMILIES = {
-    "ConvNext": _CONVNEXT,
-    "ViT": _Family({"height": 224, "width": 224}, resample=2),
-    "Beit": _Family({"height": 224, "width": 224}),
-    "Siglip": _Family({"height": 224, "width": 224}, square=False),
-    "Pvt": _Family({"height": 224, "width": 224}, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    "Segformer": _Family({"height": 512, "width": 512}, resample=2, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    "MobileNetV1": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
-    "MobileNetV2": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
-    "EfficientNet": _Family({"height": 346, "width": 346}, top=True),
-    "DeiT": _Family({"height": 256, "width": 256}, crop=224),
-    "Bit": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
-    "CLIP": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
-}
+    height: int
+    width: int
+    resize: int
+    resize_width: int
+    mode: str
 
 
 def folder_preprocess(folder: Path) -> Preprocess | None:
     """Return the preprocessing that a Hugging Face folder describes; None if it describes none.
 
     As in transformers' get_image_processor_dict, "image_processor" in processor_config.json (as newer releases save
-    a processor) comes before preprocessor_config.json. Raises CheckpointError as `read_preprocess` does.
+    a processor) comes before preprocessor_config.json. What Preprocess cannot express, transformers' own processor
+    does when the archive is served.
+
+    Raises:
+        CheckpointError: for code of the checkpoint's own, and as `read_preprocess` if transformers cannot process
+            images either.
     """
     whole, own = folder / "processor_config.json", folder / "preprocessor_config.json"
     content: object = read_json(whole).get("image_processor") if whole.is_file() else None
@@ -75,7 +61,10 @@ def folder_preprocess(folder: Path) -> Preprocess | None:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{name} is a {type(content).__name__}, wanted an object")
     refuse_custom_code(content, name)
-    return read_preprocess(content)
+    try:
+        return read_preprocess(content)
+    except CheckpointError as problem:
+        return by_transformers(folder, problem)
 
 
 def read_preprocess(config: Mapping[str, object]) -> Preprocess:
@@ -85,28 +74,29 @@ def read_preprocess(config: Mapping[str, object]) -> Preprocess:
     has its class's default. A file that names no class is ConvNext's, which is ResNet's default.
 
     Raises:
-        CheckpointError: with the setting's name, for what Preprocess cannot express: images that are not square, no
-            resizing, no rescaling to 0..1, padding, BGR, another processor class.
+        CheckpointError: with the setting's name, for what Preprocess cannot express: no resizing, no rescaling to
+            0..1, padding, crops larger than the image, another processor class.
     """
     family = _family(config)
     _refuse_switches(config)
-    if family is _CONVNEXT:
-        size, resize, mode = _convnext_geometry(config)
-    else:
-        size, resize, mode = _geometry(config, family)
-    _refuse_larger_crop(size, resize)
+    flips = _flips(config, family)
+    found = family.geometry(config, family)
+    _refuse_larger_crop(found)
     mean = _triple("image_mean", _or(config, "image_mean", family.mean))
     std = _std("image_std", _or(config, "image_std", family.std))
-    if _or(config, "do_normalize", True) is False:
+    if not family.normalises or _or(config, "do_normalize", True) is False:
         mean, divisor = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     else:
         divisor = std
-    if family.top and _or(config, "include_top", True) is True:
+    if family.divides_twice and _or(config, "include_top", True) is True:
         divisor = (divisor[0] * std[0], divisor[1] * std[1], divisor[2] * std[2])
     return Preprocess(
-        size=size,
-        resize=resize,
-        resize_mode=mode,
+        size=found.height,
+        resize=found.resize,
+        resize_mode=found.mode,
+        width=found.width if found.width != found.height else 0,
+        resize_width=found.resize_width if found.resize_width != found.resize else 0,
+        channel_order="bgr" if flips else "rgb",
         interpolation=_resample(_or(config, "resample", family.resample)),
         mean=mean,
         std=divisor,
@@ -131,7 +121,7 @@ def read_timm_preprocess(pretrained_cfg: Mapping[str, object]) -> Preprocess:
     if interpolation not in RESAMPLING.values():
         raise CheckpointError(f"interpolation {interpolation!r} is none of {listed(RESAMPLING.values())}")
     resize = math.floor(size / _fraction(_set(pretrained_cfg, "crop_pct", 0.875)))
-    _refuse_larger_crop(size, resize)
+    _refuse_larger_crop(_Geometry(size, size, resize, resize, "shortest_edge"))
     return Preprocess(
         size=size,
         resize=resize,
@@ -169,58 +159,86 @@ def _refuse_switches(config: Mapping[str, object]) -> None:
     for key, wanted in SWITCHES:
         if _or(config, key, wanted) is not wanted:
             raise CheckpointError(f"{key} {config[key]!r} cannot be expressed, wanted {wanted}. {BY_HAND}")
-    if _or(config, "do_flip_channel_order", False) is not False:
-        raise CheckpointError("do_flip_channel_order (BGR images) cannot be expressed, wanted RGB")
     factor = _or(config, "rescale_factor", 1 / 255)
     if not _is_number(factor) or not math.isclose(cast("float", factor), 1 / 255, rel_tol=1e-4):
         raise CheckpointError(f"rescale_factor {factor!r} cannot be expressed, wanted 1/255. {BY_HAND}")
 
 
-def _convnext_geometry(config: Mapping[str, object]) -> tuple[int, int, str]:
-    size, mode = _edge("size", _or(config, "size", _CONVNEXT.size), square=False)
+def _flips(config: Mapping[str, object], family: _Family) -> bool:
+    """Whether the network gets BGR."""
+    flips = _or(config, "do_flip_channel_order", family.flips or False) is True
+    if flips and family.flips is None:
+        raise CheckpointError("do_flip_channel_order (BGR images) is not a setting of this class, wanted RGB")
+    return flips
+
+
+def _convnext_geometry(config: Mapping[str, object], family: _Family) -> _Geometry:
+    sides, mode = _edge("size", _or(config, "size", family.size), square=False)
+    size = sides[0]
     if mode != "shortest_edge":
         raise CheckpointError(f'size {config["size"]!r} is not what ConvNext takes, wanted {{"shortest_edge": S}}')
-    if _or(config, "do_center_crop", False) is True and _square("crop_size", config.get("crop_size")) != size:
+    if _or(config, "do_center_crop", False) is True and _sides("crop_size", config.get("crop_size")) != (size, size):
         raise CheckpointError(
             f"crop_size {config.get('crop_size')!r} after a crop to {size} cannot be expressed. {BY_HAND}"
         )
     if size >= 384:
-        return size, size, "square"
-    return size, int(size / _fraction(_or(config, "crop_pct", 224 / 256))), "shortest_edge"
+        return _Geometry(size, size, size, size, "square")
+    edge = int(size / _fraction(_or(config, "crop_pct", 224 / 256)))
+    return _Geometry(size, size, edge, edge, "shortest_edge")
 
 
-def _geometry(config: Mapping[str, object], family: _Family) -> tuple[int, int, str]:
+def _poolformer_geometry(config: Mapping[str, object], family: _Family) -> _Geometry:
+    """PoolFormerImageProcessor.resize: `size` over crop_pct; the shortest edge if `size` is a square."""
+    (height, width), mode = _edge("size", _or(config, "size", family.size), square=False)
+    part = _fraction(_or(config, "crop_pct", 0.9))
+    mode = "shortest_edge" if height == width else mode
+    return _cropped(config, family, (int(height / part), int(width / part)), mode)
+
+
+def _geometry(config: Mapping[str, object], family: _Family) -> _Geometry:
     square = _or(config, "default_to_square", family.square) is True
-    resize, mode = _edge("size", _or(config, "size", family.size), square)
-    if _or(config, "do_center_crop", family.crop is not None) is True:
-        return _square("crop_size", _or(config, "crop_size", family.crop)), resize, mode
+    (height, width), mode = _edge("size", _or(config, "size", family.size), square)
     if mode == "shortest_edge":
-        raise CheckpointError(f"do_center_crop False leaves images that are not square (size {resize}). {BY_HAND}")
-    return resize, resize, mode
+        height = width = int(family.scale * height)
+    return _cropped(config, family, (height, width), mode)
 
 
-def _edge(key: str, value: object, square: bool) -> tuple[int, str]:
-    """Return (edge in pixels, resize_mode) for a size setting. square: whether a bare number means a square."""
+def _uncropped_geometry(config: Mapping[str, object], family: _Family) -> _Geometry:
+    """Return the geometry for a class that does not crop, whatever do_center_crop says."""
+    return _geometry({**config, "do_center_crop": False}, family)
+
+
+def _cropped(config: Mapping[str, object], family: _Family, resized: tuple[int, int], mode: str) -> _Geometry:
+    if _or(config, "do_center_crop", family.crop is not None) is True:
+        return _Geometry(*_sides("crop_size", _or(config, "crop_size", family.crop)), *resized, mode)
+    if mode == "shortest_edge":
+        raise CheckpointError(f"do_center_crop False leaves images of many shapes (size {resized[0]}). {BY_HAND}")
+    return _Geometry(*resized, *resized, mode)
+
+
+def _edge(key: str, value: object, square: bool) -> tuple[tuple[int, int], str]:
+    """Return ((height, width) in pixels, resize_mode) for a size. square: whether a bare number means a square."""
     if isinstance(value, Mapping):
         given = {name: edge for name, edge in value.items() if edge is not None}
         if set(given) == {"shortest_edge"}:
-            return _pixels(key, given["shortest_edge"]), "shortest_edge"
-        return _square(key, given), "square"
+            return (_pixels(key, given["shortest_edge"]),) * 2, "shortest_edge"
+        return _sides(key, given), "square"
     if isinstance(value, (list, tuple)) or square:
-        return _square(key, value), "square"
-    return _pixels(key, value), "shortest_edge"
+        return _sides(key, value), "square"
+    return (_pixels(key, value),) * 2, "shortest_edge"
 
 
-def _square(key: str, value: object) -> int:
+def _sides(key: str, value: object) -> tuple[int, int]:
+    """Return height and width in pixels."""
     sides: object = value
     if isinstance(value, Mapping):
         given = {name: edge for name, edge in value.items() if edge is not None}
         sides = [given["height"], given["width"]] if set(given) == {"height", "width"} else None
     elif not isinstance(value, (list, tuple)):
         sides = [value, value]
-    if not isinstance(sides, (list, tuple)) or len(sides) != 2 or sides[0] != sides[1]:
-        raise CheckpointError(f"{key} {value!r} cannot be expressed, wanted a square. {BY_HAND}")
-    return _pixels(key, sides[0])
+    if not isinstance(sides, (list, tuple)) or len(sides) != 2:
+        raise CheckpointError(f"{key} {value!r} cannot be expressed, wanted a height and a width. {BY_HAND}")
+    return _pixels(key, sides[0]), _pixels(key, sides[1])
 
 
 def timm_size(value: object) -> int:
@@ -230,9 +248,13 @@ def timm_size(value: object) -> int:
     return _pixels("input_size", value[1])
 
 
-def _refuse_larger_crop(size: int, resize: int) -> None:
-    if size > resize:
-        raise CheckpointError(f"a crop of {size} is larger than the image resized to {resize}: check crop_pct, size")
+def _refuse_larger_crop(found: _Geometry) -> None:
+    """Raise CheckpointError for a crop that would need padding."""
+    if found.height > found.resize or found.width > found.resize_width:
+        raise CheckpointError(
+            f"a crop of {found.height} x {found.width} is larger than the image resized to {found.resize} x "
+            f"{found.resize_width}: check crop_pct, size"
+        )
 
 
 def _pixels(key: str, value: object) -> int:
@@ -269,3 +291,61 @@ def _std(key: str, value: object) -> Triple:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What an image processor of transformers does if its file does not say.
+
+    geometry: reads sizes. size, crop: defaults of `size` and `crop_size`; no crop if None.
+    square: whether a bare number is a square. scale: the shortest edge is this many times what `size` says.
+    flips: whether BGR is the default; None if the class does not flip. normalises: whether the class does at all.
+    divides_twice: whether it divides by std once more if include_top says so.
+    Source: the class attributes in transformers/models/*/image_processing_*.py.
+    """
+
+    size: object
+    crop: int | None = None
+    square: bool = True
+    resample: int = 3
+    mean: Triple = HALF
+    std: Triple = HALF
+    divides_twice: bool = False
+    flips: bool | None = None
+    normalises: bool = True
+    scale: float = 1.0
+    geometry: Callable[[Mapping[str, object], _Family], _Geometry] = _geometry
+
+
+_FAMILIES = {
+    "ConvNext": _Family({"shortest_edge": 384}, square=False, geometry=_convnext_geometry),
+    "ViT": _Family({"height": 224, "width": 224}, resample=2),
+    "Beit": _Family({"height": 224, "width": 224}),
+    "Siglip": _Family({"height": 224, "width": 224}, square=False),
+    "Pvt": _Family({"height": 224, "width": 224}, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "Segformer": _Family(
+        {"height": 512, "width": 512},
+        resample=2,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        geometry=_uncropped_geometry,
+    ),
+    "MobileNetV1": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
+    "MobileNetV2": _Family({"shortest_edge": 256}, crop=224, square=False, resample=2),
+    "MobileViT": _Family({"shortest_edge": 224}, crop=256, square=False, flips=True, normalises=False),
+    "EfficientNet": _Family({"height": 346, "width": 346}, divides_twice=True),
+    "DeiT": _Family({"height": 256, "width": 256}, crop=224),
+    "Bit": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
+    "CLIP": _Family({"shortest_edge": 224}, crop=224, square=False, mean=CLIP_MEAN, std=CLIP_STD),
+    "Levit": _Family(
+        {"shortest_edge": 224}, crop=224, square=False, mean=IMAGENET_MEAN, std=IMAGENET_STD, scale=256 / 224
+    ),
+    "PoolFormer": _Family(
+        {"shortest_edge": 224},
+        crop=224,
+        square=False,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        geometry=_poolformer_geometry,
+    ),
+}

@@ -12,7 +12,7 @@ from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.json_files import path_inside, read_any_json, read_json
 from archive.checkpoints.locations import SENTENCE_CONFIGS, SENTENCE_PROMPTS
 from handlers.misfits import listed
-from handlers.settings import Pooling
+from handlers.tasks.shared.pooling import Pooling
 
 MODULES = "modules.json"
 POOLING_KEYS = {

@@ -15,8 +15,8 @@ from archive.checkpoints.weight_files import sha256
 from handlers import tasks
 from handlers.engines.text_networks import AUTO_MODELS
 from handlers.misfits import listed
-from handlers.settings import Pooling
-from handlers.texts.tokenization import positions_of
+from handlers.tasks.shared.pooling import Pooling
+from handlers.texts.network_inputs import positions_of
 
 # How a class name in config.json ends -> the task that it is made for. Longer endings are tried first.
 TASKS = dict(

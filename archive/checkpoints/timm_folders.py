@@ -13,7 +13,7 @@ from typing import Any
 from archive.checkpoints.class_labels import labels_of, names_in, placeholders
 from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.preprocess_configs import read_timm_preprocess, timm_size
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 # timm's names of networks whose layers are all torchvision's. Anti-aliased networks have the same weight names.
 _PLAIN = re.compile(

@@ -3,7 +3,7 @@
 Sizes are in pixels. Source: https://github.com/pytorch/vision, torchvision/models/resnet.py, *_Weights.
 """
 
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 TORCHVISION_V1 = Preprocess(size=224, resize=256, crop_rounding="even")
 TORCHVISION_V2 = Preprocess(size=224, resize=232, crop_rounding="even")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from handlers.engines.plans import default_cache
-from handlers.settings import Pooling
+from handlers.tasks.shared.pooling import Pooling
 
 # The type of an engine's inputs and outputs in each precision.
 DTYPES = {
@@ -31,8 +31,8 @@ class EngineSpec:
         model_dir: the folder of config.json and model.safetensors.
         device: where the model runs.
         precision: a key of DTYPES.
-        task: one of settings.TEXT_TASKS; "" for an image classifier.
-        image_size: side of the square images, in pixels.
+        task: one of settings.TEXT_TASKS for a text encoder; "embeddings" for an image encoder, "" for a classifier.
+        image_size: side of the square images, in pixels; 0 if the network's inputs are not squares of one size.
         batch_size: the most images that run at once.
         buckets: batch sizes that a TensorRT plan is built for, ascending.
         on_mismatch: "rebuild" a plan that was built for another machine, or "refuse" to load it.
@@ -70,7 +70,8 @@ class LoadedEngine:
         run: the network. Outputs are on the spec's device, in the spec's dtype. T: tokens of all texts; N: inputs;
             S: image size; M: positions that the batch selects.
             An image classifier takes (N, 3, S, S) normalised pixels in the spec's dtype and returns logits
-            (N, classes).
+            (N, classes); an image encoder returns pooled features (N, K). If S is 0, their inputs are those of
+            engines/image_inputs.py.
             A text encoder takes a handlers.encoder.packing.TokenBatch. It returns, by task: "embeddings": token
             vectors (T, hidden); "sequence-classification": logits (N, labels); "token-classification": logits
             (T, labels); "fill-mask": logits (M, vocabulary).
@@ -107,7 +108,10 @@ class Engine(ABC):
         """Load the model. Raises ValueError, with what to do, if that is not possible."""
 
     def why_never(self, spec: EngineSpec) -> str | None:
-        """Return why it cannot run `spec` on any machine, or None. Packaging refuses such an archive."""
+        """Return why it cannot run `spec` on any machine, or None. Packaging refuses such an archive.
+
+        An engine of images that are all squares of one size says so here if the spec's image_size is 0.
+        """
         return None
 
     def why_auto_skips(self, spec: EngineSpec) -> str | None:

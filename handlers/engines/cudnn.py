@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.folding import Convolution, ResNetOps, fold_resnet, pad_stem, run, why_not_foldable
 from handlers.engines.graphs import BUCKETS, GraphedByBucket
+from handlers.engines.image_inputs import why_not_squares
 
 # Crossover points measured on an H200; up to them Triton is faster than cuDNN.
 # 1x1 convolution: N*H*W*O*I^2 <= SMALL and I <= DEEPEST. 3x3 convolution and classifier: batch size <= FEW_IMAGES.
@@ -42,7 +43,7 @@ class Cudnn(Engine):
     def why_never(self, spec: EngineSpec) -> str | None:
         if spec.precision not in ("fp16", "bf16"):
             return f"it runs fp16 and bf16, and the precision is {spec.precision}"
-        return why_not_foldable(spec.model_dir)
+        return why_not_squares(spec) or why_not_foldable(spec.model_dir)
 
     def load(self, spec: EngineSpec) -> LoadedEngine:
         """Load the network, fold it and cast it once. Raises ValueError if it cannot be fused."""

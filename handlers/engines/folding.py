@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+WITHOUT_CLASSIFIER = "ResNetModel"  # transformers' ResNet as an image encoder
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -156,6 +158,8 @@ def why_not_foldable(folder: Path) -> str | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "resnet":
         return f"it runs ResNets, ResNeXts and Wide ResNets, and the network is of type {config.get('model_type')}"
+    if WITHOUT_CLASSIFIER in (config.get("architectures") or ()):
+        return "it runs classifiers, and the network is an image encoder"
     activation = config.get("hidden_act", "relu")
     return None if activation == "relu" else f"it fuses relu, and the activation is {activation}"
 

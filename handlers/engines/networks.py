@@ -1,4 +1,4 @@
-"""The network of an image classifier's folder: transformers' own, or a ResNet with grouped or wider bottlenecks.
+"""The network of an image model's folder: transformers' own, or a ResNet with grouped or wider bottlenecks.
 
 transformers' ResNet has neither groups nor widths. Here its config.json may hold two more keys, with torchvision's
 names: `groups` and `width_per_group`. A bottleneck with 4 * planes output channels then has
@@ -18,14 +18,17 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModelForImageClassification,
+    CLIPVisionModelWithProjection,
     ResNetForImageClassification,
 )
 from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer
 
 from handlers import LOCAL
 
+TOWERS = (CLIPVisionModelWithProjection,)  # image encoders that AutoModel does not choose
 PLAIN = {"groups": 1, "width_per_group": 64}
 
 
@@ -71,15 +74,29 @@ def broader(keys: Mapping[str, int]) -> dict[str, int]:
 
 
 def is_resnet(config: Any) -> bool:
-    """Whether the network is a ResNet, ResNeXt or Wide ResNet. Engines and converters know their parts."""
-    return bool(config.model_type == "resnet")
+    """Whether it is a classifier, and a ResNet, ResNeXt or Wide ResNet, whose parts engines and converters know."""
+    return bool(config.model_type == "resnet") and encoder_class_of(config) is None
 
 
 def build(config: Any) -> Any:
     """Build the network with random weights, in fp32. Raises whatever transformers raises if it cannot be built."""
+    if encoder := encoder_class_of(config):
+        return encoder._from_config(config, dtype=torch.float32)
     if is_resnet(config):
         return _resnet(config)(config)
     return AutoModelForImageClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def encoder_class_of(config: Any) -> Any:
+    """Return transformers' class of an image encoder, which has no classifier; None if the architecture is another.
+
+    Args:
+        config: whose `architectures` holds the name of the class that its weights are of.
+    """
+    found: Any = MODEL_MAPPING.get(type(config), ())
+    every = {kind.__name__: kind for kind in (*(found if isinstance(found, tuple) else (found,)), *TOWERS)}
+    named = [name for name in getattr(config, "architectures", None) or () if name in every]
+    return every[named[0]] if named else None
 
 
 def class_of(config: Any) -> Any:
@@ -100,7 +117,8 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
     """
     _refuse_without_timm(folder)
     config = AutoConfig.from_pretrained(folder, **LOCAL)
-    return class_of(config).from_pretrained(folder, config=config, dtype=dtype, **LOCAL).eval()
+    network_class = encoder_class_of(config) or class_of(config)
+    return network_class.from_pretrained(folder, config=config, dtype=dtype, **LOCAL).eval()
 
 
 def _refuse_without_timm(folder: Path) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 from handlers.encoder.ops import Segments, TorchEncoderOps
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.folding import fold_resnet, why_not_foldable
+from handlers.engines.image_inputs import why_not_squares
 from handlers.engines.onnx_graph import Graph
 from handlers.engines.onnx_networks import HIDDEN, IMAGES, LENGTHS, encoder, resnet, why_no_encoder
 from handlers.engines.text_networks import Packed, fused_config, load_transformer, why_not_fused
@@ -53,7 +54,9 @@ class OnnxRuntime(Engine):
             return f"it runs fp32, and the precision is {spec.precision}"
         if not (spec.model_dir / "config.json").is_file():
             return f"{spec.model_dir} has no config.json"
-        return why_not_foldable(spec.model_dir) if spec.kind == "image-classifier" else _why_not_texts(spec)
+        if spec.kind == "image-classifier":
+            return why_not_squares(spec) or why_not_foldable(spec.model_dir)
+        return _why_not_texts(spec)
 
     def why_auto_skips(self, spec: EngineSpec) -> str | None:
         return None if importlib.util.find_spec("onnxruntime") else MISSING

@@ -30,6 +30,7 @@ import torch
 from handlers.engines import plans
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.graphs import BUCKETS, GraphedByBucket, bucket_of, on_side_stream
+from handlers.engines.image_inputs import why_not_squares
 
 ONNX, PLAN_FOLDER = "model.onnx", "plan"  # in the archive
 INPUT, OUTPUT = "images", "logits"  # names in the network
@@ -62,7 +63,9 @@ class TensorRT(Engine):
         return None
 
     def why_never(self, spec: EngineSpec) -> str | None:
-        return None if spec.precision == "fp16" else f"it runs fp16, and the precision is {spec.precision}"
+        if spec.precision != "fp16":
+            return f"it runs fp16, and the precision is {spec.precision}"
+        return why_not_squares(spec)
 
     def why_auto_skips(self, spec: EngineSpec) -> str | None:
         """Return why loading would take minutes; None if a plan that fits lies in the archive or the cache."""

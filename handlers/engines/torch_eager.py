@@ -15,6 +15,7 @@ from torch import nn
 from handlers import tasks
 from handlers.encoder.packing import TokenBatch, pad, unpad
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
+from handlers.engines.image_inputs import ImageInputs, outputs
 from handlers.engines.text_networks import load_transformer
 
 
@@ -50,9 +51,8 @@ def _load_image_classifier(spec: EngineSpec) -> LoadedEngine:
     network = load_classifier(spec)
 
     @torch.inference_mode()
-    def run(images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = network(images).logits  # (N, classes)
-        return logits
+    def run(images: ImageInputs) -> torch.Tensor:
+        return outputs(network, images)  # (N, classes) or (N, features)
 
     details = {"library": f"torch {torch.__version__}", "network": networks.title(spec.model_dir)}
     return LoadedEngine(run, {**details, "memoryFormat": "channels_last"})

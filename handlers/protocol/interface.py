@@ -26,7 +26,7 @@ class Interface:
         media_types: that an answer can come as, the default first. The header Accept chooses.
         takes_pairs: whether `{"text": ..., "text_pair": ...}` is an input.
         name: under which TorchServe serves the model.
-        task: the name of a file in handlers/tasks, or "image-classification".
+        task: the name of a file in handlers/tasks; for images "image-classification" or "image-embeddings".
         description: what the management port tells of the model: engine, precision, device.
     """
 

@@ -26,10 +26,12 @@ import torch
 from handlers import engines
 from handlers.engines import EngineSpec, LoadedEngine, plans
 from handlers.engines.graphs import sizes_up_to
+from handlers.engines.image_inputs import ImageInputs, device_of
 from handlers.selection import deviations, references, results_cache
 from handlers.selection.deviations import Deviation
 
 WARM_UPS, RUNS = 5, 15
+RELATIVE_ERROR, LEAST_COSINE = "relativeError", "leastCosine"  # names in the model's description
 
 logger = logging.getLogger(__name__)
 
@@ -40,17 +42,19 @@ class Table:
 
     Args:
         milliseconds: by batch size, then by engine: median of RUNS calls, by CUDA events.
-        relative_error: by engine, against fp32. NaN if outputs are not finite.
+        deviation: by engine, against fp32, as deviations.Deviation has it. NaN if outputs are not finite.
         dropped: why an engine does not serve, by name.
         against: where the fp32 outputs come from.
+        cosine: True if deviations are cosines (of embeddings), instead of relative errors.
         failed: True if an engine failed to load, or memory was short. That may be temporary, so the table is not
             kept.
     """
 
     milliseconds: dict[int, dict[str, float]] = field(default_factory=dict)
-    relative_error: dict[str, float] = field(default_factory=dict)
+    deviation: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     against: str = ""
+    cosine: bool = False
     failed: bool = False
 
     @property
@@ -85,12 +89,13 @@ class Table:
             int(size): {str(name): float(value) for name, value in of_size.items()}
             for size, of_size in content["milliseconds"].items()
         }
-        errors = {
+        cosine = LEAST_COSINE in content
+        found = {
             str(name): math.nan if value == deviations.NOT_FINITE else float(value)
-            for name, value in content["relativeError"].items()
+            for name, value in content[LEAST_COSINE if cosine else RELATIVE_ERROR].items()
         }
         dropped = {str(name): str(why) for name, why in content["dropped"].items()}
-        return cls(times, errors, dropped, str(content["against"]))
+        return cls(times, found, dropped, str(content["against"]), cosine)
 
     def as_dict(self) -> dict[str, object]:
         """Return the table for JSON, which has no NaN; the model's description shows it."""
@@ -101,7 +106,9 @@ class Table:
                 for size, times in sorted(self.milliseconds.items())
             },
             "against": self.against,
-            "relativeError": {name: deviations.json_number(value, 2) for name, value in self.relative_error.items()},
+            LEAST_COSINE if self.cosine else RELATIVE_ERROR: {
+                name: deviations.json_number(value, 7 if self.cosine else 2) for name, value in self.deviation.items()
+            },
             "dropped": dict(self.dropped),
         }
 
@@ -183,7 +190,7 @@ def measure(spec: EngineSpec, candidates: list[str]) -> tuple[Table, dict[str, L
     return table, passing
 
 
-def _time(size: int, images: torch.Tensor, loaded: Mapping[str, LoadedEngine], table: Table) -> None:
+def _time(size: int, images: ImageInputs, loaded: Mapping[str, LoadedEngine], table: Table) -> None:
     """Fill the table's row of one batch size, with the engines that memory suffices for."""
     times = {}
     for name, engine in loaded.items():
@@ -228,7 +235,7 @@ def load_passing(
         except Exception as failure:
             table.dropped[name], table.failed = f"{type(failure).__name__}: {failure}", True
         else:
-            table.relative_error[name] = deviation.value
+            table.deviation[name], table.cosine = deviation.value, deviation.cosine
             table.failed |= not deviation.complete
             if deviation.passed:
                 passing[name] = engine
@@ -270,7 +277,7 @@ def combine(loaded: Mapping[str, LoadedEngine], table: Table, when: str) -> tupl
     return "+".join(details), LoadedEngine(run, {"measured": {"when": when, **table.as_dict()}, "engines": details})
 
 
-def milliseconds(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> float:
+def milliseconds(run: Callable[[Any], torch.Tensor], images: ImageInputs) -> float:
     """Return the median time of one call, by CUDA events. Synchronises with the GPU."""
     for _ in range(WARM_UPS):
         run(images)
@@ -279,5 +286,5 @@ def milliseconds(run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tens
         start.record()
         run(images)
         end.record()
-    torch.cuda.synchronize(images.device)
+    torch.cuda.synchronize(device_of(images))
     return float(statistics.median(start.elapsed_time(end) for start, end in pairs))

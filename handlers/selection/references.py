@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 
 from handlers import engines, tasks
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import EngineSpec, LoadedEngine
+from handlers.engines import EngineSpec, LoadedEngine, image_inputs
 from handlers.engines.graphs import sizes_up_to
 from handlers.selection import deviations
 from handlers.selection.deviations import Deviation
 from handlers.tasks.embeddings import pool
-from handlers.texts.tokenization import positions_of
+from handlers.texts.network_inputs import positions_of
 
 FILE = "parity.safetensors"
 COUNT = 7  # images, or short texts. Odd, so that in a batch of repeated samples no two blocks of rows are equal
@@ -56,27 +56,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Images:
-    """Images, and their logits.
+    """Images, and what the network puts out for them.
 
     Args:
-        images: (N, 3, S, S) fp32, normalised.
-        outputs: (N, classes) fp32.
+        images: the network's input for N images, fp32: (N, 3, S, S) normalised, or tensors by the names of the
+            network's parameters (handlers/engines/image_inputs.py).
+        outputs: (N, classes) logits or (N, features), fp32.
         source: where the outputs come from, in words.
     """
 
-    images: torch.Tensor
+    images: image_inputs.ImageInputs
     outputs: torch.Tensor
     source: str = OF_ARCHIVE
 
     def save(self, folder: Path) -> None:
         """Write FILE into an archive's folder."""
-        tensors = {"images": self.images.contiguous(), "outputs": self.outputs.contiguous()}
-        save_file(tensors, folder / FILE, {"kind": "image-classifier"})
+        named = self.images if isinstance(self.images, Mapping) else {"": self.images}
+        images = {f"images{name and '.'}{name}": value.contiguous() for name, value in named.items()}
+        save_file({**images, "outputs": self.outputs.contiguous()}, folder / FILE, {"kind": "image-classifier"})
 
-    def batch(self, spec: EngineSpec, count: int) -> torch.Tensor:
+    def batch(self, spec: EngineSpec, count: int) -> image_inputs.ImageInputs:
         """Return a batch of repeated images: (count, 3, S, S), channels_last, in the spec's dtype on its device."""
-        images = self.images[self._indices(count)].to(spec.device, spec.dtype)
-        return images.contiguous(memory_format=torch.channels_last)
+        return image_inputs.placed(image_inputs.rows(self.images, self._indices(count)), spec.device, spec.dtype)
 
     def logits(self, count: int) -> torch.Tensor:
         """Return the outputs of such a batch: (count, classes) fp32."""
@@ -90,15 +91,16 @@ class Images:
         Returns: the worst deviation. Raises as `worst_that_fit`.
         """
         on_gpu = spec.device.type == "cuda"
-        sizes = sizes_up_to(spec.batch_size) if on_gpu else [min(CPU_IMAGES, len(self.images))]
+        sizes = sizes_up_to(spec.batch_size) if on_gpu else [min(CPU_IMAGES, len(self.outputs))]
         return worst_that_fit(lambda size: self.deviation(engine, spec, size), sizes[::-1])
 
     def deviation(self, engine: LoadedEngine, spec: EngineSpec, size: int) -> Deviation:
         """Compare an engine in one batch of `size` images."""
-        return deviations.of_logits(engine.run(self.batch(spec, size)), self.logits(size), spec.precision)
+        compare = deviations.of_embeddings if spec.task == "embeddings" else deviations.of_logits
+        return compare(engine.run(self.batch(spec, size)), self.logits(size), spec.precision)
 
     def _indices(self, count: int) -> torch.Tensor:
-        return torch.arange(count) % len(self.images)
+        return torch.arange(count) % len(self.outputs)
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ def compute(spec: EngineSpec) -> Reference:
     """Compute a reference: this file's own samples, run by transformers in fp32 on the CPU."""
     exact = engines.load("torch_eager", dataclasses.replace(spec, precision="fp32", device=torch.device("cpu")))
     if spec.kind == "image-classifier":
+        if not spec.image_size:
+            raise ValueError(f"the archive holds no {FILE} for its image processor; package it again")
         count = COUNT if spec.device.type == "cuda" else CPU_IMAGES
         shape = (count, 3, spec.image_size, spec.image_size)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half().float()
@@ -246,7 +250,8 @@ def _token_ids(spec: EngineSpec) -> list[list[int]]:
 def _fits(found: Reference, spec: EngineSpec) -> bool:
     """Whether the reference is for the spec's task or image size."""
     if isinstance(found, Images):
-        return spec.kind == "image-classifier" and found.images.shape[-1] == spec.image_size
+        same = isinstance(found.images, torch.Tensor) and found.images.shape[-1] == spec.image_size
+        return spec.kind == "image-classifier" and (same or not spec.image_size)
     return spec.kind == "text-encoder" and found.task == spec.task
 
 
@@ -256,10 +261,20 @@ def _read(path: Path) -> Reference:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if about.get("kind") == "image-classifier":
-            return Images(tensors["images"].float(), tensors["outputs"])
+            return _read_images(tensors)
         return _read_texts(about["task"], tensors)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged; package the archive again: {type(error).__name__}") from None
+
+
+def _read_images(tensors: dict[str, torch.Tensor]) -> Images:
+    outputs = tensors.pop("outputs")
+    if "images" in tensors:
+        return Images(tensors["images"].float(), outputs)
+    named = {name.removeprefix("images."): value for name, value in tensors.items()}
+    return Images(
+        {name: value.float() if value.is_floating_point() else value for name, value in named.items()}, outputs
+    )
 
 
 def _read_texts(task: str, tensors: Mapping[str, torch.Tensor]) -> Texts:

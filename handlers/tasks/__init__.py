@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from handlers.tasks.shared.task import TextTask
     from handlers.texts.tokenization import Tokenizer
 
-# Of image classifiers, and of every text encoder.
-OPTIONS_BESIDE_TASKS = ("top_k", "truncate")
+# Of image models (handlers.image_tasks), and of every text encoder.
+OPTIONS_BESIDE_TASKS = ("normalize", "top_k", "truncate")
 
 
 def names() -> tuple[str, ...]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
-from handlers.protocol.errors import NotFinite
-from handlers.settings import Pooling
+from handlers.tasks.shared.embeddings import encoded
 from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.pooling import Pooling
 from handlers.tasks.shared.task import Archive, Input, TextTask
 
 HEAD = Head("AutoModel", ("Model",), output="last_hidden_state", rows="token")
@@ -49,21 +48,6 @@ def _pool_one(vectors: torch.Tensor, offsets: torch.Tensor, mode: str) -> torch.
     return sums / torch.segment_reduce(weights, "sum", offsets=offsets)
 
 
-def significant(values: torch.Tensor, digits: int) -> torch.Tensor:
-    """Return fp32 values rounded to so many significant decimal digits, so that their JSON is that short.
-
-    Values that are not finite, and those below 1e-30, stay as they are. 9 digits and more change nothing.
-    """
-    if digits >= 9:
-        return values
-    wide = values.double()
-    exponents = wide.abs().clamp_min(1e-30).log10().floor()
-    factors = torch.pow(10.0, digits - 1 - exponents)
-    rounded = (wide * factors).round() / factors
-    narrow = torch.where(wide.abs() >= 1e-30, rounded, wide).float()
-    return torch.where(narrow.isfinite(), narrow, values)
-
-
 class Embeddings(TextTask):
     """Answers with one embedding per text: numbers, base64, or exact values for bytes (protocol/encodings.py).
 
@@ -81,21 +65,7 @@ class Embeddings(TextTask):
         return pool(outputs, batch.cu_seqlens, self.pooling)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        embeddings = self.comparable(outputs, batch)  # (N, hidden)
-        finite = embeddings.isfinite().all(dim=1)
-        wanted = [options.get("encoding_format", "float") for _, options in inputs]
-        if "float" in wanted:
-            as_numbers = torch.tensor([encoding == "float" for encoding in wanted], device=embeddings.device)
-            rounded = significant(embeddings, self.digits)
-            embeddings = torch.where(as_numbers.unsqueeze(1), rounded, embeddings)
-        halved = torch.tensor([options.get("dtype") == "float16" for _, options in inputs], device=finite.device)
-        finite &= ~halved | embeddings.half().isfinite().all(dim=1)  # float16 ends at 65,504
-        rows = zip(embeddings.cpu().numpy(), finite.tolist(), inputs, strict=True)
-        return [self._encoded(row, options) if good else NotFinite() for row, good, (_, options) in rows]
-
-    @staticmethod
-    def _encoded(row: Any, options: Mapping[str, Any]) -> object:
-        return encodings.as_base64(row, options) if options.get("encoding_format") == "base64" else row
+        return encoded(self.comparable(outputs, batch), [options for _, options in inputs], self.digits)
 
 
 def make(archive: Archive) -> TextTask:

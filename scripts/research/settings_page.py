@@ -129,7 +129,8 @@ def page() -> str:
     Raises:
         ValueError: A setting has no description.
     """
-    image, text = packaging_options("image-classifier"), packaging_options("text-encoder")
+    image = packaging_options("image-classifier") | packaging_options("image-encoder")
+    text = packaging_options("text-encoder")
     own = {field.name for field in dataclasses.fields(settings.Settings)}
     images, texts = settings.write(settings.ImageSettings()), settings.write(settings.TextSettings())
     preprocess, pooling = part(settings.ImageSettings, "preprocess"), part(settings.TextSettings, "pooling")
@@ -137,7 +138,7 @@ def page() -> str:
         [
             f"{HEAD}## Both kinds of model\n",
             *entries(settings.Settings, images, image & text),
-            "## Image classifiers\n",
+            "## Image classifiers and image encoders\n",
             *entries(settings.ImageSettings, images, image, without=own),
             *entries(preprocess, images["preprocess"], image, within="preprocess."),
             "## Text encoders\n",

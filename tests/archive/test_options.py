@@ -13,7 +13,7 @@ import pytest
 
 from archive import command_line
 from archive.__main__ import kept_options, recorded_options
-from archive.options import ImageOptions, InspectionOptions, PackagingOptions, TextOptions
+from archive.options import ImageClassifierOptions, InspectionOptions, PackagingOptions, TextOptions
 from handlers import settings
 
 ROOT = Path(__file__).parents[2]
@@ -284,15 +284,15 @@ def test_what_is_recorded_of_a_command_stays_byte_for_byte(
     assert json.dumps(kept_options(recorded)) == json.dumps(kept)
 
 
-def packaging(*arguments: str) -> ImageOptions | TextOptions:
-    return cast("ImageOptions | TextOptions", command_line.parse(arguments))
+def packaging(*arguments: str) -> ImageClassifierOptions | TextOptions:
+    return cast("ImageClassifierOptions | TextOptions", command_line.parse(arguments))
 
 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("image-classifier", ImageOptions),
-        ("resnet101", ImageOptions),
+        ("image-classifier", ImageClassifierOptions),
+        ("resnet101", ImageClassifierOptions),
         ("text-encoder", TextOptions),
         ("bert-large", TextOptions),
     ],
@@ -308,7 +308,7 @@ def test_every_option_has_a_field(command: str, expected: type) -> None:
 
 def test_values_are_converted_and_the_presets_are_merged() -> None:
     options = packaging(*"image-classifier --weights a/B --mean 0 0.5 1 --plan-buckets 8 1".split())  # noqa: SIM905
-    assert isinstance(options, ImageOptions)
+    assert isinstance(options, ImageClassifierOptions)
     assert (options.mean, options.plan_buckets, options.name) == ((0.0, 0.5, 1.0), (8, 1), "b")
     assert (options.batch_size, options.batch_size_given, options.max_batch_delay_ms) == (8, False, 5)
     assert options.architecture == {}
@@ -349,7 +349,6 @@ def test_argparse_stays_in_the_command_line() -> None:
 
 
 def test_choices_stated_twice_are_the_same() -> None:
-    assert ("cls", *(mode for mode in settings.POOLINGS if mode != "cls")) == command_line.POOLING_MODES
     assert command_line.TASKS == settings.TEXT_TASKS
 
 

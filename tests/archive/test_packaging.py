@@ -47,15 +47,15 @@ from archive import (
     trial_run,
 )
 from archive import package as packaging
-from archive.options import ImageOptions
+from archive.options import ImageClassifierOptions
 from archive.parity import ParityResult
 from archive.progress import Progress
 from archive.trial_run import TrialContext
 from handlers import placement
 from handlers.engines import networks, tensorrt
 from handlers.image_classifier import ImageClassifier
-from handlers.images import preparation
-from handlers.images.preparation import Preprocess
+from handlers.images import batching, cropping, preparation
+from handlers.images.preprocess import Preprocess
 from handlers.selection import cpu_timing
 
 Run = Callable[..., tuple[int, str]]
@@ -392,7 +392,7 @@ def test_auto_leaves_out_a_precision_that_fails_and_records_it(
         "name": "fp32",
         "why": "bf16 did not pass the parity gate when the archive was packaged",
     }
-    assert handler.run([preparation.blank(handler.model.settings.preprocess)]).isfinite().all()
+    assert handler.run([cropping.blank(handler.model.settings.preprocess)]).isfinite().all()
 
 
 def test_an_archive_that_does_not_load_is_refused_with_the_reason(
@@ -521,7 +521,7 @@ def test_random_resnets_are_scaled_so_that_fp16_stays_finite() -> None:
     assert all(torch.equal(value, again.state[name]) for name, value in checkpoint.state.items())
     model = ResNetForImageClassification(config).train(False)
     model.load_state_dict(checkpoint.state)
-    batch = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batch = batching.Batcher(preprocess, torch.device("cpu"), torch.float32)
     pixels = batch([crop for photo in photographs for crop in preparation.prepare(photo, preprocess, 50_000_000)])
     logits = model(pixels).logits
     half = model.half()(pixels.half()).logits.float()
@@ -667,7 +667,7 @@ def test_torchserve_waits_as_long_as_plans_take(digits: Path) -> None:
     timeouts = []
     for asked in (["--engine", "tensorrt", "--plan-buckets", *"123456"], ["--engine", "tensorrt"], []):
         options = command_line.parse(["image-classifier", "--weights", str(digits), *asked])
-        timeouts.append(resolve.image_model(cast("ImageOptions", options)).config["startupTimeout"])
+        timeouts.append(resolve.image_model(cast("ImageClassifierOptions", options)).config["startupTimeout"])
     assert timeouts == [1200, 600, 600]
 
 

@@ -22,13 +22,13 @@ from archive import package as packaging
 from archive.checkpoints import text_checkpoints
 from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.torchvision_releases import TORCHVISION_RELEASES
-from archive.options import ImageOptions, TextOptions
+from archive.options import ImageClassifierOptions, TextOptions
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 Run = Callable[..., tuple[int, str]]
 
-COMMANDS = ("image-classifier", "text-encoder", "resnet101", "bert-large", "show", "verify")
+COMMANDS = ("image-classifier", "image-encoder", "text-encoder", "resnet101", "bert-large", "show", "verify")
 # torchvision and timm round where the crop begins to the even number.
 V1, V2 = (Preprocess(size=224, resize=resize, crop_rounding="even") for resize in (256, 232))
 
@@ -366,7 +366,7 @@ def test_what_argparse_refuses(arguments: tuple[str, ...], capsys: pytest.Captur
 
 def image_model(*arguments: object) -> Any:
     command = ("image-classifier", "--name", "model", *arguments)
-    return resolve.image_model(cast("ImageOptions", command_line.parse(list(map(str, command)))))
+    return resolve.image_model(cast("ImageClassifierOptions", command_line.parse(list(map(str, command)))))
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from archive.checkpoints import sentencepiece_models, text_checkpoints
 from archive.checkpoints.errors import CheckpointError
 from archive.options import TextOptions
 from handlers.settings import TextSettings
-from handlers.texts.tokenization import Text, Tokenizer
+from handlers.texts.payloads import Text
+from handlers.texts.tokenization import Tokenizer
 
 # transformers 5.20 scripts a part of DeBERTa with TorchScript.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

@@ -12,7 +12,7 @@ import train_digits
 
 from archive import carried_samples, command_line, resolve
 from archive.models import PackagedModel
-from archive.options import ImageOptions, TextOptions
+from archive.options import ImageClassifierOptions, TextOptions
 from archive.trial_run import TrialContext
 from handlers.engines import EngineSpec, cudnn, fused, graphs
 from handlers.image_classifier import ImageClassifier
@@ -44,7 +44,7 @@ def minilm(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def digits_model() -> PackagedModel:
     command = ["image-classifier", "--weights", str(ARCHIVE / "digits"), "--name", "digits"]
-    return resolve.image_model(cast("ImageOptions", command_line.parse(command)))
+    return resolve.image_model(cast("ImageClassifierOptions", command_line.parse(command)))
 
 
 def staged(model: PackagedModel, folder: Path, reference: str = "archive") -> Path:

@@ -12,7 +12,9 @@ from transformers import ResNetForImageClassification
 
 from handlers.engines import EngineSpec, LoadedEngine, cudnn
 from handlers.engines.folding import Convolution, TorchResNetOps
-from handlers.images.preparation import Batcher, Preprocess, prepare
+from handlers.images.batching import Batcher
+from handlers.images.preparation import prepare
+from handlers.images.preprocess import Preprocess
 from handlers.selection.candidates import choose
 
 pytestmark = [

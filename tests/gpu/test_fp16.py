@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from archive import command_line, resolve
 from archive.models import PackagedModel
-from archive.options import ImageOptions, TextOptions
+from archive.options import ImageClassifierOptions, TextOptions
 from archive.trial_run import TrialContext
 from handlers.image_classifier import ImageClassifier
 from handlers.serving.handler import Handler
@@ -53,7 +53,7 @@ def load(handler: ImageClassifier | TextEncoder, model: PackagedModel, folder: P
 def classifier(folder: Path, placed: dict[str, str]) -> ImageClassifier:
     command = ["image-classifier", "--weights", str(ARCHIVE / "digits"), "--name", "digits"]
     handler = ImageClassifier()
-    load(handler, resolve.image_model(cast("ImageOptions", command_line.parse(command))), folder, placed)
+    load(handler, resolve.image_model(cast("ImageClassifierOptions", command_line.parse(command))), folder, placed)
     return handler
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.images import formats, gpu_decoder, preparation
+from handlers.images import cropping, formats, gpu_decoder
 from handlers.images.gpu_decoder import GpuDecoder
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 from handlers.protocol.errors import RequestError
 
 pytestmark = pytest.mark.gpu
@@ -40,7 +40,7 @@ def jpeg_of(picture: Image.Image, **options: Any) -> bytes:
 
 
 def decoder_for(preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> GpuDecoder:
-    why = gpu_decoder.objection(preprocess, DEVICE)
+    why = gpu_decoder.why_unavailable(preprocess, DEVICE)
     if why:
         pytest.skip(why)
     try:
@@ -71,7 +71,7 @@ def test_pixels_are_pillows(interpolation: str, rounding: str) -> None:
         exif[0x0112] = index % 8 + 1
         for subsampling in range(3):
             data = jpeg_of(picture, quality=92, subsampling=subsampling, exif=exif.tobytes())
-            wanted = preparation.crop(formats.decode(data, MOST), preprocess)
+            wanted = cropping.crop(formats.decode(data, MOST), preprocess)
             difference = np.abs(levels(found, data) - wanted)
             assert difference.max() <= 2.01, (size, subsampling, index)
             assert difference.mean() < 0.1, (size, subsampling, index)

@@ -12,7 +12,9 @@ from transformers import ResNetConfig, ViTConfig
 
 from archive import onnx_export, random_weights, sample_images
 from handlers.engines import EngineSpec, cudnn, networks, tensorrt
-from handlers.images.preparation import Batcher, Preprocess, prepare
+from handlers.images.batching import Batcher
+from handlers.images.preparation import prepare
+from handlers.images.preprocess import Preprocess
 from handlers.selection.candidates import choose
 from handlers.selection.choosing import load_chosen
 

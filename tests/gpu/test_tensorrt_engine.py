@@ -16,7 +16,9 @@ from transformers import ResNetForImageClassification
 
 from archive import tensorrt_files
 from handlers.engines import EngineSpec, load, plans, tensorrt
-from handlers.images.preparation import Batcher, Preprocess, prepare
+from handlers.images.batching import Batcher
+from handlers.images.preparation import prepare
+from handlers.images.preprocess import Preprocess
 from handlers.selection.choosing import load_chosen
 
 pytestmark = [

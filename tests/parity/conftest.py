@@ -31,7 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from archive import command_line, resolve
-from archive.options import ImageOptions, TextOptions
+from archive.options import ImageClassifierOptions, TextOptions
 from archive.trial_run import TrialContext
 from handlers.image_classifier import ImageClassifier
 from handlers.text_encoder import TextEncoder
@@ -94,7 +94,7 @@ def serve_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Imag
             "cpu",
             *arguments,
         )
-        model = resolve.image_model(cast("ImageOptions", command_line.parse(command)))
+        model = resolve.image_model(cast("ImageClassifierOptions", command_line.parse(command)))
         folder = tmp_path_factory.mktemp("images")
         model.write_files(folder)
         handler = ImageClassifier()

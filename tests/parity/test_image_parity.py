@@ -22,8 +22,8 @@ from transformers.image_utils import load_image
 
 from archive.checkpoints.preprocess_configs import read_preprocess
 from handlers.image_classifier import ImageClassifier
-from handlers.images import preparation
-from handlers.images.preparation import Preprocess
+from handlers.images import batching, preparation
+from handlers.images.preprocess import Preprocess
 
 ARCHIVE = Path(__file__).parents[2] / "archive"
 DIGITS = ARCHIVE / "digits"
@@ -90,9 +90,65 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "beit": {"image_processor_type": "BeitImageProcessor"},
     "pvt": {"image_processor_type": "PvtImageProcessor"},
     "siglip": {"image_processor_type": "SiglipImageProcessor"},
+    "mobilevit": {
+        "image_processor_type": "MobileViTImageProcessor",
+        "size": {"shortest_edge": 288},
+        "crop_size": {"height": 256, "width": 256},
+    },
+    "mobilevit-rgb": {
+        "feature_extractor_type": "MobileViTFeatureExtractor",
+        "size": 140,
+        "crop_size": 128,
+        "do_flip_channel_order": False,
+        "resample": 2,
+    },
+    "poolformer": {"image_processor_type": "PoolFormerImageProcessor"},
+    "poolformer-square": {
+        "image_processor_type": "PoolFormerImageProcessor",
+        "size": {"height": 200, "width": 200},
+        "crop_size": 192,
+        "crop_pct": 0.95,
+    },
+    "poolformer-wide": {
+        "image_processor_type": "PoolFormerImageProcessor",
+        "size": {"height": 160, "width": 224},
+        "crop_size": {"height": 160, "width": 200},
+    },
+    "levit": {"image_processor_type": "LevitImageProcessor"},
+    "levit-feature-extractor": {
+        "feature_extractor_type": "LevitFeatureExtractor",
+        "size": {"shortest_edge": 192},
+        "crop_size": {"height": 160, "width": 192},
+    },
+    "levit-squashed": {"image_processor_type": "LevitImageProcessor", "size": {"height": 230, "width": 240}},
+    "segformer": {"image_processor_type": "SegformerImageProcessor"},
+    "segformer-ignores-crops": {
+        "image_processor_type": "SegformerImageProcessor",
+        "size": {"height": 96, "width": 128},
+        "do_center_crop": True,
+        "crop_size": 64,
+    },
+    "vit-wide": {"image_processor_type": "ViTImageProcessor", "size": {"height": 128, "width": 320}},
+    "bit-tall": {"image_processor_type": "BitImageProcessor", "crop_size": {"height": 224, "width": 97}},
+    "deit-wide": {
+        "image_processor_type": "DeiTImageProcessor",
+        "size": {"height": 130, "width": 250},
+        "crop_size": {"height": 97, "width": 224},
+    },
 }
 # All formats through all of them would tell nothing new: they differ in sizes and statistics.
-FORMATTED = ("digits", "resnet", "resnet-old-file", "convnext-384", "vit-square", "clip", "deit", "bit")
+FORMATTED = (
+    "digits",
+    "resnet",
+    "resnet-old-file",
+    "convnext-384",
+    "vit-square",
+    "clip",
+    "deit",
+    "bit",
+    "vit-wide",
+    "mobilevit",
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +190,7 @@ def theirs(data: bytes, processor: Any) -> torch.Tensor:
 
 def ours(data: bytes, preprocess: Preprocess) -> torch.Tensor:
     """(1, 3, S, S), by the handler."""
-    return preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)(
+    return batching.Batcher(preprocess, torch.device("cpu"), torch.float32)(
         preparation.prepare(data, preprocess, MAX_PIXELS)
     )
 

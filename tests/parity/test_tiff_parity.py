@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from handlers.images import preparation
+from handlers.images import formats
 from handlers.protocol.errors import UnsupportedMediaType
 from tests.unit.tiffs import tiff
 
@@ -70,7 +70,7 @@ def test_as_tifffile_reads_it_or_refused(
     data = tiff(values, bits=bits, photometric=photometric, order=order, planar=planar, extra=extra, **options)
     if planar == 1 and not read_together(photometric, bits, extra):
         with pytest.raises(UnsupportedMediaType, match="layout is not read"):
-            preparation.decode(data, 10**6)
+            formats.decode(data, 10**6)
         return
-    found = np.asarray(preparation.decode(data, 10**6)).astype(float)
+    found = np.asarray(formats.decode(data, 10**6)).astype(float)
     assert abs(found - theirs(data)).max() <= (3 if photometric == 5 else 1)

@@ -9,8 +9,9 @@ import torch
 
 from archive import answer_sizes
 from handlers.protocol import encodings
-from handlers.settings import Pooling, TextSettings
-from handlers.tasks.embeddings import significant
+from handlers.settings import TextSettings
+from handlers.tasks.shared.embeddings import significant
+from handlers.tasks.shared.pooling import Pooling
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])

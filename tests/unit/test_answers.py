@@ -12,7 +12,7 @@ import torch
 
 from handlers.protocol import encodings
 from handlers.protocol.errors import NotAcceptable
-from handlers.tasks.embeddings import significant
+from handlers.tasks.shared.embeddings import significant
 
 ROWS = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32) / 8
 

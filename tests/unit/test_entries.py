@@ -75,6 +75,12 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def tensor(inputs: Any) -> torch.Tensor:
+    """The input of a network that takes pixels alone."""
+    assert isinstance(inputs, torch.Tensor)
+    return inputs
+
+
 def truncated_png() -> bytes:
     stream = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(stream, "PNG")
@@ -267,7 +273,7 @@ class TestImages:
         self, ask: Ask, digits: ImageClassifier, digit_files: Digits
     ) -> None:
         crops = [digits.prepare_one(data)[0] for data, _ in digit_files[:3]]
-        ready = digits.batcher(crops).numpy()
+        ready = tensor(digits.pipeline.batch(crops)).numpy()
         rows: list[Row] = [
             {"body": npy(ready)},  # three at once: a list of three
             {"body": digit_files[0][0]},
@@ -284,7 +290,7 @@ class TestImages:
     def test_images_of_a_tensor_file_count_as_inputs(
         self, ask: Ask, digits: ImageClassifier, digit_files: Digits
     ) -> None:
-        image = digits.batcher(digits.prepare_one(digit_files[0][0])).numpy()
+        image = tensor(digits.pipeline.batch(digits.prepare_one(digit_files[0][0]))).numpy()
         rows: list[Row] = [{"body": npy(np.repeat(image, count, axis=0))} for count in (8, 9)]
         most, refused = ask(digits, [*rows, {"body": digit_files[0][0]}])[:2]
         assert (most[0], len(most[1])) == (200, 8)
@@ -336,7 +342,7 @@ class TestImages:
     ) -> None:
         rows = [{"body": data} for data, _ in digit_files[:3]]
         wanted = [answer[0]["label"] for _, answer in ask(digits, rows)]
-        poison = digits.batcher(digits.prepare_one(digit_files[place][0]))[0]
+        poison = tensor(digits.pipeline.batch(digits.prepare_one(digit_files[place][0])))[0]
 
         def spoil(inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             if any(torch.equal(image, poison) for image in inputs):

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.images import gpu_decoder, jpeg_headers, preparation
+from handlers.images import batching, cropping, gpu_decoder, jpeg_headers, preparation
+from handlers.images.batching import Batcher, DeviceCrop
 from handlers.images.gpu_decoder import GpuDecoder, Jpeg
-from handlers.images.preparation import Batcher, DeviceCrop, Preprocess
+from handlers.images.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=32, resize=36)
 CPU = torch.device("cpu")
@@ -47,8 +48,7 @@ class FakeKernels:
     def crops(pictures: Sequence[Any], interpolation: str, scale: Any, shift: Any, out: torch.Tensor) -> torch.Tensor:
         for row, picture in zip(out, pictures, strict=True):
             row.copy_(
-                torch.from_numpy(preparation.crop(Image.fromarray(picture), PREPROCESS).copy()).float() * scale
-                - shift
+                torch.from_numpy(cropping.crop(Image.fromarray(picture), PREPROCESS).copy()).float() * scale - shift
             )
         return out
 
@@ -58,9 +58,9 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> GpuDecoder:
     made = GpuDecoder.__new__(GpuDecoder)
     made.codec = made.decoder = FakeCodec()
     vars(made).update(kernels=FakeKernels(), parameters=None)
-    made.held = []
+    made.pending = []
     made.preprocess, made.device, made.dtype = PREPROCESS, CPU, torch.float32
-    made.scale, made.shift = preparation.folded(PREPROCESS, CPU)
+    made.scale, made.shift = batching.scale_and_shift(PREPROCESS, CPU)
     stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(made, "_picture", lambda image, header: image)
@@ -124,8 +124,8 @@ def test_what_does_not_pay_or_may_differ_goes_the_cpus_way(
     assert decoder.accept(file_of(picture, "JPEG"), max_pixels=100) is None  # for the CPU's way to refuse
 
 
-def test_trial_files_are_of_every_kind_that_the_gpu_decodes() -> None:
-    headers = [jpeg_headers.read(data) for data in gpu_decoder._trial_files()]
+def test_test_files_are_of_every_kind_that_the_gpu_decodes() -> None:
+    headers = [jpeg_headers.read(data) for data in gpu_decoder._test_files()]
     assert {header.subsampling for header in headers if header} == {*jpeg_headers.SUBSAMPLINGS.values(), "grey"}
     assert None not in headers
 
@@ -150,7 +150,7 @@ def test_other_pixels_are_refused(
     def differing(*arguments: object) -> GpuDecoder:
         raise RuntimeError("its pixels differ from the CPU's by 20 of 255")
 
-    monkeypatch.setattr(gpu_decoder, "objection", lambda *arguments: None)
+    monkeypatch.setattr(gpu_decoder, "why_unavailable", lambda *arguments: None)
     monkeypatch.setattr(gpu_decoder, "GpuDecoder", differing)
     found, why = gpu_decoder.load("auto", PREPROCESS, torch.device("cuda", 0), torch.float16)
     assert found is None

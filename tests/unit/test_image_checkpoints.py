@@ -21,7 +21,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_checkpoints import ImageCheckpoint, read
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 Tensors = dict[str, torch.Tensor]
 LABELS = Path(__file__).parents[2] / "archive" / "resnet101" / "labels.txt"
@@ -633,9 +633,17 @@ def test_refuses_huggingface_configs(tmp_path: Path, changes: dict[str, Any], na
 
 def test_refuses_unknown_preprocessing_of_a_huggingface_folder(tmp_path: Path) -> None:
     tiny_huggingface().save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"do_resize": false}')
-    with pytest.raises(CheckpointError, match="do_resize False"):
+    (tmp_path / "preprocessor_config.json").write_text('{"image_std": [0.5, 0.0, 0.5]}')
+    with pytest.raises(CheckpointError, match="image_std"):
         read(tmp_path)
+
+
+def test_what_cannot_be_expressed_is_left_to_transformers(tmp_path: Path) -> None:
+    tiny_huggingface().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_resize": false}')
+    found = read(tmp_path).preprocess
+    assert found is not None
+    assert (found.processor, found.shape) == ("ConvNextImageProcessor", (0, 0))
 
 
 def test_refuses_a_folder_whose_config_and_weights_disagree(tmp_path: Path) -> None:

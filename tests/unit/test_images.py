@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from handlers.images import preparation
-from handlers.images.preparation import Batcher, Preprocess
+from handlers.images import cropping, formats, geometry, npy_files, payloads, preparation
+from handlers.images.batching import Batcher
+from handlers.images.preprocess import INTERPOLATIONS, Preprocess
 from handlers.protocol.errors import InvalidImage, PayloadTooLarge, RequestError, UnsupportedMediaType
 from handlers.protocol.request import caught
 
@@ -41,7 +42,7 @@ MARKER = b"S3CRET-of-a-user"
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    image = preparation.decode(data, LIMIT)
+    image = formats.decode(data, LIMIT)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -106,7 +107,7 @@ class TestFormats:
     def test_what_is_no_image_is_refused_as_a_medium(self) -> None:
         for data in (b"%PDF-1.7", b"\x00" * 100, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"x"):
             with pytest.raises(UnsupportedMediaType) as error:
-                preparation.decode(data, LIMIT)
+                formats.decode(data, LIMIT)
             assert f"{len(data)} bytes" in error.value.message
 
     @pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA", "PCX", "EPS"])
@@ -115,7 +116,7 @@ class TestFormats:
     ) -> None:
         """EPS above all: Pillow hands it to a PostScript interpreter."""
         with pytest.raises(RequestError):
-            preparation.decode(file_of(picture, kind), LIMIT)
+            formats.decode(file_of(picture, kind), LIMIT)
 
 
 class TestModes:
@@ -211,7 +212,7 @@ class TestModes:
 
 
 @caught
-def prepare(data: bytes) -> list[preparation.Crop | preparation.Ready]:
+def prepare(data: bytes) -> list[cropping.Crop | npy_files.Normalised]:
     return preparation.prepare(data, SMALL, 1_000_000)
 
 
@@ -302,10 +303,10 @@ class TestSlowFiles:
         assert data.count(b"\xff\xda") <= 10
         many = data[:last] + data[last:-2] * (scans - data.count(b"\xff\xda") + 1) + data[-2:]
         if taken:
-            assert preparation.decode(many, LIMIT).size == picture.size
+            assert formats.decode(many, LIMIT).size == picture.size
         else:
             with pytest.raises(InvalidImage, match="5000 scans; at most 100"):
-                preparation.decode(many, LIMIT)
+                formats.decode(many, LIMIT)
 
 
 class TestSizes:
@@ -325,9 +326,9 @@ class TestSizes:
 
     def test_at_the_limit_and_one_beyond(self, picture: Image.Image, file_of: FileOf) -> None:
         data, pixels = file_of(picture, "PNG"), picture.width * picture.height
-        assert preparation.decode(data, pixels).size == picture.size
+        assert formats.decode(data, pixels).size == picture.size
         with pytest.raises(PayloadTooLarge, match=str(pixels - 1)):
-            preparation.decode(data, pixels - 1)
+            formats.decode(data, pixels - 1)
 
     @pytest.mark.parametrize("length", [762, 50_000, 400_000])
     @pytest.mark.parametrize("upright", [True, False])
@@ -338,7 +339,7 @@ class TestSizes:
         image.paste((200, 8, 9), (size[0] // 2, size[1] // 2, *size))
         tracemalloc.start()
         started = time.perf_counter()
-        item = preparation.crop(image, preprocess)
+        item = cropping.crop(image, preprocess)
         elapsed, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert elapsed < 0.2
@@ -359,17 +360,17 @@ class TestSizes:
     ) -> None:
         values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         image, preprocess = Image.fromarray(values), Preprocess(side, resize, interpolation=interpolation)
-        width, height = preparation.resized_size(*size, preprocess)
-        assert width * height > preparation.MAX_ELONGATION * resize**2
+        width, height = geometry.resized_size(*size, preprocess)
+        assert width * height > geometry.MAX_ELONGATION * resize**2
         # Pillow 13 takes rows before columns in some sizes: the order is fixed here, for each way rounds for itself.
-        filter_ = preparation.INTERPOLATIONS[interpolation]
+        filter_ = INTERPOLATIONS[interpolation]
         ways = [
             image.resize((width, size[1]), filter_).resize((width, height), filter_),
             image.resize((size[0], height), filter_).resize((width, height), filter_),
         ]
         left, top = (width - side) // 2, (height - side) // 2
         wholes = [np.asarray(way.crop((left, top, left + side, top + side))).astype(int) for way in ways]
-        found = preparation.crop(image, preprocess)
+        found = cropping.crop(image, preprocess)
         assert min(abs(found - whole).max() for whole in wholes) <= 2
 
     @pytest.mark.parametrize("size", [160, 176, 192, 208, 224, 236, 240, 256, 260, 288, 299, 300, 320, 380, 384, 448])
@@ -378,16 +379,15 @@ class TestSizes:
         """torchvision's CenterCrop, which timm uses too, and transformers' center_crop (slow and fast)."""
         resize = math.floor(size / crop_pct)
         for side in range(resize, resize + 40):
-            even, down = Preprocess(size, resize, crop_rounding="even"), Preprocess(size, resize)
-            assert preparation.crop_start(side, even) == int(round((side - size) / 2.0))  # noqa: RUF046, as it stands there
-            assert preparation.crop_start(side, down) == int((side - size) / 2.0) == (side - size) // 2
+            assert geometry.crop_start(side, size, "even") == int(round((side - size) / 2.0))  # noqa: RUF046, as it stands there
+            assert geometry.crop_start(side, size, "down") == int((side - size) / 2.0) == (side - size) // 2
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3), (8, 8), (9, 10), (10, 9), (11, 300)])
     @pytest.mark.parametrize("mode", ["shortest_edge", "square"])
     @pytest.mark.parametrize(("side", "resize"), [(8, 8), (8, 9), (7, 10), (1, 1)])
     def test_every_shape_becomes_a_crop(self, size: tuple[int, int], mode: str, side: int, resize: int) -> None:
         """One pixel, thin strips, smaller and larger than the crop; odd and even margins."""
-        item = preparation.crop(Image.new("RGB", size, (1, 2, 3)), Preprocess(side, resize, mode))
+        item = cropping.crop(Image.new("RGB", size, (1, 2, 3)), Preprocess(side, resize, mode))
         assert item.shape == (side, side, 3)
         assert item.dtype == np.uint8
         assert (item == (1, 2, 3)).all()  # a margin outside the image would be black
@@ -403,11 +403,11 @@ class TestSizes:
         ],
     )
     def test_resized_size(self, size: tuple[int, int], mode: str, wanted: tuple[int, int]) -> None:
-        assert preparation.resized_size(*size, Preprocess(8, 10, mode)) == wanted
+        assert geometry.resized_size(*size, Preprocess(8, 10, mode)) == wanted
 
     def test_the_crop_is_the_centre(self) -> None:
         image = Image.fromarray(np.arange(10 * 14, dtype=np.uint8).reshape(10, 14)).convert("RGB")
-        cut = preparation.crop(image, Preprocess(8, 10, interpolation="nearest"))
+        cut = cropping.crop(image, Preprocess(8, 10, interpolation="nearest"))
         assert np.array_equal(cut, np.asarray(image)[1:9, 3:11])
 
 
@@ -549,7 +549,7 @@ class TestBase64:
         ],
     )
     def test_spellings(self, value: object) -> None:
-        assert preparation.from_base64(value) == self.DATA
+        assert payloads.from_base64(value) == self.DATA
 
     @pytest.mark.parametrize(
         "value",
@@ -568,13 +568,13 @@ class TestBase64:
     )
     def test_what_is_not_base64(self, value: object) -> None:
         with pytest.raises(RequestError, match="not base64") as error:
-            preparation.from_base64(value)
+            payloads.from_base64(value)
         assert error.value.status == 400
 
     @pytest.mark.parametrize("value", ["", "   ", "data:image/png;base64,", "data:", {"b64": ""}])
     def test_nothing(self, value: object) -> None:
         with pytest.raises(RequestError, match="empty"):
-            preparation.from_base64(value)
+            payloads.from_base64(value)
 
     @pytest.mark.parametrize(
         "value",
@@ -582,18 +582,18 @@ class TestBase64:
     )
     def test_what_is_no_string(self, value: object) -> None:
         with pytest.raises(RequestError, match="wanted"):
-            preparation.from_base64(value)
+            payloads.from_base64(value)
 
     def test_messages_do_not_hold_what_came(self) -> None:
         marker = MARKER.decode()
         for value in (marker, f"data:{marker}", {"b64": f"?{marker}"}):
             with pytest.raises(RequestError) as error:
-                preparation.from_base64(value)
+                payloads.from_base64(value)
             assert marker not in error.value.message
 
     def test_keys_are_cut_and_can_be_written(self) -> None:
         with pytest.raises(RequestError) as error:
-            preparation.from_base64({"k" * 9000: 1, "\ud800": 2})
+            payloads.from_base64({"k" * 9000: 1, "\ud800": 2})
         assert len(error.value.message) < 300
         error.value.message.encode("utf-8")
 
@@ -650,7 +650,7 @@ class TestBatcher:
 
 @pytest.mark.parametrize("preprocess", [SMALL, Preprocess(1, 1)])
 def test_a_blank_is_a_crop(preprocess: Preprocess) -> None:
-    blank = preparation.blank(preprocess)
+    blank = cropping.blank(preprocess)
     assert blank.shape == (preprocess.size, preprocess.size, 3)
     assert blank.dtype == np.uint8
     assert blank.max() == 0

@@ -17,9 +17,9 @@ from archive import command_line, package, resolve
 from archive.checkpoints import other_classifiers
 from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_checkpoints import read
-from archive.options import ImageOptions
+from archive.options import ImageClassifierOptions
 from handlers.engines import networks
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 CLASSES = 5
 NAMES = {index: f"kind {index}" for index in range(CLASSES)}
@@ -262,14 +262,14 @@ def test_refuses_a_folder_that_does_not_say_how_images_are_prepared(vit: Path) -
 
 
 def test_refuses_preprocessing_that_cannot_be_expressed(vit: Path) -> None:
-    edit_json(vit / "preprocessor_config.json", image_processor_type="MobileViTImageProcessor")
-    with pytest.raises(CheckpointError, match="image_processor_type 'MobileViTImageProcessor' is not known"):
+    edit_json(vit / "preprocessor_config.json", image_processor_type="NoSuchImageProcessor")
+    with pytest.raises(CheckpointError, match="image_processor_type 'NoSuchImageProcessor' is not known"):
         read(vit)
 
 
 def job(folder: Path, *arguments: object) -> Any:
     command = ["image-classifier", "--name", "model", "--weights", folder, *arguments]
-    return resolve.image_model(cast("ImageOptions", command_line.parse(list(map(str, command)))))
+    return resolve.image_model(cast("ImageClassifierOptions", command_line.parse(list(map(str, command)))))
 
 
 def test_a_network_of_one_size_gets_images_of_that_size(vit: Path, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_refuses_a_network_that_gives_something_else(vit: Path) -> None:
     network = networks.load(vit, torch.float32)
     network.config.id2label = {0: "a"}
     with pytest.raises(CheckpointError, match=r"gives \(1, 5\) for one image, wanted logits \(1, 1\)"):
-        other_classifiers.refuse_size(network, 32)
+        other_classifiers.refuse_size(network, 32, 32)
 
 
 def test_timms_other_networks_go_to_transformers_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from handlers.images import formats, preparation
+from handlers.images import formats, payloads
 from handlers.images.formats import jpeg, png
 from handlers.images.formats.orientation import orientation
 from handlers.protocol.errors import InvalidImage, PayloadTooLarge, RequestError, UnsupportedMediaType
@@ -31,7 +31,7 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    return np.asarray(preparation.decode(data, LIMIT))
+    return np.asarray(formats.decode(data, LIMIT))
 
 
 def segment(marker: int, content: bytes) -> bytes:
@@ -477,7 +477,7 @@ class TestTiffLayouts:
         assert error.value.status in (400, 415)
 
     def test_strips_that_are_missing_do_not_become_black(self) -> None:
-        with pytest.raises(InvalidImage, match="2 strips or tiles make it up, and 1 are there"):
+        with pytest.raises(InvalidImage, match="2 strips or tiles are wanted, and 1 are there"):
             decode(tiff(np.full((8, 6, 1), 9), rows=4, tags={273: [8], 279: [24]}))
 
     def test_later_pictures_and_loops_are_not_looked_at(self) -> None:
@@ -504,7 +504,7 @@ class TestBombs:
     def refused(self, data: bytes, error: type[RequestError], match: str) -> None:
         started = time.perf_counter()
         with pytest.raises(error, match=match):
-            preparation.decode(data, LIMIT)
+            formats.decode(data, LIMIT)
         assert time.perf_counter() - started < 1
 
     def test_a_tiffs_tile(self) -> None:
@@ -513,7 +513,7 @@ class TestBombs:
         tags = {256: [16], 257: [16], 258: [8], 259: [8], 262: [1], 277: [1], 322: [26000], 323: [26000]}
         data = assemble(tile, tags | {324: [8], 325: [len(tile)]})
         self.refused(data, PayloadTooLarge, "16 x 16 pixels, in tiles that together have 676000000")
-        assert preparation._pixels_of(data) == 676_000_000
+        assert payloads.decoded_pixels(data) == 676_000_000
 
     def test_a_tiffs_strips(self) -> None:
         values = np.zeros((16, 16, 1), int)

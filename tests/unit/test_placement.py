@@ -151,7 +151,7 @@ from pathlib import Path
 from archive.trial_run import TrialContext
 from handlers import cpus, loading
 from handlers.text_encoder import TextEncoder
-from handlers.texts.tokenization import Text
+from handlers.texts.payloads import Text
 
 cpus.usable = lambda: 9
 encoder = TextEncoder()

@@ -9,7 +9,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.preprocess_configs import folder_preprocess, read_preprocess, read_timm_preprocess
-from handlers.images.preparation import Preprocess
+from handlers.images.preprocess import Preprocess
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -108,6 +108,26 @@ def test_convnext_crops_below_384_and_squashes_from_there(
             Preprocess(224, 224, "square", "bicubic", HALF, HALF),
         ),
         (
+            {**VIT, "size": {"height": 224, "width": 192}},
+            Preprocess(224, 224, "square", "bilinear", HALF, HALF, width=192, resize_width=192),
+        ),
+        (
+            {**BIT, "crop_size": {"height": 224, "width": 192}},
+            Preprocess(224, 224, "shortest_edge", "bicubic", CLIP_MEAN, CLIP_STD, width=192),
+        ),
+        (
+            {"image_processor_type": "LevitImageProcessor"},
+            Preprocess(224, 256, "shortest_edge", "bicubic", MEAN, STD),
+        ),
+        (
+            {"image_processor_type": "PoolFormerImageProcessor"},
+            Preprocess(224, 248, "shortest_edge", "bicubic", MEAN, STD),
+        ),
+        (
+            {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 288}, "image_mean": HALF},
+            Preprocess(256, 288, "shortest_edge", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), channel_order="bgr"),
+        ),
+        (
             {**VIT, "do_center_crop": True, "crop_size": 200, "image_mean": 0.1, "image_std": 0.2},
             Preprocess(200, 224, "square", "bilinear", (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)),
         ),
@@ -132,10 +152,10 @@ def test_without_normalisation_values_stay_within_0_and_1() -> None:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({**VIT, "size": {"height": 224, "width": 192}}, "size .*square"),
-        ({**VIT, "size": {"shortest_edge": 224, "longest_edge": 300}}, "size .*square"),
+        ({**VIT, "size": {"shortest_edge": 224, "longest_edge": 300}}, "size .*a height and a width"),
+        ({"image_processor_type": "MobileViTImageProcessor"}, "crop of 256 x 256 is larger"),
+        ({**VIT, "size": {"height": 224, "width": 0}}, "size: 0"),
         ({**VIT, "size": True}, "size: True"),
-        ({**BIT, "crop_size": {"height": 224, "width": 192}}, "crop_size .*square"),
         ({**BIT, "crop_size": 225}, "crop of 225"),
         ({**BIT, "do_center_crop": False}, "do_center_crop"),
         ({**MICROSOFT, "size": {"height": 224, "width": 224}}, "size .*shortest_edge"),
@@ -154,7 +174,7 @@ def test_without_normalisation_values_stay_within_0_and_1() -> None:
         ({**MICROSOFT, "image_mean": [0.5, "a", 0.5]}, "image_mean"),
         ({**MICROSOFT, "image_std": [0.5, 0.0, 0.5]}, "image_std"),
         ({**MICROSOFT, "image_std": float("nan")}, "image_std"),
-        ({"image_processor_type": "LevitImageProcessor"}, "image_processor_type 'Levit"),
+        ({"image_processor_type": "PerceiverImageProcessor"}, "image_processor_type 'Perceiver"),
         ({"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True}, "rescale_offset True"),
     ],
 )
@@ -221,7 +241,7 @@ def test_a_processor_config_without_an_image_processor_says_nothing(tmp_path: Pa
     ("name", "content", "named"),
     [
         ("processor_config.json", {"image_processor": 3}, "image_processor in processor_config.json is a int"),
-        ("processor_config.json", {"image_processor": {**VIT, "do_pad": True}}, "do_pad"),
+        ("processor_config.json", {"image_processor": {**VIT, "size": "large"}}, "size: 'large'"),
         ("processor_config.json", {"image_processor": {**VIT, "auto_map": {"a": "b.C"}}}, r"in processor.*b\.C"),
         ("processor_config.json", [], "processor_config.json holds a list"),
         ("preprocessor_config.json", {**VIT, "auto_map": {"a": "b.C"}}, r"preprocessor_config.json .*b\.C"),

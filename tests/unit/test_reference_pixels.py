@@ -17,8 +17,8 @@ from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.torchvision_releases import TORCHVISION_V1, TORCHVISION_V2
 from archive.models import ImageModel
-from handlers.images import preparation
-from handlers.images.preparation import Preprocess
+from handlers.images import batching, cropping, geometry, preparation
+from handlers.images.preprocess import INTERPOLATIONS, Preprocess
 from handlers.settings import ImageSettings
 
 DIGITS = Path(sample_images.__file__).parent / "digits"
@@ -46,17 +46,21 @@ def job(checkpoint: ImageCheckpoint, preprocess: Preprocess) -> ImageModel:
 @torch.inference_mode()
 def served(checkpoint: ImageCheckpoint, preprocess: Preprocess, samples: list[bytes]) -> parity.Array:
     """The handler's logits."""
-    batcher = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batcher = batching.Batcher(preprocess, torch.device("cpu"), torch.float32)
     crops = [crop for sample in samples for crop in preparation.prepare(sample, preprocess, MAX_PIXELS)]
     logits: parity.Array = checkpoint.network()(batcher(crops)).logits.numpy()
     return logits
 
 
 FAULTS = {
-    "crop": ("crop_start", lambda side, preprocess: (side - preprocess.size + 1) // 2),
-    "resize": ("resized_size", lambda width, height, preprocess: (preprocess.resize, preprocess.resize)),
-    "interpolation": ("INTERPOLATIONS", dict.fromkeys(preparation.INTERPOLATIONS, Image.Resampling.NEAREST)),
-    "colours": ("decode", lambda data, most: Image.open(io.BytesIO(data)).convert("RGB").convert("L").convert("RGB")),
+    "crop": (geometry, "crop_start", lambda side, size, rounding: (side - size + 1) // 2),
+    "resize": (geometry, "resized_size", lambda width, height, preprocess: (preprocess.resize, preprocess.resize)),
+    "interpolation": (cropping, "INTERPOLATIONS", dict.fromkeys(INTERPOLATIONS, Image.Resampling.NEAREST)),
+    "colours": (
+        preparation,
+        "decode",
+        lambda data, most: Image.open(io.BytesIO(data)).convert("RGB").convert("L").convert("RGB"),
+    ),
 }
 
 
@@ -73,9 +77,9 @@ def test_the_gate_sees_a_fault_of_preprocessing(
     samples = sample_images.photographs()
     reference = job(checkpoint, preprocess).reference_outputs(samples)
     if fault:
-        monkeypatch.setattr(preparation, *FAULTS[fault])
+        monkeypatch.setattr(*FAULTS[fault])
         if (layout, fault) == ("timm", "crop"):
-            monkeypatch.setattr(preparation, "crop_start", lambda side, preprocess: (side - preprocess.size) // 2)
+            monkeypatch.setattr(geometry, "crop_start", lambda side, size, rounding: (side - size) // 2)
     figures = parity.compare(served(checkpoint, preprocess, samples), reference, "fp32", False, "cpu")
     assert figures.passed is (fault is None)
 
@@ -92,7 +96,7 @@ def test_the_gate_sees_a_fault_of_preprocessing(
 def test_torchvisions_steps_are_the_handlers(digits: ImageCheckpoint, preprocess: Preprocess) -> None:
     checkpoint = dataclasses.replace(digits, layout="torchvision", preprocess=None)
     pixels = reference_pixels.pixels_of(checkpoint, preprocess, MAX_PIXELS)
-    batcher = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batcher = batching.Batcher(preprocess, torch.device("cpu"), torch.float32)
     for sample in sample_images.photographs():
         ours = batcher(preparation.prepare(sample, preprocess, MAX_PIXELS))
         torch.testing.assert_close(ours, pixels(sample), rtol=0, atol=1e-5)
@@ -102,7 +106,7 @@ def test_what_was_changed_at_packaging_is_followed(digits: ImageCheckpoint) -> N
     """transformers' processor knows nothing of it: its steps are taken one by one."""
     preprocess = Preprocess(32, 40, interpolation="bicubic")
     pixels = reference_pixels.pixels_of(digits, preprocess, MAX_PIXELS)
-    batcher = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batcher = batching.Batcher(preprocess, torch.device("cpu"), torch.float32)
     for sample in sample_images.photographs():
         ours = batcher(preparation.prepare(sample, preprocess, MAX_PIXELS))
         torch.testing.assert_close(ours, pixels(sample), rtol=0, atol=1e-5)
@@ -112,7 +116,7 @@ def test_samples_that_transformers_does_not_take_as_they_are(digits: ImageCheckp
     preprocess = digits.preprocess
     assert preprocess is not None
     pixels = reference_pixels.pixels_of(digits, preprocess, MAX_PIXELS)
-    batcher = preparation.Batcher(preprocess, torch.device("cpu"), torch.float32)
+    batcher = batching.Batcher(preprocess, torch.device("cpu"), torch.float32)
     deep, ready = io.BytesIO(), io.BytesIO()
     Image.fromarray(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 60).save(deep, "PNG")
     np.save(ready, np.zeros((2, 3, 32, 32), np.float16))

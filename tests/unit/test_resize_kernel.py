@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from handlers.images import preparation
-from handlers.images.preparation import Preprocess
+from handlers.images import cropping, geometry
+from handlers.images.preprocess import INTERPOLATIONS, Preprocess
 
 ONES, ZEROS = torch.ones(3), torch.zeros(3)
 
@@ -29,7 +29,7 @@ def described(kernels: Any, pixels: torch.Tensor, preprocess: Preprocess, orient
     """Interleaved pixels (H, W, 3) as the kernels take them."""
     height, width = pixels.shape[:2]
     upright = (width, height) if orientation < 5 else (height, width)
-    resized = preparation.resized_size(*upright, preprocess)
+    resized = geometry.resized_size(*upright, preprocess)
     left, top = ((side - preprocess.size) // 2 for side in resized)
     return kernels.module.Picture(pixels, pixels.stride(), width, height, resized, (left, top), orientation)
 
@@ -54,8 +54,8 @@ def test_crops_are_pillows(kernels: Any, interpolation: str, mode: str) -> None:
     found = run(kernels, [described(kernels, pixels, preprocess) for pixels in pictures], preprocess)
     for pixels, one in zip(pictures, found, strict=True):
         image = Image.fromarray(pixels.numpy())
-        size = preparation.resized_size(image.width, image.height, preprocess)
-        whole = np.asarray(image.resize(size, preparation.INTERPOLATIONS[interpolation]))
+        size = geometry.resized_size(image.width, image.height, preprocess)
+        whole = np.asarray(image.resize(size, INTERPOLATIONS[interpolation]))
         left, top = ((side - 8) // 2 for side in size)
         difference = np.abs(one.numpy() - whole[top : top + 8, left : left + 8])
         # Pillow 13 resizes columns first if that is cheaper, and rounds between the two directions.
@@ -69,7 +69,7 @@ def test_pictures_are_turned_upright_as_pillow_turns_them(kernels: Any, orientat
     found = run(kernels, [described(kernels, pixels, preprocess, orientation)], preprocess)[0]
     image = Image.fromarray(pixels.numpy())
     image.getexif()[0x0112] = orientation
-    wanted = preparation.crop(ImageOps.exif_transpose(image), preprocess)
+    wanted = cropping.crop(ImageOps.exif_transpose(image), preprocess)
     assert np.array_equal(found.numpy(), wanted)
 
 
@@ -83,8 +83,8 @@ def test_grey_and_planar_pictures(kernels: Any) -> None:
         like._replace(pixels=planar, strides=(14, 1, 9 * 14)),
     ]
     found = run(kernels, pictures, preprocess).numpy()
-    assert np.array_equal(found[0], preparation.crop(Image.fromarray(pixels[:, :, 0]).convert("RGB"), preprocess))
-    assert np.array_equal(found[1], preparation.crop(Image.fromarray(pixels), preprocess))
+    assert np.array_equal(found[0], cropping.crop(Image.fromarray(pixels[:, :, 0]).convert("RGB"), preprocess))
+    assert np.array_equal(found[1], cropping.crop(Image.fromarray(pixels), preprocess))
 
 
 def test_crops_are_normalised_and_other_channels_are_left_alone(kernels: Any) -> None:
@@ -93,7 +93,7 @@ def test_crops_are_normalised_and_other_channels_are_left_alone(kernels: Any) ->
     out = torch.full((1, 6, 6, 4), 7.0, dtype=torch.float16)
     scale, shift = torch.tensor([0.5, 0.25, 2.0]), torch.tensor([1.0, 2.0, 3.0])
     found = kernels.crops([described(kernels, pixels, preprocess)], "bilinear", scale, shift, out)
-    crop = torch.from_numpy(preparation.crop(Image.fromarray(pixels.numpy()), preprocess).copy())
+    crop = torch.from_numpy(cropping.crop(Image.fromarray(pixels.numpy()), preprocess).copy())
     assert torch.equal(found[0, :, :, :3], (crop.float() * scale - shift).half())
     assert (found[0, :, :, 3] == 7).all()
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers import settings
-from handlers.images.preparation import Preprocess
-from handlers.settings import ImageSettings, Pooling, Settings, SettingsError, TextSettings
+from handlers.images.preprocess import Preprocess
+from handlers.settings import ImageSettings, Settings, SettingsError, TextSettings
+from handlers.tasks.shared.pooling import POOLINGS, Pooling
 
 positive = st.integers(1, 10**9)
 common = {
@@ -43,7 +44,7 @@ image_settings = st.builds(
 )
 poolings = st.builds(
     Pooling,
-    modes=st.lists(st.sampled_from(settings.POOLINGS), min_size=1, max_size=3).map(tuple),
+    modes=st.lists(st.sampled_from(POOLINGS), min_size=1, max_size=3).map(tuple),
     normalize=st.booleans(),
 )
 text_settings = st.builds(

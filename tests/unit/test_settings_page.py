@@ -9,7 +9,8 @@ import pytest
 import settings_page
 
 from handlers import settings
-from handlers.settings import ImageSettings, Pooling, TextSettings
+from handlers.settings import ImageSettings, TextSettings
+from handlers.tasks.shared.pooling import POOLINGS, Pooling
 
 
 def test_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +37,7 @@ def test_every_key_has_a_heading(kind: type, within: str) -> None:
         (ImageSettings, "decoder", settings.DECODERS),
         (ImageSettings, "on_mismatch", settings.ON_MISMATCH),
         (TextSettings, "task", settings.TEXT_TASKS),
-        (Pooling, "modes", settings.POOLINGS),
+        (Pooling, "modes", POOLINGS),
     ],
 )
 def test_every_value_is_named(kind: type, name: str, values: tuple[str, ...]) -> None:

@@ -25,15 +25,17 @@ from handlers import settings, tasks
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
 from handlers.protocol.errors import InferenceFailed, InvalidInput, PayloadTooLarge
-from handlers.settings import POOLINGS, Pooling, TextSettings
+from handlers.settings import TextSettings
 from handlers.tasks.embeddings import Embeddings, pool
 from handlers.tasks.fill_mask import FillMask, mask_token
 from handlers.tasks.sequence_classification import SequenceClassification
 from handlers.tasks.shared.head import Head
+from handlers.tasks.shared.pooling import POOLINGS, Pooling
 from handlers.tasks.shared.scores import score_function, top_k
 from handlers.tasks.shared.task import TextTask
 from handlers.tasks.token_classification import TokenClassification
-from handlers.texts.tokenization import Encoded, Text, Tokenizer
+from handlers.texts.payloads import Text
+from handlers.texts.tokenization import Encoded, Tokenizer
 
 LABELS = ["a", "b", "c", "d"]
 BROKEN = [float("nan"), float("inf"), float("-inf")]

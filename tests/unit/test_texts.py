@@ -19,8 +19,10 @@ from tokenizers import processors
 from handlers.protocol.errors import EmptyRequest, InputTooLong, InvalidInput, PayloadTooLarge, RequestError
 from handlers.settings import TextSettings
 from handlers.text_encoder import TextEncoder
-from handlers.texts import tokenization
-from handlers.texts.tokenization import Encoded, Text, Tokenizer
+from handlers.texts import network_inputs, payloads, tokenization
+from handlers.texts.micro_batches import micro_batches
+from handlers.texts.payloads import Text
+from handlers.texts.tokenization import Encoded, Tokenizer
 
 SETTINGS = TextSettings(max_tokens=16, max_chars=100)
 PAIRS = TextSettings(task="sequence-classification", max_tokens=16, max_chars=100)
@@ -28,7 +30,7 @@ PAIRS = TextSettings(task="sequence-classification", max_tokens=16, max_chars=10
 
 def refused(payload: object, settings: TextSettings = SETTINGS, pairs: bool = False) -> RequestError:
     with pytest.raises(RequestError) as error:
-        tokenization.read(payload, settings, pairs, False)
+        payloads.read(payload, settings, pairs, False)
     return error.value
 
 
@@ -38,7 +40,7 @@ def refused(payload: object, settings: TextSettings = SETTINGS, pairs: bool = Fa
 @pytest.mark.parametrize("truncate", [True, False])
 def test_a_text_comes_as_str_or_bytes(payload: str | bytes, truncate: bool) -> None:
     wanted = payload if isinstance(payload, str) else payload.decode()
-    assert tokenization.read(payload, SETTINGS, False, truncate) == Text(wanted, None, truncate)
+    assert payloads.read(payload, SETTINGS, False, truncate) == Text(wanted, None, truncate)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_an_empty_text_is_refused(payload: object) -> None:
 
 
 def test_the_limit_counts_characters() -> None:
-    assert tokenization.read("é" * 100, SETTINGS, False, False).text == "é" * 100
+    assert payloads.read("é" * 100, SETTINGS, False, False).text == "é" * 100
     error = refused("é" * 101)
     assert (type(error).__name__, error.status) == ("PayloadTooLarge", 413)
     assert "101" in error.message
@@ -91,13 +93,13 @@ def test_the_limit_counts_characters() -> None:
 
 def test_lower_case_where_the_checkpoint_asks() -> None:
     lowering = TextSettings(lower_case=True)
-    assert tokenization.read("ÄB", lowering, False, False).text == "äb"
-    assert tokenization.read("ÄB", SETTINGS, False, False).text == "ÄB"
+    assert payloads.read("ÄB", lowering, False, False).text == "äb"
+    assert payloads.read("ÄB", SETTINGS, False, False).text == "ÄB"
 
 
 class TestPairs:
     def test_a_pair_where_the_task_has_them(self) -> None:
-        assert tokenization.read({"text_pair": "b", "text": "a"}, PAIRS, True, True) == Text("a", "b", True)
+        assert payloads.read({"text_pair": "b", "text": "a"}, PAIRS, True, True) == Text("a", "b", True)
 
     @pytest.mark.parametrize("task", ["embeddings", "token-classification", "fill-mask"])
     def test_no_pair_elsewhere(self, task: str) -> None:
@@ -234,7 +236,7 @@ class TestTokenizer:
         """The encodings of a whole batch of long texts would be gigabytes."""
         sent = [Text("a b", None, True), Text("c" * 9, None, True), Text("d", "e", True), Text("f" * 30, "g", True)]
         whole = tokenizer.encode(sent)
-        monkeypatch.setattr(tokenization, "TOKENIZED_AT_ONCE", 12)
+        monkeypatch.setattr(tokenization, "MAX_CHARACTERS", 12)
         assert [len(part) for part in tokenization._parts(sent)] == [2, 1, 1]
         assert [encoded(result).ids for result in tokenizer.encode(sent)] == [encoded(one).ids for one in whole]
 
@@ -250,7 +252,7 @@ class TestTokenizer:
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_text_is_tokens_or_an_error(self, tokenizer: Tokenizer, text: str) -> None:
         """Hypothesis gives no surrogates here; everything else of Unicode it does."""
-        read = tokenization.read(text.encode(), SETTINGS, False, True)
+        read = payloads.read(text.encode(), SETTINGS, False, True)
         assert read.text == text
         (result,) = tokenizer.encode([read])
         assert 2 <= len(encoded(result).ids) <= 16
@@ -348,10 +350,10 @@ class TestCuts:
 
 def test_a_request_s_texts_are_bounded_together() -> None:
     """One text alone has its own bound, and so has a pair's half."""
-    tokenization.refuse_together([Text("a" * 50, "b" * 50, True)], 60)
-    tokenization.refuse_together([Text("a" * 30, None, True), Text("b" * 20, "c" * 10, True)], 60)
+    payloads.refuse_together([Text("a" * 50, "b" * 50, True)], 60)
+    payloads.refuse_together([Text("a" * 30, None, True), Text("b" * 20, "c" * 10, True)], 60)
     with pytest.raises(PayloadTooLarge, match="2 texts have 61 characters together; at most 60"):
-        tokenization.refuse_together([Text("a" * 30, None, False), Text("b" * 20, "c" * 11, True)], 60)
+        payloads.refuse_together([Text("a" * 30, None, False), Text("b" * 20, "c" * 11, True)], 60)
 
 
 lengths_and_budgets = st.tuples(st.lists(st.integers(1, 64), max_size=40), st.integers(1, 400), st.booleans())
@@ -361,25 +363,25 @@ Case = tuple[list[int], int, bool]
 class TestMicroBatches:
     @given(lengths_and_budgets)
     def test_each_input_is_in_exactly_one(self, case: Case) -> None:
-        places = [place for batch in tokenization.micro_batches(*case) for place in batch]
+        places = [place for batch in micro_batches(*case) for place in batch]
         assert sorted(places) == list(range(len(case[0])))
 
     @given(lengths_and_budgets)
     def test_they_keep_the_budget_unless_one_input_alone_passes_it(self, case: Case) -> None:
         lengths, budget, pads = case
-        for batch in tokenization.micro_batches(*case):
+        for batch in micro_batches(*case):
             chosen = [lengths[place] for place in batch]
             assert len(batch) == 1 or (len(batch) * max(chosen) if pads else sum(chosen)) <= budget
 
     @given(lengths_and_budgets)
     def test_long_ones_first(self, case: Case) -> None:
-        order = [case[0][place] for batch in tokenization.micro_batches(*case) for place in batch]
+        order = [case[0][place] for batch in micro_batches(*case) for place in batch]
         assert order == sorted(case[0], reverse=True)
 
     @given(lengths_and_budgets)
     def test_none_ends_before_it_must(self, case: Case) -> None:
         lengths, budget, pads = case
-        batches = list(tokenization.micro_batches(*case))
+        batches = list(micro_batches(*case))
         for batch, after in pairwise(batches):
             added = lengths[batch[0]] if pads else lengths[after[0]]
             assert (
@@ -387,7 +389,7 @@ class TestMicroBatches:
             ) + added > budget
 
     def test_equal_lengths_keep_their_order(self) -> None:
-        assert list(tokenization.micro_batches([5] * 7, 15, True)) == [[0, 1, 2], [3, 4, 5], [6]]
+        assert list(micro_batches([5] * 7, 15, True)) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 @pytest.mark.parametrize(
@@ -401,12 +403,12 @@ class TestMicroBatches:
     ],
 )
 def test_accepts(media_type: str, taken: bool) -> None:
-    assert tokenization.accepts(media_type) is taken
+    assert payloads.accepts(media_type) is taken
 
 
 @pytest.mark.parametrize("takes_pairs", [False, True])
 def test_pairs_are_offered_where_they_are_taken(takes_pairs: bool) -> None:
-    assert ("text_pair" in tokenization.wanted(takes_pairs)) is takes_pairs
+    assert ("text_pair" in payloads.wanted(takes_pairs)) is takes_pairs
 
 
 @pytest.mark.parametrize(
@@ -419,7 +421,7 @@ def test_pairs_are_offered_where_they_are_taken(takes_pairs: bool) -> None:
     ],
 )
 def test_positions_that_a_network_has(config: dict[str, object], most: int | None) -> None:
-    assert tokenization.positions_of(config) == most
+    assert network_inputs.positions_of(config) == most
 
 
 @pytest.mark.parametrize(
@@ -437,7 +439,7 @@ def test_token_types_by_network_and_tokenizer(
 ) -> None:
     if tokenizer is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    assert tokenization.has_token_types(config, tmp_path) is has
+    assert network_inputs.has_token_types(config, tmp_path) is has
 
 
 def test_a_request_of_many_long_texts_is_refused_alone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -21,7 +22,8 @@ from handlers.engines import EngineSpec, LoadedEngine, fused, graphs, torch_eage
 from handlers.image_classifier import ImageClassifier
 from handlers.selection import choosing, deviations, references, results_cache, verification
 from handlers.selection.references import Images, Texts
-from handlers.settings import TEXT_TASKS, ImageSettings, Pooling, TextSettings
+from handlers.settings import TEXT_TASKS, ImageSettings, TextSettings
+from handlers.tasks.shared.pooling import Pooling
 from handlers.text_encoder import TextEncoder
 
 pytestmark = pytest.mark.usefixtures("pytorch_alone")
@@ -309,10 +311,14 @@ def test_images_come_back_as_they_were_saved(digits_folder: Path, tmp_path: Path
     found = references.of(spec)
     assert isinstance(made, Images)
     assert isinstance(found, Images)
+    assert isinstance(found.images, torch.Tensor)
+    assert isinstance(made.images, torch.Tensor)
     assert torch.equal(found.images, made.images)
     assert torch.equal(found.outputs, made.outputs)
     assert references.of(dataclasses.replace(spec, image_size=64)).source == references.OF_THIS_MACHINE
-    assert found.batch(spec, 9).shape == (9, 3, 32, 32)
+    batch = found.batch(spec, 9)
+    assert isinstance(batch, torch.Tensor)
+    assert batch.shape == (9, 3, 32, 32)
     assert torch.equal(found.logits(9)[7:], made.outputs[:2])
 
 
@@ -405,7 +411,8 @@ class OnGpu:
         engine = LoadedEngine(self.run, {})
         self.room = room
         self.handler.model = dataclasses.replace(handler.model, spec=spec, engine=engine)
-        self.handler.batcher = lambda inputs: torch.zeros(len(inputs), 3)  # type: ignore[assignment]
+        self.handler.pipeline = copy.copy(handler.pipeline)
+        self.handler.pipeline.batch = lambda inputs: torch.zeros(len(inputs), 3)  # type: ignore[method-assign]
 
     def run(self, images: torch.Tensor) -> torch.Tensor:
         self.ran.append(len(images))
@@ -421,7 +428,7 @@ def test_every_bucket_that_can_come_is_run_before_the_first_request(digits: Imag
     buckets = {graphs.bucket_of(size) for size in fake.ran}
     assert buckets == {graphs.bucket_of(count) for count in range(1, 41)}
     fake.ran.clear()
-    assert len(fake.handler.run([None] * 100)) == 100  # type: ignore[list-item]
+    assert len(fake.handler.run([None] * 100)) == 100
     assert fake.ran == [40, 40, 20]
 
 
@@ -431,7 +438,7 @@ def test_batches_are_cut_to_what_memory_sufficed_for(
     fake = OnGpu(digits, 40, room=20)
     fake.handler._warm_up()
     fake.ran.clear()
-    assert len(fake.handler.run([None] * 40)) == 40  # type: ignore[list-item]
+    assert len(fake.handler.run([None] * 40)) == 40
     assert fake.ran == [17, 17, 6]
     assert "batches of more than 17 images are cut" in caplog.text
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,7 +1,7 @@
 """Encoded pictures -> upright 8-bit RGB.
 
-Each format's reader finds out what decoding would take before a decoder sees the file, and hands on only what
-decides pixels: no EXIF, profile, text, second picture or trailing byte can make a picture fail, or cost time.
+Each format's reader finds out what decoding would cost before a decoder sees the file. It passes on only what decides
+pixels, so that no EXIF, profile, text, second picture or trailing byte can make a picture fail or cost time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from handlers.images.formats.orientation import UPRIGHT, orientation, turned
 from handlers.protocol.errors import InvalidImage, PayloadTooLarge, RequestError, UnsupportedMediaType
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# Decoding a progressive JPEG goes over the whole image once a scan. Encoders write 10 or so; a few kilobytes hold
-# thousands, whose decoding takes minutes.
+# Decoding a progressive JPEG goes over the whole image once per scan. Encoders write about 10 scans. A few kilobytes
+# can hold thousands, which take minutes.
 MAX_SCANS = 100
 MAX_SIDE = 500_000  # pixels; Pillow keeps a pointer for each row, and 50 million rows of one pixel are a gigabyte
 MAX_PASSES = 16  # over a picture of the largest size allowed
 
-# Pillow's own bomb check raises at twice its limit and only warns below; ours is one limit, asked before decoding.
+# Pillow's own check raises at twice its limit and only warns below. `refuse` has one limit, before decoding.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -32,8 +32,12 @@ Image.MAX_IMAGE_PIXELS = None
 class Picture:
     """A file that is not decoded yet.
 
-    files: what a decoder gets; several if colours lie in planes, one for each.
-    width, height: in pixels, as the picture lies in the file. pixels: that decoding touches, at least.
+    format: one of FORMATS.
+    files: what the decoder gets; one file per plane if colours lie in planes.
+    width, height: in pixels, as stored, before the picture is turned upright.
+    pixels: that decoding touches, at least.
+    orientation: EXIF's or XMP's, 1 to 8.
+    scans: how many times decoding goes over the picture.
     inverted: whether the decoder takes black for white.
     """
 
@@ -48,10 +52,10 @@ class Picture:
 
 
 def survey(data: bytes) -> Picture:
-    """What the file's header and directories say.
+    """What the file's header and directories say, without decoding.
 
-    Raises UnsupportedMediaType for what is none of FORMATS or a layout that is not read, InvalidImage for what is
-    broken.
+    Raises UnsupportedMediaType if the file is none of FORMATS or of a layout that is not read, and InvalidImage if
+    it is broken.
     """
     kind = _format(data)
     if kind is None:
@@ -65,8 +69,12 @@ def survey(data: bytes) -> Picture:
 def decode(data: bytes, max_pixels: int) -> Image.Image:
     """An upright 8-bit RGB image.
 
-    The first frame of an animation; orientation as EXIF or XMP have it; alpha dropped and CMYK, grey and palettes
-    converted as `Image.convert("RGB")` does; 16-bit grey scaled by 1/257. Colour profiles are not applied.
+    Takes the first frame of an animation, turns it upright by EXIF or XMP, drops alpha, converts CMYK, grey and
+    palettes as `Image.convert("RGB")` does, and scales 16-bit grey by 1/257. Does not apply colour profiles.
+
+    Args:
+        data: the file.
+        max_pixels: of the image, width x height.
 
     Raises InvalidImage, PayloadTooLarge or UnsupportedMediaType.
     """
@@ -85,7 +93,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def refuse(picture: Picture, max_pixels: int) -> None:
-    """Raises for what takes far longer to decode than allowed. max_pixels: of one image."""
+    """Raises PayloadTooLarge or InvalidImage for a picture that is larger or takes longer to decode than allowed."""
     check_pixels(picture.width, picture.height, max_pixels)
     if picture.pixels > max_pixels:
         raise PayloadTooLarge(
@@ -102,7 +110,7 @@ def refuse(picture: Picture, max_pixels: int) -> None:
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
-    """Raises PayloadTooLarge."""
+    """Raises PayloadTooLarge for more pixels in all, or along one side, than allowed."""
     if width * height > max_pixels:
         raise PayloadTooLarge(f"the image is {width} x {height} pixels as sent; at most {max_pixels} are taken")
     if max(width, height) > MAX_SIDE:
@@ -126,7 +134,7 @@ def _pixels(picture: Picture, max_pixels: int) -> Image.Image:
 def _open(kind: str, data: bytes, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=(kind,))
     check_pixels(image.width, image.height, max_pixels)
-    # In one piece: block by block, Pillow goes over what a decoder did not take again and again.
+    # One block: with several, Pillow copies what a decoder has not consumed again and again.
     image.decodermaxblock = max(len(data), 1)
     image.load()
     return image
@@ -147,7 +155,7 @@ def _from_16_bit(image: Image.Image, inverted: bool) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours as straight to RGB, without Pillow's warning
+        image = image.convert("RGBA")  # the same colours as directly to RGB, without Pillow's warning
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -199,7 +207,7 @@ def _size(kind: str, data: bytes) -> tuple[int, int]:
     """Width and height in pixels by the header, as Pillow reads it."""
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-            # Pillow decodes run-length encoded ones in Python, pixel run by pixel run.
+            # Pillow decodes run-length encoded BMPs in Python, run by run, which is slow.
             if kind == "BMP" and image.info.get("compression") in (1, 2):
                 raise UnsupportedMediaType(
                     "the BMP is run-length encoded, which is not read; send it plain, or as a PNG"

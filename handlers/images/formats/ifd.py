@@ -9,13 +9,18 @@ from typing import NamedTuple
 # Bytes of one value, by kind.
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}  # kinds of whole numbers without a sign, for struct
-MAX_ENTRIES, MAX_NUMBERS = 65_535, 131_072  # that are looked at: of a directory, and of one tag
+MAX_ENTRIES, MAX_NUMBERS = 65_535, 131_072  # read at most: entries of a directory, numbers of a tag
 # Some writers put the two bytes of the version the wrong way round; Pillow takes those files as well.
 PREFIXES = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 
 
 class Entry(NamedTuple):
-    """One tag: what kind of value, how many, and where in the data they lie, in bytes."""
+    """One tag's values.
+
+    kind: TIFF's number of the values' type.
+    length: how many values.
+    start, size: where the values lie in the data, in bytes.
+    """
 
     kind: int
     length: int
@@ -25,7 +30,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Directory:
-    """The first directory of a file. order: "<" or ">", for struct. repeated: tags that stand in it several times."""
+    """The first directory of a file.
+
+    data: the whole file.
+    order: byte order, "<" or ">", for struct.
+    entries: by tag.
+    repeated: tags that the directory holds several times.
+    """
 
     data: bytes
     order: str
@@ -33,7 +44,7 @@ class Directory:
     repeated: frozenset[int]
 
     def content(self, tag: int) -> bytes:
-        """The tag's values as they lie in the file; empty if the tag is missing or its values are not whole."""
+        """The tag's values as they lie in the file; empty if the tag is missing or its values are cut off."""
         entry = self.entries.get(tag)
         if entry is None:
             return b""
@@ -41,7 +52,7 @@ class Directory:
         return content if len(content) == entry.size else b""
 
     def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """The tag's values. Raises ValueError if they are no whole numbers, or lie outside the file."""
+        """The tag's values. Raises ValueError if they are not whole numbers, or lie outside the file."""
         entry = self.entries.get(tag)
         if entry is None:
             return default
@@ -69,27 +80,27 @@ def read(data: bytes) -> Directory:
     start, head = (8, "Q") if big else (4, "I")
     count, entry = ("Q", "HHQ") if big else ("H", "HHI")
     try:
-        (place,) = struct.unpack_from(order + head, data, start)
-        (entries,) = struct.unpack_from(order + count, data, place)
+        (offset,) = struct.unpack_from(order + head, data, start)
+        (entries,) = struct.unpack_from(order + count, data, offset)
     except (struct.error, OverflowError):
         raise ValueError("its directory lies outside the file") from None
-    place += struct.calcsize("=" + count)
+    offset += struct.calcsize("=" + count)
     width = struct.calcsize("=" + entry + head)
     return _read(
         data,
         order,
         entry,
         head,
-        range(place, min(place + min(entries, MAX_ENTRIES) * width, len(data) - width + 1), width),
+        range(offset, min(offset + min(entries, MAX_ENTRIES) * width, len(data) - width + 1), width),
     )
 
 
-def _read(data: bytes, order: str, entry: str, head: str, places: range) -> Directory:
+def _read(data: bytes, order: str, entry: str, head: str, offsets: range) -> Directory:
     found: dict[int, Entry] = {}
     repeated = set()
-    for place in places:
-        tag, kind, count = struct.unpack_from(order + entry, data, place)
-        size, start = SIZES.get(kind, 0) * count, place + struct.calcsize("=" + entry)
+    for offset in offsets:
+        tag, kind, count = struct.unpack_from(order + entry, data, offset)
+        size, start = SIZES.get(kind, 0) * count, offset + struct.calcsize("=" + entry)
         if size > struct.calcsize("=" + head):
             (start,) = struct.unpack_from(order + head, data, start)
         if tag in found:

@@ -10,16 +10,18 @@ from typing import NamedTuple
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"  # the former is ImageMagick's, older than eXIf
-MAX_CHUNKS = 65_536  # each costs some time of its own
-_MAX_TEXT = 1 << 20  # bytes of a text that is inflated
+_RAW_EXIF, _XMP = b"Raw profile type exif", b"XML:com.adobe.xmp"  # ImageMagick wrote the former before eXIf existed
+MAX_CHUNKS = 65_536  # each costs time
+_MAX_TEXT = 1 << 20  # bytes that are inflated of one text
 
 
 class Png(NamedTuple):
-    """What is known before decoding. data: less all chunks that say nothing of the first picture's pixels.
+    """What is known before decoding.
 
-    size: width and height in pixels; None if the header is missing.
-    unknown: kinds of chunks that a reader has to know, and this one does not.
+    data: the file without the chunks that change no pixel of the first picture.
+    size: (width, height) in pixels; None if the header is missing.
+    unknown: kinds of critical chunks that no PNG may have.
+    exif, xmp: their data; empty if there is none.
     """
 
     data: bytes
@@ -30,12 +32,12 @@ class Png(NamedTuple):
 
 
 def read(data: bytes) -> Png:
-    """The chunks up to the end, or up to where they stop making sense. Raises ValueError if they are too many."""
+    """The chunks up to IEND, or up to the first impossible one. Raises ValueError if there are too many."""
     kept, unknown, exif, texts = [SIGNATURE], set(), b"", dict[bytes, tuple[bytes, bytes]]()
     for kind, start, end in _chunks(data):
         if kind in _NEEDED:
             kept.append(data[start:end])
-        elif not kind[0] & 32:  # a capital letter: not to be passed over
+        elif not kind[0] & 32:  # a capital letter: a critical chunk, which a reader must not skip
             unknown.add(kind)
         elif kind == b"eXIf":
             exif = data[start + 8 : end - 4]
@@ -49,21 +51,21 @@ def read(data: bytes) -> Png:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Each chunk's kind, where it begins and where it ends, in bytes; the last one may lack its end."""
-    place, kind = len(SIGNATURE), b""
+    """Each chunk's kind, first byte and last byte + 1; the last chunk may be cut off."""
+    offset, kind = len(SIGNATURE), b""
     for _ in range(MAX_CHUNKS):
-        if kind == b"IEND" or place + 8 > len(data):
+        if kind == b"IEND" or offset + 8 > len(data):
             return
-        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        length, kind = int.from_bytes(data[offset : offset + 4], "big"), data[offset + 4 : offset + 8]
         if not kind.isalpha():
             return
-        yield kind, place, min(place + 12 + length, len(data))
-        place += 12 + length
+        yield kind, offset, min(offset + 12 + length, len(data))
+        offset += 12 + length
     raise ValueError(f"a PNG of more than {MAX_CHUNKS} chunks")
 
 
 def _text(kind: bytes, value: bytes) -> bytes:
-    """What stands behind a text's keyword; empty if it cannot be inflated."""
+    """The text after its keyword; empty if it cannot be inflated."""
     packed = kind == b"zTXt"
     if kind == b"iTXt":
         packed, value = value[:1] != b"\0", value[2:].split(b"\0", 2)[-1]

@@ -1,9 +1,9 @@
-"""TIFF files, of which only known layouts reach Pillow, in a directory of our own.
+"""TIFF files: only layouts that Pillow decodes right reach it, in a directory written here.
 
-Pillow decodes some layouts wrongly without a word (16 bits in planes come out in wrong colours, white-is-zero ones
-negative), and libtiff allocates what tags ask for. So the first directory is read and judged here, and what Pillow
-gets is the file's own strips or tiles behind a new directory that holds nothing else.
-Source: TIFF 6.0, its supplements 1 and 2, BigTIFF's draft. tests/parity/test_tiff_parity.py found what is right.
+Pillow decodes some layouts wrongly without an error (16 bits in planes come out in wrong colours, white-is-zero
+images negative), and libtiff allocates whatever the tags ask for. So the first directory is read and judged here.
+Pillow gets the file's own strips or tiles behind a new directory that holds nothing else.
+Source: TIFF 6.0, its supplements 1 and 2, BigTIFF's draft. tests/parity/test_tiff_parity.py checks the layouts.
 """
 
 from __future__ import annotations
@@ -15,49 +15,28 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from handlers.images.formats import ifd, jpeg
+from handlers.images.formats.tiff_layouts import (
+    COLOURS,
+    FAX,
+    JPEG,
+    PALETTE,
+    YCBCR,
+    Layout,
+    each_sample,
+    extra_samples,
+)
 from handlers.protocol.errors import InvalidImage, PayloadTooLarge, UnsupportedMediaType
 
-GREYS, RGB, PALETTE, CMYK, YCBCR = (0, 1), 2, 3, 5, 6  # PhotometricInterpretation; 0: white is zero
-_COLOURS = {0: 1, 1: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
-_PHOTOMETRICS = {0: "white-is-zero", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
-_FORMATS = {1: "unsigned", 2: "signed", 3: "float", 4: "untyped", 5: "complex signed", 6: "complex float"}
-_JPEG, _FAX, _PREDICTED = 7, (2, 3, 4), (5, 8, 32946)
-_COMPRESSIONS = {
-    1: "none",
-    2: "CCITT RLE",
-    3: "fax 3",
-    4: "fax 4",
-    5: "LZW",
-    6: "JPEG of TIFF 6.0",
-    7: "JPEG",
-    8: "deflate",
-    32773: "PackBits",
-    32946: "deflate",
-    34925: "LZMA",
-    50000: "Zstandard",
-    50001: "WebP",
-}
-_READ = (1, *_FAX, 5, _JPEG, 8, 32773, 32946)
-# Samples of one pixel that lie together: for each colour space and bits a sample, the ExtraSamples that Pillow reads.
-_TOGETHER: dict[tuple[int, int], list[tuple[int, ...]]] = {
-    **{(grey, bits): [()] for grey in GREYS for bits in (1, 2, 4, 16)},
-    **{(PALETTE, bits): [()] for bits in (1, 2, 4)},
-    (0, 8): [()],
-    (1, 8): [(), (0,), (2,)],
-    (1, 32): [()],  # whose values have to fit into 16 bits
-    (PALETTE, 8): [(), (0,), (2,)],
-    (RGB, 8): [(), (0,), (1,), (2,), (0, 0), (1, 0), (2, 0), (0, 0, 0), (1, 0, 0), (2, 0, 0)],
-    (RGB, 16): [(), (0,), (1,), (2,)],
-    (CMYK, 8): [(), (0,), (0, 0)],
-    (CMYK, 16): [()],
-    (YCBCR, 8): [()],
-}
-MAX_PARTS = 32_768  # strips or tiles; each costs some time of its own
+MAX_PARTS = 32_768  # strips or tiles; each costs time
 MAX_JPEGS = 8_192
 
 
 class Part(NamedTuple):
-    """A strip or a tile: where it lies in the file, in bytes, and its width and height in pixels."""
+    """A strip or a tile.
+
+    start, size: where it lies in the file, in bytes.
+    width, height: in pixels.
+    """
 
     start: int
     size: int
@@ -69,8 +48,12 @@ class Part(NamedTuple):
 class Tiff:
     """The first picture of a file, in a layout that is read.
 
-    photometric, bits, extra, ...: by the names of TIFF's tags. bits: of a sample, the same for all.
-    parts: plane by plane, or all samples together.
+    width, height: in pixels.
+    photometric, extra, compression, predictor, fill: values of TIFF's tags of these names.
+    bits: per sample, the same for all samples.
+    tile: (width, height) of a tile in pixels; None if the picture is in strips.
+    rows: of a strip.
+    planes: the strips or tiles of each plane; one plane if all samples of a pixel lie together.
     """
 
     directory: ifd.Directory
@@ -88,12 +71,12 @@ class Tiff:
 
     @property
     def pixels(self) -> int:
-        """That decoding touches: tiles stand out over the picture's edges, and may be far larger than it is."""
+        """Pixels that decoding touches: tiles reach over the picture's edges, and may be far larger than it is."""
         return sum(part.width * part.height for part in self.planes[0])
 
     @property
     def inverted(self) -> bool:
-        """Whether white is zero and Pillow, of this layout, does not know it."""
+        """Whether zero is white and Pillow decodes it as black, as it does with 16 bits."""
         return self.photometric == 0 and self.bits == 16
 
     @property
@@ -102,23 +85,23 @@ class Tiff:
         return self.directory.content(700)
 
     def jpegs(self) -> list[bytes]:
-        """The JPEG inside each strip or tile; empty if the compression is another."""
+        """The JPEG in each strip or tile; empty if the compression is another."""
         data = self.directory.data
-        if self.compression != _JPEG:
+        if self.compression != JPEG:
             return []
         return [data[part.start : part.start + part.size] for plane in self.planes for part in plane]
 
     def files(self) -> list[bytes]:
-        """A TIFF with this picture and nothing else; if its colours lie in planes, a grey one for each."""
+        """A TIFF with this picture and nothing else; if its colours lie in planes, one grey TIFF per plane."""
         if len(self.planes) == 1:
-            # Pillow 12 has no grey with a sample of unknown use; as alpha it is dropped alike.
+            # Pillow 12 refuses grey with an unspecified extra sample; declared as alpha, it is dropped as well.
             extra = (2,) if self.photometric == 1 and self.extra == (0,) else self.extra
             return [self._file(self.planes[0], self.photometric, extra)]
-        colours = _COLOURS[self.photometric]
+        colours = COLOURS[self.photometric]
         return [self._file(plane, self.photometric if colours == 1 else 1, ()) for plane in self.planes[:colours]]
 
     def _file(self, parts: Sequence[Part], photometric: int, extra: Sequence[int]) -> bytes:
-        samples = _COLOURS[photometric] + len(extra)
+        samples = COLOURS[photometric] + len(extra)
         starts, sizes = [part.start for part in parts], [part.size for part in parts]
         tags: dict[int, Sequence[int]] = {
             256: [self.width],
@@ -131,21 +114,21 @@ class Tiff:
             317: [self.predictor] if self.predictor != 1 else [],
             320: self._palette() if photometric == PALETTE else [],
             338: extra,
-            339: [2 if self.bits == 32 else 1] * samples,  # Pillow has no unsigned ones of big endian
+            339: [2 if self.bits == 32 else 1] * samples,  # Pillow reads no unsigned big-endian 32 bits
         }
         if self.tile:
             tags |= {322: [self.tile[0]], 323: [self.tile[1]], 324: starts, 325: sizes}
         else:
             tags |= {273: starts, 278: [self.rows], 279: sizes}
-        if self.compression == _FAX[1]:
+        if self.compression == FAX[1]:
             tags[292] = self.directory.numbers(292, (0,))
         if photometric == YCBCR:
             tags[530] = self.directory.numbers(530, (2, 2))
-        tables = self.directory.content(347) if self.compression == _JPEG else b""
+        tables = self.directory.content(347) if self.compression == JPEG else b""
         return _assemble(self.directory, tags, tables)
 
     def _palette(self) -> tuple[int, ...]:
-        """Red, green and blue, in 16 bits; some writers leave 8 bits there."""
+        """All red, then all green, then all blue values, in 16 bits; some writers store 8 bits."""
         colours = self.directory.numbers(320)
         if len(colours) != 3 * 2**self.bits:
             raise ValueError(f"a palette of {len(colours)} numbers for {self.bits} bits")
@@ -155,7 +138,7 @@ class Tiff:
 def read(data: bytes) -> Tiff:
     """The first picture's layout.
 
-    Raises UnsupportedMediaType, naming it, if it is none that is read, and ValueError if the file is broken.
+    Raises UnsupportedMediaType with the layout's name if it is not read, and ValueError if the file is broken.
     """
     return _read(ifd.read(data))
 
@@ -166,22 +149,22 @@ def _read(directory: ifd.Directory) -> Tiff:
     samples, planar = directory.number(277, 1), directory.number(284, 1)
     if not width or not height or not 1 <= samples <= 65535:
         raise ValueError(f"{width} x {height} pixels of {samples} samples")
-    bits = _each(directory, 258, 1, samples)
-    formats = _each(directory, 339, 1, samples)
+    bits = each_sample(directory, 258, 1, samples)
+    formats = each_sample(directory, 339, 1, samples)
     predictor, fill = directory.number(317, 1), directory.number(266, 1)
-    extra = _extra(directory, photometric, samples)
-    layout = _Layout(photometric, bits, formats, samples, extra, planar, compression, predictor, fill)
+    extra = extra_samples(directory, photometric, samples)
+    layout = Layout(photometric, bits, formats, samples, extra, planar, compression, predictor, fill)
     if 3 in formats:
         raise InvalidImage(
             f"the image holds {max(bits)}-bit floats, whose range no file says; send 8 or 16 bits, or a .npy"
         )
-    if not layout.read():
+    if not layout.is_supported():
         raise UnsupportedMediaType(
-            f"the TIFF's layout is not read: {layout.words()}. Wanted: grey, palette, RGB or CMYK, 8 or 16 unsigned "
-            "bits a sample, with deflate, LZW, JPEG or no compression; or send a PNG"
+            f"the TIFF's layout is not read: {layout.description()}. Wanted: grey, palette, RGB or CMYK, 8 or 16 "
+            "unsigned bits a sample, with deflate, LZW, JPEG or no compression; or send a PNG"
         )
     if unclear := directory.repeated & {256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 322, 323, 324, 325}:
-        raise ValueError(f"tag {min(unclear)} stands there twice")
+        raise ValueError(f"tag {min(unclear)} is there twice")
     tile, rows, parts = _parts(directory, width, height, samples if planar == 2 else 1)
     in_plane = len(parts) // samples if planar == 2 else len(parts)
     planes = tuple(parts[at : at + in_plane] for at in range(0, len(parts), in_plane))
@@ -201,88 +184,10 @@ def _read(directory: ifd.Directory) -> Tiff:
     )
 
 
-class _Layout(NamedTuple):
-    """How the samples of a picture are kept, by the names of TIFF's tags."""
-
-    photometric: int
-    bits: tuple[int, ...]
-    formats: tuple[int, ...]
-    samples: int
-    extra: tuple[int, ...]
-    planar: int
-    compression: int
-    predictor: int
-    fill: int
-
-    def read(self) -> bool:
-        """Whether it is known that what comes out is right."""
-        bits, apart = self.bits[0], self.planar == 2 and self.samples > 1
-        alike = len({*self.bits}) == 1 and len({*self.formats}) == 1
-        if not alike or self.planar not in (1, 2) or self.compression not in _READ:
-            return False
-        if self.formats[0] != 1 and (self.formats[0], self.photometric, bits) != (2, 1, 32):
-            return False
-        if apart:
-            known = 1 not in self.extra and (1 if self._colours > 1 else self.photometric, bits) in _TOGETHER
-        else:
-            known = self.extra in _TOGETHER.get((self.photometric, bits), [])
-        return known and self._packing(bits, apart)
-
-    @property
-    def _colours(self) -> int:
-        return _COLOURS.get(self.photometric, 0)
-
-    def _packing(self, bits: int, apart: bool) -> bool:
-        one_bit = self.photometric in GREYS and bits == 1 and self.samples == 1
-        if self.fill != 1 and not (self.fill == 2 and one_bit):
-            return False
-        if self.predictor != 1 and not (
-            self.predictor == 2 and self.compression in _PREDICTED and bits in (8, 16) and self.photometric != PALETTE
-        ):
-            return False
-        if self.compression == _JPEG:
-            return bits == 8 and not apart and not self.extra and self.photometric in (1, RGB, CMYK, YCBCR)
-        return self.photometric != YCBCR and (one_bit or self.compression not in _FAX)
-
-    def words(self) -> str:
-        """For a message."""
-        bits, formats = "/".join(map(str, sorted({*self.bits}))), sorted({*self.formats})
-        kinds = "/".join(_FORMATS.get(kind, f"format {kind}") for kind in formats)
-        said = [
-            _PHOTOMETRICS.get(self.photometric, f"photometric {self.photometric}"),
-            f"{self.samples} samples a pixel of {bits} {kinds} bits",
-            f"extra samples {list(self.extra)[:8]}" if self.extra else "",
-            "in planes" if self.planar == 2 else "",
-            f"compression {_COMPRESSIONS.get(self.compression, self.compression)}",
-            f"predictor {self.predictor}" if self.predictor != 1 else "",
-            f"fill order {self.fill}" if self.fill != 1 else "",
-        ]
-        return ", ".join(filter(None, said))
-
-
-def _each(directory: ifd.Directory, tag: int, default: int, samples: int) -> tuple[int, ...]:
-    """One number for each sample; one alone stands for all."""
-    numbers = directory.numbers(tag, (default,))
-    if len(numbers) == 1:
-        return numbers * samples
-    if len(numbers) < samples:
-        raise ValueError(f"tag {tag} has {len(numbers)} values for {samples} samples")
-    return numbers[:samples]
-
-
-def _extra(directory: ifd.Directory, photometric: int, samples: int) -> tuple[int, ...]:
-    """What the samples beyond the colours are; 0 (unspecified) if no tag says it. Corel writes 999 for alpha."""
-    beyond = samples - _COLOURS.get(photometric, samples)
-    extra = tuple(2 if kind == 999 else kind for kind in directory.numbers(338, (0,) * max(beyond, 0)))
-    if len(extra) != beyond:
-        raise ValueError(f"{samples} samples, {len(extra)} of them extra, for photometric {photometric}")
-    return extra
-
-
 def _parts(
     directory: ifd.Directory, width: int, height: int, planes: int
 ) -> tuple[tuple[int, int] | None, int, tuple[Part, ...]]:
-    """(width and height of a tile or None, rows of a strip, all strips or tiles)."""
+    """((width, height) of a tile or None, rows of a strip, all strips or tiles)."""
     tiled = 324 in directory.entries
     rows = height
     if tiled:
@@ -297,21 +202,21 @@ def _parts(
         raise PayloadTooLarge(f"the TIFF is cut into {count} strips or tiles; at most {MAX_PARTS} are read")
     starts, sizes = directory.numbers(324 if tiled else 273), _sizes(directory, tiled, count)
     if len(starts) < count or len(sizes) < count:
-        raise ValueError(f"{count} strips or tiles make it up, and {min(len(starts), len(sizes))} are there")
+        raise ValueError(f"{count} strips or tiles are wanted, and {min(len(starts), len(sizes))} are there")
     last = len(directory.data)
     if max(starts[:count]) >= last:
         raise ValueError("strips or tiles lie outside the file")
     heights = [high if tiled else min(high, height - top) for top in range(0, height, high)]
     across = math.ceil(width / wide)
     parts = (
-        Part(start, min(size, last - start), wide, heights[place // across % len(heights)])
-        for place, (start, size) in enumerate(zip(starts[:count], sizes[:count], strict=True))
+        Part(start, min(size, last - start), wide, heights[index // across % len(heights)])
+        for index, (start, size) in enumerate(zip(starts[:count], sizes[:count], strict=True))
     )
     return (wide, high) if tiled else None, rows, tuple(parts)
 
 
 def _sizes(directory: ifd.Directory, tiled: bool, count: int) -> tuple[int, ...]:
-    """Bytes of each strip or tile; some writers say nothing of those that are not compressed."""
+    """Bytes of each strip or tile; some writers leave this out for uncompressed ones."""
     tag = 325 if tiled else 279
     if tag not in directory.entries and directory.number(259, 1) == 1:
         return (len(directory.data),) * count
@@ -319,7 +224,7 @@ def _sizes(directory: ifd.Directory, tiled: bool, count: int) -> tuple[int, ...]
 
 
 def _assemble(directory: ifd.Directory, tags: dict[int, Sequence[int]], jpeg_tables: bytes) -> bytes:
-    """The file's bytes at their places, behind a header that points to a new directory at the end."""
+    """The file's bytes where they were, with a header that points to a new directory at the end."""
     order, data = directory.order, directory.data
     data += bytes(-len(data) % 2)
     entries = [(tag, 3 if max(numbers) < 65536 else 4, numbers) for tag, numbers in sorted(tags.items()) if numbers]
@@ -342,9 +247,9 @@ def _assemble(directory: ifd.Directory, tags: dict[int, Sequence[int]], jpeg_tab
 
 
 def scans(picture: Tiff) -> int:
-    """The most scans that a JPEG in one of its strips or tiles has.
+    """The largest number of scans of a JPEG in a strip or tile; 1 for another compression.
 
-    Raises InvalidImage if one of them is larger than the tags say, PayloadTooLarge if there are too many.
+    Raises InvalidImage if a JPEG is larger than the tags say, PayloadTooLarge if there are too many.
     """
     jpegs = picture.jpegs()
     if len(jpegs) > MAX_JPEGS:

@@ -10,9 +10,11 @@ _METADATA = 0x2C  # VP8X's flags for a colour profile, EXIF and XMP
 
 
 class Webp(NamedTuple):
-    """What is known before decoding. data: less metadata, and less all frames behind the first.
+    """What is known before decoding.
 
-    canvas: the pixels that the decoder allocates, (width, height); None if the first chunk does not tell.
+    data: the file without metadata, and without all frames after the first.
+    canvas: (width, height) in pixels that the decoder allocates; None if the first chunk does not say it.
+    exif, xmp: their data; empty if there is none.
     """
 
     data: bytes
@@ -22,7 +24,7 @@ class Webp(NamedTuple):
 
 
 def read(data: bytes) -> Webp:
-    """The chunks up to where they stop making sense."""
+    """The chunks up to the end of the data."""
     kept, found, canvas = [], dict[bytes, bytes](), None
     for kind, start, end in _chunks(data):
         chunk = data[start:end]
@@ -38,10 +40,10 @@ def read(data: bytes) -> Webp:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Each chunk's kind, where it begins and where it ends with its padding, in bytes."""
-    place = 12
-    while place + 8 <= len(data):
-        length = int.from_bytes(data[place + 4 : place + 8], "little")
-        end = place + 8 + length + (length & 1)
-        yield data[place : place + 4], place, min(end, len(data))
-        place = end
+    """Each chunk's kind, first byte, and last byte + 1 with its padding."""
+    offset = 12
+    while offset + 8 <= len(data):
+        length = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        end = offset + 8 + length + (length & 1)
+        yield data[offset : offset + 4], offset, min(end, len(data))
+        offset = end

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
 from handlers.protocol.options import OptionReader
-from handlers.settings import TextSettings
 from handlers.texts.tokenization import Encoded, Tokenizer
+
+if TYPE_CHECKING:
+    from handlers.settings import TextSettings
 
 Input = tuple[Encoded, Mapping[str, Any]]  # tokens of one text, and its request's options
 

@@ -20,7 +20,9 @@ from benchmarks.points import Point
 from handlers import LOCAL
 from handlers.engines import DTYPES, EngineSpec, LoadedEngine
 from handlers.engines.tensorrt import ONNX
-from handlers.images.preparation import Batcher, Preprocess, prepare
+from handlers.images.batching import Batcher
+from handlers.images.preparation import prepare
+from handlers.images.preprocess import Preprocess
 
 PRESET = Path(sample_images.__file__).parent / "resnet101" / "preset.yaml"
 MAX_PIXELS = 50_000_000

@@ -25,7 +25,8 @@ from handlers.encoder.packed import PackedModel
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import EngineSpec, LoadedEngine
 from handlers.engines.text_networks import load_transformer
-from handlers.texts.tokenization import micro_batches, positions_of
+from handlers.texts.micro_batches import micro_batches
+from handlers.texts.network_inputs import positions_of
 
 PRESET = Path(sample_images.__file__).parent / "bert_large" / "preset.yaml"
 CALIBRATION = (128,) * 8

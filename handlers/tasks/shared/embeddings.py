@@ -1,0 +1,50 @@
+"""Embeddings, of texts or images -> what a client reads: numbers, base64, or exact values for bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from handlers.protocol import encodings
+from handlers.protocol.errors import NotFinite
+
+
+def encoded(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digits: int) -> list[object]:
+    """Return one answer per embedding: an array of numbers, base64, or NotFinite.
+
+    Args:
+        embeddings: (N, hidden) fp32.
+        options: of each embedding's request, by encodings.OPTIONS.
+        digits: significant decimal digits of a number in JSON.
+    """
+    finite = embeddings.isfinite().all(dim=1)
+    wanted = [chosen.get("encoding_format", "float") for chosen in options]
+    if "float" in wanted:
+        as_numbers = torch.tensor([encoding == "float" for encoding in wanted], device=embeddings.device)
+        rounded = significant(embeddings, digits)
+        embeddings = torch.where(as_numbers.unsqueeze(1), rounded, embeddings)
+    halved = torch.tensor([chosen.get("dtype") == "float16" for chosen in options], device=finite.device)
+    finite &= ~halved | embeddings.half().isfinite().all(dim=1)  # float16 ends at 65,504
+    rows = zip(embeddings.cpu().numpy(), finite.tolist(), options, strict=True)
+    return [_encoded(row, chosen) if good else NotFinite() for row, good, chosen in rows]
+
+
+def _encoded(row: Any, options: Mapping[str, Any]) -> object:
+    return encodings.as_base64(row, options) if options.get("encoding_format") == "base64" else row
+
+
+def significant(values: torch.Tensor, digits: int) -> torch.Tensor:
+    """Return fp32 values rounded to so many significant decimal digits, so that their JSON is that short.
+
+    Values that are not finite, and those below 1e-30, stay as they are. 9 digits and more change nothing.
+    """
+    if digits >= 9:
+        return values
+    wide = values.double()
+    exponents = wide.abs().clamp_min(1e-30).log10().floor()
+    factors = torch.pow(10.0, digits - 1 - exponents)
+    rounded = (wide * factors).round() / factors
+    narrow = torch.where(wide.abs() >= 1e-30, rounded, wide).float()
+    return torch.where(narrow.isfinite(), narrow, values)
