@@ -136,13 +136,17 @@ class Row:
 
     def refuse_other_paths(self) -> None:
         """Raises RequestError if a path or a header has a meaning that /predictions/NAME would pass over."""
-        for problem in (self._path(), self._protocol()):
+        if self.header("url_path").replace(",", "").strip():
+            raise UnknownPath("no protocol has this path behind /predictions/NAME/VERSION; docs/api.md lists them")
+        self.refuse_other_headers()
+
+    def refuse_other_headers(self) -> None:
+        """Raises RequestError if a header has a meaning that a path of one protocol would pass over."""
+        for problem in (self._explanation(), self._protocol()):
             if problem is not None:
                 raise problem
 
-    def _path(self) -> RequestError | None:
-        if self.header("url_path").replace(",", "").strip():
-            return UnknownPath("nothing is offered behind /predictions/NAME/VERSION; ask that path itself")
+    def _explanation(self) -> RequestError | None:
         if "true" in self.header("explain").lower():
             return UnknownPath("explanations are not offered; ask /predictions/NAME")
         return None

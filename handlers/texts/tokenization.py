@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import tokenizers
 
@@ -27,11 +27,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Text:
-    """What a client sent as one input. truncate: cut it to the model's maximum instead of refusing it."""
+    """What a client sent as one input.
+
+    Args:
+        truncate: cut it to the model's maximum instead of refusing it.
+        from_left: cut off its beginning, or its end; None as the tokenizer's files say.
+    """
 
     text: str
     pair: str | None
     truncate: bool
+    from_left: bool | None = None
 
     @property
     def characters(self) -> int:
@@ -197,7 +203,8 @@ class Tokenizer:
                 "shorten it, or ask for truncation: the header X-Truncate: true, or in JSON "
                 '"parameters": {"truncate": true}'
             )
-        kept = _kept(encoding.sequence_ids, self.max_tokens, self.from_left)
+        from_left = self.from_left if text.from_left is None else text.from_left
+        kept = _kept(encoding.sequence_ids, self.max_tokens, from_left)
         if kept is None:
             return InputTooLong(
                 f"the model takes {self.max_tokens} tokens, and those that the tokenizer adds leave no room for text"
@@ -274,7 +281,14 @@ def _plain(text: Text) -> str | tuple[str, str]:
     return text.text if text.pair is None else (text.text, text.pair)
 
 
-def refuse_together(texts: Sequence[Text], most: int) -> None:
+class HasCharacters(Protocol):
+    """What counts for the limit of characters per request."""
+
+    @property
+    def characters(self) -> int: ...
+
+
+def refuse_together(texts: Sequence[HasCharacters], most: int) -> None:
     """Raises PayloadTooLarge if a request's texts, each short enough, take too long together."""
     if len(texts) > 1 and (characters := sum(text.characters for text in texts)) > most:
         raise PayloadTooLarge(
