@@ -1,4 +1,4 @@
-"""The JSON object that a protocol has as its body: fields are read one by one, and what nobody has read is refused."""
+"""The JSON object that is a protocol's body: fields are read one by one, and what nobody has read is refused."""
 
 from __future__ import annotations
 

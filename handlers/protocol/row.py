@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from handlers.protocol import charsets
 from handlers.protocol.errors import InvalidInput, InvalidOption, RequestError, UnknownPath, UnsupportedMediaType
 
@@ -124,6 +126,23 @@ class Row:
         """
         asked = self.header("describe") == "True"
         return asked and not self.parameters and "content-type" not in self.headers
+
+    def object_with(self, key: str) -> Mapping[str, Any] | None:
+        """Return the body's JSON object if it holds `key`; None if it does not, or is none that can be read.
+
+        TorchServe parses a body that is declared as JSON, unless the worker is told to leave it as it came.
+        """
+        body = self.parameters.get("body")
+        if isinstance(body, (bytes, bytearray)):
+            media_type = self.content_type[0]
+            may_be_json = media_type.endswith("json") or media_type in charsets.UNSPECIFIC
+            if not may_be_json or f'"{key}"'.encode() not in body:
+                return None
+            try:
+                body = orjson.loads(body)
+            except orjson.JSONDecodeError:
+                return None
+        return body if isinstance(body, Mapping) and key in body else None
 
     def refuse_codings(self) -> None:
         """Raises RequestError if the body is a part of one, or compressed or otherwise coded."""

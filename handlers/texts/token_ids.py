@@ -78,7 +78,7 @@ def _refuse_bare(ids: Sequence[int], before: Sequence[int], after: Sequence[int]
         return
     raise InvalidInput(
         "the token ids lack the special tokens of the model's tokenizer: wanted are ids that begin with "
-        f"{before} and end with {after}, as that tokenizer gives them. Send the text itself if the ids are of another "
+        f"{before} and end with {after}, as that tokenizer gives them. Send the text if the ids are of another "
         "tokenizer, as OpenAI's tiktoken; LangChain does so with check_embedding_ctx_length=False"
     )
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 INFERENCE = os.environ["INFERENCE"]  # http://127.0.0.1:8080
 GRPC = os.environ["GRPC"]  # 127.0.0.1:7070
@@ -18,3 +22,12 @@ DOCUMENTS = [
 ]
 LONG = "word " * 600  # more tokens than the model takes
 SIZE = 384  # numbers of an embedding of "sentences"
+
+
+def raised(kind: type[E], call: Callable[[], object]) -> E:
+    """Return the error that a call has to raise."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} was expected")

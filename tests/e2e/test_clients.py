@@ -18,6 +18,7 @@ def client_python() -> Path:
     return client_venv.python()
 
 
+@pytest.mark.usefixtures("reranker")
 @pytest.mark.parametrize("program", client_venv.programs(), ids=lambda path: path.stem)
 def test_a_client_gets_what_it_wants(program: Path, client_python: Path, server: Server) -> None:
     environment = {

@@ -29,9 +29,10 @@ class HuggingFace(Adapter):
     priority = 2
 
     def claims(self, row: Row) -> bool:
-        body = row.parameters.get("body")
-        at_the_model = not row.url_path and not row.is_kserve and not row.is_multipart
-        return at_the_model and isinstance(body, dict) and "inputs" in body and not _is_kserve_v2(body["inputs"])
+        if row.url_path or row.is_kserve or row.is_multipart:
+            return False
+        body = row.object_with("inputs")
+        return body is not None and not _is_kserve_v2(body["inputs"])
 
     def read(self, row: Row, model: Interface) -> Request:
         body, sent = fields.read(row, model)

@@ -60,8 +60,7 @@ class TextEmbeddingsInference(Adapter):
 
     def claims(self, row: Row) -> bool:
         if row.url_path == "rerank":
-            body = row.parameters.get("body")
-            return isinstance(body, dict) and "texts" in body
+            return row.object_with("texts") is not None
         return row.url_path in READERS or row.url_path in ASKED or row.url_path in UNOFFERED
 
     def read(self, row: Row, model: Interface) -> Request:

@@ -22,7 +22,7 @@ from handlers.protocol.wording import names_of
 
 FORM = "application/x-www-form-urlencoded"
 ENVELOPES = {
-    "inputs": "KServe v2, or Hugging Face's API without Content-Type: application/json,",
+    "inputs": "KServe v2",
     "input": "OpenAI's API (embeddings are at /predictions/NAME/VERSION/embeddings)",
     "messages": "OpenAI's API",
     "prompt": "OpenAI's API",
