@@ -136,7 +136,8 @@ class Row:
         if isinstance(body, (bytes, bytearray)):
             media_type = self.content_type[0]
             may_be_json = media_type.endswith("json") or media_type in charsets.UNSPECIFIC
-            if not may_be_json or f'"{key}"'.encode() not in body:
+            begins = body[:64].lstrip().startswith(b"{")
+            if not (may_be_json and begins) or f'"{key}"'.encode() not in body:
                 return None
             try:
                 body = orjson.loads(body)

@@ -29,7 +29,7 @@ class HuggingFace(Adapter):
     priority = 2
 
     def claims(self, row: Row) -> bool:
-        if row.url_path or row.is_kserve or row.is_multipart:
+        if row.url_path or row.is_kserve or row.is_multipart or row.is_grpc:
             return False
         body = row.object_with("inputs")
         return body is not None and not _is_kserve_v2(body["inputs"])
