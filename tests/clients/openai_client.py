@@ -74,7 +74,12 @@ def test_refusals_are_not_retried() -> None:
     sent: list[int] = []
     client = openai.OpenAI(base_url=SENTENCES, api_key=TOKEN, max_retries=3)
     send = client._client.send
-    client._client.send = lambda *args, **kwargs: sent.append(1) or send(*args, **kwargs)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        sent.append(1)
+        return send(*args, **kwargs)
+
+    client._client.send = counted
     raised(openai.BadRequestError, lambda: client.embeddings.create(model="sentences", input=LONG))
     assert len(sent) == 1
 

@@ -10,17 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from tests.unit.conftest import FakeContext
 
+from archive.probe import ProbeContext
 from handlers.text_encoder import TextEncoder
 
 QUERY = "How do I get my money back?"
 DOCUMENTS = ["Return it within 30 days.", "The meeting was moved.", "Money", "A refund takes a week, as a rule."]
 
 
+class PathContext(ProbeContext):
+    """A context whose request came as JSON by a path behind NAME/VERSION."""
+
+    path = ""
+
+    def get_all_request_header(self, idx: int) -> dict[str, Any]:
+        rest = {"content-length": "9", "explain": "False", "content-type": "application/json"}
+        return {**rest, "url_path": self.path}
+
+
 def send(handler: TextEncoder, path: str, body: object) -> Any:
-    headers = {"content-length": "9", "explain": "False", "content-type": "application/json", "url_path": path}
-    context = FakeContext([headers])
+    context = PathContext(Path(), "parity", {})
+    context.path = path
     (answer,) = handler.handle([{"body": body}], context)
     assert context.statuses[0] == 200, answer
     return json.loads(answer)

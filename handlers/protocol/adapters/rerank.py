@@ -54,7 +54,7 @@ class Rerank(Adapter):
         return json_answer({"detail": error.message, "message": error.message}, error.status)
 
 
-def _documents(value: object) -> list[object]:
+def _documents(value: object) -> list[str]:
     """Return the documents' texts. Raises EmptyRequest or InvalidInput."""
     if not isinstance(value, list):
         raise at("documents", InvalidInput(f'"documents" holds {kind_of(value)}; wanted: {WANTED}'))
@@ -63,7 +63,7 @@ def _documents(value: object) -> list[object]:
     return [_text(item, place) for place, item in enumerate(value, 1)]
 
 
-def _text(item: object, place: int) -> object:
+def _text(item: object, place: int) -> str:
     text = item["text"] if isinstance(item, dict) and item.keys() == {"text"} else item
     if isinstance(text, str):
         return text
@@ -71,7 +71,7 @@ def _text(item: object, place: int) -> object:
 
 
 def _results(
-    model: str, documents: Sequence[object], top_n: int | None, with_documents: bool, answers: Sequence[Any]
+    model: str, documents: Sequence[str], top_n: int | None, with_documents: bool, answers: Sequence[Any]
 ) -> object:
     results = [
         {
