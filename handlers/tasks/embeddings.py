@@ -139,8 +139,13 @@ class Embeddings(TextTask):
             kept = places < torch.tensor(lengths, device=embeddings.device).unsqueeze(1)  # (N, hidden)
             embeddings = torch.where(kept, embeddings, 0)
         wanted = [bool(options.get("normalize", self.pooling.normalize)) for _, options in inputs]
+        if not any(wanted):
+            return embeddings
+        unit = F.normalize(embeddings, dim=1)
+        if all(wanted):
+            return unit
         is_unit = torch.tensor(wanted, device=embeddings.device).unsqueeze(1)  # (N, 1)
-        return torch.where(is_unit, F.normalize(embeddings, dim=1), embeddings) if any(wanted) else embeddings
+        return torch.where(is_unit, unit, embeddings)
 
     def _token_vectors(self, outputs: torch.Tensor, batch: TokenBatch, index: int) -> object:
         """Return the vectors of one text's tokens, (T, hidden), or NotFinite."""

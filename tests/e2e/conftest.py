@@ -60,7 +60,7 @@ def server(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reranker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One more model on the server, "reranker": a small cross-encoder with random weights."""
     folder = tmp_path_factory.mktemp("reranker")
@@ -78,7 +78,12 @@ def cross_encoder(folder: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
-    tiny: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tiny: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     config = transformers.BertConfig(**tiny, id2label={0: "LABEL_0"}, initializer_range=0.5)
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
