@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 HOME = "docs/index"
 MENU = {
     "Use": ["docs/quickstart", "docs/packaging", "docs/api", "docs/troubleshooting"],
+    "Clients": ["docs/clients/openai", "docs/clients/tei"],
     "Run": [
         "docs/engines",
         "docs/batching",

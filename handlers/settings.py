@@ -136,6 +136,9 @@ class TextSettings(Settings):
         max_tokens: The longest input in tokens, special tokens counted.
         truncate: Cut longer inputs to `maxTokens`. If false, they get a 400. A request may ask for the other.
         pooling: How token vectors become an embedding: the keys below. Only embeddings use it.
+        dimensions: Shorter embeddings that the checkpoint was trained for (Matryoshka), as numbers of an embedding. A
+            request may ask for one of them. Without such a training a shorter embedding would be worth little, so
+            any other number is refused.
         lower_case: Lower the text before it is tokenized, as some sentence-transformers checkpoints ask.
         top_k: The number of labels, or of fillings of a mask, in an answer. 0 is all labels, or five
             fillings. A request may ask for another number.
@@ -154,6 +157,7 @@ class TextSettings(Settings):
     max_tokens: int = 512
     truncate: bool = False
     pooling: Pooling = field(default_factory=Pooling)
+    dimensions: tuple[int, ...] = ()
     lower_case: bool = False
     top_k: int = 5
     max_chars: int = 100_000
@@ -164,6 +168,8 @@ class TextSettings(Settings):
         super().__post_init__()
         _one_of("task", self.task, TEXT_TASKS)
         _at_least("maxTokens", self.max_tokens, 3)
+        if any(length < 1 for length in self.dimensions):
+            raise ValueError(f"dimensions is {list(self.dimensions)}; wanted: 1 or more each")
         _at_least("topK", self.top_k, 0)
         _at_least("maxChars", self.max_chars, 1)
         _at_least("maxCharsTogether", self.max_chars_together, 1)

@@ -20,6 +20,8 @@ from handlers.protocol.options import one_of
 JSON, RAW, NPY = "application/json", "application/octet-stream", "application/x-npy"
 MEDIA_TYPES = (JSON, RAW, NPY)
 ENCODINGS = ("float", "base64")
+# An option that an adapter alone can set: a vector per token, not per text.
+TOKEN_VECTORS = "token_vectors"  # noqa: S105 - tokens of a text
 EXACT = "exact"  # encoding_format of an answer that is not JSON: values as computed, not rounded to DIGITS
 DTYPES: dict[object, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 # Significant decimal digits with which two neighbouring values of the type differ.

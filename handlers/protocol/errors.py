@@ -12,6 +12,7 @@ class RequestError(Exception):
     """One request cannot be answered; its neighbours in the batch can."""
 
     status = 400
+    field: str | None = None  # of the client's JSON object that is at fault, if one alone is
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -54,6 +55,16 @@ class InputTooLong(RequestError):
 
 class UnknownPath(RequestError):
     """A path that TorchServe hands over and nothing here answers."""
+
+    status = 404
+
+
+class WrongTask(UnknownPath):
+    """A path of a protocol that models of another task have, and this one has not."""
+
+
+class UnknownModel(RequestError):
+    """The request names another model than the one that its path asks."""
 
     status = 404
 

@@ -25,6 +25,10 @@ class Interface:
         other_options: names of options that only other models have. A request that names one is refused.
         media_types: that an answer can come as, the default first. The header Accept chooses.
         takes_pairs: whether `{"text": ..., "text_pair": ...}` is an input.
+        labels: that the model's scores belong to, in the order of the logits; none if it gives no scores.
+        max_tokens: the longest text, special tokens counted; 0 for a model of images.
+        truncates: whether a longer text is cut unless the request says otherwise.
+        pooling: how token vectors become an embedding, as "mean"; "" for other tasks.
         name: under which TorchServe serves the model.
         task: the name of a file in handlers/tasks; for images "image-classification" or "image-embeddings".
         description: what the management port tells of the model: engine, precision, device.
@@ -37,6 +41,10 @@ class Interface:
     other_options: Sequence[str] = ()
     media_types: Sequence[str] = (encodings.JSON,)
     takes_pairs: bool = False
+    labels: Sequence[str] = ()
+    max_tokens: int = 0
+    truncates: bool = False
+    pooling: str = ""
     name: str = ""
     task: str = ""
     description: Mapping[str, Any] = field(default_factory=dict)

@@ -17,6 +17,12 @@ R = TypeVar("R")
 Combine = Callable[[Sequence[Any]], object]
 
 
+class TokenIds(tuple[int, ...]):
+    """An input that came as token ids of the model's tokenizer, instead of as a text."""
+
+    __slots__ = ()
+
+
 def one_answer(answers: Sequence[Any]) -> object:
     """Combine the answer to one input: itself. A file of several images has several, which stay a list."""
     return answers[0] if len(answers) == 1 else answers
@@ -28,12 +34,13 @@ class Request:
 
     Args:
         adapter: of the protocol that the request came by.
-        inputs: one entry per input of the model: bytes, a str, or a value from JSON. None for a request that the
-            adapter answers without the model.
+        inputs: one entry per input of the model: bytes, a str, TokenIds, or a value from JSON. Empty for a request
+            that the adapter answers without the model.
         options: by name, validated. They hold for all inputs.
         combine: makes of the inputs' answers, in the order of `inputs`, what the client gets.
         media_type: in which the answer comes.
         answers: by the model, one per input.
+        sizes: tokens of each input as they run, cut ones after the cut; empty for images.
         error: why the request has none.
         is_grpc, is_unanswerable: as the Row says.
     """
@@ -44,6 +51,7 @@ class Request:
     combine: Combine = one_answer
     media_type: str = encodings.JSON
     answers: Sequence[Any] = ()
+    sizes: Sequence[int] = ()
     error: RequestError | None = None
     is_grpc: bool = False
     is_unanswerable: bool = False

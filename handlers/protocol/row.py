@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from handlers.protocol import charsets
 from handlers.protocol.errors import InvalidInput, InvalidOption, RequestError, UnknownPath, UnsupportedMediaType
 
@@ -127,6 +129,24 @@ class Row:
         asked = self.header("describe") == "True"
         return asked and not self.parameters and "content-type" not in self.headers
 
+    def object_with(self, key: str) -> Mapping[str, Any] | None:
+        """Return the body's JSON object if it holds `key`; None if it does not, or is none that can be read.
+
+        TorchServe parses a body that is declared as JSON, unless the worker is told to leave it as it came.
+        """
+        body = self.parameters.get("body")
+        if isinstance(body, (bytes, bytearray)):
+            media_type = self.content_type[0]
+            may_be_json = media_type.endswith("json") or media_type in charsets.UNSPECIFIC
+            begins = body[:64].lstrip().startswith(b"{")
+            if not (may_be_json and begins) or f'"{key}"'.encode() not in body:
+                return None
+            try:
+                body = orjson.loads(body)
+            except orjson.JSONDecodeError:
+                return None
+        return body if isinstance(body, Mapping) and key in body else None
+
     def refuse_codings(self) -> None:
         """Raises RequestError if the body is a part of one, or compressed or otherwise coded."""
         if "content-range" in self.headers:
@@ -138,13 +158,17 @@ class Row:
 
     def refuse_other_paths(self) -> None:
         """Raises RequestError if a path or a header has a meaning that /predictions/NAME would pass over."""
-        for problem in (self._path(), self._protocol()):
+        if self.header("url_path").replace(",", "").strip():
+            raise UnknownPath("no protocol has this path behind /predictions/NAME/VERSION; docs/api.md lists them")
+        self.refuse_other_headers()
+
+    def refuse_other_headers(self) -> None:
+        """Raises RequestError if a header has a meaning that a path of one protocol would pass over."""
+        for problem in (self._explanation(), self._protocol()):
             if problem is not None:
                 raise problem
 
-    def _path(self) -> RequestError | None:
-        if self.header("url_path").replace(",", "").strip():
-            return UnknownPath("nothing is offered behind /predictions/NAME/VERSION; ask that path itself")
+    def _explanation(self) -> RequestError | None:
         if "true" in self.header("explain").lower():
             return UnknownPath("explanations are not offered; ask /predictions/NAME")
         return None

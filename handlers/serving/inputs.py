@@ -56,6 +56,12 @@ class Inputs(Generic[T]):
         ]
         return Inputs([item for item, _ in pairs], [request for _, request in pairs])
 
+    def sized(self, size: Callable[[T], int]) -> Inputs[T]:
+        """Return the inputs themselves; each request now knows how large its own are (Request.sizes)."""
+        for request, values in self._by_request():
+            request.sizes = [size(value) for value in values]
+        return self
+
     def with_options(self) -> list[tuple[T, Options]]:
         """Return each value with its request's options."""
         return [(value, request.options) for value, request in zip(self.values, self.requests, strict=True)]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from handlers.texts.tokenization import Tokenizer
 
 # Of image models (handlers.image_tasks), and of every text encoder.
-OPTIONS_BESIDE_TASKS = ("normalize", "top_k", "truncate")
+OPTIONS_BESIDE_TASKS = ("normalize", "top_k", "truncate", "truncation_direction")
 
 
 def names() -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import NotFinite
-from handlers.protocol.options import whole_number
+from handlers.protocol.options import whole_number, yes_or_no
 from handlers.tasks.shared.head import Head
 from handlers.tasks.shared.scores import download_top, finite, labels_of, score_function, scores_of
 from handlers.tasks.shared.task import Archive, Input, TextTask
@@ -21,7 +21,7 @@ HEAD = Head(
     rows="text",
     has_labels=True,
 )
-OPTIONS = ("top_k",)
+OPTIONS = ("top_k", "raw_scores")
 
 
 class SequenceClassification(TextTask):
@@ -33,17 +33,26 @@ class SequenceClassification(TextTask):
         self.labels = labels_of(config)
         self.count = min(count or len(self.labels), len(self.labels))
         self.function = score_function(config, len(self.labels))
-        self.options = {"top_k": whole_number(1, len(self.labels))}
+        self.options = {"top_k": whole_number(1, len(self.labels)), "raw_scores": yes_or_no}
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
         counts = [int(options.get("top_k", self.count)) for _, options in inputs]
-        values, indices = download_top(scores_of(outputs, self.function), max(counts))
+        values, indices = download_top(self._scores(outputs, inputs), max(counts))
         return [
             [{"label": self.labels[p], "score": v} for v, p in zip(values[i][:n], indices[i][:n], strict=True)]
             if finite(values[i])
             else NotFinite()
             for i, n in enumerate(counts)
         ]
+
+    def _scores(self, outputs: torch.Tensor, inputs: Sequence[Input]) -> torch.Tensor:
+        """Return the scores of each input, (N, labels): by the checkpoint's function, or the logits themselves."""
+        scores = scores_of(outputs, self.function)
+        raw = [bool(options.get("raw_scores")) for _, options in inputs]
+        if not any(raw):
+            return scores
+        is_raw = torch.tensor(raw, device=scores.device).unsqueeze(1)  # (N, 1)
+        return torch.where(is_raw, scores_of(outputs, "none"), scores)
 
 
 def make(archive: Archive) -> TextTask:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from handlers.protocol.errors import EmptyRequest, InvalidInput, PayloadTooLarge
 from handlers.protocol.wording import kind_of, names_of
@@ -22,11 +22,13 @@ class Text:
     text: the text, or the first of a pair.
     pair: the second text of a pair; None for a text alone.
     truncate: cut the input to the model's maximum instead of refusing it.
+    from_left: cut off its beginning, not its end; None as the tokenizer's files say.
     """
 
     text: str
     pair: str | None
     truncate: bool
+    from_left: bool | None = None
 
     @property
     def characters(self) -> int:
@@ -68,7 +70,14 @@ def read(payload: object, settings: TextSettings, takes_pairs: bool, truncate: b
     return Text(_checked(payload, settings, takes_pairs), None, truncate)
 
 
-def refuse_together(texts: Sequence[Text], max_characters: int) -> None:
+class HasCharacters(Protocol):
+    """What counts for the limit of characters per request."""
+
+    @property
+    def characters(self) -> int: ...
+
+
+def refuse_together(texts: Sequence[HasCharacters], max_characters: int) -> None:
     """Refuse a request whose texts, each short enough, take too long to tokenize together.
 
     Args:

@@ -92,7 +92,8 @@ class Tokenizer:
                 "shorten it, or ask for truncation: the header X-Truncate: true, or in JSON "
                 '"parameters": {"truncate": true}'
             )
-        cut = truncated(encoding, self.max_tokens, self.from_left)
+        from_left = self.from_left if text.from_left is None else text.from_left
+        cut = truncated(encoding, self.max_tokens, from_left)
         if cut is None:
             return InputTooLong(
                 f"the model takes {self.max_tokens} tokens, and those that the tokenizer adds leave no room for text"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from demo import demo_text_encoder
 from server.client import Client
 from server.config import config_on_free_ports
@@ -58,6 +61,36 @@ def server(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="module")
+def reranker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One more model on the server, "reranker": a small cross-encoder with random weights."""
+    folder = tmp_path_factory.mktemp("reranker")
+    cross_encoder(folder)
+    package(server.model_store, "text-encoder", "--weights", str(folder), "--precision", "fp32", "--name", "reranker")
+    query = {"url": "reranker.mar", "model_name": "reranker", "initial_workers": 1, "synchronous": "true"}
+    answer = server.client.manage("POST", "/models", query)
+    assert answer.status == 200, answer.body
+    yield
+    server.client.manage("DELETE", "/models/reranker")
+
+
+def cross_encoder(folder: Path) -> None:
+    """Write a checkpoint with one label, one layer, and the demo encoder's tokenizer; its scores differ by text."""
+    import transformers
+
+    torch.manual_seed(0)
+    tiny: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    config = transformers.BertConfig(**tiny, id2label={0: "LABEL_0"}, initializer_range=0.5)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_text_encoder() / name, folder / name)
 
 
 @pytest.fixture

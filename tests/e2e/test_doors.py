@@ -75,7 +75,7 @@ def test_kserve_v1_goes_on(client: Client) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/predictions/sentences/1.0/embeddings",
+        "/predictions/sentences/1.0/nothing",
         "/predictions/sentences/1.0//x",
         "/explanations/sentences",
         "/v1/models/sentences:explain",
@@ -90,8 +90,8 @@ def test_paths_that_nothing_answers(client: Client, path: str) -> None:
 def test_envelopes_of_others_are_refused(client: Client) -> None:
     for body in (
         {"input": TEXT, "model": "m"},
-        {"inputs": TEXT},
-        {"inputs": [TEXT], "parameters": {}},
+        {"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]},
+        {"inputs": TEXT, "options": {}},
         {"data": TEXT},
     ):
         for headers in ({}, {"Content_Type": "application/json"}):

@@ -111,7 +111,7 @@ def test_no_request_captures_a_graph(minilm: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fused, "capture_graph", lambda *_: pytest.fail("captured"))
     long = " ".join(["word"] * 100)
     for texts in (["a"], ["a"] * 64, ["a b c"] * 64, ["a b c d e f"] * 300, [long] * 200, [long] * 3 + ["a"] * 900):
-        encoded = handler.tokenizer.encode([handler.read(text.encode(), {}) for text in texts])
+        encoded = handler.encode([handler.read(text.encode(), {}) for text in texts])
         assert len(handler.predict([(item, {}) for item in encoded])) == len(texts)  # type: ignore[misc]
 
 

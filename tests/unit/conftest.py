@@ -39,6 +39,7 @@ settings.register_profile("unit", deadline=None)
 settings.load_profile("unit")
 
 Answers = list[tuple[int, Any]]
+Send = Callable[..., tuple[int, Any]]
 
 
 class FakeContext(TrialContext):
@@ -123,6 +124,19 @@ def ask() -> Callable[..., Answers]:
         return answers
 
     return send
+
+
+@pytest.fixture(scope="session")
+def send(minilm: TextEncoder) -> Send:
+    """send(path behind NAME/VERSION, JSON or bytes, handler, **headers) -> the status and the parsed answer."""
+
+    def send_to(path: str, body: object, handler: TextEncoder = minilm, **headers: str) -> tuple[int, Any]:
+        rest = {"content-length": "9", "explain": "False", "content-type": "application/json", "url_path": path}
+        context = FakeContext([{**rest, **{name.replace("_", "-"): value for name, value in headers.items()}}])
+        (answer,) = handler.handle([{"body": body}], context)
+        return context.statuses[0], strict_json(answer) if answer else None
+
+    return send_to
 
 
 @pytest.fixture(scope="session")

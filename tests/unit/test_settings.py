@@ -105,7 +105,7 @@ def wrong_values() -> list[tuple[type[Settings], str, object]]:
         (kind, key, wrong)
         for kind in (ImageSettings, TextSettings)
         for key, value in settings.write(kind()).items()
-        for wrong in WRONG_TYPES.get(type(value), [None, "mean", 5, []])
+        for wrong in WRONG_TYPES.get(type(value), [None, "mean", 5, [[]]])
     ]
 
 

@@ -22,8 +22,8 @@ from handlers.protocol.wording import names_of
 
 FORM = "application/x-www-form-urlencoded"
 ENVELOPES = {
-    "inputs": "KServe v2 and Hugging Face's servers",
-    "input": "OpenAI's API",
+    "inputs": "KServe v2",
+    "input": "OpenAI's API (embeddings are at /predictions/NAME/VERSION/embeddings)",
     "messages": "OpenAI's API",
     "prompt": "OpenAI's API",
 }

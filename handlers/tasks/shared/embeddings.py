@@ -16,7 +16,7 @@ def encoded(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digi
 
     Args:
         embeddings: (N, hidden) fp32.
-        options: of each embedding's request, by encodings.OPTIONS.
+        options: of each embedding's request, by encodings.OPTIONS; "dimensions" keeps so many numbers.
         digits: significant decimal digits of a number in JSON.
     """
     finite = embeddings.isfinite().all(dim=1)
@@ -28,7 +28,7 @@ def encoded(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digi
     halved = torch.tensor([chosen.get("dtype") == "float16" for chosen in options], device=finite.device)
     finite &= ~halved | embeddings.half().isfinite().all(dim=1)  # float16 ends at 65,504
     rows = zip(embeddings.cpu().numpy(), finite.tolist(), options, strict=True)
-    return [_encoded(row, chosen) if good else NotFinite() for row, good, chosen in rows]
+    return [_encoded(row[: chosen.get("dimensions")], chosen) if good else NotFinite() for row, good, chosen in rows]
 
 
 def _encoded(row: Any, options: Mapping[str, Any]) -> object:

@@ -43,10 +43,12 @@ class TextTask:
     Args:
         takes_pairs: whether `{"text": ..., "text_pair": ...}` is an input.
         options: that a request may bring, besides "truncate"; their names are the file's OPTIONS.
+        labels: that scores belong to, in the order of the logits; none if the task gives no scores by label.
         media_types: that an answer can come as, the default first. Others than JSON take answers that are arrays.
     """
 
     takes_pairs = False
+    labels: Sequence[str] = ()
     options: Mapping[str, OptionReader] = {}
     media_types: Sequence[str] = (encodings.JSON,)
 

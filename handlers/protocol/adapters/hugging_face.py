@@ -1,0 +1,98 @@
+"""Hugging Face's inference API: {"inputs": ...} to /predictions/NAME itself, as huggingface_hub has it.
+
+Source: https://huggingface.co/docs/inference-providers/tasks/index
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from handlers.protocol import fields
+from handlers.protocol.adapter import Adapter, Answer, json_answer
+from handlers.protocol.adapters.tei import similarity
+from handlers.protocol.content import merged
+from handlers.protocol.errors import EmptyRequest, InvalidInput, RequestError
+from handlers.protocol.fields import Fields, at
+from handlers.protocol.interface import Interface
+from handlers.protocol.request import Combine, Request, one_answer
+from handlers.protocol.row import Row
+from handlers.protocol.text_inputs import TEXT_OPTIONS
+
+SIMILARITY = {"source_sentence", "sentences"}
+NAMES = {"label": "entity_group", "text": "word"}  # of an entity's parts, ours and Hugging Face's
+
+
+class HuggingFace(Adapter):
+    """Claims JSON objects with "inputs" for /predictions/NAME, except KServe v2's, whose inputs have a datatype."""
+
+    priority = 2
+
+    def claims(self, row: Row) -> bool:
+        if row.url_path or row.is_kserve or row.is_multipart or row.is_grpc:
+            return False
+        body = row.object_with("inputs")
+        return body is not None and not _is_kserve_v2(body["inputs"])
+
+    def read(self, row: Row, model: Interface) -> Request:
+        body, sent = fields.read(row, model)
+        if not model.takes_texts:
+            raise InvalidInput(f'an object with "inputs" came, which models of texts take; wanted: {model.wanted}')
+        value = body.required("inputs", "a string, or a list of strings")
+        chosen = _options(body, model)
+        if isinstance(value, dict) and value.keys() == SIMILARITY and model.task == "embeddings":
+            return similarity(self, Fields(value, '"inputs"'), sent, chosen)
+        inputs = value if isinstance(value, list) else [value]
+        if not inputs:
+            raise at("inputs", EmptyRequest('"inputs" is an empty list'))
+        combine = COMBINE.get(model.task, _as_came)(isinstance(value, list))
+        return Request(self, inputs, fields.together(sent, chosen), combine)
+
+    def write_error(self, error: RequestError) -> Answer:
+        """Return TorchServe's shape and, beside it, the key that huggingface_hub reads."""
+        return json_answer({**error.body(), "error": error.message}, error.status)
+
+
+def _is_kserve_v2(inputs: object) -> bool:
+    return isinstance(inputs, list) and any(isinstance(item, dict) and "datatype" in item for item in inputs)
+
+
+def _options(body: Fields, model: Interface) -> dict[str, object]:
+    """Return the options of the object and of its "parameters"; the former is how feature extraction has them."""
+    names = tuple(dict.fromkeys((*TEXT_OPTIONS, *model.options)))
+    parameters = body.inner("parameters")
+    chosen = merged(body.options(names, model), parameters.options(names, model))
+    parameters.refuse_rest()
+    body.refuse_rest()
+    return chosen
+
+
+def _lists(came_as_list: bool) -> Combine:
+    """Embeddings and labels: a list per text, also for one text alone."""
+    return list
+
+
+def _as_came(came_as_list: bool) -> Combine:
+    return list if came_as_list else one_answer
+
+
+def _entities(came_as_list: bool) -> Combine:
+    """Entities under the names that Hugging Face gives to their parts."""
+
+    def combine(answers: Sequence[Any]) -> object:
+        renamed = [[_renamed(entity) for entity in answer] for answer in answers]
+        return renamed if came_as_list else renamed[0]
+
+    return combine
+
+
+def _renamed(entity: Mapping[str, object]) -> dict[str, object]:
+    return {NAMES.get(name, name): value for name, value in entity.items()}
+
+
+COMBINE: dict[str, Callable[[bool], Combine]] = {
+    "embeddings": _lists,
+    "sequence-classification": _lists,
+    "token-classification": _entities,
+}
+ADAPTER = HuggingFace()
