@@ -53,6 +53,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
             options={"top_k": whole_number(1, len(self.labels))},
             other_options=tasks.option_names(),
             name=context.model_name,
+            version=loading.version(context),
             task="image-classification",
             description=self.model.description,
         )

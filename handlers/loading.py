@@ -89,6 +89,11 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     return Model(folder, chosen, spec, engine, description)
 
 
+def version(context: Context) -> str:
+    """Return the model's version, as the archive's manifest names it; "" if there is no manifest."""
+    return str(((context.manifest or {}).get("model") or {}).get("modelVersion") or "")
+
+
 def give_back_memory(device: torch.device) -> None:
     """Give the GPU back what loading needed and serving does not: other workers need it.
 

@@ -43,6 +43,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 media_types=self.task.media_types,
                 takes_pairs=self.task.takes_pairs,
                 name=context.model_name,
+                version=loading.version(context),
                 task=settings.task,
                 description=self.model.description,
             )

@@ -40,15 +40,15 @@ class Content:
 
         Raises InvalidOption for options that contradict each other, or the media type.
         """
-        together = _merged(options, self.options)
+        together = merged(options, self.options)
         encodings.check(together, media_type)
         if media_type != encodings.JSON:
             together["encoding_format"] = encodings.EXACT
         return Request(adapter, self.inputs, together, self.combine, media_type)
 
 
-def _merged(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises InvalidOption for one that came twice with different values."""
+def merged(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options together. Raises InvalidOption for one that came twice with different values."""
     for name in options.keys() & others.keys():
         if options[name] != others[name]:
             raise InvalidOption(f"the option {name} came twice, with different values")

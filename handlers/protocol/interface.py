@@ -24,7 +24,7 @@ class Interface:
         other_options: names of options that only other models have. A request that names one is refused.
         media_types: that an answer can come as, the default first. The header Accept chooses.
         takes_pairs: whether `{"text": ..., "text_pair": ...}` is an input.
-        name: under which TorchServe serves the model.
+        name, version: under which TorchServe serves the model; "" if it is not known.
         task: the name of a file in handlers/tasks, or "image-classification".
         description: what the management port tells of the model: engine, precision, device.
     """
@@ -37,6 +37,7 @@ class Interface:
     media_types: Sequence[str] = (encodings.JSON,)
     takes_pairs: bool = False
     name: str = ""
+    version: str = ""
     task: str = ""
     description: Mapping[str, Any] = field(default_factory=dict)
 
