@@ -48,7 +48,7 @@ class Content:
 
 
 def merged(options: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options together. Raises InvalidOption for one that came twice with different values."""
+    """Return options that came in two ways. Raises InvalidOption for one that came twice with different values."""
     for name in options.keys() & others.keys():
         if options[name] != others[name]:
             raise InvalidOption(f"the option {name} came twice, with different values")

@@ -138,14 +138,17 @@ class Row:
         for name, plain in UNCODED.items():
             for coding in self.header(name).lower().split(","):
                 if coding.strip() not in plain:
-                    raise UnsupportedMediaType(f"the body came with a {name}; send it as it is, without one")
+                    gzip = "; of content-encodings gzip and deflate are decoded" if name == "content-encoding" else ""
+                    raise UnsupportedMediaType(f"the body came with a {name}; send it as it is, without one{gzip}")
 
     def refuse_other_paths(self) -> None:
         """Raises RequestError if a path or a header has a meaning that /predictions/NAME would pass over."""
         if self.header("url_path").replace(",", "").strip():
-            raise UnknownPath(
-                "nothing is offered at this path behind /predictions/NAME/VERSION; ask that path itself"
-            )
+            raise UnknownPath("no protocol has this path behind /predictions/NAME/VERSION; docs/api.md lists them")
+        self.refuse_other_headers()
+
+    def refuse_other_headers(self) -> None:
+        """Raises RequestError if a header has a meaning that a path of one protocol would pass over."""
         self.refuse_explanations()
         if "inference-header-content-length" in self.headers:
             raise InvalidInput(
