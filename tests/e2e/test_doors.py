@@ -47,13 +47,17 @@ def form(*parts: tuple[str, str, bytes]) -> tuple[bytes, str]:
     return body + f"--{BOUNDARY}--\r\n".encode(), f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def test_kserve_v2_is_refused_by_name(client: Client) -> None:
+def test_what_is_no_request_of_kserve_v2_is_refused_by_name(client: Client) -> None:
     path = "/v2/models/sentences/infer"
     binary = {"Content_Type": "application/octet-stream", "Inference_Header_Content_Length": str(len(V2))}
     for answer in (
         post(client, path, V2 + b"\5\0\0\0hello", **binary),
         post(client, path, V2, Content_Type="application/json"),
         post(client, path, V2),
+    ):
+        assert answer.status == 400
+        assert answer.json().keys() == {"error"}
+    for answer in (
         post(client, path, b"plain words"),
         post(client, path, b"plain words", Content_Type="text/plain"),
         post(client, path, b'["a list"]', Content_Type="application/json"),

@@ -23,8 +23,7 @@ from handlers.protocol.row import Row
 
 ERROR = "error"
 LOST = (
-    "TorchServe drops raw_input_contents, in which tritonclient.grpc sends all elements; send them in an input's "
-    "contents, or ask by HTTP"
+    "TorchServe drops raw_input_contents and elements of FP16; send the others in an input's contents, or ask by HTTP"
 )
 
 
