@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 HOME = "docs/index"
 MENU = {
     "Use": ["docs/quickstart", "docs/packaging", "docs/api", "docs/troubleshooting"],
+    "Clients": ["docs/clients/kserve", "docs/clients/triton", "docs/clients/grpc"],
     "Run": ["docs/engines", "docs/batching", "docs/settings", "docs/benchmarks"],
     "Build on": ["docs/encoder", "docs/architecture", "CONTRIBUTING", "CHANGELOG"],
 }
@@ -25,7 +26,7 @@ project = "TorchServe fast handlers"
 copyright = "its contributors, Apache-2.0"
 root_doc = HOME
 extensions = ["myst_parser"]
-include_patterns = ["docs/*.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = ["docs/**.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # Folders that Sphinx need not walk through.
 exclude_patterns = [".*", "build", "handlers", "archive", "scripts", "tests", "model_store", "logs"]
 myst_heading_anchors = 4  # links to headings are checked; their names are those that GitHub gives them

@@ -388,7 +388,6 @@ class TestPaths:
     @pytest.mark.parametrize(
         "path",
         [
-            "v2/models",
             "v2/models/other",
             "v2/models/other/infer",
             "v2/models/NAME/explain",
@@ -396,7 +395,7 @@ class TestPaths:
             "v2/models/NAME/versions/9/infer",
             "v2/models/NAME/config",
             "v2/repository/index",
-            "v2/x",
+            "v2/health/x",
         ],
     )
     def test_other_paths(self, minilm: TextEncoder, path: str) -> None:

@@ -32,7 +32,7 @@ class KServeV2(Adapter):
     def claims(self, row: Row) -> bool:
         if row.is_kserve:
             return envelope.HEADER in row.headers or _is_envelope(row.parameters.get("body"))
-        return row.url_path.split("/")[0] == "v2"
+        return row.url_path == "v2" or row.url_path.startswith(paths.BEGINNINGS)
 
     def read(self, row: Row, model: Interface) -> Request:
         row.refuse_explanations()

@@ -11,6 +11,8 @@ from handlers.protocol.row import Row
 
 Asked = Literal["server", "live", "ready", "model", "model-ready", "infer"]
 SERVER: dict[str, Asked] = {"v2": "server", "v2/health/live": "live", "v2/health/ready": "ready"}
+# Other protocols have paths with v2 too, as Cohere's v2/rerank. Triton's repository is known, and not offered.
+BEGINNINGS = ("v2/health/", "v2/models/", "v2/repository/")
 MODEL: dict[tuple[str, ...], Asked] = {(): "model", ("ready",): "model-ready", ("infer",): "infer"}
 
 
