@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 HOME = "docs/index"
 MENU = {
     "Use": ["docs/quickstart", "docs/packaging", "docs/api", "docs/troubleshooting"],
-    "Clients": ["docs/clients/openai", "docs/clients/tei"],
+    "Clients": [
+        "docs/clients/openai",
+        "docs/clients/tei",
+        "docs/clients/kserve",
+        "docs/clients/triton",
+        "docs/clients/grpc",
+    ],
     "Run": [
         "docs/engines",
         "docs/batching",

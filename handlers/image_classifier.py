@@ -53,6 +53,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
             other_options=tasks.option_names(),
             media_types=self.task.media_types,
             name=context.model_name,
+            version=loading.version(context),
             task=f"image-{settings.task}",
             description=self.model.description,
         )

@@ -90,6 +90,11 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     return Model(folder, chosen, spec, engine, description)
 
 
+def version(context: Context) -> str:
+    """Return the model's version, as the archive's manifest names it; "" if there is no manifest."""
+    return str(((context.manifest or {}).get("model") or {}).get("modelVersion") or "")
+
+
 def _prepare_process(device: torch.device, cpu_threads: int, workers: int) -> None:
     """Set what holds for the whole process: threads, and the current GPU."""
     placement.set_threads(cpu_threads, workers, device)

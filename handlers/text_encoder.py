@@ -57,6 +57,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 truncates=settings.truncate,
                 pooling="+".join(settings.pooling.modes) if tasks.head(settings.task).is_embedding else "",
                 name=context.model_name,
+                version=loading.version(context),
                 task=settings.task,
                 description=self.model.description,
             )

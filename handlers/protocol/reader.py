@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.protocol import adapters, internal_errors
+from handlers.protocol import adapters, codings, internal_errors
 from handlers.protocol.adapter import Adapter
 from handlers.protocol.context import Context
 from handlers.protocol.errors import InvalidInput, RequestError
@@ -30,6 +30,8 @@ class Reader:
         try:
             row = Row.of(parameters, context.get_all_request_header(index))
             adapter = adapters.adapter_of(row)
+            row = codings.decoded(row)
+            adapter = adapters.adapter_of(row)  # it may be told by the body
             request = self._request(row, adapter)
         except RequestError as error:
             request = Request(adapter, error=error)

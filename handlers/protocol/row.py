@@ -13,6 +13,7 @@ adds to the request headers tells them apart:
 | gRPC Predictions, StreamPredictions | none |
 | gRPC StreamPredictions2 | ts_request_sequence_id and its like |
 | gRPC DescribeModel with customized | `describe` alone |
+| gRPC ModelInfer of the open inference protocol | none, and the one parameter `body` has a content type |
 
 A parameter (a part of a form, an entry of gRPC's map, the raw body) has its content type under its own name, as a
 dict. A request header is a string. So the name of a part or entry is never mistaken for a header.
@@ -28,7 +29,7 @@ from typing import Any
 import orjson
 
 from handlers.protocol import charsets
-from handlers.protocol.errors import InvalidInput, InvalidOption, RequestError, UnknownPath, UnsupportedMediaType
+from handlers.protocol.errors import InvalidInput, InvalidOption, UnknownPath, UnsupportedMediaType
 
 SEQUENCE = "ts_request_sequence_id"
 # Query parameters by which TorchServe's /invocations finds the model; they arrive with the rest.
@@ -112,12 +113,17 @@ class Row:
         """Whether an answer would end the worker: TorchServe throws at it, in the thread that the worker hangs on.
 
         StreamPredictions2 is for models that keep state. TorchServe fails the call of any other by itself, and hands
-        the row on nevertheless; an answer then meets a finished call ("Stream is already completed"). The gRPC
-        service of the open inference protocol, off by default, gives its one parameter a content type, and reads
-        every answer as that protocol's.
+        the row on nevertheless; an answer then meets a finished call ("Stream is already completed").
         """
-        has_type = self.content_types.get("body", "") != ""
-        return self.is_grpc and (SEQUENCE in self.headers or (not self.headers and has_type))
+        return self.is_grpc and SEQUENCE in self.headers
+
+    @property
+    def is_open_inference_grpc(self) -> bool:
+        """Whether the row came by the gRPC service of the open inference protocol, which is off by default.
+
+        TorchServe reads every answer to it as that protocol's. Of all gRPC it alone gives a parameter a content type.
+        """
+        return self.is_grpc and not self.headers and self.content_types.get("body", "") != ""
 
     @property
     def wants_description(self) -> bool:
@@ -154,7 +160,8 @@ class Row:
         for name, plain in UNCODED.items():
             for coding in self.header(name).lower().split(",") if name in self.headers else ():
                 if coding.strip() not in plain:
-                    raise UnsupportedMediaType(f"the body came with a {name}; send it as it is, without one")
+                    gzip = "; of content-encodings gzip and deflate are decoded" if name == "content-encoding" else ""
+                    raise UnsupportedMediaType(f"the body came with a {name}; send it as it is, without one{gzip}")
 
     def refuse_other_paths(self) -> None:
         """Raises RequestError if a path or a header has a meaning that /predictions/NAME would pass over."""
@@ -164,27 +171,26 @@ class Row:
 
     def refuse_other_headers(self) -> None:
         """Raises RequestError if a header has a meaning that a path of one protocol would pass over."""
-        for problem in (self._explanation(), self._protocol()):
-            if problem is not None:
-                raise problem
-
-    def _explanation(self) -> RequestError | None:
-        if "true" in self.header("explain").lower():
-            return UnknownPath("explanations are not offered; ask /predictions/NAME")
-        return None
-
-    def _protocol(self) -> RequestError | None:
+        self.refuse_explanations()
         if "inference-header-content-length" in self.headers:
-            return InvalidInput(
-                "the header Inference-Header-Content-Length is of a protocol that is not read: KServe's v2; v1 is: "
-                'POST /v1/models/NAME:predict with a JSON object that holds "instances"'
+            raise InvalidInput(
+                "the header Inference-Header-Content-Length is of KServe's protocol v2, which has a path of its own: "
+                "POST /v2/models/NAME/infer"
             )
+        self.refuse_describe()
+
+    def refuse_explanations(self) -> None:
+        """Raises UnknownPath if an explanation is asked for."""
+        if "true" in self.header("explain").lower():
+            raise UnknownPath("explanations are not offered; ask /predictions/NAME")
+
+    def refuse_describe(self) -> None:
+        """Raises InvalidOption for the header by which TorchServe's management port asks for the description."""
         if self.header("describe") == "True":
-            return InvalidOption(
+            raise InvalidOption(
                 "the header describe is TorchServe's own; the model's description is at the management port: GET "
                 "/models/NAME?customized=true, without a content type"
             )
-        return None
 
 
 def _both(name: str, sent: Mapping[str, Any]) -> str:

@@ -134,6 +134,16 @@ def test_a_token_is_wanted(caller: Caller, client: Client) -> None:
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
+def test_a_model_that_is_not_there_and_a_deadline_have_their_codes(caller: Caller) -> None:
+    for model, timeout_s, codes in (
+        ("nobody", 30, (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL)),
+        ("sentences", 0.0001, (grpc.StatusCode.DEADLINE_EXCEEDED,)),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            caller.stub.Predictions(caller.message(model, data=b"a"), metadata=caller.token, timeout=timeout_s)
+        assert caught.value.code() in codes
+
+
 def test_rest_and_grpc_and_streams_share_batches(caller: Caller, client: Client) -> None:
     """In any order, bad ones among them: each gets its own answer, and soon."""
     client.token("inference")

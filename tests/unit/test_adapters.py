@@ -73,7 +73,7 @@ def with_rerank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_file_is_a_protocol_and_torchserves_own_comes_last() -> None:
     names = [type(adapter).__name__ for adapter in adapters.ADAPTERS]
-    assert {"KServeV1", "Management", "OpenAI", "TorchServe"} <= set(names)
+    assert {"KServeV1", "KServeV2", "Management", "OpenAI", "OpenInferenceGrpc"} < set(names)
     assert names[-1] == "TorchServe"
     assert adapters.DEFAULT is adapters.ADAPTERS[-1]
     assert [adapter.priority for adapter in adapters.ADAPTERS].count(0) == 1

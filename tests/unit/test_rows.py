@@ -37,7 +37,7 @@ def refuse(sent: dict[str, Any]) -> None:
         ({}, True, False),
         (FORGED, True, False),
         (STREAM2, True, True),
-        (OPEN_INFERENCE, True, True),
+        (OPEN_INFERENCE, True, False),
         ({"describe": "True"}, True, False),
     ],
 )

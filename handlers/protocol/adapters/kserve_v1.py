@@ -19,13 +19,13 @@ from handlers.protocol.row import ROUTING, Row
 from handlers.protocol.wording import kind_of, names_of
 
 WANTED = (
-    "KServe's protocol v2 is not offered; v1 is: POST /v1/models/NAME:predict with a JSON object that holds "
-    '"instances". Everything else is for /predictions/NAME'
+    'KServe\'s protocol v1: POST /v1/models/NAME:predict with a JSON object that holds "instances"; v2: POST '
+    '/v2/models/NAME/infer with one that holds "inputs". Everything else is for /predictions/NAME'
 )
 
 
 class KServeV1(Adapter):
-    """Takes the path of KServe v1, and that of v2, which TorchServe hands over alike."""
+    """Takes the path of KServe v1, and what comes by v2's and is none of v2: TorchServe hands both over alike."""
 
     def claims(self, row: Row) -> bool:
         return row.is_kserve
