@@ -30,8 +30,9 @@ class Reader:
         try:
             row = Row.of(parameters, context.get_all_request_header(index))
             adapter = adapters.adapter_of(row)
-            row = codings.decoded(row)
-            adapter = adapters.adapter_of(row)  # it may be told by the body
+            plain = codings.decoded(row)
+            if plain is not row:  # the adapter may be told by the body
+                row, adapter = plain, adapters.adapter_of(plain)
             request = self._request(row, adapter)
         except RequestError as error:
             request = Request(adapter, error=error)

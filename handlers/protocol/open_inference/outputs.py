@@ -71,6 +71,11 @@ BY_TASK = {
 }
 
 
+def gives_embeddings(task: str) -> bool:
+    """Whether a task's answers are vectors of one length."""
+    return BY_TASK.get(task) is _EMBEDDINGS
+
+
 def declared(task: str) -> tuple[Declared, ...]:
     """Return the outputs of a task; one whose answers fit no tensor has them as JSON, in BYTES."""
     return BY_TASK.get(task, ANSWERS)
@@ -94,7 +99,7 @@ def check(envelope: Envelope, options: Mapping[str, Any], model: Interface) -> l
 
 def make(task: str, answers: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Output]:
     """Return the outputs of N answers by name: all that `declared` names."""
-    if BY_TASK.get(task) is _EMBEDDINGS:
+    if gives_embeddings(task):
         rows = np.stack(answers)  # (N, hidden)
         return {"embeddings": Output.of_array(rows.astype(np.float16) if options.get("dtype") == "float16" else rows)}
     if task in BY_TASK:
