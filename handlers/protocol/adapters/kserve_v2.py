@@ -53,7 +53,7 @@ class KServeV2(Adapter):
         together = merged(options.of_row(row, model), chosen)
         wishes = outputs.check(sent, together, model)
         found = inputs.inputs_of(sent.tensors, model)
-        if model.task == "embeddings" and any(wish.is_binary for wish in wishes):
+        if "encoding_format" in model.options and any(wish.is_binary for wish in wishes):
             together["encoding_format"] = encodings.EXACT
         return Request(self, found, together, _combined(model, sent, wishes, together))
 
