@@ -68,7 +68,7 @@ def test_verify_passes_a_copy_under_another_name(digits_mar: Path, run: Run, tmp
 
 
 @pytest.mark.parametrize(
-    "name", ["labels.json", "model.safetensors", "handlers/tasks/scores.py", "model-config.yaml"]
+    "name", ["labels.json", "model.safetensors", "handlers/tasks/shared/scores.py", "model-config.yaml"]
 )
 def test_verify_names_a_changed_file(digits_mar: Path, run: Run, tmp_path: Path, name: str) -> None:
     content = held(digits_mar, name)
@@ -98,7 +98,7 @@ def test_verify_names_every_problem_at_once(digits_mar: Path, run: Run, tmp_path
     [
         ("modelName", "other"),
         ("modelVersion", "9"),
-        ("handler", "handlers/tasks/scores.py"),
+        ("handler", "handlers/tasks/shared/scores.py"),
         ("configFile", None),
     ],
 )

@@ -65,7 +65,7 @@ ROOT = Path(__file__).parents[2]
 HANDLERS = {
     str(path.relative_to(ROOT))
     for path in (ROOT / "handlers").rglob("*")
-    if path.suffix in (".py", ".yaml") and path.name not in ("image_classifier.py", "text_encoder.py")
+    if path.suffix in (".py", ".yaml", ".typed") and path.name not in ("image_classifier.py", "text_encoder.py")
 }
 COMMON = {
     "MAR-INF/MANIFEST.json",
