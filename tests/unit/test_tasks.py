@@ -499,8 +499,9 @@ def test_a_new_task_with_a_row_per_text_is_read_so_by_every_engine(
     monkeypatch.delitem(sys.modules, "handlers.tasks.something_new", raising=False)
     monkeypatch.setitem(text_networks.AUTO_MODELS, "something-new", head)
     config = transformers.BertConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
+    config.num_labels = 3
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
     spec = EngineSpec("text-encoder", tmp_path / "model", torch.device("cpu"), "fp32", task="something-new")
     batch = TokenBatch.pack([[5, 6, 7, 8], [9, 8]], [[0] * 4, [0] * 2], spec.device)
