@@ -200,7 +200,8 @@ class TextModel(PackagedModel):
         texts = [text.lower() if self.settings.lower_case else text for text in texts]
         ids = self.checkpoint.tokenizer(texts, truncation=True, max_length=self.settings.max_tokens)["input_ids"]
         batches = (TokenBatch.pack([row], [[0] * len(row)], torch.device("cpu")) for row in ids)
-        return PackedModel(network, self.settings.task).calibrate_fp8(batches)
+        task = self.settings.task
+        return PackedModel(network, task, tasks.head(task).rows).calibrate_fp8(batches)
 
     def samples(self) -> list[bytes]:
         path = self.parity_data or SAMPLE_TEXTS

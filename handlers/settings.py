@@ -95,7 +95,8 @@ class ImageSettings(Settings):
         plan_cache: The folder for what a worker makes once and finds again: TensorRT plans built at load, the
             measured times of engines, and the results of the comparison with fp32. "" is
             $XDG_CACHE_HOME/torchserve-fast-handlers/plans, or ~/.cache/torchserve-fast-handlers/plans if that
-            variable is not set. If neither can be written to, a folder of this user's own under /tmp is used.
+            variable is not set. If neither can be written to, a folder of this user's own under /tmp is used. Text
+            encoders have no such key; they use that default folder.
 
     Raises:
         ValueError: A value is outside its range.

@@ -1,6 +1,6 @@
 """Image encoders: networks of transformers whose pooled features are embeddings (DINOv2, ViT, CLIP, SigLIP, ...).
 
-Of a model with two towers (CLIP, SigLIP) the image tower is read, and the text tower is left out.
+A model with two towers (CLIP, SigLIP) gives its image tower; the text tower is left out.
 """
 
 from __future__ import annotations

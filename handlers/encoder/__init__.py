@@ -1,8 +1,8 @@
 """A fused BERT-style encoder for inference, swapped into models of transformers, PyTorch and fairseq.
 
 It takes the encoder out of a model, rearranges its weights, and runs it packed: padding tokens are not computed. On
-an NVIDIA GPU in half precision it runs cuBLAS and Triton's kernels, on anything else plain PyTorch. It needs torch
-alone; transformers only for models of transformers, and Triton only on a GPU.
+an NVIDIA GPU in half precision it runs cuBLAS and Triton's kernels, on anything else plain PyTorch. It needs torch.
+Models of transformers also need transformers, and the kernels on a GPU need Triton.
 
 transformers, with any head:
 
@@ -19,17 +19,18 @@ PyTorch: `swap_encoder` returns the replacement if the model itself is the encod
     encoder = swap_encoder(torch.nn.TransformerEncoder(layer, num_layers=6).eval())
     hidden = encoder(src, src_key_padding_mask=padding)
 
-fairseq: by the state_dict of a model.
+fairseq: from the state_dict of a model.
 
-    encoder = encoder_from_fairseq(torch.load("model.pt", weights_only=True), heads=12)
-    hidden = run_padded(encoder, embeddings, valid=tokens != pad)     # (N, S, H)
+    encoder = encoder_from_fairseq(torch.load("model.pt", weights_only=True)["model"], heads=12)
+    hidden = run_padded(encoder, embeddings, valid=tokens != padding)     # (N, S, H)
 
 Without padding at all, from token ids to a head's outputs:
 
-    model = PackedModel(AutoModel.from_pretrained(folder).eval(), "embeddings")
+    model = PackedModel(AutoModelForTokenClassification.from_pretrained(folder).eval(), "token-classification")
     batch = TokenBatch.pack([[101, 7592, 102], [101, 102]], [[0, 0, 0], [0, 0]], torch.device("cpu"))
     with torch.inference_mode():
         hidden = model.hidden(batch.input_ids, batch.token_type_ids, batch.segments)     # (T, H)
+        logits = model.outputs(hidden, batch)                                            # (T, labels)
 
 A model or a call that the fused encoder would not compute exactly raises `UnsupportedError`, which names the reason;
 the model has not changed then. Everything that is not listed in `__all__` may change without notice.

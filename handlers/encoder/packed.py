@@ -9,7 +9,7 @@ Shapes: T tokens of all sequences together, N sequences, M selected tokens, H hi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,6 +27,14 @@ TOLERANCE = 1e-5
 
 REQUIRED = {"word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight", "LayerNorm.bias"}
 OPTIONAL = {"token_type_embeddings.weight"}
+
+Rows = Literal["text", "token", "mask"]
+ROWS: dict[str, Rows] = {
+    "embeddings": "token",
+    "sequence-classification": "text",
+    "token-classification": "token",
+    "fill-mask": "mask",
+}
 
 
 class PackedEmbeddings(nn.Module):
@@ -136,14 +144,19 @@ class PackedModel(nn.Module):
     Args:
         network: the model in eval mode, in fp32, on the CPU. It is taken apart and is of no use afterwards. Move and
             cast the PackedModel instead.
-        task: "embeddings", "sequence-classification", "token-classification" or "fill-mask".
+        task: "embeddings", "sequence-classification", "token-classification" or "fill-mask"; any other name if `rows`
+            is given.
+        rows: what the head gives one row of logits for: each "text", of which it reads the first token; each "token";
+            or each "mask", which the batch selects. None takes it from `task`.
 
     Raises:
+        ValueError: `task` is unknown, and `rows` is None.
         UnsupportedError: the fused encoder would not compute the model exactly.
     """
 
-    def __init__(self, network: Any, task: str) -> None:
+    def __init__(self, network: Any, task: str, rows: Rows | None = None) -> None:
         super().__init__()
+        self.rows = _rows_of(task) if rows is None else rows
         check_embeddings(network)
         base = network.base_model
         self.embeddings = PackedEmbeddings(base.embeddings, getattr(base, "embeddings_project", None))
@@ -214,16 +227,23 @@ class PackedModel(nn.Module):
             batch: the batch.
 
         Returns:
-            "embeddings": `hidden` itself. "sequence-classification": logits (N, labels). Other tasks: logits
+            `hidden` itself if the model has no head. Logits (N, labels) if the head's rows are texts. Else logits
             (M, labels or vocabulary), or (T, ...) if the batch selects no tokens.
         """
         if self.head is None:
             return hidden
-        if self.task == "sequence-classification":
+        if self.rows == "text":
             rows = hidden[batch.cu_seqlens[:-1].long()].unsqueeze(1)  # (N, 1, H): heads read the first token
         else:
             rows = (hidden if batch.selected is None else hidden[batch.selected]).unsqueeze(0)  # (1, T or M, H)
         self.base.hidden = rows
         logits: torch.Tensor = self.head().logits
         self.base.hidden = None
-        return logits if self.task == "sequence-classification" else logits.squeeze(0)
+        return logits if self.rows == "text" else logits.squeeze(0)
+
+
+def _rows_of(task: str) -> Rows:
+    """Return what a known task's head gives one row of logits for. Raises ValueError."""
+    if task not in ROWS:
+        raise ValueError(f"the task is {task!r}; wanted: one of {', '.join(ROWS)}, or rows= for a task of your own")
+    return ROWS[task]

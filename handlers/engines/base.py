@@ -27,7 +27,7 @@ class EngineSpec:
     """A model as it lies in an unpacked archive, and how it is to run.
 
     Args:
-        kind: "image-classifier" or "text-encoder".
+        kind: "image-classifier" (image encoders too) or "text-encoder".
         model_dir: the folder of config.json and model.safetensors.
         device: where the model runs.
         precision: a key of DTYPES.
@@ -39,7 +39,7 @@ class EngineSpec:
         plan_cache: folder of plans built on this machine, and of what was measured there.
         max_tokens: the most tokens of one text, special tokens counted.
         token_budget: the most tokens that run at once; 0 leaves that to the engine.
-        pooling: how token vectors become an embedding. Engines ignore it; embeddings are compared by it.
+        pooling: how token vectors become an embedding. Engines ignore it. The comparison with fp32 uses it.
     """
 
     kind: str
@@ -77,7 +77,7 @@ class LoadedEngine:
             (T, labels); "fill-mask": logits (M, vocabulary).
         details: how it runs, for the log and the model's description.
         pads: True if a text encoder pads each text to the longest of its batch, and so computes padding as well.
-        token_budget: tokens that a text encoder runs fastest at once, padding counted if it pads.
+        token_budget: the number of tokens per run at which a text encoder is fastest. Padding counts if it pads.
     """
 
     run: Callable[[Any], torch.Tensor]
@@ -92,7 +92,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of model that it runs, of "image-classifier" and "text-encoder"."""
+        """The kinds of model that it runs: "image-classifier", "text-encoder" or both."""
 
     @property
     @abstractmethod
@@ -110,7 +110,7 @@ class Engine(ABC):
     def why_never(self, spec: EngineSpec) -> str | None:
         """Return why it cannot run `spec` on any machine, or None. Packaging refuses such an archive.
 
-        An engine of images that are all squares of one size says so here if the spec's image_size is 0.
+        An engine that takes only square images of one size returns that reason if image_size is 0.
         """
         return None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from handlers import kernels
+from handlers import kernels, tasks
 from handlers.encoder import fp8
 from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
@@ -53,7 +53,7 @@ class Fused(Engine):
         from handlers.encoder.packed import PackedModel
 
         network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
-        model = PackedModel(network, spec.task).eval().to(spec.device, spec.dtype)
+        model = PackedModel(network, spec.task, tasks.head(spec.task).rows).eval().to(spec.device, spec.dtype)
         if spec.precision == "fp8":
             model.to_fp8(fp8.read(spec.model_dir))
         return _load_on_gpu(model, spec) if spec.device.type == "cuda" else _load_on_cpu(model, spec)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from handlers import tasks
 from handlers.encoder.ops import Segments, TorchEncoderOps
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.folding import fold_resnet, why_not_foldable
@@ -98,7 +99,7 @@ def _load_texts(spec: EngineSpec) -> LoadedEngine:
     from handlers.encoder.packed import PackedModel
 
     network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
-    model: Any = PackedModel(network, spec.task).eval()
+    model: Any = PackedModel(network, spec.task, tasks.head(spec.task).rows).eval()
     model.encoder = OnnxEncoder(session(*encoder(model.encoder)))
     details = {**_details(), "padding": f"up to {PADDING} tokens among texts of like length"}
     return LoadedEngine(Packed(model), details, pads=False, token_budget=TOKENS)

@@ -17,7 +17,7 @@ from handlers.protocol.row import Row
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client gets: the body, and how it is sent."""
+    """What a client gets: the body, its status, its media type, and response headers."""
 
     body: bytes
     status: int = 200
@@ -30,8 +30,7 @@ class Adapter(ABC):
 
     Args:
         priority: if several adapters claim a row, the one with the highest priority reads it. 0 is TorchServe's own,
-            which claims every row; 1 is a protocol with a path of its own; 2 is one that shares its path with
-            another, and is recognised by a header or the body.
+            which claims every row. 1 is the usual value. 2 goes before an adapter of 1 that would claim the same row.
     """
 
     priority = 1
@@ -48,7 +47,10 @@ class Adapter(ABC):
         """
 
     def write(self, request: Request) -> Answer:
-        """Return the answer to a request without an error, by default in its media type. Raises RequestError."""
+        """Return the answer to a request that has no error. The default writes the request's media type.
+
+        Raises RequestError.
+        """
         if request.media_type != encodings.JSON:
             body, headers = encodings.as_bytes(request.answers, request.options, request.media_type)
             return Answer(body, media_type=request.media_type, headers=headers)

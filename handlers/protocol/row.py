@@ -121,7 +121,7 @@ class Row:
     def is_open_inference_grpc(self) -> bool:
         """Whether the row came by the gRPC service of the open inference protocol, which is off by default.
 
-        TorchServe reads every answer to it as that protocol's. Of all gRPC it alone gives a parameter a content type.
+        TorchServe reads every answer to it as that protocol's. No other gRPC call gives a parameter a content type.
         """
         return self.is_grpc and not self.headers and self.content_types.get("body", "") != ""
 

@@ -22,7 +22,7 @@ I = TypeVar("I")  # noqa: E741 - an input, as the network takes it
 
 
 class Handler(ABC, Generic[S, I]):
-    """What both entries share; an entry says how inputs are prepared, and what the network answers to them."""
+    """What both entries share. An entry prepares inputs, runs the network, and makes answers of its outputs."""
 
     model: Model[S]
     reader: Reader
@@ -31,7 +31,7 @@ class Handler(ABC, Generic[S, I]):
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
 
-        An error that nothing else has caught fails the requests that have no answer yet, and no other.
+        An error that nothing else has caught fails only the requests that have no answer yet.
         """
         started = time.perf_counter()
         requests = self.reader.read(rows, context)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from handlers.tasks.shared.task import TextTask
     from handlers.texts.tokenization import Tokenizer
 
-# Of image models (handlers.image_tasks), and of every text encoder.
+# Options that image models (handlers.image_tasks) or all text encoders have.
 OPTIONS_BESIDE_TASKS = ("normalize", "top_k", "truncate", "truncation_direction")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,28 @@ back = fairseq_state(encoder, stacked=True)
 assert all(torch.equal(back[name], value) for name, value in state.items() if "embed" not in name)
 assert_not_imported(*SERVER)
 """
+PACKED_HEAD = """
+import transformers
+from handlers.encoder import PackedModel, TokenBatch, pad
+config = transformers.BertConfig(
+    vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3
+)
+network = transformers.BertForSequenceClassification(config).eval()
+ids = [[5, 6, 7, 8, 9], [9, 8]]
+batch = TokenBatch.pack(ids, [[0] * len(one) for one in ids], torch.device("cpu"))
+with torch.inference_mode():
+    wanted = network(input_ids=pad(batch.input_ids, batch, 0), attention_mask=VALID.long()).logits
+    model = PackedModel(network, "a task of my own", rows="text")
+    hidden = model.hidden(batch.input_ids, batch.token_type_ids, batch.segments)
+    torch.testing.assert_close(model.outputs(hidden, batch), wanted, rtol=1e-5, atol=2e-5)
+try:
+    PackedModel(transformers.BertForSequenceClassification(config).eval(), "a task of my own")
+except ValueError as error:
+    assert "rows=" in str(error)
+else:
+    raise AssertionError("a task of no known shape is not refused")
+assert_not_imported(*SERVER)
+"""
 PACKED = """
 import transformers
 from handlers.encoder import PackedModel, TokenBatch, pad, unpad
@@ -120,6 +143,7 @@ PROGRAMS = {
     "torch": TORCH,
     "fairseq": FAIRSEQ,
     "packed": PACKED,
+    "packed, with a head of its own": PACKED_HEAD,
     "old paths": OLD_PATHS,
 }
 
@@ -143,6 +167,12 @@ def test_what_is_public_is_there_and_documented() -> None:
         found = getattr(handlers.encoder, name)
         assert (found.__doc__ or "").strip(), name
     assert "swap_encoder(model)" in (handlers.encoder.__doc__ or "")
+
+
+def test_the_page_names_all_that_is_public() -> None:
+    section = (ROOT / "docs" / "encoder.md").read_text(encoding="utf-8").split("## What is public")[1]
+    named = re.findall(r"^\| `(\w+)", section.split("\n## ")[0], re.MULTILINE)
+    assert sorted(named) == handlers.encoder.__all__
 
 
 def test_its_types_are_installed_too() -> None:

@@ -6,6 +6,7 @@ import base64
 import importlib
 import json
 import math
+import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers import settings, tasks
+from handlers import engines, settings, tasks
 from handlers.encoder.packing import TokenBatch
+from handlers.engines import text_networks
+from handlers.engines.base import EngineSpec
 from handlers.protocol import encodings
 from handlers.protocol.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from handlers.settings import TextSettings
@@ -477,12 +480,35 @@ def test_a_task_is_added_by_a_file(
 ) -> None:
     (tmp_path / "something_new.py").write_text(NEW_TASK, encoding="utf-8")
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "handlers.tasks.something_new", raising=False)
     monkeypatch.setattr(settings, "TEXT_TASKS", tasks.names())
     assert "something-new" in tasks.names()
     assert "how" in tasks.option_names()
     assert tasks.head("something-new").architectures == ("ForSomethingNew",)
     loaded = tasks.load(minilm_folder, TextSettings(task="something-new"), tokenizer)
     assert type(loaded).__name__ == "SomethingNew"
+
+
+def test_a_new_task_with_a_row_per_text_is_read_so_by_every_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "AutoModelForSequenceClassification"
+    file = NEW_TASK.replace('"AutoModel"', f'"{head}"').replace('"last_hidden_state"', '"logits"')
+    (tmp_path / "something_new.py").write_text(file.replace('rows="token"', 'rows="text"'), encoding="utf-8")
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "handlers.tasks.something_new", raising=False)
+    monkeypatch.setitem(text_networks.AUTO_MODELS, "something-new", head)
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    config.num_labels = 3
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    spec = EngineSpec("text-encoder", tmp_path / "model", torch.device("cpu"), "fp32", task="something-new")
+    batch = TokenBatch.pack([[5, 6, 7, 8], [9, 8]], [[0] * 4, [0] * 2], spec.device)
+    wanted = engines.load("torch_eager", spec).run(batch)
+    assert wanted.shape == (2, 3)
+    for name in ("fused", "onnxruntime"):
+        torch.testing.assert_close(engines.load(name, spec).run(batch), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_names_are_those_of_the_files() -> None:
