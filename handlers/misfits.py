@@ -26,6 +26,15 @@ def report(problems: Mapping[str, Iterable[object]], most: int = 20) -> str:
     return "; ".join(f"{problem}: {items}" for problem, items in named.items() if items)
 
 
+def named_misfits(found: Iterable[str], wanted: Iterable[str]) -> Problems:
+    """Compare names alone. Returns what is "missing" and "unexpected", as `report` takes it."""
+    there, needed = dict.fromkeys(found), dict.fromkeys(wanted)
+    return {
+        "missing": [name for name in needed if name not in there],
+        "unexpected": sorted(name for name in there if name not in needed),
+    }
+
+
 def misfits(found: Shapes, wanted: Shapes) -> Problems:
     """Compare the shapes of a file's weights with those of a network, by name.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from handlers.encoder.errors import UnsupportedError
-from handlers.encoder.weights import listed
+from handlers.misfits import report
 
 # With any other attention implementation transformers may pass no mask, and padding would be attended to.
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -86,11 +86,9 @@ def require_plain_modules(encoder: nn.Module, activation: str) -> None:
         "a scale or a size of heads of its own": [name for name, module in named.items() if _is_rescaled(module)],
         "zero keys in attention": [name for name, module in named.items() if getattr(module, "add_zero_attn", False)],
     }
-    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
+    found = report(problems)
     if found:
-        raise UnsupportedError(
-            f"it has {'; '.join(found)}, which may compute something else. Remove or merge them first"
-        )
+        raise UnsupportedError(f"it has {found}, which may compute something else. Remove or merge them first")
 
 
 def _is_plain(module: nn.Module, home: str) -> bool:

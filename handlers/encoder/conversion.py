@@ -19,7 +19,8 @@ from handlers.encoder.errors import UnsupportedError
 from handlers.encoder.families import FAMILIES, class_name
 from handlers.encoder.ops import ACTIVATIONS
 from handlers.encoder.swapped import SwappedEncoder, SwappedTorch
-from handlers.encoder.weights import build_encoder, fused_state, listed
+from handlers.encoder.weights import build_encoder, fused_state
+from handlers.misfits import listed
 
 FUNCTIONS: dict[Any, str] = {
     F.gelu: "gelu",

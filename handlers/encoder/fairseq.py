@@ -11,7 +11,8 @@ import torch
 from handlers.encoder.errors import UnsupportedError
 from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.layouts import FAIRSEQ, FAIRSEQ_STACKED
-from handlers.encoder.weights import Tensors, build_encoder, fused_state, listed, vanilla_state
+from handlers.encoder.weights import Tensors, build_encoder, fused_state, vanilla_state
+from handlers.misfits import listed
 
 FIRST_LAYER = "layers.0.fc1.weight"
 

@@ -9,7 +9,7 @@ from torch import nn
 from handlers.encoder.errors import UnsupportedError
 from handlers.encoder.layouts import BERT, DISTILBERT, TORCH, Layout
 from handlers.encoder.swapped import SwappedBert, SwappedDistilBert, SwappedTorch
-from handlers.encoder.weights import listed
+from handlers.misfits import listed
 
 
 @dataclass(frozen=True)

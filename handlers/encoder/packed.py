@@ -20,7 +20,7 @@ from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.ops import EncoderOps, Norm, Positions, Segments, TorchEncoderOps, launch_context
 from handlers.encoder.packing import TokenBatch
 from handlers.encoder.swap import fused_encoder, swap_encoder
-from handlers.encoder.weights import listed
+from handlers.misfits import listed
 
 SAMPLE_LENGTH = 7
 TOLERANCE = 1e-5

@@ -26,7 +26,7 @@ from handlers.encoder.families import class_name, find_encoders
 from handlers.encoder.fused import FusedEncoder
 from handlers.encoder.references import used_outside
 from handlers.encoder.swapped import SwappedEncoder
-from handlers.encoder.weights import listed
+from handlers.misfits import listed
 
 # transformers hooks an encoder's layers at the first call that asks for hidden states, and remembers that here.
 HOOKED = "_output_capturing_hooks_installed"

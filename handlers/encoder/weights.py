@@ -8,9 +8,9 @@ import torch
 
 from handlers.encoder.fused import EncoderConfig, FusedEncoder, layer_shapes
 from handlers.encoder.layouts import FUSED_LAYER, LEAVES, Layout, count_layers
+from handlers.misfits import Shapes, listed, misshapen, named_misfits, report
 
 Tensors = Mapping[str, torch.Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def fused_state(state: Tensors, layout: Layout) -> dict[str, torch.Tensor]:
@@ -126,23 +126,17 @@ def _refuse_names(state: Tensors, wanted: Iterable[str], layout: str) -> None:
     wanted = list(wanted)
     if not wanted:
         raise ValueError(f"no layers as {layout} names them among {listed(state) or 'no tensors at all'}")
-    problems = {
-        "missing": [name for name in wanted if name not in state],
-        "unexpected": sorted(set(state) - set(wanted)),
-    }
-    found = [f"{problem}: {listed(names)}" for problem, names in problems.items() if names]
+    found = report(named_misfits(state, wanted))
     if found:
-        raise ValueError(f"the weights are not those of an encoder as {layout} names them; {'; '.join(found)}")
+        raise ValueError(f"the weights are not those of an encoder as {layout} names them; {found}")
 
 
 def _refuse_tensors(state: Tensors, shapes: Shapes, layout: str) -> None:
-    misshapen = [
-        f"{name} is {tuple(state[name].shape)}, wanted {shape}"
-        for name, shape in shapes.items()
-        if state[name].shape != shape
+    found = [
+        misshapen(name, state[name].shape, shape) for name, shape in shapes.items() if state[name].shape != shape
     ]
-    if misshapen:
-        raise ValueError(f"the weights' shapes are not those of an encoder as {layout} has it; {listed(misshapen)}")
+    if found:
+        raise ValueError(f"the weights' shapes are not those of an encoder as {layout} has it; {listed(found)}")
     integers = [f"{name} ({t.dtype})" for name, t in state.items() if not t.is_floating_point()]
     if integers:
         raise ValueError(
@@ -151,10 +145,3 @@ def _refuse_tensors(state: Tensors, shapes: Shapes, layout: str) -> None:
     found = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in state.values()})
     if len(found) > 1:
         raise ValueError(f"the weights are of several kinds, {listed(found)}; bring them to one with model.to(...)")
-
-
-def listed(names: Iterable[object], most: int = 6) -> str:
-    """Join the first few names, and say how many more there are."""
-    every = [str(name) for name in names]
-    rest = f" and {len(every) - most} more" if len(every) > most else ""
-    return f"{', '.join(every[:most])}{rest}"

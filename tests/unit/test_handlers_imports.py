@@ -34,13 +34,14 @@ ALLOWED: Mapping[str, set[str]] = {
     "tasks": {"encoder", "protocol", "texts"},
     "texts": {"protocol"},
     "serving": {"isolation", "loading", "protocol", "settings"},
-    "encoder": {"kernels"},
+    "encoder": {"kernels", "misfits"},
     "isolation": {"protocol"},
     "placement": {"cpus"},
     "protocol": set(),
     "kernels": set(),
     "caches": set(),
     "cpus": set(),
+    "misfits": set(),
 }  # fmt: skip
 ROOMS = {
     "image_classifier": "entries",
