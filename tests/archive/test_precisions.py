@@ -23,12 +23,14 @@ Package = Callable[..., str]
 ROOT = Path(__file__).parents[2]
 RAISES = """
 
-_plain_load = load
+class _Raising(TorchEager):
+    def load(self, spec):
+        if spec.precision == "{precision}":
+            raise {error}("no kernel of that kind")
+        return super().load(spec)
 
-def load(spec):
-    if spec.precision == "{precision}":
-        raise {error}("no kernel of that kind")
-    return _plain_load(spec)
+
+ENGINE = _Raising()
 """
 
 
