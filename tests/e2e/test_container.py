@@ -108,7 +108,7 @@ def lines(container: Container, log: str) -> list[dict[str, Any]]:
 
 def send_raw(client: Client, head: str) -> None:
     parsed = urlparse(client.inference)
-    with socket.create_connection((parsed.hostname, parsed.port), timeout=30) as connection:
+    with socket.create_connection((parsed.hostname, parsed.port or 80), timeout=30) as connection:
         connection.sendall(head.encode())
         connection.recv(1 << 16)
 

@@ -115,7 +115,7 @@ def test_the_description_is_not_for_clients_of_inference(client: Client) -> None
     }
     parsed = urlparse(client.inference)
     for line, headers in lines.items():
-        with socket.create_connection((parsed.hostname, parsed.port), timeout=30) as connection:
+        with socket.create_connection((parsed.hostname, parsed.port or 80), timeout=30) as connection:
             connection.sendall(
                 f"{line} HTTP/1.1\r\nConnection: close\r\ndescribe: True\r\n{token}{headers}\r\n".encode()
             )
@@ -199,7 +199,7 @@ def test_a_rest_client_cannot_pass_for_grpc(client: Client) -> None:
         f"POST /predictions/sentences HTTP/1.1\r\n{token}content-type: application/grpc\r\nte: trailers\r\n"
         "ts_request_sequence_id: x\r\nts_stream_next: false\r\nContent-Length: 3\r\n\r\nabc",
     ):
-        with socket.create_connection((parsed.hostname, parsed.port), timeout=30) as connection:
+        with socket.create_connection((parsed.hostname, parsed.port or 80), timeout=30) as connection:
             connection.sendall(sent.encode())
             connection.settimeout(10)
             head, _, rest = connection.recv(1 << 20).partition(b"\r\n\r\n")

@@ -31,7 +31,7 @@ class Connection:
     def __init__(self, client: Client) -> None:
         parsed = urlparse(client.inference)
         self.token = f"Authorization: Bearer {client.token('inference')}\r\n"
-        self.socket = socket.create_connection((parsed.hostname, parsed.port), timeout=30)
+        self.socket = socket.create_connection((parsed.hostname, parsed.port or 80), timeout=30)
         self.stream = self.socket.makefile("rb")
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from archive import digests
 
 NOOP = Path(__file__).with_name("noop_handler.py")
 MANIFEST, CONFIG, PROVENANCE = "MAR-INF/MANIFEST.json", "model-config.yaml", "provenance.json"
@@ -54,24 +55,16 @@ class Archive:
 
     def about(self) -> dict[str, Any]:
         """For the report: the digest of the file, and of its content if this project packaged it."""
-        with self.file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest() if _HAS_FILE_DIGEST else _digest(stream)
-        return {"file": self.file.name, "sha256": digest, "content": self._json(PROVENANCE).get("digest")}
+        return {
+            "file": self.file.name,
+            "sha256": digests.of_files(self.file),
+            "content": self._json(PROVENANCE).get("digest"),
+        }
 
     def _json(self, name: str) -> dict[str, Any]:
         with zipfile.ZipFile(self.file) as archive:
             found = json.loads(archive.read(name)) if name in archive.namelist() else {}
         return found if isinstance(found, dict) else {}
-
-
-_HAS_FILE_DIGEST = hasattr(hashlib, "file_digest")  # Python 3.11 and newer
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while part := stream.read(1 << 20):
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def read(text: str) -> Archive:
