@@ -60,8 +60,8 @@ def _client() -> httpx.Client:
     """The client of all requests; it may be used from several threads.
 
     It ignores proxies in the environment, because the server is on this machine. It closes each connection after the
-    answer, and says so: TorchServe counts idle connections too, and drops them when it stops. It asks for no compression, so that
-    the body is what the handler wrote.
+    answer, and says so: TorchServe counts idle connections too, and drops them when it stops. It asks for no
+    compression, so that the body is what the handler wrote.
     """
     return httpx.Client(
         trust_env=False,
