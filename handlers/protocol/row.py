@@ -89,7 +89,7 @@ class Row:
         """Whether the body is a form in parts, which TorchServe has taken apart."""
         return self.content_type[0].startswith("multipart/")
 
-    @property
+    @functools.cached_property  # every adapter asks for it
     def url_path(self) -> str:
         """What follows /predictions/NAME/VERSION/ in the path, as "v1/embeddings"; "" for nothing."""
         return ", ".join(path for path in self.header("url_path").split(", ") if path).strip("/ ")
@@ -162,6 +162,11 @@ class Row:
                 if coding.strip() not in plain:
                     gzip = "; of content-encodings gzip and deflate are decoded" if name == "content-encoding" else ""
                     raise UnsupportedMediaType(f"the body came with a {name}; send it as it is, without one{gzip}")
+
+    def refuse_body(self) -> None:
+        """Raises InvalidInput if something came with a request that asks for nothing of the model."""
+        if any(self.parameters.values()):
+            raise InvalidInput("this path takes no body; it is for GET")
 
     def refuse_other_paths(self) -> None:
         """Raises RequestError if a path or a header has a meaning that /predictions/NAME would pass over."""

@@ -203,6 +203,12 @@ class TestTextEmbeddingsInference:
         assert (answer["model_dtype"], answer["model_type"]) == ("float32", {"embedding": {"pooling": "mean"}})
         assert send("health", b"") == (200, None)
 
+    @pytest.mark.parametrize("path", ["info", "health"])
+    def test_information_takes_no_body(self, send: Send, path: str) -> None:
+        status, answer = send(path, b'{"inputs": "a"}')
+        assert (status, answer["error_type"]) == (422, "Validation")
+        assert "takes no body" in answer["error"]
+
     @pytest.mark.parametrize(
         ("path", "body", "status", "kind"),
         [

@@ -40,7 +40,7 @@ class KServeV2(Adapter):
         asked = paths.asked(row, model)
         if asked == "infer":
             return self._infer(row, model)
-        paths.refuse_body(row)
+        row.refuse_body()
         return Request(self, combine=lambda answers: json_answer(metadata.of(asked, model)))
 
     def _infer(self, row: Row, model: Interface) -> Request:

@@ -66,6 +66,7 @@ class TextEmbeddingsInference(Adapter):
     def read(self, row: Row, model: Interface) -> Request:
         if row.url_path in ASKED:
             row.refuse_other_headers()
+            row.refuse_body()
             return Request(self, combine=lambda answers: ASKED[row.url_path](model))
         if row.url_path in UNOFFERED:
             known = ", ".join(f"/{path}" for path in (*READERS, *ASKED))

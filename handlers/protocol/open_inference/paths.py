@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from handlers.protocol.errors import InvalidInput, UnknownPath
+from handlers.protocol.errors import UnknownPath
 from handlers.protocol.interface import Interface
 from handlers.protocol.row import Row
 
@@ -42,12 +42,6 @@ def _of_model(name: str, rest: Sequence[str], model: Interface) -> tuple[str, ..
     if tuple(rest) not in MODEL:
         raise _unknown()
     return tuple(rest)
-
-
-def refuse_body(row: Row) -> None:
-    """Raises InvalidInput if something came with a request that asks for nothing of the model."""
-    if any(row.parameters.values()):
-        raise InvalidInput("this path takes no body; it is for GET")
 
 
 def _unknown() -> UnknownPath:
