@@ -24,6 +24,7 @@ FOLDER = ROOT / "docs" / "benchmarks"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = Mapping[str, Any]
+Table = Callable[[], Sequence[str]]
 Point = tuple[int, int | None, str | None]
 
 
@@ -95,17 +96,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def filled(text: str) -> str:
-    """The page's text with all its tables made anew. Raises KeyError for a table without a name in TABLES."""
-    return MARKED.sub(lambda found: "\n".join([found[1], *TABLES[found[2]](), "", found[3]]), text)
+def filled(text: str, tables: Mapping[str, Table] | None = None) -> str:
+    """The page's text with all its tables made anew. Raises KeyError for a table that `tables` does not name."""
+    makers = TABLES if tables is None else tables
+    return MARKED.sub(lambda found: "\n".join([found[1], *makers[found[2]](), "", found[3]]), text)
 
 
 def engines(first: str, columns: Sequence[Column], points: Sequence[Point]) -> list[str]:
     """Items/s (median ms) with a row per point. The last row names each column's commit."""
-    lines = [_line([first, *(column.heading for column in columns)]), _line(["---:"] * (len(columns) + 1))]
+    lines = [line([first, *(column.heading for column in columns)]), line(["---:"] * (len(columns) + 1))]
     for point in points:
-        lines.append(_line([_label(point), *(_speed(column, point) for column in columns)]))
-    return [*lines, _line(["commit", *(_conditions(column.run)["commit"] for column in columns)])]
+        lines.append(line([_label(point), *(_speed(column, point) for column in columns)]))
+    return [*lines, line(["commit", *(_conditions(column.run)["commit"] for column in columns)])]
 
 
 def serving(runs: Sequence[str]) -> list[str]:
@@ -122,7 +124,7 @@ def serving(runs: Sequence[str]) -> list[str]:
         "GPU busy",
         "no-op / model",
     )
-    lines = [_line(head), _line(["---", "---", *["---:"] * 8])]
+    lines = [line(head), line(["---", "---", *["---:"] * 8])]
     for run in runs:
         rows = _rows(run, kind="archive")
         for size in sorted({row["batch_size"] for row in rows}):
@@ -137,24 +139,24 @@ def by_workers(run: str) -> list[str]:
     rows = _rows(run, kind="archive")
     clients, workers = (sorted({row[name] for row in rows}) for name in ("clients", "workers"))
     found = {(row["workers"], row["clients"]): f"{row['items_per_s']:,.0f} ({row['p99_ms']:.0f})" for row in rows}
-    lines = [_line(["workers", *(f"{count} clients" for count in clients)]), _line(["---:"] * (len(clients) + 1))]
-    return [*lines, *(_line([str(w), *(found.get((w, c), "-") for c in clients)]) for w in workers)]
+    lines = [line(["workers", *(f"{count} clients" for count in clients)]), line(["---:"] * (len(clients) + 1))]
+    return [*lines, *(line([str(w), *(found.get((w, c), "-") for c in clients)]) for w in workers)]
 
 
 def conditions(runs: Sequence[str]) -> list[str]:
     """With a row per run of engines, what it was measured with, and the ceilings that it measured."""
     versions = ("Python", "PyTorch", "cuDNN", "TensorRT", "driver")
     head = (*("run", "date", "commit"), *versions, "fp16 matmul TFLOP/s", "copy TB/s")
-    return [_line(head), _line(["---"] * len(head)), *(_line(_condition(run)) for run in runs)]
+    return [line(head), line(["---"] * len(head)), *(line(_condition(run)) for run in runs)]
 
 
 def serving_conditions(runs: Sequence[str]) -> list[str]:
     """With a row per run over HTTP, what it was measured with."""
     head = ("run", "date", "commit", "Python", "PyTorch", "TorchServe", "transformers", "Java", "driver")
-    return [_line(head), _line(["---"] * len(head)), *(_line(_serving_condition(run)) for run in runs)]
+    return [line(head), line(["---"] * len(head)), *(line(_serving_condition(run)) for run in runs)]
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {
+TABLES: dict[str, Table] = {
     "resnet101-h200": functools.partial(engines, "batch", RESNET_H200, IMAGES),
     "bert-large-h200": functools.partial(engines, "sequences x tokens", BERT_H200, TEXTS),
     "bert-large-h100": functools.partial(engines, "sequences x tokens", BERT_H100, TEXTS),
@@ -200,7 +202,7 @@ def _label(point: Point) -> str:
 
 def _served(row: Row) -> str:
     headroom = row.get("headroom")
-    return _line(
+    return line(
         [
             *(row["target"], row["load"], row["batch_size"], row["workers"], row["clients"]),
             *(f"{row['items_per_s']:,.0f}", f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}"),
@@ -232,7 +234,8 @@ def _origin(run: str) -> list[str]:
     return [f"[{run}](benchmarks/{run}.json)", said["date"][:10], said["commit"]]
 
 
-def _line(cells: Sequence[object]) -> str:
+def line(cells: Sequence[object]) -> str:
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 

@@ -1,0 +1,1 @@
+"""A simulation of TorchServe hosts: calibrated on one measured host, then asked about many."""
