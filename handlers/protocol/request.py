@@ -57,7 +57,7 @@ class Request:
     error: RequestError | None = None
     is_grpc: bool = False
     is_unanswerable: bool = False
-    ids: RequestIds = RequestIds()
+    ids: RequestIds = field(default_factory=RequestIds)
 
     @property
     def is_waiting(self) -> bool:
