@@ -63,7 +63,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         self.metrics = BatchMetrics(context, self.model)
         self._warm_up()
         loading.give_back_memory(self.model.device)
-        self.metrics.start()
+        self.start_reporting()
 
     def _warm_up(self) -> None:
         """Run what can come, so that no request pays for a first run: on a GPU kernels are chosen, graphs captured.

@@ -65,7 +65,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         self.metrics = BatchMetrics(context, self.model)
         self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
-        self.metrics.start()
+        self.start_reporting()
 
     def prepare(self, inputs: Inputs[object]) -> Inputs[Encoded]:
         """Return texts as clients sent them as token ids."""

@@ -11,7 +11,7 @@ from handlers.protocol import internal_errors, writer
 from handlers.protocol.context import Context
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import Request
-from handlers.serving import error_log
+from handlers.serving import error_log, spans
 from handlers.serving.inputs import Inputs, Options, inputs_of, joined
 from handlers.serving.isolation import run_isolated
 from handlers.serving.metrics import BatchMetrics
@@ -28,6 +28,12 @@ class Handler(ABC, Generic[S, I]):
     model: Model[S]
     reader: Reader
     metrics: BatchMetrics
+    spans: spans.BatchSpans | None = None
+
+    def start_reporting(self) -> None:
+        """Report batches from now on; call it when the model is loaded and has run once."""
+        self.metrics.start()
+        self.spans = spans.load(self.metrics.worker)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
@@ -57,6 +63,8 @@ class Handler(ABC, Generic[S, I]):
     def _report(self, requests: Sequence[Request], inputs: int, steps: Steps) -> None:
         error_log.write(requests)
         self.metrics.report(requests, inputs, steps)
+        if self.spans:
+            self.spans.report(requests, inputs, steps)
 
     def _prepared(self, requests: Sequence[Request]) -> Inputs[I]:
         """Prepare all together; if that fails, each request by itself, so that the culprit fails alone."""

@@ -105,7 +105,9 @@ def test_figures_are_those_of_the_traffic(prometheus: Prometheus) -> None:
 @pytest.mark.usefixtures("traffic")
 def test_errors_workers_and_tokens_are_told_by_their_labels(prometheus: Prometheus) -> None:
     errors = prometheus.ask("query", query='RequestErrors{ModelName="digits"}')["result"]
-    assert ("400", "InvalidImage") in {(error["metric"]["Status"], error["metric"]["Type"]) for error in errors}
+    assert ("415", "UnsupportedMediaType") in {
+        (error["metric"]["Status"], error["metric"]["Type"]) for error in errors
+    }
     workers = prometheus.ask("query", query="torchserve:worker:info")["result"]
     assert {worker["metric"]["ModelName"] for worker in workers} >= {"digits", "sentences"}
     assert {worker["metric"]["Precision"] for worker in workers} == {"fp32"}
