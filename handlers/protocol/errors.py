@@ -21,7 +21,7 @@ class RequestError(Exception):
 
     status = 400
     field: str | None = None  # of the client's JSON object that is at fault, if one alone is
-    ids = RequestIds()
+    request_ids = RequestIds()
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -29,12 +29,17 @@ class RequestError(Exception):
 
     def body(self) -> dict[str, object]:
         """Return what the client gets, in TorchServe's shape."""
-        return {"code": self.status, "type": type(self).__name__, "message": self.message, **self.ids.fields()}
+        return {
+            "code": self.status,
+            "type": type(self).__name__,
+            "message": self.message,
+            **self.request_ids.fields(),
+        }
 
     def of(self: E, ids: RequestIds) -> E:
         """Return this error as the one of the request with these ids: several requests may share one error."""
         named = copy.copy(self)
-        named.ids = ids
+        named.request_ids = ids
         return named
 
 

@@ -81,7 +81,7 @@ class TextEmbeddingsInference(Adapter):
     def write_error(self, error: RequestError) -> Answer:
         """Return the error in TEI's shape, with TEI's status."""
         status, kind = next((status, kind) for of, status, kind in KINDS if isinstance(error, of))
-        body = {"error": error.message, "error_type": kind, **error.ids.fields()}
+        body = {"error": error.message, "error_type": kind, **error.request_ids.fields()}
         return json_answer(body, status or error.status)
 
 
