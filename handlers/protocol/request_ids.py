@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 CLIENT_HEADERS = ("x-client-request-id", "x-request-id")  # the first that came is the client's id
 ECHO = "X-Client-Request-Id"
@@ -18,8 +18,7 @@ CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,127}")
 TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
-@dataclass(frozen=True)
-class RequestIds:
+class RequestIds(NamedTuple):
     """The ids of one request; "" for one that did not come, or that is not valid.
 
     Args:
@@ -34,8 +33,8 @@ class RequestIds:
 
     def headers(self) -> dict[str, str]:
         """Return what goes back to the client, by header."""
-        found = {ECHO: self.client, "traceparent": self.traceparent}
-        return {name: value for name, value in found.items() if value}
+        found = {ECHO: self.client} if self.client else {}
+        return {**found, "traceparent": self.traceparent} if self.traceparent else found
 
     def fields(self) -> dict[str, str]:
         """Return what an error's body says."""
@@ -57,16 +56,16 @@ def read(headers: Mapping[str, str], server: Mapping[int, str] | None, index: in
         server: TorchServe's ids, by the row's index in its batch.
         index: of the row.
     """
-    sent = next((headers[name] for name in CLIENT_HEADERS if name in headers), "")
+    sent = headers.get(CLIENT_HEADERS[0]) or headers.get(CLIENT_HEADERS[1], "")
     return RequestIds(
-        (server or {}).get(index, ""),
-        sent if CLIENT_ID.fullmatch(sent) else "",
+        server.get(index, "") if server else "",
+        sent if sent and CLIENT_ID.fullmatch(sent) else "",
         _traceparent(headers.get("traceparent", "")),
     )
 
 
 def _traceparent(sent: str) -> str:
-    found = TRACEPARENT.fullmatch(sent) if len(sent) <= 128 else None
+    found = TRACEPARENT.fullmatch(sent) if 0 < len(sent) <= 128 else None
     if found is None or (found[1] == "00" and found[5]):
         return ""
     # The fields that this version knows: others are not ours to send on.
