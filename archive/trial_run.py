@@ -71,7 +71,7 @@ class TrialContext:
         self.model_yaml_config = config
         self.metrics = None
         self.statuses: dict[int, int] = {}
-        self.request_ids: dict[int, str] = {0: "trial"}
+        self.request_ids: dict[int, str] = {}
         self.content_type = ""
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]:

@@ -60,9 +60,10 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         self.reader = Reader(self.interface)
         share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
-        self.metrics = BatchMetrics(context)
+        self.metrics = BatchMetrics(context, self.model)
         self._warm_up()
         loading.give_back_memory(self.model.device)
+        self.start_reporting()
 
     def _warm_up(self) -> None:
         """Run what can come, so that no request pays for a first run: on a GPU kernels are chosen, graphs captured.

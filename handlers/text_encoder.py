@@ -62,9 +62,10 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 description=self.model.description,
             )
         )
-        self.metrics = BatchMetrics(context)
+        self.metrics = BatchMetrics(context, self.model)
         self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
+        self.start_reporting()
 
     def prepare(self, inputs: Inputs[object]) -> Inputs[Encoded]:
         """Return texts as clients sent them as token ids."""
@@ -109,6 +110,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         for indices in micro_batches(lengths, budget, engine.pads):
             chosen = [inputs[index] for index in indices]
             outputs, batch = self.run([encoded for encoded, _ in chosen])
+            self.metrics.count_tokens([lengths[index] for index in indices], engine.pads)
             answers |= zip(indices, self.task.answer(outputs, batch, chosen), strict=True)
         return [answers[index] for index in range(len(inputs))]
 

@@ -13,7 +13,7 @@ class Context(Protocol):
     system_properties: dict[str, Any]
     model_yaml_config: dict[str, Any]
     metrics: Any
-    request_ids: dict[int, str]
+    request_ids: dict[int, str]  # by the row's index in the batch
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]: ...
     def set_response_status(self, code: int, phrase: str, idx: int) -> None: ...

@@ -2,10 +2,18 @@
 
 The JSON body has the shape of TorchServe's own errors, so that a client needs one parser for both:
 `{"code": 400, "type": "InvalidImage", "message": "..."}`. A message names what came and what was wanted, by sizes,
-types and positions, never by the content that a user sent.
+types and positions, never by the content that a user sent. `"request_id"` is TorchServe's id of the request, and
+`"client_request_id"` the client's own, if there are such.
 """
 
 from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from handlers.protocol.request_ids import RequestIds
+
+E = TypeVar("E", bound="RequestError")
 
 
 class RequestError(Exception):
@@ -13,6 +21,7 @@ class RequestError(Exception):
 
     status = 400
     field: str | None = None  # of the client's JSON object that is at fault, if one alone is
+    request_ids = RequestIds()
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -20,7 +29,18 @@ class RequestError(Exception):
 
     def body(self) -> dict[str, object]:
         """Return what the client gets, in TorchServe's shape."""
-        return {"code": self.status, "type": type(self).__name__, "message": self.message}
+        return {
+            "code": self.status,
+            "type": type(self).__name__,
+            "message": self.message,
+            **self.request_ids.fields(),
+        }
+
+    def of(self: E, ids: RequestIds) -> E:
+        """Return this error as the one of the request with these ids: several requests may share one error."""
+        named = copy.copy(self)
+        named.request_ids = ids
+        return named
 
 
 class EmptyRequest(RequestError):

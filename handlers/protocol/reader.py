@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.protocol import adapters, codings, internal_errors
+from handlers.protocol import adapters, codings, internal_errors, request_ids
 from handlers.protocol.adapter import Adapter
 from handlers.protocol.context import Context
 from handlers.protocol.errors import InvalidInput, RequestError
@@ -39,6 +39,7 @@ class Reader:
         except BaseException as error:
             request = Request(adapter, error=internal_errors.log_failure(error, "reading the request"))
         request.is_grpc, request.is_unanswerable = row.is_grpc, row.is_unanswerable
+        request.ids = request_ids.read(row.headers, context.request_ids, index)
         return request
 
     def _request(self, row: Row, adapter: Adapter) -> Request:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from handlers.protocol import encodings
 from handlers.protocol.errors import RequestError
+from handlers.protocol.request_ids import RequestIds
 
 if TYPE_CHECKING:
     from handlers.protocol.adapter import Adapter
@@ -43,6 +44,7 @@ class Request:
         sizes: tokens of each input as they run, cut ones after the cut; empty for images.
         error: why the request has none.
         is_grpc, is_unanswerable: as the Row says.
+        ids: by which the client and the log name it.
     """
 
     adapter: Adapter
@@ -55,6 +57,7 @@ class Request:
     error: RequestError | None = None
     is_grpc: bool = False
     is_unanswerable: bool = False
+    ids: RequestIds = field(default_factory=RequestIds)
 
     @property
     def is_waiting(self) -> bool:

@@ -28,7 +28,7 @@ def write(requests: Sequence[Request], context: Context) -> list[bytes]:
         answer = _answer(request)
         context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
         context.set_response_content_type(index, answer.media_type)
-        for name, value in answer.headers.items():
+        for name, value in (*request.ids.headers().items(), *answer.headers.items()):
             context.set_response_header(index, name, value)
         if request.is_grpc:
             # Without it TorchServe's worker dies at a StreamPredictions call; with it a REST client waits for ever.
@@ -50,6 +50,6 @@ def _answer(request: Request) -> Answer:
         except BaseException as error:
             request.error = internal_errors.log_failure(error, "writing the answer")
     try:
-        return request.adapter.write_error(request.error)
+        return request.adapter.write_error(request.error.of(request.ids))
     except BaseException as error:
         return Adapter.write_error(request.adapter, internal_errors.log_failure(error, "writing the error"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -12,9 +11,11 @@ from handlers.protocol import internal_errors, writer
 from handlers.protocol.context import Context
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import Request
+from handlers.serving import error_log, spans
 from handlers.serving.inputs import Inputs, Options, inputs_of, joined
 from handlers.serving.isolation import run_isolated
 from handlers.serving.metrics import BatchMetrics
+from handlers.serving.steps import Steps
 from handlers.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -27,27 +28,43 @@ class Handler(ABC, Generic[S, I]):
     model: Model[S]
     reader: Reader
     metrics: BatchMetrics
+    spans: spans.BatchSpans | None = None
+
+    def start_reporting(self) -> None:
+        """Report batches from now on; call it when the model is loaded and has run once."""
+        self.metrics.start()
+        self.spans = spans.load(self.metrics.worker)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
 
         An error that nothing else has caught fails only the requests that have no answer yet.
         """
-        started = time.perf_counter()
-        requests = self.reader.read(rows, context)
+        steps = Steps()
+        with steps("read"):
+            requests = self.reader.read(rows, context)
         prepared: Inputs[I] = Inputs([], [])
         try:
-            prepared = self._prepared(requests)
+            with steps("prepare"):
+                prepared = self._prepared(requests)
             if len(prepared):
-                self.answer(prepared)
+                with steps("run"):
+                    self.answer(prepared)
         except BaseException as error:
             writer.fail(requests, internal_errors.log_failure(error, "answering the batch"))
-        bodies = writer.write(requests, context)
+        with steps("write"):
+            bodies = writer.write(requests, context)
         try:
-            self.metrics.report(requests, len(prepared), started)
+            self._report(requests, len(prepared), steps)
         except BaseException as error:
-            internal_errors.log_failure(error, "reporting the batch's metrics")
+            internal_errors.log_failure(error, "reporting the batch's figures")
         return bodies
+
+    def _report(self, requests: Sequence[Request], inputs: int, steps: Steps) -> None:
+        error_log.write(requests)
+        self.metrics.report(requests, inputs, steps)
+        if self.spans:
+            self.spans.report(requests, inputs, steps)
 
     def _prepared(self, requests: Sequence[Request]) -> Inputs[I]:
         """Prepare all together; if that fails, each request by itself, so that the culprit fails alone."""

@@ -1,71 +1,174 @@
-"""Counts and times of each batch, for TorchServe's metrics endpoint (declared in metrics.yaml) and the log."""
+"""Counts, times and memory of a worker, for TorchServe's metrics endpoint and the log.
+
+docs/operations.md says what each metric means. metrics.yaml declares them all for TorchServe.
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from handlers import loading
+from handlers.protocol import internal_errors
 from handlers.protocol.context import Context
 from handlers.protocol.errors import NotFinite
 from handlers.protocol.request import Request
+from handlers.serving import worker
+from handlers.serving.steps import Steps
+from handlers.serving.totals import SUFFIXES, Totals
+from handlers.serving.worker import Worker
 
 logger = logging.getLogger(__name__)
 
+REPORT_S = 1.0  # the least time between two reports
+GAUGES_S = 60.0  # between two reports of the worker's memory, also if no request comes
 
-COUNTERS = ("RequestsRefused", "RequestsFailed", "NonFiniteOutputs")
-HISTOGRAMS = ("BatchSize", "BatchInputs", "BatchTime")
+COUNTERS = ("RequestsRefused", "RequestsFailed", "NonFiniteOutputs", "TokensUsed", "TokensComputed")
+BY_KIND = "RequestErrors"
+TIMES_MS = (0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 60_000)
+HISTOGRAMS: Mapping[str, Sequence[float]] = {
+    "BatchSize": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    "BatchInputs": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    "BatchTime": TIMES_MS,
+    "StepTime": TIMES_MS,
+}
+STEPS = ("read", "prepare", "run", "write")
+GAUGES = ("WorkerSeen", "WorkerMemory", "WorkerGPUMemory")
 
 
 class BatchMetrics:
-    """Reports batches of one model. Metrics that the server's metrics_config does not declare are left out."""
+    """Adds up the figures of one worker's batches; from start() on, a thread reports them once per second.
 
-    def __init__(self, context: Context) -> None:
-        self.labels = [context.model_name, "Model"]
-        self.found = {name: _find(context.metrics, name, "COUNTER") for name in COUNTERS}
-        self.found |= {name: _find(context.metrics, name, "HISTOGRAM") for name in HISTOGRAMS}
-        missing = [name for name, metric in self.found.items() if metric is None]
+    Metrics that the server's metrics_config does not declare are left out; the log names them once.
+
+    Args:
+        context: TorchServe's, of this worker.
+        model: what the worker has loaded.
+    """
+
+    def __init__(self, context: Context, model: loading.Model[Any] | None = None) -> None:
+        self.worker = Worker.of(context, model)
+        self.totals = Totals(HISTOGRAMS)
+        self._pending = threading.Event()
+        self._reporting = threading.Lock()
+        self._next_gauges = 0.0
+        counters = (*COUNTERS, BY_KIND, *(name + suffix for name in HISTOGRAMS for suffix in SUFFIXES))
+        self._metrics = _find(context.metrics, "COUNTER", counters) | _find(context.metrics, "GAUGE", GAUGES)
+        missing = [name for name in (*counters, *GAUGES) if name not in self._metrics]
         if context.metrics is not None and missing:
             logger.warning(
                 "not declared, so not reported: %s; point metrics_config at this package's metrics.yaml",
                 ", ".join(missing),
             )
 
-    def report(self, requests: Sequence[Request], inputs: int, started: float) -> None:
-        """Report one batch. Requests that asked for the model's description are not counted.
+    def start(self) -> None:
+        """Report from now on, beginning with zeros. What was counted before, as by a first run, is dropped."""
+        if not self._metrics:
+            return
+        self.totals.take()
+        for name in COUNTERS:
+            self.totals.add(name, 0)
+        for name in HISTOGRAMS:
+            for step in STEPS if name == "StepTime" else (None,):
+                self.totals.show(name, *([step] if step else []))
+        self.flush()
+        threading.Thread(target=self._report_for_ever, name="metrics", daemon=True).start()
+        atexit.register(self.flush)
+
+    def report(self, requests: Sequence[Request], inputs: int, steps: Steps) -> None:
+        """Add one batch. Requests that asked for the model's description are not counted.
 
         Args:
             inputs: images or texts that ran.
-            started: time.perf_counter() at the batch's arrival, in seconds.
         """
         served = [request for request in requests if request.error is not None or request.inputs]
         if not served:
             return
-        elapsed_ms = round((time.perf_counter() - started) * 1e3, 3)
-        for name, value in zip(HISTOGRAMS, (len(served), inputs, elapsed_ms), strict=True):
-            self._add(name, value)
-        statuses = [request.error.status for request in served if request.error is not None]
-        failed = sum(status >= 500 for status in statuses)
-        broken = sum(isinstance(answer, NotFinite) for request in served for answer in request.answers)
-        for name, count in zip(COUNTERS, (len(statuses) - failed, failed, broken), strict=True):
-            if count:
-                self._add(name, count)
+        self.totals.observe("BatchSize", len(served))
+        self.totals.observe("BatchInputs", inputs)
+        self.totals.observe("BatchTime", steps.elapsed_ns() / 1e6)
+        for step, ms in steps.ms().items():
+            self.totals.observe("StepTime", ms, step)
+        self._count_errors([request for request in served if request.error is not None], inputs)
+        self._pending.set()
+
+    def count(self, name: str, value: float = 1) -> None:
+        """Add to a counter that metrics.yaml declares with the labels of a model, and COUNTERS names."""
+        self.totals.add(name, value)
+        self._pending.set()
+
+    def count_tokens(self, lengths: Sequence[int], pads: bool) -> None:
+        """Add the tokens of texts that ran together.
+
+        Args:
+            lengths: tokens of each text.
+            pads: whether the engine computed as many for each text as for the longest.
+        """
+        used = sum(lengths)
+        self.totals.add("TokensUsed", used)
+        self.totals.add("TokensComputed", max(lengths) * len(lengths) if pads else used)
+
+    def flush(self) -> None:
+        """Report at once what has been added; for a process that is about to end."""
+        model = [self.worker.model, self.worker.version, "Model"]
+        with self._reporting:
+            for name, labels, value in self.totals.take():
+                self._update(name, value, [*model, *labels])
+            if time.monotonic() >= self._next_gauges:
+                self._next_gauges = time.monotonic() + GAUGES_S
+                self._report_gauges()
+
+    def _count_errors(self, failing: Sequence[Request], inputs: int) -> None:
+        kinds = Counter((one.error.status, type(one.error).__name__) for one in failing if one.error is not None)
+        for (status, kind), count in kinds.items():
+            self.totals.add(BY_KIND, count, str(status), kind)
+            self.totals.add("RequestsFailed" if status >= 500 else "RequestsRefused", count)
+        broken = sum(isinstance(answer, NotFinite) for request in failing for answer in request.answers)
         if broken:
+            self.totals.add("NonFiniteOutputs", broken)
             logger.error("the model's outputs for %d of %d inputs are not finite (NaN or infinity)", broken, inputs)
 
-    def _add(self, name: str, value: float) -> None:
-        if self.found[name] is not None:
-            self.found[name].add_or_update(value, self.labels)
+    def _report_gauges(self) -> None:
+        """The worker's memory, and its labels with the time: TorchServe goes on showing a worker that has ended."""
+        me = self.worker
+        labels = [me.model, me.version, "Model", me.name]
+        self._update("WorkerSeen", int(time.time()), [*labels, me.engine, me.precision, me.device])
+        self._update("WorkerMemory", worker.memory(), labels)
+        on_gpu = worker.gpu_memory()
+        if on_gpu is not None:
+            self._update("WorkerGPUMemory", on_gpu, [*labels, me.device])
+
+    def _update(self, name: str, value: float, labels: list[str]) -> None:
+        if name in self._metrics:
+            self._metrics[name].add_or_update(value, labels)
+
+    def _report_for_ever(self) -> None:
+        while True:
+            if self._pending.wait(GAUGES_S):
+                time.sleep(REPORT_S)  # more batches come meanwhile
+            self._pending.clear()
+            try:
+                self.flush()
+            except BaseException as error:  # this thread has no other one to tell
+                internal_errors.log_failure(error, "reporting metrics")
 
 
-def _find(cache: Any, name: str, kind: str) -> Any:
+def _find(cache: Any, kind: str, names: Iterable[str]) -> dict[str, Any]:
+    """TorchServe's objects for those of these metrics that the server declares."""
     if cache is None:
-        return None
+        return {}
     from ts.metrics.metric_cache_errors import MetricsCacheKeyError
     from ts.metrics.metric_type_enum import MetricTypes
 
-    try:
-        return cache.get_metric(name, MetricTypes[kind])
-    except (MetricsCacheKeyError, KeyError):
-        return None
+    found = {}
+    for name in names:
+        try:
+            found[name] = cache.get_metric(name, MetricTypes[kind])
+        except (MetricsCacheKeyError, KeyError):
+            continue
+    return found

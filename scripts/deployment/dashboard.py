@@ -31,6 +31,11 @@ MODEL = 'instance=~"$instance", ModelName=~"$model"'
 NAME, HANDLER = "{{model_name}} {{instance}}", "{{ModelName}} {{instance}}"
 
 
+def _quantile(share: float, metric: str, by: str = "") -> str:
+    buckets = f"sum by (instance, ModelName, {by}le) (rate({metric}_bucket{{{MODEL}}}[$__rate_interval]))"
+    return f"histogram_quantile({share}, {buckets})"
+
+
 def _mean(metric: str) -> str:
     return f"rate({metric}_sum{{{MODEL}}}[$__rate_interval]) / rate({metric}_count{{{MODEL}}}[$__rate_interval])"
 
@@ -47,12 +52,48 @@ ROWS: dict[str, list[Panel]] = {
     "Errors": [
         Panel("Refused by the model (4xx)", "reqps", {f"rate(RequestsRefused{{{MODEL}}}[5m])": HANDLER}),
         Panel("Failed in the model (5xx)", "reqps", {f"rate(RequestsFailed{{{MODEL}}}[5m])": HANDLER}),
+        Panel(
+            "Errors by type",
+            "reqps",
+            {f"torchserve:model_errors:rate5m{{{MODEL}}}": "{{Status}} {{Type}} {{ModelName}} {{instance}}"},
+        ),
         Panel("Outputs that are NaN or infinite", "none", {f"NonFiniteOutputs{{{MODEL}}}": HANDLER}),
     ],
     "Batches": [
         Panel("Mean requests per batch", "none", {_mean("BatchSize"): HANDLER}),
         Panel("Mean inputs per batch", "none", {_mean("BatchInputs"): HANDLER}),
-        Panel("Mean time of a batch", "ms", {_mean("BatchTime"): HANDLER}),
+        Panel(
+            "Time of a batch: half of them, 99 % of them",
+            "ms",
+            {_quantile(0.5, "BatchTime"): f"50 % {HANDLER}", _quantile(0.99, "BatchTime"): f"99 % {HANDLER}"},
+        ),
+        Panel(
+            "Time of each step, 99 % of them",
+            "ms",
+            {_quantile(0.99, "StepTime", "Step, "): f"{{{{Step}}}} {HANDLER}"},
+        ),
+        Panel("Tokens that are padding", "percentunit", {f"torchserve:padding:share5m{{{MODEL}}}": HANDLER}),
+    ],
+    "Workers": [
+        Panel(
+            "Engine, precision and device of each worker",
+            "none",
+            {
+                f"torchserve:worker:info{{{MODEL}}}": (
+                    "{{WorkerName}} {{Engine}} {{Precision}} {{Device}} {{instance}}"
+                )
+            },
+        ),
+        Panel(
+            "Memory of each worker",
+            "bytes",
+            {f"torchserve:worker_memory:bytes{{{MODEL}}}": "{{WorkerName}} {{instance}}"},
+        ),
+        Panel(
+            "GPU memory that PyTorch holds",
+            "bytes",
+            {f"torchserve:worker_gpu_memory:bytes{{{MODEL}}}": "{{WorkerName}} {{Device}} {{instance}}"},
+        ),
     ],
     "Machine": [
         Panel("Time to load a worker", "ms", {f"WorkerLoadTime{{{HOST}}}": "{{WorkerName}} {{instance}}"}),

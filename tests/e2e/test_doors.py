@@ -57,7 +57,7 @@ def test_what_is_no_request_of_kserve_v2_is_refused_by_name(client: Client) -> N
         post(client, path, V2),
     ):
         assert answer.status == 400
-        assert answer.json().keys() == {"error"}
+        assert answer.json().keys() == {"error", "request_id"}
     for answer in (
         post(client, path, b"plain words"),
         post(client, path, b"plain words", Content_Type="text/plain"),

@@ -32,7 +32,7 @@ SEVEN = (SAMPLES / "seven.png").read_bytes()
 RULES = DEPLOYMENT / "prometheus"
 BAD = b"no image, and longer than an option is " * 9
 # What a machine without a GPU, whose requests all went well, does not report.
-ABSENT = re.compile(r"GPU|NonFiniteOutputs|RequestsFailed|ALERTS")
+ABSENT = re.compile(r"GPU|gpu_memory|ALERTS")
 
 
 class Prometheus:
@@ -93,8 +93,29 @@ def test_figures_are_those_of_the_traffic(prometheus: Prometheus) -> None:
     assert all(0 < value < 60 for value in prometheus.values("torchserve:latency_seconds:mean5m"))
     assert all(0 < value < 60 for value in prometheus.values("torchserve:queue_seconds:mean1m"))
     assert all(1 <= value <= 8 for value in prometheus.values("torchserve:batch_size:mean5m"))
+    assert all(0 < value < 60 for value in prometheus.values("torchserve:batch_seconds:p99_5m"))
+    steps = {
+        item["metric"]["Step"] for item in prometheus.ask("query", query="torchserve:step_seconds:p99_5m")["result"]
+    }
+    assert steps == {"read", "prepare", "run", "write"}
     kinds = {item["metric"]["kind"] for item in prometheus.ask("query", query="torchserve:requests:rate5m")["result"]}
     assert {"2xx", "4xx"} <= kinds
+
+
+@pytest.mark.usefixtures("traffic")
+def test_errors_workers_and_tokens_are_told_by_their_labels(prometheus: Prometheus) -> None:
+    errors = prometheus.ask("query", query='RequestErrors{ModelName="digits"}')["result"]
+    assert ("415", "UnsupportedMediaType") in {
+        (error["metric"]["Status"], error["metric"]["Type"]) for error in errors
+    }
+    workers = prometheus.ask("query", query="torchserve:worker:info")["result"]
+    assert {worker["metric"]["ModelName"] for worker in workers} >= {"digits", "sentences"}
+    assert {worker["metric"]["Precision"] for worker in workers} == {"fp32"}
+    names = {worker["metric"]["WorkerName"] for worker in workers}
+    loads = prometheus.ask("query", query="WorkerLoadTime")["result"]
+    assert names <= {load["metric"]["WorkerName"] for load in loads}
+    assert all(50e6 < value < 10e9 for value in prometheus.values("torchserve:worker_memory:bytes"))
+    assert sum(prometheus.values('TokensUsed{ModelName="sentences"}')) >= 4 * 5
 
 
 @pytest.mark.usefixtures("traffic")
@@ -136,10 +157,11 @@ def test_every_metric_that_is_named_is_declared(client: Client) -> None:
     texts = [(RULES / "alerts.yml"), (DEPLOYMENT / "grafana" / "torchserve.json")]
     named = set()
     for path in texts:
-        found = re.findall(
-            r"\b((?:ts_[a-z_]+|[A-Z][A-Za-z0-9]+))(?:_sum|_count)?(?:\{|\[| >)", path.read_text("utf-8")
+        named |= set(
+            re.findall(
+                r"\b(ts_[a-z_]+|[A-Z][A-Za-z0-9]+(?:_(?:sum|count|bucket))?)(?:\{|\[| >)", path.read_text("utf-8")
+            )
         )
-        named |= {re.sub("_(sum|count)$", "", name) for name in found}
     assert len(named - {"ALERTS"}) > 15
     assert {name for name in named - {"ALERTS"} if f"name: {name}," not in declared} == set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import secrets
 import signal
 import socket
@@ -204,6 +205,7 @@ def test_each_request_is_one_line_of_json(server: Server, tmp_path: Path, token:
         lines = [json.loads(line) for line in logged(proxy)]
         assert [(line["model"], line["status"]) for line in lines] == [("digits", 200), ("digits", 404), ("", 404)]
         assert "secret" not in proxy.log
+        assert all(re.fullmatch(r"[0-9a-f-]{36}", line["request_id"]) for line in lines if line["status"] == 200)
     access = (server.folder / "logs" / "access_log.log").read_text(encoding="utf-8")
     assert "/1.0/a-secret-path HTTP/1.1" in access  # TorchServe's own log has the path
     assert "a-secret-query" not in access

@@ -61,7 +61,7 @@ class KServeV2(Adapter):
         return cast("Answer", request.combine(request.answers))
 
     def write_error(self, error: RequestError) -> Answer:
-        return json_answer({"error": error.message}, error.status)
+        return json_answer({"error": error.message, **error.request_ids.fields()}, error.status)
 
 
 def _is_envelope(body: object) -> bool:

@@ -56,7 +56,7 @@ class OpenAI(Adapter):
             "param": error.field or ("input" if isinstance(error, OF_INPUT) else None),
             "code": CODES.get(type(error), name),
         }
-        return json_answer({"error": content}, error.status)
+        return json_answer({"error": content, **error.request_ids.fields()}, error.status)
 
 
 def _listed(model: str, answers: Sequence[Any]) -> object:

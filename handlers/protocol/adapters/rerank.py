@@ -51,7 +51,9 @@ class Rerank(Adapter):
 
     def write_error(self, error: RequestError) -> Answer:
         """Return the error as Jina's clients read it ("detail"), and as Cohere's do ("message")."""
-        return json_answer({"detail": error.message, "message": error.message}, error.status)
+        return json_answer(
+            {"detail": error.message, "message": error.message, **error.request_ids.fields()}, error.status
+        )
 
 
 def _documents(value: object) -> list[str]:

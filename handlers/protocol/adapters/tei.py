@@ -81,7 +81,8 @@ class TextEmbeddingsInference(Adapter):
     def write_error(self, error: RequestError) -> Answer:
         """Return the error in TEI's shape, with TEI's status."""
         status, kind = next((status, kind) for of, status, kind in KINDS if isinstance(error, of))
-        return json_answer({"error": error.message, "error_type": kind}, status or error.status)
+        body = {"error": error.message, "error_type": kind, **error.request_ids.fields()}
+        return json_answer(body, status or error.status)
 
 
 def _embed(adapter: Adapter, body: Fields, sent: dict[str, object], model: Interface) -> Request:
