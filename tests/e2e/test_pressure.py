@@ -1,4 +1,8 @@
-"""More requests than fit are refused, and TorchServe serves on; with small bodies, a small queue and a small heap."""
+"""More requests than fit are refused, and TorchServe serves on; with small bodies, a small queue and a small heap.
+
+With Java's usual collector (G1) a third of these floods left the accepted requests waiting for responseTimeout: it
+does not move large objects, and TorchServe loses the OutOfMemoryError of a message to the worker.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
+from server import tokens
 from server.client import Client
 from server.config import read_properties
 from server.paths import ROOT
@@ -20,6 +26,8 @@ from server.process import Server
 pytestmark = pytest.mark.e2e
 
 BODY, QUEUE, BATCH, CLIENTS = 2 << 20, 16, 8, 120
+FLOODS = 5
+WAIT_S = 90
 SLOW = """
 import time
 
@@ -79,17 +87,32 @@ def test_a_flood_is_refused_and_the_server_serves_on(tmp_path: Path, config_make
     try:
         server.wait({"slow": answers}, timeout_s=120, report=print)
         client = server.client
-        client.token("inference")
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            asked = [pool.submit(client.predict, "slow", bytes(BODY), timeout_s=90) for _ in range(CLIENTS)]
-            statuses = Counter(answer.result().status for answer in asked)
-        assert statuses.keys() <= {200, 503}
-        assert statuses[200] > QUEUE
+        for keep_alive in [True] * FLOODS + [False]:
+            statuses = flood(client, keep_alive)
+            assert statuses.keys() <= {200, 503}, f"keep-alive {keep_alive}: {statuses}"
+            assert statuses[200] > QUEUE
         assert answers(client)
         assert client.predict("slow", bytes(BODY + 2)).status == 413
         assert "OutOfMemoryError" not in server.log.read_text(encoding="utf-8", errors="replace")
     finally:
         server.stop()
+
+
+def flood(client: Client, keep_alive: bool) -> Counter[int | str]:
+    """Status, or name of the exception, of CLIENTS requests at once. keep_alive: none says that it will close."""
+    headers = tokens.bearer(client.token("inference")) | ({} if keep_alive else {"Connection": "close"})
+    limits = httpx.Limits(max_connections=None)
+
+    def ask(asking: httpx.Client) -> int | str:
+        try:
+            return asking.post(
+                f"{client.inference}/predictions/slow", content=bytes(BODY), headers=headers
+            ).status_code
+        except httpx.HTTPError as error:
+            return type(error).__name__
+
+    with httpx.Client(trust_env=False, limits=limits, timeout=WAIT_S) as asking, ThreadPoolExecutor(CLIENTS) as pool:
+        return Counter(pool.map(ask, [asking] * CLIENTS))
 
 
 def answers(client: Client) -> bool:
