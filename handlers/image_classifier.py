@@ -20,6 +20,7 @@ from handlers.protocol.reader import Reader
 from handlers.protocol.request import caught
 from handlers.serving.handler import Handler
 from handlers.serving.inputs import Inputs, Options
+from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import ImageSettings
 
@@ -61,6 +62,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
+        self.memory = MemoryLimit(self.model.description, "images")
         self._warm_up()
         loading.give_back_memory(self.model.device)
 

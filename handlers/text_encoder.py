@@ -18,6 +18,7 @@ from handlers.protocol.reader import Reader
 from handlers.protocol.request import TokenIds, caught
 from handlers.serving.handler import Handler
 from handlers.serving.inputs import Inputs, Options
+from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import TextSettings
 from handlers.texts import network_inputs, payloads, token_ids, tokenization
@@ -63,6 +64,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
             )
         )
         self.metrics = BatchMetrics(context)
+        self.memory = MemoryLimit(self.model.description, "tokens")
         self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
 
@@ -72,6 +74,10 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         texts = inputs.each(self.read).checked(lambda texts, _: payloads.refuse_together(texts, most))
         encoded = texts.together(self.encode).each(lambda item, _: self.task.check(item))
         return encoded.checked(self.task.check_request).sized(lambda item: len(item.ids))
+
+    def size_of(self, value: Encoded) -> int:
+        """Return the number of its tokens."""
+        return len(value.ids)
 
     def read(self, payload: object, options: Options) -> payloads.Text | Ids:
         """Return one payload as a text, or as token ids that came instead of one. Raises RequestError."""

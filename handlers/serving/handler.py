@@ -14,6 +14,7 @@ from handlers.protocol.reader import Reader
 from handlers.protocol.request import Request
 from handlers.serving.inputs import Inputs, Options, inputs_of, joined
 from handlers.serving.isolation import run_isolated
+from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import Settings
 
@@ -27,6 +28,7 @@ class Handler(ABC, Generic[S, I]):
     model: Model[S]
     reader: Reader
     metrics: BatchMetrics
+    memory: MemoryLimit
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
@@ -65,7 +67,12 @@ class Handler(ABC, Generic[S, I]):
 
     def answer(self, inputs: Inputs[I]) -> None:
         """Run the network on prepared inputs and give each request its answers; a failure stays with its request."""
-        inputs.hand_back(run_isolated(self.predict, inputs.with_options(), inputs.owners()))
+        sizes = [self.size_of(value) for value in inputs.values]
+        inputs.hand_back(run_isolated(self.predict, inputs.with_options(), inputs.owners(), sizes, self.memory))
+
+    def size_of(self, value: I) -> int:
+        """Return how much of a batch's memory an input takes, in the unit of `memory`."""
+        return 1
 
     @abstractmethod
     def prepare(self, inputs: Inputs[object]) -> Inputs[I]:
