@@ -19,6 +19,7 @@ from handlers.protocol.interface import Interface
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import caught
 from handlers.serving.handler import Handler
+from handlers.serving.hang_limit import load_watchdog
 from handlers.serving.inputs import Inputs, Options
 from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
@@ -63,6 +64,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
         self.memory = MemoryLimit(self.model.description, "images")
+        self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         self._warm_up()
         loading.give_back_memory(self.model.device)
 
@@ -115,7 +117,8 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         prepared: dict[int, list[Input] | RequestError] = {}
         if self.gpu and len(on_cpu) < len(files):
             indices = [index for index, jpeg in enumerate(jpegs) if jpeg is not None]
-            crops = self.gpu([jpeg for jpeg in jpegs if jpeg is not None])
+            with self.watchdog.watching("decoding on the GPU"):
+                crops = self.gpu([jpeg for jpeg in jpegs if jpeg is not None])
             prepared = {index: [crop] for index, crop in zip(indices, crops, strict=True) if crop is not None}
             on_cpu |= {index: self._submit(files[index]) for index in indices if index not in prepared}
         prepared |= {index: future.result() for index, future in on_cpu.items()}

@@ -17,6 +17,7 @@ from handlers.protocol.options import one_of, yes_or_no
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import TokenIds, caught
 from handlers.serving.handler import Handler
+from handlers.serving.hang_limit import load_watchdog
 from handlers.serving.inputs import Inputs, Options
 from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
@@ -65,6 +66,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         )
         self.metrics = BatchMetrics(context)
         self.memory = MemoryLimit(self.model.description, "tokens")
+        self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
 

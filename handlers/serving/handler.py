@@ -16,6 +16,7 @@ from handlers.serving.inputs import Inputs, Options, inputs_of, joined
 from handlers.serving.isolation import run_isolated
 from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
+from handlers.serving.watchdog import Watchdog
 from handlers.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -29,6 +30,7 @@ class Handler(ABC, Generic[S, I]):
     reader: Reader
     metrics: BatchMetrics
     memory: MemoryLimit
+    watchdog: Watchdog
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
@@ -41,7 +43,8 @@ class Handler(ABC, Generic[S, I]):
         try:
             prepared = self._prepared(requests)
             if len(prepared):
-                self.answer(prepared)
+                with self.watchdog.watching("running the network"):
+                    self.answer(prepared)
         except BaseException as error:
             writer.fail(requests, internal_errors.log_failure(error, "answering the batch"))
         bodies = writer.write(requests, context)

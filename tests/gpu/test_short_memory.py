@@ -22,12 +22,12 @@ from handlers.serving.memory_limit import MemoryLimit
 
 MEBIBYTE = 2**20
 total = torch.cuda.get_device_properties(0).total_memory
-torch.cuda.set_per_process_memory_fraction(512 * MEBIBYTE / total)  # of PyTorch's allocator, in this process
+torch.cuda.set_per_process_memory_fraction(480 * MEBIBYTE / total)  # of PyTorch's allocator, in this process
 description, sizes = {}, []
 
 def work(items):
     sizes.append(len(items))
-    held = torch.ones(len(items), 32 * MEBIBYTE, dtype=torch.uint8, device="cuda")  # 32 MiB each: 15 fit at most
+    held = torch.ones(len(items), 32 * MEBIBYTE, dtype=torch.uint8, device="cuda")  # 32 MiB each: 15 fit
     return (held[:, 0].cpu() * torch.tensor(items)).tolist()
 
 memory = MemoryLimit(description, "images")
