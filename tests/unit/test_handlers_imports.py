@@ -25,7 +25,7 @@ ALLOWED: Mapping[str, set[str]] = {
         "cpus", "encoder", "engines", "image_tasks", "images", "isolation", "loading",
         "protocol", "serving", "settings", "tasks", "texts",
     },
-    "loading": {"caches", "engines", "placement", "protocol", "selection", "settings"},
+    "loading": {"caches", "engines", "faults", "placement", "protocol", "selection", "settings"},
     "selection": {"encoder", "engines", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks"},
     "settings": {"images", "tasks"},
@@ -40,6 +40,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "protocol": set(),
     "kernels": set(),
     "caches": set(),
+    "faults": set(),
     "cpus": set(),
     "misfits": set(),
 }  # fmt: skip
