@@ -42,6 +42,7 @@ class Request:
         answers: by the model, one per input.
         sizes: tokens of each input as they run, cut ones after the cut; empty for images.
         error: why the request has none.
+        deadline: until when the answer is wanted, in time.time()'s seconds; None for no limit.
         is_grpc, is_unanswerable: as the Row says.
     """
 
@@ -53,6 +54,7 @@ class Request:
     answers: Sequence[Any] = ()
     sizes: Sequence[int] = ()
     error: RequestError | None = None
+    deadline: float | None = None
     is_grpc: bool = False
     is_unanswerable: bool = False
 

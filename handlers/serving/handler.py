@@ -29,8 +29,8 @@ class Handler(ABC, Generic[S, I]):
     model: Model[S]
     reader: Reader
     metrics: BatchMetrics
-    memory: MemoryLimit
-    watchdog: Watchdog
+    memory: MemoryLimit | None = None
+    watchdog = Watchdog(0)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
@@ -41,7 +41,7 @@ class Handler(ABC, Generic[S, I]):
         requests = self.reader.read(rows, context)
         prepared: Inputs[I] = Inputs([], [])
         try:
-            prepared = self._prepared(requests)
+            prepared = self._prepared(requests).in_time()
             if len(prepared):
                 with self.watchdog.watching("running the network"):
                     self.answer(prepared)

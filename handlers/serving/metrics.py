@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from handlers.protocol.context import Context
-from handlers.protocol.errors import NotFinite
+from handlers.protocol.errors import DeadlinePassed, NotFinite
 from handlers.protocol.request import Request
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class BatchMetrics:
         for name, value in zip(HISTOGRAMS, (len(served), inputs, elapsed_ms), strict=True):
             self._add(name, value)
         statuses = [request.error.status for request in served if request.error is not None]
-        failed = sum(status >= 500 for status in statuses)
+        failed = sum(status >= 500 and status != DeadlinePassed.status for status in statuses)
         broken = sum(isinstance(answer, NotFinite) for request in served for answer in request.answers)
         for name, count in zip(COUNTERS, (len(statuses) - failed, failed, broken), strict=True):
             if count:

@@ -14,9 +14,10 @@ import pytest
 from checked_load import samples
 from checked_load.load import HUNG, RIGHT, WRONG, Load
 from demo import SAMPLES
+from server import tokens
 from server.client import Client
 from server.config import config_on_free_ports
-from server.http import Answer
+from server.http import Answer, request
 from server.process import Server
 
 from handlers import faults
@@ -173,3 +174,21 @@ def test_workers_that_are_killed_under_load(faulty: Server) -> None:
     assert not counts.keys() & {WRONG, HUNG}
     assert counts[RIGHT] > 0
     assert all(waited is not None and waited < RESTART_S for waited in waits)
+
+
+def test_nothing_is_computed_for_a_client_who_has_given_up(faulty: Server, injected: Path) -> None:
+    """Two requests of the same time limit: one says when it was sent, and waits for a slow batch longer than that."""
+    client = faulty.client
+    (injected / "slow").write_text("1.5")
+    body, url = (SAMPLES / "seven.png").read_bytes(), f"{client.inference}/predictions/digits"
+    headers = tokens.bearer(client.token("inference")) | {"X-Timeout-Ms": "400"}
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(ask, client)
+        time.sleep(0.5)  # it is being computed
+        known = pool.submit(request, "POST", url, body, headers | {"X-Request-Start": f"t={time.time():.3f}"})
+        unknown = pool.submit(request, "POST", url, body, headers)
+        (injected / "slow").write_text("0")
+        assert first.result().status == 200
+        assert (known.result().status, known.result().json()["type"]) == (504, "DeadlinePassed")
+        assert unknown.result().status == 200  # it counts from the worker on
+    (injected / "slow").unlink()
