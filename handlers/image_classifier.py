@@ -21,6 +21,7 @@ from handlers.protocol.request import caught
 from handlers.serving.handler import Handler
 from handlers.serving.hang_limit import load_watchdog
 from handlers.serving.inputs import Inputs, Options
+from handlers.serving.layers import LayerSearch
 from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import ImageSettings
@@ -64,6 +65,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context)
         self.memory = MemoryLimit(self.model.description, "images")
+        self.search = LayerSearch(self.model.engine.layers)
         self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         self._warm_up()
         loading.give_back_memory(self.model.device)
@@ -100,6 +102,10 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         self.interface.refuse_many(sum(counts))
         payloads.refuse_stack_in_list(counts)
         payloads.refuse_together(files, TOGETHER * self.model.settings.max_pixels)
+
+    def batch_of(self, values: Sequence[Input]) -> object:
+        """Return the network's input of prepared images."""
+        return self.pipeline.batch(values)
 
     def run(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Return the network's outputs: (N, classes) logits or (N, features), on the device."""

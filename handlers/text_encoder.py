@@ -19,6 +19,7 @@ from handlers.protocol.request import TokenIds, caught
 from handlers.serving.handler import Handler
 from handlers.serving.hang_limit import load_watchdog
 from handlers.serving.inputs import Inputs, Options
+from handlers.serving.layers import LayerSearch
 from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import TextSettings
@@ -66,6 +67,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         )
         self.metrics = BatchMetrics(context)
         self.memory = MemoryLimit(self.model.description, "tokens")
+        self.search = LayerSearch(self.model.engine.layers)
         self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
@@ -97,15 +99,19 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         texts = iter(self.tokenizer.encode([item for item in inputs if isinstance(item, payloads.Text)]))
         return [self.known_ids(item) if isinstance(item, Ids) else next(texts) for item in inputs]
 
+    def batch_of(self, values: Sequence[Encoded]) -> TokenBatch:
+        """Return texts as one batch, packed in this order."""
+        ids = [item.ids for item in values]
+        types = [item.type_ids if self.token_types else [0] * len(item.ids) for item in values]
+        return TokenBatch.pack(ids, types, self.model.device, self.task.selected(values))
+
     def run(self, encoded: Sequence[Encoded]) -> tuple[torch.Tensor, TokenBatch]:
         """Return the engine's outputs for the task, and the batch that they belong to.
 
         Args:
             encoded: texts that run together, packed in this order.
         """
-        ids = [item.ids for item in encoded]
-        types = [item.type_ids if self.token_types else [0] * len(item.ids) for item in encoded]
-        batch = TokenBatch.pack(ids, types, self.model.device, self.task.selected(encoded))
+        batch = self.batch_of(encoded)
         return self.model.engine.run(batch), batch
 
     def predict(self, inputs: Sequence[tuple[Encoded, Options]]) -> list[object]:

@@ -10,10 +10,12 @@ from typing import Any, Generic, TypeVar
 from handlers.loading import Model
 from handlers.protocol import internal_errors, writer
 from handlers.protocol.context import Context
+from handlers.protocol.errors import NotFinite
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import Request
 from handlers.serving.inputs import Inputs, Options, inputs_of, joined
 from handlers.serving.isolation import run_isolated
+from handlers.serving.layers import LayerSearch
 from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.serving.watchdog import Watchdog
@@ -31,6 +33,7 @@ class Handler(ABC, Generic[S, I]):
     metrics: BatchMetrics
     memory: MemoryLimit | None = None
     watchdog = Watchdog(0)
+    search: LayerSearch | None = None
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
@@ -71,7 +74,13 @@ class Handler(ABC, Generic[S, I]):
     def answer(self, inputs: Inputs[I]) -> None:
         """Run the network on prepared inputs and give each request its answers; a failure stays with its request."""
         sizes = [self.size_of(value) for value in inputs.values]
-        inputs.hand_back(run_isolated(self.predict, inputs.with_options(), inputs.owners(), sizes, self.memory))
+        answers = run_isolated(self.predict, inputs.with_options(), inputs.owners(), sizes, self.memory)
+        inputs.hand_back(answers)
+        spoilt = [
+            value for value, answer in zip(inputs.values, answers, strict=True) if isinstance(answer, NotFinite)
+        ]
+        if spoilt and self.search:
+            self.search.explain(lambda: self.batch_of(spoilt[:1]))
 
     def size_of(self, value: I) -> int:
         """Return how much of a batch's memory an input takes, in the unit of `memory`."""
@@ -80,6 +89,10 @@ class Handler(ABC, Generic[S, I]):
     @abstractmethod
     def prepare(self, inputs: Inputs[object]) -> Inputs[I]:
         """Turn inputs as clients sent them into what the network takes. May be called again per request."""
+
+    def batch_of(self, values: Sequence[I]) -> object:
+        """Return what the engine takes, of prepared inputs that run together. Only `search` asks for it."""
+        raise NotImplementedError
 
     @abstractmethod
     def predict(self, inputs: Sequence[tuple[I, Options]]) -> list[object]:

@@ -161,6 +161,7 @@ def test_a_spoilt_row_fails_alone(faulty: Server, injected: Path) -> None:
     assert sorted(answer.status for answer in answers) == [200, 200, 200, 500]
     (failed,) = [answer for answer in answers if answer.status == 500]
     assert failed.json()["type"] == "NotFinite"
+    assert "gives finite outputs: suspect the GPU" in log_of(faulty)
 
 
 def test_workers_that_are_killed_under_load(faulty: Server) -> None:
