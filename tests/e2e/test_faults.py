@@ -25,7 +25,7 @@ from handlers import faults
 pytestmark = pytest.mark.e2e
 
 HANG_S = 3
-RESTART_S = 150  # generous: a worker starts in about 7 s on two idle cores
+RESTART_S = 150  # a worker took 25 s to start on two busy cores
 WORKER_ENDS = {
     "exit": (),
     "lost-gpu": ("the GPU's context is lost, this worker ends",),

@@ -1,6 +1,6 @@
 """More requests than fit are refused, and TorchServe serves on; with small bodies, a small queue and a small heap.
 
-With Java's usual collector (G1) a third of these floods left the accepted requests waiting for responseTimeout: it
+With Java's usual collector (G1) 2 of 7 such floods left the accepted requests waiting for responseTimeout: it
 does not move large objects, and TorchServe loses the OutOfMemoryError of a message to the worker.
 """
 
