@@ -19,7 +19,10 @@ from handlers.protocol.interface import Interface
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import caught
 from handlers.serving.handler import Handler
+from handlers.serving.hang_limit import load_watchdog
 from handlers.serving.inputs import Inputs, Options
+from handlers.serving.layers import LayerSearch
+from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import ImageSettings
 
@@ -61,6 +64,9 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         share = cpus.share(int((context.model_yaml_config or {}).get("maxWorkers", 1)))
         self.decoders = ThreadPoolExecutor(settings.decode_threads or min(8, share))
         self.metrics = BatchMetrics(context, self.model)
+        self.memory = MemoryLimit(self.model.description, "images")
+        self.search = LayerSearch(self.model.engine.layers)
+        self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         self._warm_up()
         loading.give_back_memory(self.model.device)
         self.start_reporting()
@@ -98,6 +104,10 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         payloads.refuse_stack_in_list(counts)
         payloads.refuse_together(files, TOGETHER * self.model.settings.max_pixels)
 
+    def batch_of(self, values: Sequence[Input]) -> object:
+        """Return the network's input of prepared images."""
+        return self.pipeline.batch(values)
+
     def run(self, inputs: Sequence[Input]) -> torch.Tensor:
         """Return the network's outputs: (N, classes) logits or (N, features), on the device."""
         return pipelines.run(self.pipeline, self.model.engine.run, inputs, self.at_once)
@@ -114,7 +124,8 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         prepared: dict[int, list[Input] | RequestError] = {}
         if self.gpu and len(on_cpu) < len(files):
             indices = [index for index, jpeg in enumerate(jpegs) if jpeg is not None]
-            crops = self.gpu([jpeg for jpeg in jpegs if jpeg is not None])
+            with self.watchdog.watching("decoding on the GPU"):
+                crops = self.gpu([jpeg for jpeg in jpegs if jpeg is not None])
             prepared = {index: [crop] for index, crop in zip(indices, crops, strict=True) if crop is not None}
             on_cpu |= {index: self._submit(files[index]) for index in indices if index not in prepared}
         prepared |= {index: future.result() for index, future in on_cpu.items()}

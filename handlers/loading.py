@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from handlers import caches, placement, settings
+from handlers import caches, faults, placement, settings
 from handlers.engines import EngineSpec, LoadedEngine
 from handlers.protocol.context import Context
 from handlers.selection import choosing
@@ -75,6 +75,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     at_gate = bool(context.system_properties.get(PARITY_GATE))
     name, spec, engine = choosing.load_best(chosen.engine, specs, check=not at_gate)
     why_precision = _why_precision(spec, engine, precisions)
+    engine = dataclasses.replace(engine, run=faults.around(engine.run))
     description = _description(name, spec, engine, why_precision, why_device, provenance)
     description["batching"] = {"batchSize": context.system_properties.get("batch_size")}
     logger.info(

@@ -51,6 +51,10 @@ class Settings:
             worker on a GPU gets one thread, because idle threads would spin. A worker on a CPU gets its share of the
             container's CPUs, which are divided by maxWorkers.
         max_inputs: The largest number of inputs (images or texts) in one request.
+        hang_timeout: The seconds that one batch may take in the network, or in the GPU's JPEG engines. After that the
+            worker writes where its threads are, and ends: its requests get a 500 at once, and TorchServe starts
+            another worker. -1 is half of TorchServe's responseTimeout on a GPU (60 s, if that is not set). On a CPU
+            -1 is no limit, because a large batch may rightly take long there. 0 is no limit.
 
     Raises:
         ValueError: A value is outside its range.
@@ -61,12 +65,14 @@ class Settings:
     device: str = "auto"
     cpu_threads: int = 0
     max_inputs: int = 64
+    hang_timeout: int = -1
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("device", self.device, DEVICES)
         _at_least("cpuThreads", self.cpu_threads, 0)
         _at_least("maxInputs", self.max_inputs, 1)
+        _at_least("hangTimeout", self.hang_timeout, -1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ from handlers.protocol.options import one_of, yes_or_no
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import TokenIds, caught
 from handlers.serving.handler import Handler
+from handlers.serving.hang_limit import load_watchdog
 from handlers.serving.inputs import Inputs, Options
+from handlers.serving.layers import LayerSearch
+from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.settings import TextSettings
 from handlers.texts import network_inputs, payloads, token_ids, tokenization
@@ -63,6 +66,9 @@ class TextEncoder(Handler[TextSettings, Encoded]):
             )
         )
         self.metrics = BatchMetrics(context, self.model)
+        self.memory = MemoryLimit(self.model.description, "tokens")
+        self.search = LayerSearch(self.model.engine.layers)
+        self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
         self.start_reporting()
@@ -73,6 +79,10 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         texts = inputs.each(self.read).checked(lambda texts, _: payloads.refuse_together(texts, most))
         encoded = texts.together(self.encode).each(lambda item, _: self.task.check(item))
         return encoded.checked(self.task.check_request).sized(lambda item: len(item.ids))
+
+    def size_of(self, value: Encoded) -> int:
+        """Return the number of its tokens."""
+        return len(value.ids)
 
     def read(self, payload: object, options: Options) -> payloads.Text | Ids:
         """Return one payload as a text, or as token ids that came instead of one. Raises RequestError."""
@@ -90,15 +100,19 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         texts = iter(self.tokenizer.encode([item for item in inputs if isinstance(item, payloads.Text)]))
         return [self.known_ids(item) if isinstance(item, Ids) else next(texts) for item in inputs]
 
+    def batch_of(self, values: Sequence[Encoded]) -> TokenBatch:
+        """Return texts as one batch, packed in this order."""
+        ids = [item.ids for item in values]
+        types = [item.type_ids if self.token_types else [0] * len(item.ids) for item in values]
+        return TokenBatch.pack(ids, types, self.model.device, self.task.selected(values))
+
     def run(self, encoded: Sequence[Encoded]) -> tuple[torch.Tensor, TokenBatch]:
         """Return the engine's outputs for the task, and the batch that they belong to.
 
         Args:
             encoded: texts that run together, packed in this order.
         """
-        ids = [item.ids for item in encoded]
-        types = [item.type_ids if self.token_types else [0] * len(item.ids) for item in encoded]
-        batch = TokenBatch.pack(ids, types, self.model.device, self.task.selected(encoded))
+        batch = self.batch_of(encoded)
         return self.model.engine.run(batch), batch
 
     def predict(self, inputs: Sequence[tuple[Encoded, Options]]) -> list[object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from handlers.engines.plans import default_cache
 from handlers.tasks.shared.pooling import Pooling
@@ -78,12 +79,15 @@ class LoadedEngine:
         details: how it runs, for the log and the model's description.
         pads: True if a text encoder pads each text to the longest of its batch, and so computes padding as well.
         token_budget: the number of tokens per run at which a text encoder is fastest. Padding counts if it pads.
+        layers: how the network runs so that its modules are called one by one, without graphs, and the network; None
+            if it cannot. Only the search for a layer whose output is not finite uses it.
     """
 
     run: Callable[[Any], torch.Tensor]
     details: dict[str, object]
     pads: bool = True
     token_budget: int = 16_384
+    layers: tuple[Callable[[Any], torch.Tensor], nn.Module] | None = None
 
 
 class Engine(ABC):

@@ -83,7 +83,8 @@ def _why_not_in_fp8(spec: EngineSpec) -> str | None:
 def _load_on_cpu(model: Any, spec: EngineSpec) -> LoadedEngine:
     emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, because a CPU has no fp8"
     used = emulated if spec.precision == "fp8" else "PyTorch"
-    return LoadedEngine(Packed(model), {**_details(), "kernels": used}, pads=False)
+    packed = Packed(model)
+    return LoadedEngine(packed, {**_details(), "kernels": used}, pads=False, layers=(packed, model))
 
 
 def _load_on_gpu(model: Any, spec: EngineSpec) -> LoadedEngine:
@@ -96,7 +97,8 @@ def _load_on_gpu(model: Any, spec: EngineSpec) -> LoadedEngine:
         "kernels": f"cuBLAS, and Triton {importlib.metadata.version('triton')}",
         "graphs": f"up to {GRAPH_TOKENS[-1]} tokens",
     }
-    return LoadedEngine(graphed, details, pads=False, token_budget=TOKEN_BUDGET)
+    layers = (Packed(model), model)  # graphs call no modules
+    return LoadedEngine(graphed, details, pads=False, token_budget=TOKEN_BUDGET, layers=layers)
 
 
 def _details() -> dict[str, object]:

@@ -55,14 +55,15 @@ def _load_image_classifier(spec: EngineSpec) -> LoadedEngine:
         return outputs(network, images)  # (N, classes) or (N, features)
 
     details = {"library": f"torch {torch.__version__}", "network": networks.title(spec.model_dir)}
-    return LoadedEngine(run, {**details, "memoryFormat": "channels_last"})
+    return LoadedEngine(run, {**details, "memoryFormat": "channels_last"}, layers=(run, network))
 
 
 def _load_text_encoder(spec: EngineSpec) -> LoadedEngine:
     network = load_transformer(spec.model_dir, spec.task, dtype=spec.dtype).eval().to(spec.device)
     attention = str(network.config._attn_implementation)
     details: dict[str, object] = {"library": f"torch {torch.__version__}", "attention": attention}
-    return LoadedEngine(PaddedEncoder(network, spec.task), details)
+    encoder = PaddedEncoder(network, spec.task)
+    return LoadedEngine(encoder, details, layers=(encoder, network))
 
 
 class PaddedEncoder:

@@ -101,6 +101,12 @@ class UnsupportedMediaType(RequestError):
     status = 415
 
 
+class DeadlinePassed(RequestError):
+    """The time that the client gave was over before the model could run; nothing was computed."""
+
+    status = 504
+
+
 class InferenceFailed(RequestError):
     """The input was fine and the model failed on it: an error of ours, not the client's."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.protocol import adapters, codings, internal_errors, request_ids
+from handlers.protocol import adapters, codings, deadlines, internal_errors, request_ids
 from handlers.protocol.adapter import Adapter
 from handlers.protocol.context import Context
 from handlers.protocol.errors import InvalidInput, RequestError
@@ -30,10 +30,14 @@ class Reader:
         try:
             row = Row.of(parameters, context.get_all_request_header(index))
             adapter = adapters.adapter_of(row)
+            deadline = deadlines.of(row)
+            if late := deadlines.refusal(deadline):
+                raise late
             plain = codings.decoded(row)
             if plain is not row:  # the adapter may be told by the body
                 row, adapter = plain, adapters.adapter_of(plain)
             request = self._request(row, adapter)
+            request.deadline = deadline
         except RequestError as error:
             request = Request(adapter, error=error)
         except BaseException as error:

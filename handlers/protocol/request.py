@@ -43,6 +43,7 @@ class Request:
         answers: by the model, one per input.
         sizes: tokens of each input as they run, cut ones after the cut; empty for images.
         error: why the request has none.
+        deadline: until when the answer is wanted, in time.time()'s seconds; None for no limit.
         is_grpc, is_unanswerable: as the Row says.
         ids: by which the client and the log name it.
     """
@@ -55,6 +56,7 @@ class Request:
     answers: Sequence[Any] = ()
     sizes: Sequence[int] = ()
     error: RequestError | None = None
+    deadline: float | None = None
     is_grpc: bool = False
     is_unanswerable: bool = False
     ids: RequestIds = field(default_factory=RequestIds)

@@ -9,13 +9,17 @@ from typing import Any, Generic, TypeVar
 from handlers.loading import Model
 from handlers.protocol import internal_errors, writer
 from handlers.protocol.context import Context
+from handlers.protocol.errors import NotFinite
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import Request
 from handlers.serving import error_log, spans
 from handlers.serving.inputs import Inputs, Options, inputs_of, joined
 from handlers.serving.isolation import run_isolated
+from handlers.serving.layers import LayerSearch
+from handlers.serving.memory_limit import MemoryLimit
 from handlers.serving.metrics import BatchMetrics
 from handlers.serving.steps import Steps
+from handlers.serving.watchdog import Watchdog
 from handlers.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -28,6 +32,9 @@ class Handler(ABC, Generic[S, I]):
     model: Model[S]
     reader: Reader
     metrics: BatchMetrics
+    memory: MemoryLimit | None = None
+    watchdog = Watchdog(0)
+    search: LayerSearch | None = None
     spans: spans.BatchSpans | None = None
 
     def start_reporting(self) -> None:
@@ -46,9 +53,9 @@ class Handler(ABC, Generic[S, I]):
         prepared: Inputs[I] = Inputs([], [])
         try:
             with steps("prepare"):
-                prepared = self._prepared(requests)
+                prepared = self._prepared(requests).in_time()
             if len(prepared):
-                with steps("run"):
+                with steps("run"), self.watchdog.watching("running the network"):
                     self.answer(prepared)
         except BaseException as error:
             writer.fail(requests, internal_errors.log_failure(error, "answering the batch"))
@@ -82,11 +89,26 @@ class Handler(ABC, Generic[S, I]):
 
     def answer(self, inputs: Inputs[I]) -> None:
         """Run the network on prepared inputs and give each request its answers; a failure stays with its request."""
-        inputs.hand_back(run_isolated(self.predict, inputs.with_options(), inputs.owners()))
+        sizes = [self.size_of(value) for value in inputs.values]
+        answers = run_isolated(self.predict, inputs.with_options(), inputs.owners(), sizes, self.memory)
+        inputs.hand_back(answers)
+        spoilt = [
+            value for value, answer in zip(inputs.values, answers, strict=True) if isinstance(answer, NotFinite)
+        ]
+        if spoilt and self.search:
+            self.search.explain(lambda: self.batch_of(spoilt[:1]))
+
+    def size_of(self, value: I) -> int:
+        """Return how much of a batch's memory an input takes, in the unit of `memory`."""
+        return 1
 
     @abstractmethod
     def prepare(self, inputs: Inputs[object]) -> Inputs[I]:
         """Turn inputs as clients sent them into what the network takes. May be called again per request."""
+
+    def batch_of(self, values: Sequence[I]) -> object:
+        """Return what the engine takes, of prepared inputs that run together. Only `search` asks for it."""
+        raise NotImplementedError
 
     @abstractmethod
     def predict(self, inputs: Sequence[tuple[I, Options]]) -> list[object]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from handlers.protocol import deadlines
 from handlers.protocol.errors import RequestError
 from handlers.protocol.request import Request, caught
 
@@ -47,6 +48,12 @@ class Inputs(Generic[T]):
                 refuse(values, request.options)
             except RequestError as error:
                 request.error = error
+        return self._become(self.values)
+
+    def in_time(self) -> Inputs[T]:
+        """Return the inputs of those requests whose deadline has not passed."""
+        for request, _ in self._by_request():
+            request.error = request.error or deadlines.refusal(request.deadline)
         return self._become(self.values)
 
     def flattened(self: Inputs[list[R]]) -> Inputs[R]:

@@ -9,11 +9,13 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 import torch
 
 from handlers.protocol.errors import InferenceFailed
+from handlers.serving.memory_limit import MemoryLimit
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,11 @@ SHORT = re.compile(r"out ?of ?memory|not enough memory|can't allocate memory|all
 
 
 def run_isolated(
-    work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], owners: Sequence[int] | None = None
+    work: Callable[[Sequence[T]], Sequence[R]],
+    items: Sequence[T],
+    owners: Sequence[int] | None = None,
+    sizes: Sequence[int] | None = None,
+    memory: MemoryLimit | None = None,
 ) -> list[R | InferenceFailed]:
     """Return `work(items)`, one result per item; a batch that fails is halved until only the culprits have failed.
 
@@ -38,10 +44,16 @@ def run_isolated(
         work: runs the model on some items; returns one result per item.
         owners: the index of each item's request, ascending; by default each item is a request of its own. A request
             fails as a whole, so its items behind the first culprit are not run.
+        sizes: how much memory each item takes, in any unit; by default one each.
+        memory: what is known of it from earlier batches; by default nothing.
 
     Raises SystemExit if the GPU is lost, see exit_if_gpu_lost.
     """
-    return _Batch(work, items, range(len(items)) if owners is None else owners).answers() if items else []
+    if not items:
+        return []
+    owners = range(len(items)) if owners is None else owners
+    sizes = [1] * len(items) if sizes is None else sizes
+    return _Batch(work, items, owners, sizes, memory or MemoryLimit({}, "inputs")).answers()
 
 
 def exit_if_gpu_lost() -> None:
@@ -72,10 +84,17 @@ def _synchronizes() -> bool:
 class _Batch(Generic[T, R]):
     """The search for the culprits in one batch. A part of the batch is a range of indices."""
 
-    def __init__(self, work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T], owners: Sequence[int]) -> None:
-        self.work, self.items, self.owners = work, items, owners
+    def __init__(
+        self,
+        work: Callable[[Sequence[T]], Sequence[R]],
+        items: Sequence[T],
+        owners: Sequence[int],
+        sizes: Sequence[int],
+        memory: MemoryLimit,
+    ) -> None:
+        self.work, self.items, self.owners, self.memory = work, items, owners, memory
+        self.ends = list(accumulate(sizes, initial=0))  # the sizes of all items before each index
         self.results: list[R | InferenceFailed] = [InferenceFailed("not run")] * len(items)
-        self.fits = len(items)  # that go into memory at once, as far as is known
         self.failing: deque[range] = deque()  # parts with a culprit each, no two with one of the same request
         self.culprits = self.runs = 0
         self.errors: Counter[str] = Counter()
@@ -101,15 +120,23 @@ class _Batch(Generic[T, R]):
     def _run(self, part: range, size: int) -> None:
         """Run `part` in pieces of at most `size` items; one that fails is a culprit, or is kept for halving."""
         while part and not self._hopeless:
-            piece = self._first_piece(part, min(size, self.fits))
-            error = self._attempt(piece)
-            if error and len(piece) > self.fits:  # memory was short
+            piece = self._first_piece(part, min(size, self._fitting(part)))
+            error, short = self._attempt(piece)
+            if short and len(piece) > 1:
                 continue
             part = part[len(piece) :]
             if error:
                 self._keep(piece, error)
                 part = part[bisect_right(self.owners, self.owners[piece[-1]], part.start, part.stop) - part.start :]
         self._give_up(part)
+
+    def _size(self, part: range) -> int:
+        return self.ends[part.stop] - self.ends[part.start]
+
+    def _fitting(self, part: range) -> int:
+        """How many of the first items memory holds at once, as far as is known; one at least."""
+        most = self.ends[part.start] + self.memory.allowed(self._size(part))
+        return max(1, bisect_right(self.ends, most, part.start, part.stop + 1) - 1 - part.start)
 
     def _first_piece(self, part: range, size: int) -> range:
         """Whole requests of at most `size` items together, or `size` items of a request that has more."""
@@ -118,8 +145,8 @@ class _Batch(Generic[T, R]):
         whole = bisect_left(self.owners, self.owners[part[size]], part.start, part.stop) - part.start
         return part[: whole or size]
 
-    def _attempt(self, piece: range) -> str | None:
-        """Run one piece and keep its results; returns the class of the error, if there was one.
+    def _attempt(self, piece: range) -> tuple[str, bool]:
+        """Run one piece and keep its results; returns the class of the error ("" for none), and if memory was short.
 
         The error itself would keep alive the tensors that its traceback's frames hold.
         """
@@ -135,13 +162,14 @@ class _Batch(Generic[T, R]):
             exit_if_gpu_lost()
             name, short = type(error).__name__, _is_of_memory(error)
         else:
-            return None
+            self.memory.fitted(self._size(piece))
+            return "", False
         self.errors[name] += 1
         if short:
-            self.fits = (len(piece) + 1) // 2
+            self.memory.failed(self._size(piece))
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
-        return name
+        return name, short
 
     def _keep(self, piece: range, error: str) -> None:
         if len(piece) > 1:

@@ -16,7 +16,7 @@ from typing import Any
 from handlers import loading
 from handlers.protocol import internal_errors
 from handlers.protocol.context import Context
-from handlers.protocol.errors import NotFinite
+from handlers.protocol.errors import DeadlinePassed, NotFinite
 from handlers.protocol.request import Request
 from handlers.serving import worker
 from handlers.serving.steps import Steps
@@ -127,7 +127,8 @@ class BatchMetrics:
         kinds = Counter((one.error.status, type(one.error).__name__) for one in failing if one.error is not None)
         for (status, kind), count in kinds.items():
             self.totals.add(BY_KIND, count, str(status), kind)
-            self.totals.add("RequestsFailed" if status >= 500 else "RequestsRefused", count)
+            failed = status >= 500 and status != DeadlinePassed.status
+            self.totals.add("RequestsFailed" if failed else "RequestsRefused", count)
         broken = sum(isinstance(answer, NotFinite) for request in failing for answer in request.answers)
         if broken:
             self.totals.add("NonFiniteOutputs", broken)

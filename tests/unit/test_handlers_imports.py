@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 # that TorchServe loads. handlers/__init__.py may be imported by all.
 ALLOWED: Mapping[str, set[str]] = {
     "entries": {
-        "cpus", "encoder", "engines", "image_tasks", "images", "loading",
+        "cpus", "encoder", "engines", "image_tasks", "images", "isolation", "loading",
         "protocol", "serving", "settings", "tasks", "texts",
     },
-    "loading": {"caches", "engines", "placement", "protocol", "selection", "settings"},
+    "loading": {"caches", "engines", "faults", "placement", "protocol", "selection", "settings"},
     "selection": {"encoder", "engines", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks"},
     "settings": {"images", "tasks"},
@@ -40,6 +40,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "protocol": set(),
     "kernels": set(),
     "caches": set(),
+    "faults": set(),
     "cpus": set(),
     "misfits": set(),
 }  # fmt: skip
@@ -47,6 +48,7 @@ ROOMS = {
     "image_classifier": "entries",
     "text_encoder": "entries",
     "serving.isolation": "isolation",  # knows nothing of serving, and images call it as well
+    "serving.memory_limit": "isolation",  # what it remembers from batch to batch
 }
 
 MODULES = {
