@@ -29,12 +29,19 @@ class Handler(ABC, Generic[S, I]):
     metrics: BatchMetrics
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
+        """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end."""
+        started = time.perf_counter()
+        requests = self.reader.read(rows, context)
+        ran = self.complete(requests)
+        bodies = writer.write(requests, context)
+        self.report(requests, ran, started)
+        return bodies
+
+    def complete(self, requests: Sequence[Request]) -> int:
+        """Give each request its answers or its error, and return how many inputs ran.
 
         An error that nothing else has caught fails only the requests that have no answer yet.
         """
-        started = time.perf_counter()
-        requests = self.reader.read(rows, context)
         prepared: Inputs[I] = Inputs([], [])
         try:
             prepared = self._prepared(requests)
@@ -42,12 +49,14 @@ class Handler(ABC, Generic[S, I]):
                 self.answer(prepared)
         except BaseException as error:
             writer.fail(requests, internal_errors.log_failure(error, "answering the batch"))
-        bodies = writer.write(requests, context)
+        return len(prepared)
+
+    def report(self, requests: Sequence[Request], ran: int, started: float) -> None:
+        """Report the batch's metrics; what fails there fails no request. ran, started: as BatchMetrics.report."""
         try:
-            self.metrics.report(requests, len(prepared), started)
+            self.metrics.report(requests, ran, started)
         except BaseException as error:
             internal_errors.log_failure(error, "reporting the batch's metrics")
-        return bodies
 
     def _prepared(self, requests: Sequence[Request]) -> Inputs[I]:
         """Prepare all together; if that fails, each request by itself, so that the culprit fails alone."""

@@ -62,6 +62,8 @@ class BatchMetrics:
 def _find(cache: Any, name: str, kind: str) -> Any:
     if cache is None:
         return None
+    if hasattr(cache, "metric"):  # of a host without TorchServe: handlers/hosts/contexts.py
+        return cache.metric(name, kind)
     from ts.metrics.metric_cache_errors import MetricsCacheKeyError
     from ts.metrics.metric_type_enum import MetricTypes
 
