@@ -86,6 +86,7 @@ class AsyncModel:
         self._waiting: deque[tuple[Call, asyncio.Future[Result]]] = deque()
         self._came = asyncio.Event()
         self._is_closing = False
+        self._closing: asyncio.Task[None] | None = None
         self._worker = asyncio.get_running_loop().create_task(self._work())
 
     async def predict(self, inputs: Sequence[object], *, return_errors: bool = False, **options: object) -> list[Any]:
@@ -107,10 +108,15 @@ class AsyncModel:
         return len(self._waiting)
 
     async def close(self) -> None:
-        """Take no more calls, answer those that wait, and free the model. May be called twice."""
+        """Take no more calls, answer those that wait, and free the model. May be called twice, also at once."""
         self._is_closing = True
         self._came.set()
-        await asyncio.shield(self._worker)
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await asyncio.wait([self._worker])
         await _in(self._thread, self.model.close)
         self._thread.shutdown(wait=False)
 
