@@ -61,8 +61,8 @@ def refuse_other_version(listed: Contents, where: str, *, allowed: bool) -> str:
     raise OtherVersionError(
         f"{where} was packaged with other handlers than those that run here; {len(found)} files differ: {what}. Ways "
         "out: package it again; or run the handlers that it carries, in a process of their own (scripts/predict "
-        "--carried-code, or PYTHONPATH=UNPACKED_ARCHIVE); or take those that run here: allow_other_version=True. "
-        "Their outputs are compared with the archive's fp32 samples at load either way"
+        "--carried-code, or PYTHONPATH=UNPACKED_ARCHIVE); or take those that run here (allow_other_version=True, or "
+        "--other-version). Their outputs are compared with the archive's fp32 samples at load either way"
     )
 
 

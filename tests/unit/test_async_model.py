@@ -85,7 +85,7 @@ def test_a_lone_call_waits_for_others_no_longer_than_the_delay() -> None:
         assert await model.predict(["a"]) == ["A"]
         assert 0.015 < time.perf_counter() - began < 5
         late = asyncio.gather(model.predict(["a"]), _later(0.005, lambda: model.predict(["b"])))
-        assert await late == [["A"], ["B"]]
+        assert list(await late) == [["A"], ["B"]]
         assert fake.batches == [1, 2]
 
     with_model(work)
@@ -117,13 +117,15 @@ def test_a_call_of_many_inputs_is_cut_and_put_together_again() -> None:
 
 def test_a_bad_input_is_its_calls_own() -> None:
     async def work(model: AsyncModel, fake: FakeModel) -> None:
-        good, bad, kept = await asyncio.gather(
-            model.predict(["a"]), model.predict(["b", "bad"]), model.predict(["bad", "c"], return_errors=True),
-            return_exceptions=True,
-        )  # fmt: skip
+        calls = [
+            model.predict(["a"]),
+            model.predict(["b", "bad"]),
+            model.predict(["bad", "c"], return_errors=True),
+        ]
+        found: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+        good, bad, kept = found
         assert good == ["A"]
         assert str(bad) == "input 2 of 2: a bad input"
-        assert isinstance(kept, list)
         assert [type(kept[0]), kept[1]] == [InvalidInput, "C"]
         assert fake.batches == [3]
 

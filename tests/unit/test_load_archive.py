@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -153,11 +153,16 @@ def test_calls_of_both_kinds_go_into_one_run(model: Model, monkeypatch: pytest.M
     sizes: list[int] = []
     handler: Any = model._handler
     predict = handler.predict
-    monkeypatch.setattr(handler, "predict", lambda inputs: (sizes.append(len(inputs)), predict(inputs))[1])
-    calls = [HttpRequest(body=SEVEN.read_bytes()), *model.calls_of([SEVEN, b"junk", SEVEN], {})]
-    response, values = model.run(calls)
+
+    def watched(inputs: Any) -> Any:
+        sizes.append(len(inputs))
+        return predict(inputs)
+
+    monkeypatch.setattr(handler, "predict", watched)
+    calls: list[Any] = [HttpRequest(body=SEVEN.read_bytes()), *model.calls_of([SEVEN, b"junk", SEVEN], {})]
+    response, values = cast("tuple[Any, Any]", model.run(calls))
     assert sizes == [3]
-    assert json.loads(response.body) == values[0] == values[2]  # type: ignore[union-attr,index]
+    assert json.loads(response.body) == values[0] == values[2]
 
 
 def test_requests_that_arrive_as_no_client_sends_them(model: Model) -> None:
@@ -313,10 +318,10 @@ def test_a_closed_model_says_so_and_leaves_nothing(
     monkeypatch.setattr("tempfile.tempdir", None)
     model = load_archive(digits_mar)
     assert len(list(tmp_path.iterdir())) == 1
-    assert model.is_healthy
+    healthy = [model.is_healthy]
     model.close()
     model.close()
-    assert not model.is_healthy
+    assert [*healthy, model.is_healthy] == [True, False]
     assert not list(tmp_path.iterdir())
     with pytest.raises(ModelClosedError):
         model.predict([SEVEN])
