@@ -10,20 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from archive import digests
+from handlers.hosts.contents import (
+    CARRIED_SAMPLES,
+    CONFIG,
+    ENTRIES,
+    MANIFEST,
+    PROVENANCE,
+    ArchiveError,
+    content_digest,
+    manifest_problems,
+    parsed_provenance,
+    seal,
+)
 
-MANIFEST = "MAR-INF/MANIFEST.json"
-PROVENANCE = "provenance.json"
-CONFIG = "model-config.yaml"
-CARRIED_SAMPLES = "parity.safetensors"  # archive/carried_samples.py
-# The file with the handler's class, and that class, by kind of model.
-ENTRIES = {
-    "image-classifier": ("image_classifier.py", "ImageClassifier"),
-    "text-encoder": ("text_encoder.py", "TextEncoder"),
-}
-
-
-class ArchiveError(ValueError):
-    """The .mar was not made here, or is no longer what was packaged."""
+__all__ = [
+    "CARRIED_SAMPLES",
+    "CONFIG",
+    "ENTRIES",
+    "MANIFEST",
+    "PROVENANCE",
+    "ArchiveError",
+    "content_digest",
+    "file_digests",
+    "read_provenance",
+    "seal",
+    "show",
+    "verify",
+]
 
 
 def file_digests(mar: Path) -> dict[str, str]:
@@ -44,35 +57,16 @@ def file_digests(mar: Path) -> dict[str, str]:
         return found
 
 
-def content_digest(name: str, version: str, files: Mapping[str, str]) -> str:
-    """Return one digest of the model's name, version and files: the same for the same inputs on every machine.
-
-    The carried samples are left out because the last digits of their fp32 outputs depend on the CPU. They have a
-    digest of their own among the files.
-    """
-    portable = {file: digest for file, digest in files.items() if file != CARRIED_SAMPLES}
-    canonical = json.dumps({"name": name, "version": version, "files": portable}, sort_keys=True)
-    return f"sha256:{digests.of_text(canonical)}"
-
-
-def seal(provenance: Mapping[str, Any]) -> str:
-    """Return a digest of the provenance itself without its seal: of parity figures, options and notes."""
-    rest = {key: value for key, value in provenance.items() if key != "seal"}
-    return f"sha256:{digests.of_text(json.dumps(rest, sort_keys=True, ensure_ascii=False, default=str))}"
-
-
 def read_provenance(mar: Path) -> dict[str, Any]:
     """Return the archive's provenance. Raises ArchiveError if it has none, or a damaged one."""
     with _open(mar) as archive:
         if PROVENANCE not in archive.namelist():
             raise ArchiveError(f"{mar} holds no {PROVENANCE}: it was not made by this packaging script")
         try:
-            content: object = json.loads(archive.read(PROVENANCE))
+            text = archive.read(PROVENANCE)
         except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise ArchiveError(f"{mar} is damaged: {error} ({PROVENANCE})") from None
-    if not isinstance(content, dict) or not {"name", "version", "digest", "files"} <= content.keys():
-        raise ArchiveError(f"{mar} is damaged: {PROVENANCE} is not what packaging writes")
-    return content
+    return parsed_provenance(text, str(mar))
 
 
 def verify(mar: Path) -> str:
@@ -131,17 +125,7 @@ def _manifest_problems(mar: Path, provenance: Mapping[str, Any]) -> list[str]:
         if MANIFEST not in archive.namelist():
             return [f"missing {MANIFEST}"]
         model = json.loads(archive.read(MANIFEST))["model"]
-    wanted = {
-        "modelName": provenance["name"],
-        "modelVersion": provenance["version"],
-        "handler": provenance["entry"],
-        "configFile": CONFIG,
-    }
-    return [
-        f"manifest says {key} {model.get(key)!r}, wanted {value!r}"
-        for key, value in wanted.items()
-        if model.get(key) != value
-    ]
+    return manifest_problems(model, provenance)
 
 
 def _open(mar: Path) -> zipfile.ZipFile:

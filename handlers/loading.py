@@ -66,7 +66,9 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))
     provenance = _provenance(folder)
-    device, why_device = placement.choose_device(chosen.device, context.system_properties.get("gpu_id"))
+    properties = context.system_properties
+    host = properties.get("host", "TorchServe")
+    device, why_device = placement.choose_device(chosen.device, properties.get("gpu_id"), host)
     _prepare_process(device, chosen.cpu_threads, int(config.get("maxWorkers", 1)))
     precisions = placement.precisions(chosen.precision, device, provenance.get("parity", {}))
     batch_size = _batch_size(context, config)

@@ -12,12 +12,13 @@ import torch
 from handlers import cpus
 
 
-def choose_device(asked: str, gpu_id: int | None) -> tuple[torch.device, str]:
+def choose_device(asked: str, gpu_id: int | None, host: str = "TorchServe") -> tuple[torch.device, str]:
     """The device and why it was chosen.
 
     Args:
         asked: the setting `device`: "auto", "cuda" or "cpu".
         gpu_id: index of the GPU that TorchServe assigned to this worker; None if it assigned none.
+        host: what assigned it, for the reason.
 
     Raises ValueError if "cuda" is asked for and PyTorch sees no GPU.
     """
@@ -25,11 +26,11 @@ def choose_device(asked: str, gpu_id: int | None) -> tuple[torch.device, str]:
         return torch.device("cpu"), "asked for"
     if torch.cuda.is_available() and (gpu_id is not None or asked == "cuda"):
         device = torch.device("cuda", int(gpu_id or 0))
-        return device, "asked for" if asked == "cuda" else "TorchServe assigned this GPU"
+        return device, "asked for" if asked == "cuda" else f"{host} assigned this GPU"
     if asked == "cuda":
         raise ValueError("device: cuda is asked for, and PyTorch sees no GPU; device: auto would use the CPU")
     if torch.cuda.is_available():
-        return torch.device("cpu"), "TorchServe assigned no GPU to this worker"
+        return torch.device("cpu"), f"{host} assigned no GPU to this worker"
     return torch.device("cpu"), "PyTorch sees no GPU"
 
 

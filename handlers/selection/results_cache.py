@@ -21,6 +21,7 @@ from handlers.engines.graphs import sizes_up_to
 from handlers.selection import references
 
 HANDLERS = Path(__file__).parents[1]
+ENTRIES = ("image_classifier.py", "text_encoder.py")
 # Files of an archive that outputs and times depend on.
 FILES = (
     *("config.json", "model.safetensors", "model.onnx", "plan/model.json", "fp8.json", "tokenizer.json"),
@@ -91,6 +92,10 @@ def version(package: str) -> str | None:
 
 @functools.cache
 def source_digest() -> str:
-    """Return the SHA-256 of the handlers' code, which an archive carries: newer code is measured again."""
-    files = sorted(HANDLERS.rglob("*.py"))
+    """Return the SHA-256 of the handlers' code, which an archive carries: newer code is measured again.
+
+    The entries are left out. They lie beside the package in an archive, and in it elsewhere; a measurement of either
+    holds for both, so every host of an archive serves it with the same engine.
+    """
+    files = sorted(path for path in HANDLERS.rglob("*.py") if path.name not in ENTRIES)
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

@@ -43,13 +43,24 @@ class Handler(ABC, Generic[S, I]):
         self.spans = spans.load(self.metrics.worker)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end.
-
-        An error that nothing else has caught fails only the requests that have no answer yet.
-        """
+        """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end."""
         steps = Steps()
         with steps("read"):
             requests = self.reader.read(rows, context)
+        ran = self.complete(requests, steps)
+        with steps("write"):
+            bodies = writer.write(requests, context)
+        self.report(requests, ran, steps)
+        return bodies
+
+    def complete(self, requests: Sequence[Request], steps: Steps) -> int:
+        """Give each request its answers or its error, and return how many inputs ran.
+
+        An error that nothing else has caught fails only the requests that have no answer yet.
+
+        Args:
+            steps: notes the times of "prepare" and "run".
+        """
         prepared: Inputs[I] = Inputs([], [])
         try:
             with steps("prepare"):
@@ -59,19 +70,17 @@ class Handler(ABC, Generic[S, I]):
                     self.answer(prepared)
         except BaseException as error:
             writer.fail(requests, internal_errors.log_failure(error, "answering the batch"))
-        with steps("write"):
-            bodies = writer.write(requests, context)
+        return len(prepared)
+
+    def report(self, requests: Sequence[Request], ran: int, steps: Steps) -> None:
+        """Report the batch's errors, metrics and spans; what fails there fails no request. ran: by `complete`."""
         try:
-            self._report(requests, len(prepared), steps)
+            error_log.write(requests)
+            self.metrics.report(requests, ran, steps)
+            if self.spans:
+                self.spans.report(requests, ran, steps)
         except BaseException as error:
             internal_errors.log_failure(error, "reporting the batch's figures")
-        return bodies
-
-    def _report(self, requests: Sequence[Request], inputs: int, steps: Steps) -> None:
-        error_log.write(requests)
-        self.metrics.report(requests, inputs, steps)
-        if self.spans:
-            self.spans.report(requests, inputs, steps)
 
     def _prepared(self, requests: Sequence[Request]) -> Inputs[I]:
         """Prepare all together; if that fails, each request by itself, so that the culprit fails alone."""

@@ -30,6 +30,8 @@ def load_watchdog(context: Context, setting: int, device: torch.device, descript
         seconds, why = 0.0, "packaging waits as long as it takes"
     elif setting != AUTO:
         seconds, why = float(setting), "as set"
+    elif "host" in context.system_properties:
+        seconds, why = 0.0, "no limit: this process is not TorchServe's, so it is not ended unasked"
     elif device.type == "cuda":
         seconds, why = response_s / 2, f"half of responseTimeout, {response_s} s"
     else:

@@ -57,6 +57,7 @@ class BatchMetrics:
         self._pending = threading.Event()
         self._reporting = threading.Lock()
         self._next_gauges = 0.0
+        self._stopped = False
         counters = (*COUNTERS, BY_KIND, *(name + suffix for name in HISTOGRAMS for suffix in SUFFIXES))
         self._metrics = _find(context.metrics, "COUNTER", counters) | _find(context.metrics, "GAUGE", GAUGES)
         missing = [name for name in (*counters, *GAUGES) if name not in self._metrics]
@@ -96,6 +97,13 @@ class BatchMetrics:
             self.totals.observe("StepTime", ms, step)
         self._count_errors([request for request in served if request.error is not None], inputs)
         self._pending.set()
+
+    def stop(self) -> None:
+        """Report what has been added, and nothing more; a host without TorchServe closes its models so."""
+        self._stopped = True
+        self._pending.set()
+        self.flush()
+        atexit.unregister(self.flush)
 
     def count(self, name: str, value: float = 1) -> None:
         """Add to a counter that metrics.yaml declares with the labels of a model, and COUNTERS names."""
@@ -149,9 +157,11 @@ class BatchMetrics:
             self._metrics[name].add_or_update(value, labels)
 
     def _report_for_ever(self) -> None:
-        while True:
+        while not self._stopped:
             if self._pending.wait(GAUGES_S):
                 time.sleep(REPORT_S)  # more batches come meanwhile
+            if self._stopped:
+                return
             self._pending.clear()
             try:
                 self.flush()
@@ -163,6 +173,9 @@ def _find(cache: Any, kind: str, names: Iterable[str]) -> dict[str, Any]:
     """TorchServe's objects for those of these metrics that the server declares."""
     if cache is None:
         return {}
+    if hasattr(cache, "metric"):  # of a host without TorchServe: handlers/hosts/contexts.py
+        asked = {name: cache.metric(name, kind) for name in names}
+        return {name: metric for name, metric in asked.items() if metric is not None}
     from ts.metrics.metric_cache_errors import MetricsCacheKeyError
     from ts.metrics.metric_type_enum import MetricTypes
 

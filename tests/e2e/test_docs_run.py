@@ -39,6 +39,9 @@ def workspace(tmp_path: Path, server: Server) -> Path:
     for name, module in (("token", "tokens"), ("scale", "scale"), ("ready", "ready")):
         path = ROOT / "scripts" / "commands" / f"{module}.py"
         _replace(folder / "scripts" / name, f"'{sys.executable}' '{path}' \"$@\" {where}")
+    _replace(
+        folder / "scripts" / "predict", f"'{sys.executable}' '{ROOT / 'scripts' / 'commands' / 'predict.py'}' \"$@\""
+    )
     return folder
 
 

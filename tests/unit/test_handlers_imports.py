@@ -25,6 +25,8 @@ ALLOWED: Mapping[str, set[str]] = {
         "cpus", "encoder", "engines", "image_tasks", "images", "isolation", "loading",
         "protocol", "serving", "settings", "tasks", "texts",
     },
+    # Runs an archive without TorchServe: as TorchServe does, it loads the entries, and nothing else imports it.
+    "hosts": {"entries", "loading", "protocol", "serving"},
     "loading": {"caches", "engines", "faults", "placement", "protocol", "selection", "settings"},
     "selection": {"encoder", "engines", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks"},

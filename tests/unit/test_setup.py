@@ -20,7 +20,7 @@ case "$*" in
     *) echo "the answer" ;;
 esac
 """
-SCRIPTS = ("token", "scale", "package", "serve", "ready", "bench_model")
+SCRIPTS = ("token", "scale", "package", "serve", "ready", "bench_model", "predict")
 
 
 @pytest.fixture
