@@ -10,6 +10,7 @@ import torch
 
 from handlers import loading, tasks
 from handlers.encoder.packing import TokenBatch
+from handlers.protocol import zero_shot
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
 from handlers.protocol.interface import Interface
@@ -82,7 +83,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
             token_ids.refuse_many(len(payload), settings.max_chars)
             return Ids(payload, truncate, from_left)
         text = payloads.read(payload, settings, self.task.takes_pairs, truncate)
-        return dataclasses.replace(text, from_left=from_left)
+        return dataclasses.replace(text, from_left=from_left, only_first=zero_shot.LABELS in options)
 
     def encode(self, inputs: Sequence[payloads.Text | Ids]) -> list[Encoded | RequestError]:
         """Return the tokens of each input, or its error, in order; texts are tokenized in one call."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.protocol import adapters, codings, internal_errors
+from handlers.protocol import adapters, codings, internal_errors, zero_shot
 from handlers.protocol.adapter import Adapter
 from handlers.protocol.context import Context
 from handlers.protocol.errors import InvalidInput, RequestError
@@ -47,5 +47,6 @@ class Reader:
         if row.parameters:
             row.refuse_codings()
         request = adapter.read(row, self.model)
+        zero_shot.spread(request, self.model)
         self.model.refuse_many(len(request.inputs))
         return request

@@ -28,6 +28,11 @@ def one_answer(answers: Sequence[Any]) -> object:
     return answers[0] if len(answers) == 1 else answers
 
 
+def place_of(number: int, count: int) -> str:
+    """Return how an error names the input at fault."""
+    return f"input {number} of {count}"
+
+
 @dataclass
 class Request:
     """One client's request, read by the adapter of its protocol, which also writes its answer.
@@ -43,6 +48,7 @@ class Request:
         sizes: tokens of each input as they run, cut ones after the cut; empty for images.
         error: why the request has none.
         is_grpc, is_unanswerable: as the Row says.
+        place: names an input in errors, by its number from 1 and the count of inputs.
     """
 
     adapter: Adapter
@@ -55,6 +61,7 @@ class Request:
     error: RequestError | None = None
     is_grpc: bool = False
     is_unanswerable: bool = False
+    place: Callable[[int, int], str] = place_of
 
     @property
     def is_waiting(self) -> bool:

@@ -5,9 +5,10 @@ Source: https://huggingface.co/docs/inference-providers/tasks/index
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from handlers.protocol import fields
+from handlers.protocol import fields, zero_shot
 from handlers.protocol.adapter import Adapter, Answer, json_answer
 from handlers.protocol.adapters.tei import similarity
 from handlers.protocol.content import merged
@@ -46,6 +47,8 @@ class HuggingFace(Adapter):
         if not inputs:
             raise at("inputs", EmptyRequest('"inputs" is an empty list'))
         combine = COMBINE.get(model.task, _as_came)(isinstance(value, list))
+        if zero_shot.LABELS in {**sent, **chosen}:
+            combine = list if isinstance(value, list) else _classes_of_one
         options = {**fields.together(sent, chosen), **INNER.get(model.task, {})}
         return Request(self, inputs, options, combine)
 
@@ -71,6 +74,11 @@ def _options(body: Fields, model: Interface) -> dict[str, object]:
 def _lists(came_as_list: bool) -> Combine:
     """Embeddings and labels: a list per text, also for one text alone."""
     return list
+
+
+def _classes_of_one(answers: Sequence[Any]) -> object:
+    """Candidate labels of one text: the list that InferenceClient reads, instead of transformers' object."""
+    return zero_shot.as_classes(answers[0])
 
 
 def _as_came(came_as_list: bool) -> Combine:

@@ -132,6 +132,7 @@ def similarity(adapter: Adapter, inner: Fields, sent: Mapping[str, object], chos
 
 def _predict(adapter: Adapter, body: Fields, sent: dict[str, object], model: Interface) -> Request:
     refuse_other_tasks(model, "sequence-classification")
+    fields.refuse_others(sent, (*TEXT_OPTIONS, "raw_scores", "top_k"))
     inputs, is_batch = _sequences(body.required("inputs", PAIRS))
     chosen = body.options((*TEXT_OPTIONS, "raw_scores"), model)
     body.refuse_rest()

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from handlers.protocol import encodings
+from handlers.protocol import encodings, zero_shot
 from handlers.protocol.adapter import Answer, json_answer
 from handlers.protocol.errors import InvalidInput, InvalidOption
 from handlers.protocol.interface import Interface
@@ -103,7 +103,7 @@ def make(task: str, answers: Sequence[Any], options: Mapping[str, Any]) -> dict[
         rows = np.stack(answers)  # (N, hidden)
         return {"embeddings": Output.of_array(rows.astype(np.float16) if options.get("dtype") == "float16" else rows)}
     if task in BY_TASK:
-        return _classes(answers)
+        return _classes([zero_shot.as_classes(answer) for answer in answers])
     return {"answers": as_json(answers)}
 
 
