@@ -56,7 +56,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 labels=self.task.labels,
                 max_tokens=settings.max_tokens,
                 truncates=settings.truncate,
-                pooling="+".join(settings.pooling.modes) if tasks.head(settings.task).is_embedding else "",
+                pooling=_pooling(settings),
                 name=context.model_name,
                 version=loading.version(context),
                 task=settings.task,
@@ -73,6 +73,11 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         texts = inputs.each(self.read).checked(lambda texts, _: payloads.refuse_together(texts, most))
         encoded = texts.together(self.encode).each(lambda item, _: self.task.check(item))
         return encoded.checked(self.task.check_request).sized(lambda item: len(item.ids))
+
+    def answer(self, inputs: Inputs[Encoded]) -> None:
+        """Run the network, and refuse answers that are too large."""
+        super().answer(inputs)
+        inputs.check_answers(self.task.check_answers)
 
     def read(self, payload: object, options: Options) -> payloads.Text | Ids:
         """Return one payload as a text, or as token ids that came instead of one. Raises RequestError."""
@@ -112,6 +117,14 @@ class TextEncoder(Handler[TextSettings, Encoded]):
             outputs, batch = self.run([encoded for encoded, _ in chosen])
             answers |= zip(indices, self.task.answer(outputs, batch, chosen), strict=True)
         return [answers[index] for index in range(len(inputs))]
+
+
+def _pooling(settings: TextSettings) -> str:
+    """Return how embeddings are pooled, in text-embeddings-inference's words; "" for other tasks."""
+    head = tasks.head(settings.task)
+    if head.pools_logits:
+        return "splade"
+    return "+".join(settings.pooling.modes) if head.is_embedding else ""
 
 
 def _side(value: object) -> object:

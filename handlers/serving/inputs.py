@@ -75,6 +75,14 @@ class Inputs(Generic[T]):
         for request, mine in Inputs(answers, self.requests)._by_request():
             request.error, request.answers = _first_error(mine, request), mine
 
+    def check_answers(self, refuse: Callable[[Sequence[object]], None]) -> None:
+        """Give a request the RequestError that refuse(its answers) raises."""
+        for request, _ in self._by_request():
+            try:
+                refuse(request.answers)
+            except RequestError as error:
+                request.error = request.error or error
+
     def _become(self, results: Sequence[R | RequestError]) -> Inputs[R]:
         """These results in place of the values; those of requests with an error are left out."""
         for request, mine in Inputs(results, self.requests)._by_request():

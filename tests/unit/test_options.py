@@ -111,7 +111,10 @@ def test_a_wrong_value_is_reported_with_what_brought_it(
     assert caught.value.message.startswith(source)
 
 
-OF_TASKS = ("raw_scores", "aggregation_strategy", "candidate_labels", "hypothesis_template", "multi_label")
+OF_TASKS = (
+    *("raw_scores", "aggregation_strategy", "candidate_labels", "hypothesis_template", "multi_label"),
+    "max_active_dims",
+)
 
 
 def test_every_option_of_a_task_is_among_those_that_other_models_refuse() -> None:

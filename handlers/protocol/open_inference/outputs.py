@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from handlers.protocol import encodings, zero_shot
+from handlers.protocol import encodings, json_values, zero_shot
 from handlers.protocol.adapter import Answer, json_answer
 from handlers.protocol.errors import InvalidInput, InvalidOption
 from handlers.protocol.interface import Interface
@@ -109,7 +108,7 @@ def make(task: str, answers: Sequence[Any], options: Mapping[str, Any]) -> dict[
 
 def as_json(answers: Sequence[Any]) -> Output:
     """Return N answers as (N) BYTES, each in JSON."""
-    written = [orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY) for answer in answers]
+    written = [json_values.dumps(answer) for answer in answers]
     return Output("BYTES", (len(written),), written)
 
 
