@@ -1,4 +1,4 @@
-"""TorchServe entry for BERT-family encoders: embeddings, classification, entities, masked words."""
+"""TorchServe entry for BERT-family encoders: dense and sparse embeddings, classification, entities, masked words."""
 
 from __future__ import annotations
 

@@ -85,20 +85,18 @@ def test_a_plain_checkpoint_for_masked_words(
         np.testing.assert_allclose(dense(ask(handler, [text])[0], size), wanted, rtol=0, atol=2e-5)
 
 
-def saved(
-    base: Path, folder: Path, transformer: Any, strategy: Any, activation: Any, **options: Any
-) -> SparseEncoder:
+def saved(base: Path, folder: Path, transformer: Any, strategy: Any, activation: Any, **options: Any) -> Any:
     modules = [transformer(str(base)), SpladePooling(strategy, activation_function=activation)]
     model = SparseEncoder(modules=modules, device="cpu", **options)
     model.save_pretrained(str(folder))
     return model
 
 
-def new_module(base: str) -> Transformer:
+def new_module(base: str) -> Any:
     return Transformer(base, transformer_task="fill-mask", max_seq_length=32)
 
 
-def old_module(base: str) -> MLMTransformer:
+def old_module(base: str) -> Any:
     return MLMTransformer(base, max_seq_length=32)
 
 

@@ -111,9 +111,9 @@ class TestAnswers:
         assert [len(answer) for answer in (one, three) if isinstance(answer, SparseVector)] == [1, 3]
 
     def test_numbers_have_as_many_digits_as_the_precision(self) -> None:
-        (vector,) = SparseEmbeddings(SparsePooling(), 2, digits=4).answer(
-            torch.tensor([[1 / 3, 0]]), None, [(None, {})]
-        )  # type: ignore[arg-type, list-item]
+        inputs: list[Any] = [(None, {})]
+        task = SparseEmbeddings(SparsePooling(), 2, digits=4)
+        (vector,) = task.answer(torch.tensor([[1 / 3, 0]]), None, inputs)  # type: ignore[arg-type]
         assert isinstance(vector, SparseVector)
         assert str(vector.values[0]) == "0.3333"
 
