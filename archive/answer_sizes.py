@@ -12,6 +12,8 @@ from handlers.protocol.encodings import DIGITS
 from handlers.settings import ImageSettings, TextSettings
 
 MAX_BATCH_BYTES = 12 << 20
+USUAL_VALUES = 256  # above zero, of a sparse embedding
+SPARSE_BYTES = 36  # of one of them in JSON: {"index":30521,"value":1.23456789},
 OTHER_BYTES = 6  # of a number in JSON, besides its digits: a sign, "0.", two zeros, a comma
 
 
@@ -23,8 +25,11 @@ def largest_answer(settings: TextSettings | ImageSettings, hidden: int) -> int:
         hidden: numbers in one token vector, or in an image's features.
 
     Returns:
-        Bytes for an embedding model. 0 for other tasks, whose answers are far smaller.
+        Bytes for an embedding model. For sparse embeddings those of usual ones, unless the settings limit their
+        values. 0 for other tasks, whose answers are far smaller.
     """
+    if isinstance(settings, TextSettings) and tasks.head(settings.task).pools_logits:
+        return settings.max_inputs * (settings.sparse_pooling.max_active_dims or USUAL_VALUES) * SPARSE_BYTES
     if not _gives_embeddings(settings):
         return 0
     digits = DIGITS["fp16" if settings.precision == "auto" else settings.precision]  # "auto" is fp16 on a GPU

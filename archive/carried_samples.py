@@ -92,7 +92,7 @@ def _run(model: TextModel, text: str) -> dict[str, Any]:
     tokens = tokenizer(text, truncation=True, max_length=most, return_tensors="pt")
     ids = tokens["input_ids"][0]
     head, is_masked = tasks.head(model.settings.task), ids == tokenizer.mask_token_id
-    found = head.read(model.checkpoint.model(**tokens), is_masked)
+    found = model.network_outputs(model.checkpoint.model(**tokens), is_masked)
     selected = is_masked.nonzero().flatten().tolist() if head.rows == "mask" else []
     types = tokens["token_type_ids"][0].tolist() if "token_type_ids" in tokens else [0] * len(ids)
     return {"ids": ids.tolist(), "types": types, "selected": selected, "outputs": found.float()}

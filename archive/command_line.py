@@ -90,6 +90,7 @@ Package an encoder of the BERT family (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA
 
 The task is the one that the checkpoint was made for, unless --task says otherwise:
   embeddings                one vector per text, pooled and normalised as modules.json and its pooling config say
+  sparse-embeddings         token weights as SPLADE has them: indices and values of each text
   sequence-classification   labels with scores; takes pairs, so it reranks too
   token-classification      entities with their position in the text
   fill-mask                 likeliest tokens for each mask

@@ -30,6 +30,7 @@ from handlers.images.pipelines import Pipeline
 from handlers.protocol.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings
 from handlers.tasks.shared.pooling import Pooling
+from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 SAMPLE_TEXTS = Path(__file__).parent / "samples" / "texts.txt"
 
@@ -185,7 +186,7 @@ class TextModel(PackagedModel):
 
     @property
     def gives_embeddings(self) -> bool:
-        return tasks.head(self.settings.task).is_embedding
+        return tasks.head(self.settings.task).gives_vectors
 
     def write_files(self, folder: Path) -> None:
         self.checkpoint.model.save_pretrained(folder)
@@ -238,9 +239,21 @@ class TextModel(PackagedModel):
         text = text.lower() if chosen.lower_case else text
         tokens = tokenizer(text, truncation=True, max_length=chosen.max_tokens, return_tensors="pt")
         outputs = self.checkpoint.model(**tokens)
-        if self.gives_embeddings:
+        if tasks.head(chosen.task).is_embedding:
             return _pool_one(outputs.last_hidden_state[0], chosen.pooling).unsqueeze(0)  # (1, hidden)
-        return tasks.head(chosen.task).read(outputs, tokens["input_ids"][0] == tokenizer.mask_token_id)
+        return self.network_outputs(outputs, tokens["input_ids"][0] == tokenizer.mask_token_id)
+
+    def network_outputs(self, outputs: Any, is_masked: torch.Tensor) -> torch.Tensor:
+        """Return what an engine gives for one text: see Head.read, and (1, vocabulary) for sparse embeddings.
+
+        Args:
+            outputs: of the checkpoint's model, for a batch of one text.
+            is_masked: (T,) bool, which tokens are the tokenizer's mask.
+        """
+        head = tasks.head(self.settings.task)
+        if head.pools_logits:
+            return _sparse(outputs.logits[0], self.settings.sparse_pooling).unsqueeze(0)
+        return head.read(outputs, is_masked)
 
 
 def _pool_one(vectors: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -256,6 +269,14 @@ def _pool_one(vectors: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     }
     embedding = torch.cat([modes[mode] for mode in pooling.modes])
     return embedding / embedding.norm() if pooling.normalize else embedding
+
+
+def _sparse(logits: torch.Tensor, pooling: SparsePooling) -> torch.Tensor:
+    """Return one text's sparse embedding (K,) from its logits (T, K). Shares nothing with handlers, on purpose."""
+    weights = torch.log1p(torch.relu(logits))
+    if pooling.activation == "log1p_relu":
+        weights = torch.log1p(weights)
+    return weights.sum(dim=0) if pooling.strategy == "sum" else weights.max(dim=0).values
 
 
 def _masked(text: str, mask_token: str) -> str:

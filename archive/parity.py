@@ -95,10 +95,11 @@ def compare(outputs: Array, reference: Array, precision: str, embeddings: bool, 
 
 
 def cosines(a: Array, b: Array) -> NDArray[np.float64]:
-    """Return (N,): the cosine between each row of a (N, K) and the same row of b (N, K)."""
+    """Return (N,): the cosine between each row of a (N, K) and the same row of b (N, K); 1 for two zero rows."""
     left, right = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     cosine: NDArray[np.float64] = (left * right).sum(axis=1) / np.maximum(norms, 1e-30)
+    cosine[~(left.any(axis=1) | right.any(axis=1))] = 1
     return cosine
 
 

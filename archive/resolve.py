@@ -131,7 +131,7 @@ def text_model(options: TextOptions) -> TextModel:
         max_tokens=options.max_tokens or limit,
         truncate=options.truncate,
         lower_case=checkpoint.lower_case,
-        **_without_none(top_k=options.top_k, pooling=_pooling(options, checkpoint)),
+        **_without_none(top_k=options.top_k, pooling=_pooling(options, checkpoint), sparse_pooling=checkpoint.sparse),
     )
     batch_size, batch_size_notes = _batch_size(options, settings, checkpoint.model.config.hidden_size)
     return TextModel(

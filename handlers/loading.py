@@ -175,6 +175,7 @@ def engine_spec(
             max_tokens=chosen.max_tokens,
             token_budget=chosen.token_budget,
             pooling=chosen.pooling,
+            sparse_pooling=chosen.sparse_pooling,
         )
     return spec
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from handlers import tasks
 from handlers.images.preprocess import Preprocess
 from handlers.tasks.shared.pooling import Pooling
+from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 ON_MISMATCH = ("rebuild", "refuse")
 DECODERS = ("auto", "gpu", "cpu")
@@ -139,10 +140,11 @@ class TextSettings(Settings):
     """Settings of a text encoder.
 
     Attributes:
-        task: "embeddings", "sequence-classification", "token-classification" or "fill-mask".
+        task: "embeddings", "sparse-embeddings", "sequence-classification", "token-classification" or "fill-mask".
         max_tokens: The longest input in tokens, special tokens counted.
         truncate: Cut longer inputs to `maxTokens`. If false, they get a 400. A request may ask for the other.
         pooling: How token vectors become an embedding: the keys below. Only embeddings use it.
+        sparse_pooling: How token logits become a sparse embedding: the keys below. Only sparse-embeddings use it.
         dimensions: Shorter embeddings that the checkpoint was trained for (Matryoshka), as numbers of an embedding. A
             request may ask for one of them. Without such a training a shorter embedding would be worth little, so
             any other number is refused.
@@ -164,6 +166,7 @@ class TextSettings(Settings):
     max_tokens: int = 512
     truncate: bool = False
     pooling: Pooling = field(default_factory=Pooling)
+    sparse_pooling: SparsePooling = field(default_factory=SparsePooling)
     dimensions: tuple[int, ...] = ()
     lower_case: bool = False
     top_k: int = 5

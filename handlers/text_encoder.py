@@ -1,4 +1,4 @@
-"""TorchServe entry for BERT-family encoders: embeddings, classification, entities, masked words."""
+"""TorchServe entry for BERT-family encoders: dense and sparse embeddings, classification, entities, masked words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from handlers import loading, tasks
 from handlers.encoder.packing import TokenBatch
+from handlers.protocol import zero_shot
 from handlers.protocol.context import Context
 from handlers.protocol.errors import RequestError
 from handlers.protocol.interface import Interface
@@ -58,7 +59,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 labels=self.task.labels,
                 max_tokens=settings.max_tokens,
                 truncates=settings.truncate,
-                pooling="+".join(settings.pooling.modes) if tasks.head(settings.task).is_embedding else "",
+                pooling=_pooling(settings),
                 name=context.model_name,
                 version=loading.version(context),
                 task=settings.task,
@@ -84,6 +85,11 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         """Return the number of its tokens."""
         return len(value.ids)
 
+    def answer(self, inputs: Inputs[Encoded]) -> None:
+        """Run the network, and refuse answers that are too large."""
+        super().answer(inputs)
+        inputs.check_answers(self.task.check_answers)
+
     def read(self, payload: object, options: Options) -> payloads.Text | Ids:
         """Return one payload as a text, or as token ids that came instead of one. Raises RequestError."""
         settings = self.model.settings
@@ -93,7 +99,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
             token_ids.refuse_many(len(payload), settings.max_chars)
             return Ids(payload, truncate, from_left)
         text = payloads.read(payload, settings, self.task.takes_pairs, truncate)
-        return dataclasses.replace(text, from_left=from_left)
+        return dataclasses.replace(text, from_left=from_left, only_first=zero_shot.LABELS in options)
 
     def encode(self, inputs: Sequence[payloads.Text | Ids]) -> list[Encoded | RequestError]:
         """Return the tokens of each input, or its error, in order; texts are tokenized in one call."""
@@ -127,6 +133,14 @@ class TextEncoder(Handler[TextSettings, Encoded]):
             self.metrics.count_tokens([lengths[index] for index in indices], engine.pads)
             answers |= zip(indices, self.task.answer(outputs, batch, chosen), strict=True)
         return [answers[index] for index in range(len(inputs))]
+
+
+def _pooling(settings: TextSettings) -> str:
+    """Return how embeddings are pooled, in text-embeddings-inference's words; "" for other tasks."""
+    head = tasks.head(settings.task)
+    if head.pools_logits:
+        return "splade"
+    return "+".join(settings.pooling.modes) if head.is_embedding else ""
 
 
 def _side(value: object) -> object:

@@ -46,6 +46,7 @@ HUB_TEXT = (
     SENTENCE_PROMPTS,
     "*_Pooling/config.json",
     "*_Normalize/config.json",
+    "*_SpladePooling/config.json",
     "adapter_config.json",  # which is refused
 )
 

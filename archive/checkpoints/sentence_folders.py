@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archive.checkpoints import sentence_keys
+from archive.checkpoints import sentence_keys, splade_folders
 from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.json_files import path_inside, read_any_json, read_json
 from archive.checkpoints.locations import SENTENCE_CONFIGS, SENTENCE_PROMPTS
 from handlers.misfits import listed
 from handlers.tasks.shared.pooling import Pooling
+from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 MODULES = "modules.json"
 POOLING_KEYS = {
@@ -39,6 +40,7 @@ class SentenceFolder:
         special_tokens: whether the tokenizer adds its special tokens.
         tokenizer: options for AutoTokenizer.
         activation: full name of the class that makes a CrossEncoder's scores.
+        sparse: how token logits become a sparse embedding; None if there is none.
     """
 
     task: str | None = None
@@ -48,6 +50,7 @@ class SentenceFolder:
     special_tokens: bool = True
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     activation: str | None = None
+    sparse: SparsePooling | None = None
 
 
 def read(folder: Path, asked: str | None) -> SentenceFolder:
@@ -66,19 +69,23 @@ def read(folder: Path, asked: str | None) -> SentenceFolder:
         return SentenceFolder()
     kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
     cross = kinds == CROSS_ENCODER and whole.get("model_type") == "CrossEncoder"
-    task = "sequence-classification" if cross else "embeddings"
+    splade = splade_folders.is_splade(kinds)
+    task = splade_folders.TASK if splade else "sequence-classification" if cross else "embeddings"
     if asked not in (None, task):  # its modules are not run: the model is served with another head
         return SentenceFolder()
-    if not cross and kinds not in EMBEDDERS:
+    if not cross and not splade and kinds not in EMBEDDERS:
         raise CheckpointError(
-            f"{MODULES} lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize, and "
-            "the Transformer alone of a CrossEncoder"
+            f"{MODULES} lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize, "
+            "Transformer or MLMTransformer -> SpladePooling, and the Transformer alone of a CrossEncoder"
         )
-    sentence_keys.refuse_unknown(whole, sentence_keys.WHOLE, SENTENCE_PROMPTS)
+    sentence_keys.refuse_unknown(whole, splade_folders.WHOLE if splade else sentence_keys.WHOLE, SENTENCE_PROMPTS)
     _refuse_prompt(whole)
     if modules[0]["path"]:
         raise CheckpointError(f"{MODULES} keeps the transformer in {modules[0]['path']!r}; wanted: in the folder")
     called = _transformer(folder, task)
+    if splade:
+        splade_folders.refuse_plain_transformer(kinds, *_transformer_file(folder))
+        return SentenceFolder(task=task, sparse=splade_folders.pooling(folder, modules, whole), **called)
     pooling = None if cross else _pooling(folder, modules)
     return SentenceFolder(
         task=task, pooling=pooling, activation=whole.get("activation_fn") if cross else None, **called
@@ -124,15 +131,21 @@ def _refuse_prompt(whole: Mapping[str, Any]) -> None:
         )
 
 
+def _transformer_file(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the content and the name of the Transformer module's file: the first of its names that is there."""
+    name = next((name for name in SENTENCE_CONFIGS if _optional(folder, name)), SENTENCE_CONFIGS[0])
+    return _optional(folder, name), name
+
+
 def _transformer(folder: Path, task: str) -> dict[str, Any]:
-    """Read the Transformer module's file, under the first of sentence-transformers' names for it that is there."""
-    file = next((name for name in SENTENCE_CONFIGS if _optional(folder, name)), None)
-    if file is None:
+    """Read the Transformer module's file."""
+    content, file = _transformer_file(folder)
+    if not content:
         return {}
-    content = _optional(folder, file)
-    sentence_keys.refuse_unknown(content, sentence_keys.TRANSFORMER, file)
+    keys = splade_folders.TRANSFORMER if task == splade_folders.TASK else sentence_keys.TRANSFORMER
+    sentence_keys.refuse_unknown(content, keys, file)
     nested = {key: _nested(content, key, file) for key in sentence_keys.NESTED}
-    wanted = "feature-extraction" if task == "embeddings" else task
+    wanted = {"embeddings": "feature-extraction", splade_folders.TASK: "fill-mask"}.get(task, task)
     if content.get("transformer_task") not in (None, wanted):
         raise CheckpointError(f"{file} says transformer_task {content['transformer_task']!r}, wanted {wanted!r} here")
     call = {**nested["processing_kwargs.text"], **nested["processing_kwargs.common"]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archive.checkpoints import sentence_folders, text_configs, text_tokenizers, text_weights
+from archive.checkpoints import sentence_folders, splade_folders, text_configs, text_tokenizers, text_weights
 from archive.checkpoints.errors import CheckpointError, explain_failure
 from archive.checkpoints.locations import HUB_TEXT, locate, weight_file
 from archive.checkpoints.sentence_folders import SentenceFolder
@@ -16,6 +16,7 @@ from handlers import tasks
 from handlers.engines.text_networks import AUTO_MODELS
 from handlers.misfits import listed
 from handlers.tasks.shared.pooling import Pooling
+from handlers.tasks.shared.sparse_pooling import SparsePooling
 from handlers.texts.network_inputs import positions_of
 
 # How a class name in config.json ends -> the task that it is made for. Longer endings are tried first.
@@ -48,6 +49,7 @@ class TextCheckpoint:
         source: what was asked for, as given.
         sha256: of the weight file, in hex; of a sharded checkpoint, of the index and then its shards in name order.
         notes: what is read from its files in another way than a plain checkpoint's, for people.
+        sparse: how token logits become a sparse embedding; None if the checkpoint does not say.
     """
 
     model: Any
@@ -60,6 +62,7 @@ class TextCheckpoint:
     source: str
     sha256: str
     notes: tuple[str, ...] = ()
+    sparse: SparsePooling | None = None
 
 
 def read(source: str, task: str | None = None, revision: str | None = None) -> TextCheckpoint:
@@ -89,6 +92,8 @@ def _read(folder: Path, source: str, asked: str | None) -> TextCheckpoint:
         own = text_weights.class_for(config, task).__name__
         text_configs.refuse_foreign_code(content, config, AUTO_MODELS[task], own)
     notes = _set_labels(config, content, task, sentence)
+    if task == splade_folders.TASK and sentence.sparse is None:
+        notes = (*notes, splade_folders.ASSUMED)
     model, unused = text_weights.load(folder, config, task)
     tokenizer = _tokenizer(folder, model, sentence)
     return TextCheckpoint(
@@ -102,6 +107,7 @@ def _read(folder: Path, source: str, asked: str | None) -> TextCheckpoint:
         source=source,
         sha256=sha256(weight_file(folder)),
         notes=notes,
+        sparse=sentence.sparse,
     )
 
 

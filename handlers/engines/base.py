@@ -13,6 +13,7 @@ from torch import nn
 
 from handlers.engines.plans import default_cache
 from handlers.tasks.shared.pooling import Pooling
+from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 # The type of an engine's inputs and outputs in each precision.
 DTYPES = {
@@ -41,6 +42,7 @@ class EngineSpec:
         max_tokens: the most tokens of one text, special tokens counted.
         token_budget: the most tokens that run at once; 0 leaves that to the engine.
         pooling: how token vectors become an embedding. Engines ignore it. The comparison with fp32 uses it.
+        sparse_pooling: how engines make a sparse embedding of a text's logits, for the task "sparse-embeddings".
     """
 
     kind: str
@@ -56,6 +58,7 @@ class EngineSpec:
     max_tokens: int = 512
     token_budget: int = 0
     pooling: Pooling = field(default_factory=Pooling)
+    sparse_pooling: SparsePooling = field(default_factory=SparsePooling)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,7 +78,8 @@ class LoadedEngine:
             engines/image_inputs.py.
             A text encoder takes a handlers.encoder.packing.TokenBatch. It returns, by task: "embeddings": token
             vectors (T, hidden); "sequence-classification": logits (N, labels); "token-classification": logits
-            (T, labels); "fill-mask": logits (M, vocabulary).
+            (T, labels); "fill-mask": logits (M, vocabulary); "sparse-embeddings": pooled logits (N, vocabulary), in
+            fp32.
         details: how it runs, for the log and the model's description.
         pads: True if a text encoder pads each text to the longest of its batch, and so computes padding as well.
         token_budget: the number of tokens per run at which a text encoder is fastest. Padding counts if it pads.

@@ -17,7 +17,8 @@ from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.graphs import SharedOutput, capture_graph
-from handlers.engines.text_networks import Packed, fused_config, load_transformer, why_not_fused
+from handlers.engines.text_networks import Packed, fused_config, load_transformer, sparse_pooling, why_not_fused
+from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 # Token counts that graphs are captured for. Larger batches are launched kernel by kernel: a slow CPU needs as long to
 # launch a batch as an H200 needs to compute 8,192 tokens.
@@ -28,6 +29,7 @@ GRAPH_TOKENS = (
 TOKENS_PER_SEQUENCE = (32, 4)
 MIN_SEQUENCES = 8  # the least sequence count of a graph
 SHORT_TEXTS = 4096  # graphs for very short texts are captured up to this many tokens
+CPU_TOKEN_BUDGET = 16_384
 TOKEN_BUDGET = 49_152  # on a GPU; activations of BERT-Large then take 1 GB
 
 
@@ -83,13 +85,15 @@ def _why_not_in_fp8(spec: EngineSpec) -> str | None:
 def _load_on_cpu(model: Any, spec: EngineSpec) -> LoadedEngine:
     emulated = "PyTorch; operands are rounded to e4m3 and multiplied in fp32, because a CPU has no fp8"
     used = emulated if spec.precision == "fp8" else "PyTorch"
-    packed = Packed(model)
-    return LoadedEngine(packed, {**_details(), "kernels": used}, pads=False, layers=(packed, model))
+    packed = Packed(model, sparse_pooling(spec))
+    budget = packed.budget(CPU_TOKEN_BUDGET)
+    details = {**_details(), "kernels": used}
+    return LoadedEngine(packed, details, pads=False, token_budget=budget, layers=(packed, model))
 
 
 def _load_on_gpu(model: Any, spec: EngineSpec) -> LoadedEngine:
     model.encoder.ops = _triton(spec)
-    graphed = Graphed(model, spec.device)
+    graphed = Graphed(model, spec.device, sparse_pooling(spec))
     graphed.capture_all()
     graphed.compile_larger()
     details = {
@@ -97,8 +101,8 @@ def _load_on_gpu(model: Any, spec: EngineSpec) -> LoadedEngine:
         "kernels": f"cuBLAS, and Triton {importlib.metadata.version('triton')}",
         "graphs": f"up to {GRAPH_TOKENS[-1]} tokens",
     }
-    layers = (Packed(model), model)  # graphs call no modules
-    return LoadedEngine(graphed, details, pads=False, token_budget=TOKEN_BUDGET, layers=layers)
+    layers = (Packed(model, sparse_pooling(spec)), model)  # graphs call no modules
+    return LoadedEngine(graphed, details, pads=False, token_budget=graphed.budget(TOKEN_BUDGET), layers=layers)
 
 
 def _details() -> dict[str, object]:
@@ -122,10 +126,11 @@ class Graphed(Packed):
     Args:
         model: a PackedModel on `device`.
         device: a GPU.
+        pooling: as in Packed.
     """
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, device: torch.device, pooling: SparsePooling | None = None) -> None:
+        super().__init__(model, pooling)
         self.device = device
         # By (tokens, sequences): graph, its inputs (ids, types, offsets), and its output (tokens, H).
         self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...], torch.Tensor]] = {}

@@ -27,7 +27,7 @@ from handlers.engines.folding import fold_resnet, why_not_foldable
 from handlers.engines.image_inputs import why_not_squares
 from handlers.engines.onnx_graph import Graph
 from handlers.engines.onnx_networks import HIDDEN, IMAGES, LENGTHS, encoder, resnet, why_no_encoder
-from handlers.engines.text_networks import Packed, fused_config, load_transformer, why_not_fused
+from handlers.engines.text_networks import Packed, fused_config, load_transformer, sparse_pooling, why_not_fused
 
 MISSING = (
     "the package onnxruntime, which is faster than PyTorch on many CPUs, is not installed: scripts/setup serve cpu, "
@@ -102,7 +102,8 @@ def _load_texts(spec: EngineSpec) -> LoadedEngine:
     model: Any = PackedModel(network, spec.task, tasks.head(spec.task).rows).eval()
     model.encoder = OnnxEncoder(session(*encoder(model.encoder)))
     details = {**_details(), "padding": f"up to {PADDING} tokens among texts of like length"}
-    return LoadedEngine(Packed(model), details, pads=False, token_budget=TOKENS)
+    packed = Packed(model, sparse_pooling(spec))
+    return LoadedEngine(packed, details, pads=False, token_budget=packed.budget(TOKENS))
 
 
 class OnnxEncoder(nn.Module):

@@ -13,7 +13,9 @@ import torch
 
 from handlers import LOCAL, tasks
 from handlers.encoder.packing import TokenBatch
+from handlers.engines import sparse_logits
 from handlers.engines.base import EngineSpec
+from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 # transformers' class for each task.
 AUTO_MODELS = {name: tasks.head(name).auto_model for name in tasks.names()}
@@ -80,16 +82,40 @@ def fused_config(spec: EngineSpec) -> Any:
         return fused_encoder(swap_encoder(empty_transformer(spec.model_dir, spec.task))).config
 
 
-class Packed:
-    """Runs a handlers.encoder.packed.PackedModel on packed tokens: TokenBatch -> the task's outputs."""
+def sparse_pooling(spec: EngineSpec) -> SparsePooling | None:
+    """Return how the engine has to pool logits; None for a task that reads the network's own outputs."""
+    return spec.sparse_pooling if tasks.head(spec.task).pools_logits else None
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+
+class Packed:
+    """Runs a handlers.encoder.packed.PackedModel on packed tokens: TokenBatch -> the task's outputs.
+
+    Args:
+        model: a PackedModel.
+        pooling: how logits become sparse embeddings; None leaves them as they are.
+    """
+
+    def __init__(self, model: Any, pooling: SparsePooling | None = None) -> None:
+        self.model, self.pooling = model, pooling
 
     @torch.inference_mode()
     def __call__(self, batch: TokenBatch) -> torch.Tensor:
-        outputs: torch.Tensor = self.model.outputs(self.hidden(batch), batch)
+        hidden = self.hidden(batch)
+        if self.pooling is not None:
+            return sparse_logits.per_text(
+                lambda part, tokens: self.model.outputs(hidden[tokens], part), batch, self.vocabulary, self.pooling
+            )
+        outputs: torch.Tensor = self.model.outputs(hidden, batch)
         return outputs
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a token, for a network that predicts tokens."""
+        return int(self.model.head.config.vocab_size)
+
+    def budget(self, usual: int) -> int:
+        """Return the tokens of one run: `usual`, or fewer if sparse embeddings would fill the memory."""
+        return usual if self.pooling is None else sparse_logits.token_budget(usual, self.vocabulary)
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
         """Return the last layer's outputs (T, H)."""

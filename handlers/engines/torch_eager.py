@@ -14,9 +14,13 @@ from torch import nn
 
 from handlers import tasks
 from handlers.encoder.packing import TokenBatch, pad, unpad
+from handlers.engines import sparse_logits
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.image_inputs import ImageInputs, outputs
-from handlers.engines.text_networks import load_transformer
+from handlers.engines.text_networks import load_transformer, sparse_pooling
+from handlers.tasks.shared.sparse_pooling import SparsePooling
+
+TOKEN_BUDGET = 16_384
 
 
 class TorchEager(Engine):
@@ -62,8 +66,14 @@ def _load_text_encoder(spec: EngineSpec) -> LoadedEngine:
     network = load_transformer(spec.model_dir, spec.task, dtype=spec.dtype).eval().to(spec.device)
     attention = str(network.config._attn_implementation)
     details: dict[str, object] = {"library": f"torch {torch.__version__}", "attention": attention}
-    encoder = PaddedEncoder(network, spec.task)
-    return LoadedEngine(encoder, details, layers=(encoder, network))
+    pooling = sparse_pooling(spec)
+    if pooling is None:
+        encoder = PaddedEncoder(network, spec.task)
+        return LoadedEngine(encoder, details, layers=(encoder, network))
+    vocabulary = int(network.config.vocab_size)
+    budget = sparse_logits.token_budget(TOKEN_BUDGET, vocabulary)
+    sparse = SparseEncoder(network, spec.task, pooling, vocabulary)
+    return LoadedEngine(sparse, details, token_budget=budget, layers=(sparse, network))
 
 
 class PaddedEncoder:
@@ -110,3 +120,24 @@ class PaddedEncoder:
         with self.base.register_forward_hook(keep):
             logits: torch.Tensor = self.network(**inputs).logits  # (1, T or M, labels or vocabulary)
         return logits.squeeze(0)
+
+
+class SparseEncoder(PaddedEncoder):
+    """Runs a model for masked words on packed tokens, a few texts at a time, and pools the logits of each text.
+
+    Args:
+        network, task: as in PaddedEncoder.
+        pooling: how logits become an embedding.
+        vocabulary: logits of a token.
+    """
+
+    def __init__(self, network: nn.Module, task: str, pooling: SparsePooling, vocabulary: int) -> None:
+        super().__init__(network, task)
+        self.pooling, self.vocabulary = pooling, vocabulary
+
+    @torch.inference_mode()
+    def __call__(self, batch: TokenBatch) -> torch.Tensor:
+        def logits_of(part: TokenBatch, _: slice) -> torch.Tensor:
+            return PaddedEncoder.__call__(self, part)
+
+        return sparse_logits.per_text(logits_of, batch, self.vocabulary, self.pooling)

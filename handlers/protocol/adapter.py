@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from handlers.protocol import encodings
+from handlers.protocol import encodings, json_values
 from handlers.protocol.errors import InferenceFailed, RequestError
 from handlers.protocol.interface import Interface
 from handlers.protocol.request import Request
@@ -62,8 +62,8 @@ class Adapter(ABC):
 
 
 def json_answer(content: object, status: int = 200) -> Answer:
-    """Return an answer in JSON; it may hold NumPy arrays. Raises InferenceFailed for what cannot be written."""
+    """Return an answer in JSON, as json_values.dumps writes it. Raises InferenceFailed for what cannot be written."""
     try:
-        return Answer(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status)
+        return Answer(json_values.dumps(content), status)
     except orjson.JSONEncodeError:
         raise InferenceFailed("the model's answer could not be written as JSON") from None

@@ -28,7 +28,7 @@ class Interface:
         labels: that the model's scores belong to, in the order of the logits; none if it gives no scores.
         max_tokens: the longest text, special tokens counted; 0 for a model of images.
         truncates: whether a longer text is cut unless the request says otherwise.
-        pooling: how token vectors become an embedding, as "mean"; "" for other tasks.
+        pooling: how tokens become an embedding, as "mean", or "splade" for sparse ones; "" for other tasks.
         name, version: under which TorchServe serves the model; "" if it is not known.
         task: the name of a file in handlers/tasks; for images "image-classification" or "image-embeddings".
         description: what the management port tells of the model: engine, precision, device.

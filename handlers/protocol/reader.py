@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.protocol import adapters, codings, deadlines, internal_errors, request_ids
+from handlers.protocol import adapters, codings, deadlines, internal_errors, request_ids, zero_shot
 from handlers.protocol.adapter import Adapter
 from handlers.protocol.context import Context
 from handlers.protocol.errors import InvalidInput, RequestError
@@ -52,5 +52,6 @@ class Reader:
         if row.parameters:
             row.refuse_codings()
         request = adapter.read(row, self.model)
+        zero_shot.spread(request, self.model)
         self.model.refuse_many(len(request.inputs))
         return request

@@ -29,6 +29,11 @@ def one_answer(answers: Sequence[Any]) -> object:
     return answers[0] if len(answers) == 1 else answers
 
 
+def place_of(number: int, count: int) -> str:
+    """Return how an error names the input at fault."""
+    return f"input {number} of {count}"
+
+
 @dataclass
 class Request:
     """One client's request, read by the adapter of its protocol, which also writes its answer.
@@ -46,6 +51,7 @@ class Request:
         deadline: until when the answer is wanted, in time.time()'s seconds; None for no limit.
         is_grpc, is_unanswerable: as the Row says.
         ids: by which the client and the log name it.
+        place: names an input in errors, by its number from 1 and the count of inputs.
     """
 
     adapter: Adapter
@@ -60,6 +66,7 @@ class Request:
     is_grpc: bool = False
     is_unanswerable: bool = False
     ids: RequestIds = field(default_factory=RequestIds)
+    place: Callable[[int, int], str] = place_of
 
     @property
     def is_waiting(self) -> bool:

@@ -102,7 +102,9 @@ def of_embeddings(embeddings: torch.Tensor, reference: torch.Tensor, precision: 
         ValueError: if the shapes differ.
     """
     embeddings, reference = _as_fp32(embeddings, reference)
-    least = float(F.cosine_similarity(embeddings.double(), reference.double(), dim=1).min())
+    cosines = F.cosine_similarity(embeddings.double(), reference.double(), dim=1)  # (N,)
+    empty = ~(embeddings.any(dim=1) | reference.any(dim=1))  # a sparse embedding may have no value above zero
+    least = float(torch.where(empty, 1.0, cosines).min())
     return Deviation(least if embeddings.isfinite().all() else math.nan, precision, cosine=True)
 
 

@@ -113,7 +113,8 @@ class Texts:
         types: token types of each text.
         selected: for fill-mask, the positions in each text whose outputs are read; else empty.
         outputs: fp32, of each text: (tokens, hidden) for embeddings, (1, labels) for sequence-classification,
-            (tokens, labels) for token-classification, (selected, vocabulary) for fill-mask.
+            (tokens, labels) for token-classification, (selected, vocabulary) for fill-mask, (1, vocabulary) pooled
+            for sparse-embeddings.
         source: where the outputs come from, in words.
     """
 
@@ -157,7 +158,10 @@ class Texts:
         """Compare an engine in one batch of these texts."""
         batch = self.batch(indices, spec.device)
         outputs, wanted = engine.run(batch), torch.cat([self.outputs[index] for index in indices])
-        if not tasks.head(self.task).is_embedding:
+        head = tasks.head(self.task)
+        if head.pools_logits:
+            return deviations.of_embeddings(outputs, wanted, spec.precision)
+        if not head.is_embedding:
             return deviations.of_logits(outputs, wanted, spec.precision)
         embeddings = pool(outputs, batch.cu_seqlens, spec.pooling)
         exact = pool(wanted, batch.cu_seqlens.to(wanted.device), spec.pooling)

@@ -59,6 +59,7 @@ def _text_conditions(spec: EngineSpec) -> dict[str, object]:
         "max_tokens": spec.max_tokens,
         "token_budget": spec.token_budget,
         "pooling": [list(spec.pooling.modes), spec.pooling.normalize],
+        "sparse_pooling": [spec.sparse_pooling.strategy, spec.sparse_pooling.activation],
     }
 
 

@@ -80,12 +80,20 @@ class Inputs(Generic[T]):
     def hand_back(self, answers: Sequence[object]) -> None:
         """Give each request its inputs' answers; one that is a RequestError becomes its request's error."""
         for request, mine in Inputs(answers, self.requests)._by_request():
-            request.error, request.answers = _first_error(mine), mine
+            request.error, request.answers = _first_error(mine, request), mine
+
+    def check_answers(self, refuse: Callable[[Sequence[object]], None]) -> None:
+        """Give a request the RequestError that refuse(its answers) raises."""
+        for request, _ in self._by_request():
+            try:
+                refuse(request.answers)
+            except RequestError as error:
+                request.error = request.error or error
 
     def _become(self, results: Sequence[R | RequestError]) -> Inputs[R]:
         """These results in place of the values; those of requests with an error are left out."""
         for request, mine in Inputs(results, self.requests)._by_request():
-            request.error = request.error or _first_error(mine)
+            request.error = request.error or _first_error(mine, request)
         kept = [
             (result, request)
             for result, request in zip(results, self.requests, strict=True)
@@ -118,11 +126,11 @@ def joined(parts: Sequence[Inputs[T]]) -> Inputs[T]:
     )
 
 
-def _first_error(results: Sequence[object]) -> RequestError | None:
-    """The first error among a request's results; of several results it says which."""
+def _first_error(results: Sequence[object], request: Request) -> RequestError | None:
+    """Return the first error among a request's results; if there are several results, it says which."""
     for number, result in enumerate(results, 1):
         if isinstance(result, RequestError):
             if len(results) == 1:
                 return result
-            return type(result)(f"input {number} of {len(results)}: {result.message}")
+            return type(result)(f"{request.place(number, len(results))}: {result.message}")
     return None

@@ -57,7 +57,7 @@ class BatchMetrics:
         self._pending = threading.Event()
         self._reporting = threading.Lock()
         self._next_gauges = 0.0
-        self._stopped = False
+        self._stopped = threading.Event()
         counters = (*COUNTERS, BY_KIND, *(name + suffix for name in HISTOGRAMS for suffix in SUFFIXES))
         self._metrics = _find(context.metrics, "COUNTER", counters) | _find(context.metrics, "GAUGE", GAUGES)
         missing = [name for name in (*counters, *GAUGES) if name not in self._metrics]
@@ -100,7 +100,7 @@ class BatchMetrics:
 
     def stop(self) -> None:
         """Report what has been added, and nothing more; a host without TorchServe closes its models so."""
-        self._stopped = True
+        self._stopped.set()
         self._pending.set()
         self.flush()
         atexit.unregister(self.flush)
@@ -157,10 +157,10 @@ class BatchMetrics:
             self._metrics[name].add_or_update(value, labels)
 
     def _report_for_ever(self) -> None:
-        while not self._stopped:
+        while not self._stopped.is_set():
             if self._pending.wait(GAUGES_S):
                 time.sleep(REPORT_S)  # more batches come meanwhile
-            if self._stopped:
+            if self._stopped.is_set():
                 return
             self._pending.clear()
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +14,7 @@ from handlers.protocol.errors import InvalidInput, NotFinite, PayloadTooLarge
 from handlers.protocol.options import whole_number
 from handlers.tasks.shared.head import Head
 from handlers.tasks.shared.scores import download_top, finite, float_or_nan
+from handlers.tasks.shared.special_tokens import special_token
 from handlers.tasks.shared.task import Archive, Input, TextTask
 from handlers.texts.tokenization import Encoded, Tokenizer
 
@@ -86,12 +86,10 @@ class FillMask(TextTask):
 
 def mask_token(folder: Path) -> str:
     """Return the tokenizer's mask token, from its own files. Raises ValueError if it has none."""
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        token = json.loads(path.read_text(encoding="utf-8")).get("mask_token") if path.is_file() else None
-        if token:
-            return str(token["content"] if isinstance(token, dict) else token)
-    raise ValueError(f"the tokenizer in {folder} has no mask_token, which fill-mask needs")
+    token = special_token(folder, "mask_token")
+    if token is None:
+        raise ValueError(f"the tokenizer in {folder} has no mask_token, which fill-mask needs")
+    return token
 
 
 def make(archive: Archive) -> TextTask:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from handlers.encoder.packing import TokenBatch
+from handlers.protocol import zero_shot
 from handlers.protocol.errors import NotFinite
+from handlers.protocol.inner_options import LOGITS
 from handlers.protocol.options import whole_number, yes_or_no
 from handlers.tasks.shared.head import Head
 from handlers.tasks.shared.scores import download_top, finite, labels_of, score_function, scores_of
@@ -21,7 +23,7 @@ HEAD = Head(
     rows="text",
     has_labels=True,
 )
-OPTIONS = ("top_k", "raw_scores")
+OPTIONS = ("top_k", "raw_scores", zero_shot.LABELS, zero_shot.TEMPLATE, zero_shot.MULTI)
 
 
 class SequenceClassification(TextTask):
@@ -33,17 +35,32 @@ class SequenceClassification(TextTask):
         self.labels = labels_of(config)
         self.count = min(count or len(self.labels), len(self.labels))
         self.function = score_function(config, len(self.labels))
-        self.options = {"top_k": whole_number(1, len(self.labels)), "raw_scores": yes_or_no}
+        own = {"top_k": whole_number(1, len(self.labels)), "raw_scores": yes_or_no}
+        self.options = {**own, **zero_shot.options(self.labels)}
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
         counts = [int(options.get("top_k", self.count)) for _, options in inputs]
         values, indices = download_top(self._scores(outputs, inputs), max(counts))
+        logits = self._logits(outputs, inputs)
         return [
-            [{"label": self.labels[p], "score": v} for v, p in zip(values[i][:n], indices[i][:n], strict=True)]
+            logits[i]
+            if i in logits
+            else [{"label": self.labels[p], "score": v} for v, p in zip(values[i][:n], indices[i][:n], strict=True)]
             if finite(values[i])
             else NotFinite()
             for i, n in enumerate(counts)
         ]
+
+    def _logits(self, outputs: torch.Tensor, inputs: Sequence[Input]) -> dict[int, object]:
+        """Return the logits of those inputs that adapters want them of, or NotFinite, by the input's index."""
+        wanted = [index for index, (_, options) in enumerate(inputs) if options.get(LOGITS)]
+        if not wanted:
+            return {}
+        rows = outputs[wanted].float().cpu()
+        return {
+            index: row.numpy() if bool(row.isfinite().all()) else NotFinite()
+            for index, row in zip(wanted, rows, strict=True)
+        }
 
     def _scores(self, outputs: torch.Tensor, inputs: Sequence[Input]) -> torch.Tensor:
         """Return the scores of each input, (N, labels): by the checkpoint's function, or the logits themselves."""

@@ -1,4 +1,4 @@
-"""The task "token-classification": entities, as runs of tokens with one label."""
+"""The task "token-classification": entities of a text, or the tags of its tokens."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import NotFinite
+from handlers.protocol.inner_options import PIPELINE_FORM
+from handlers.protocol.options import one_of
+from handlers.tasks.shared import entities
+from handlers.tasks.shared.entities import Tagged
 from handlers.tasks.shared.head import Head
-from handlers.tasks.shared.scores import download_top, finite, float_or_nan, labels_of
+from handlers.tasks.shared.scores import labels_of
+from handlers.tasks.shared.special_tokens import special_token
 from handlers.tasks.shared.task import Archive, Input, TextTask
+from handlers.tasks.shared.word_pieces import WordPieces
 from handlers.texts.tokenization import Encoded
 
 HEAD = Head(
@@ -22,52 +30,97 @@ HEAD = Head(
     rows="token",
     has_labels=True,
 )
-OPTIONS: tuple[str, ...] = ()
+OPTIONS = ("aggregation_strategy",)
+STRATEGY = "simple"  # if a request asks for none
 
 
 class TokenClassification(TextTask):
-    """Answers with entities: runs of tokens with one label, as transformers' "simple" aggregation makes them."""
+    """Answers with entities, joined by one of transformers' aggregation strategies.
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.labels = labels_of(config)
+    Args:
+        config: config.json's content.
+        pieces: what the tokenizer knows of words; None if no request asks for strategies of words or for
+            transformers' form.
+    """
+
+    def __init__(self, config: Mapping[str, Any], pieces: WordPieces | None = None) -> None:
+        self.labels, self.pieces = labels_of(config), pieces
+        self.options = {"aggregation_strategy": _strategy}
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        values, indices = download_top(float_or_nan(outputs).softmax(dim=1), 1)
-        answers: list[object] = []
-        for (encoded, _), start in zip(inputs, accumulate(batch.lengths, initial=0), strict=False):
-            rows = range(start, start + len(encoded.ids))
-            scores, labels = [values[row][0] for row in rows], [self.labels[indices[row][0]] for row in rows]
-            good = finite(scores)
-            answers.append(_entities(encoded, scores, labels) if good else NotFinite())
-        return answers
+        logits = outputs.float().cpu().numpy()  # (T, labels)
+        texts = np.split(logits, list(accumulate(batch.lengths))[:-1])
+        return [
+            self._answer_one(encoded, options, own) if np.isfinite(own).all() else NotFinite()
+            for (encoded, options), own in zip(inputs, texts, strict=True)
+        ]
+
+    def _answer_one(
+        self, encoded: Encoded, options: Mapping[str, Any], logits: NDArray[np.float32]
+    ) -> list[dict[str, object]]:
+        strategy = str(options.get("aggregation_strategy", STRATEGY))
+        scores = _softmax(logits)
+        best = scores.argmax(axis=1).tolist()
+        tokens = [
+            Tagged(self.labels[best[index]], float(scores[index, best[index]]), (index,))
+            for index, special in enumerate(encoded.encoding.special_tokens_mask)
+            if not special
+        ]
+
+        def average(own: Sequence[int]) -> tuple[str, float]:
+            means = np.nanmean(scores[list(own)], axis=0)
+            return self.labels[int(means.argmax())], float(means.max())
+
+        parts = entities.found(tokens, strategy, lambda index: self._known.continues(encoded, index), average)
+        form = self._in_pipeline_form if options.get(PIPELINE_FORM) else _in_own_form
+        return [form(encoded, part, strategy) for part in parts]
+
+    @property
+    def _known(self) -> WordPieces:
+        if self.pieces is None:
+            raise ValueError("this needs the tokenizer's words")
+        return self.pieces
+
+    def _in_pipeline_form(self, encoded: Encoded, part: Tagged, strategy: str) -> dict[str, object]:
+        """An entity as transformers' pipeline gives it, with the word as the tokenizer writes it."""
+        start, end = _place(encoded, part)
+        tokens = [self._known.token(encoded, index) for index in part.tokens]
+        if strategy == "none":
+            return {
+                "entity": part.tag,
+                "score": part.score,
+                "index": part.tokens[0],
+                "word": tokens[0],
+                "start": start,
+                "end": end,
+            }
+        word = self._word(encoded, part, tokens, strategy)
+        return {"entity_group": part.tag, "score": part.score, "word": word, "start": start, "end": end}
+
+    def _word(self, encoded: Encoded, part: Tagged, tokens: list[str], strategy: str) -> str:
+        """The text of an entity. Strategies of words decode each word, and then the words together."""
+        if strategy not in entities.OF_WORDS:
+            return self._known.joined(tokens)
+        words: list[list[str]] = []
+        for index, token in zip(part.tokens, tokens, strict=True):
+            if words and self._known.continues(encoded, index):
+                words[-1].append(token)
+            else:
+                words.append([token])
+        return self._known.joined([self._known.joined(word) for word in words])
 
 
-def _entities(encoded: Encoded, scores: Sequence[float], labels: Sequence[str]) -> list[dict[str, object]]:
-    """Group tokens as transformers' TokenClassificationPipeline.group_entities does; "O" is left out."""
-    groups: list[list[int]] = []
-    for index, special in enumerate(encoded.encoding.special_tokens_mask):
-        if special:
-            continue
-        _, tag = _split_tag(labels[index])
-        if groups and labels[index][:2] != "B-" and tag == _split_tag(labels[groups[-1][-1]])[1]:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return [_entity(encoded, group, scores, labels) for group in groups if labels[group[0]] != "O"]
+def _in_own_form(encoded: Encoded, part: Tagged, strategy: str) -> dict[str, object]:
+    start, end = _without_blanks(encoded.text, *_place(encoded, part))
+    index = {"index": part.tokens[0]} if strategy == "none" else {}
+    text = encoded.text[start:end]
+    return {"label": part.tag, "score": part.score, **index, "text": text, "start": start, "end": end}
 
 
-def _entity(
-    encoded: Encoded, group: Sequence[int], scores: Sequence[float], labels: Sequence[str]
-) -> dict[str, object]:
+def _place(encoded: Encoded, part: Tagged) -> tuple[int, int]:
+    """Return where a part begins and ends in its text, in characters."""
     offsets = encoded.encoding.offsets
-    start, end = _without_blanks(encoded.text, offsets[group[0]][0], offsets[group[-1]][1])
-    return {
-        "label": labels[group[0]].split("-", 1)[-1],
-        "score": sum(scores[index] for index in group) / len(group),
-        "text": encoded.text[start:end],
-        "start": start,
-        "end": end,
-    }
+    return offsets[part.tokens[0]][0], offsets[part.tokens[-1]][1]
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
@@ -80,10 +133,19 @@ def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
     return start, max(start, end - (len(part) - len(part.rstrip())))
 
 
-def _split_tag(label: str) -> tuple[str, str]:
-    return (label[0], label[2:]) if label[:2] in ("B-", "I-") else ("I", label)
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the probabilities (T, labels), rounded as in transformers' pipeline: near ties fall alike."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return scores
+
+
+def _strategy(value: object) -> object:
+    """Read the option aggregation_strategy; transformers takes capitals too."""
+    return one_of(entities.STRATEGIES)(value.lower() if isinstance(value, str) else value)
 
 
 def make(archive: Archive) -> TextTask:
     """Return the task of an archive."""
-    return TokenClassification(archive.config)
+    pieces = WordPieces(archive.tokenizer.whole, special_token(archive.folder, "unk_token"))
+    return TokenClassification(archive.config, pieces)

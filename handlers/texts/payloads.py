@@ -23,12 +23,14 @@ class Text:
     pair: the second text of a pair; None for a text alone.
     truncate: cut the input to the model's maximum instead of refusing it.
     from_left: cut off its beginning, not its end; None as the tokenizer's files say.
+    only_first: cut the text and leave its pair whole, instead of cutting the longer one.
     """
 
     text: str
     pair: str | None
     truncate: bool
     from_left: bool | None = None
+    only_first: bool = False
 
     @property
     def characters(self) -> int:

@@ -16,6 +16,7 @@ from handlers.texts.truncation import Truncated, truncated, truncation_side
 if TYPE_CHECKING:
     from handlers.settings import TextSettings
 
+NO_ROOM = "those that the tokenizer adds leave no room for text"
 MAX_CHARACTERS = 500_000  # tokenized in one call, unless one input has more; encodings of so many take about 100 MB
 
 
@@ -93,11 +94,10 @@ class Tokenizer:
                 '"parameters": {"truncate": true}'
             )
         from_left = self.from_left if text.from_left is None else text.from_left
-        cut = truncated(encoding, self.max_tokens, from_left)
+        cut = truncated(encoding, self.max_tokens, from_left, text.only_first)
         if cut is None:
-            return InputTooLong(
-                f"the model takes {self.max_tokens} tokens, and those that the tokenizer adds leave no room for text"
-            )
+            why = "the hypothesis leaves no room for text" if text.only_first else NO_ROOM
+            return InputTooLong(f"the model takes {self.max_tokens} tokens, and {why}")
         return _encoded(text.text, cut)
 
 

@@ -40,9 +40,11 @@ def truncation_side(folder: Path, tokenizer: tokenizers.Tokenizer) -> str:
     return str(side)
 
 
-def truncated(encoding: tokenizers.Encoding, max_tokens: int, from_left: bool) -> Truncated | None:
-    """The encoding cut to max_tokens; None if the tokens that the tokenizer adds leave no room for text."""
-    indices = kept_indices(encoding.sequence_ids, max_tokens, from_left)
+def truncated(
+    encoding: tokenizers.Encoding, max_tokens: int, from_left: bool, only_first: bool = False
+) -> Truncated | None:
+    """Return the encoding cut to max_tokens; None if the tokens that are kept whole leave no room for text."""
+    indices = kept_indices(encoding.sequence_ids, max_tokens, from_left, only_first)
     if indices is None:
         return None
 
@@ -54,21 +56,25 @@ def truncated(encoding: tokenizers.Encoding, max_tokens: int, from_left: bool) -
     )
 
 
-def kept_indices(sequences: Sequence[int | None], max_tokens: int, from_left: bool) -> list[int] | None:
-    """Indices of the tokens that transformers' truncation=True keeps; None if there is no room for text.
+def kept_indices(
+    sequences: Sequence[int | None], max_tokens: int, from_left: bool, only_first: bool = False
+) -> list[int] | None:
+    """Return indices of the tokens that transformers' truncation=True keeps; None if there is no room for text.
 
     Args:
         sequences: per token, 0 for the text, 1 for its pair, None for what the tokenizer added and is always kept.
         max_tokens: to keep.
         from_left: whether tokens are cut off on the left.
+        only_first: keep the pair whole, as transformers' truncation="only_first" does.
     """
     indices = [[index for index, sequence in enumerate(sequences) if sequence == number] for number in (0, 1)]
     lengths = [len(own) for own in indices]
     room = max_tokens - (len(sequences) - sum(lengths))
-    if room < 1:
+    if room < 1 + lengths[1] * only_first:
         return None
     kept = {index for index, sequence in enumerate(sequences) if sequence is None}
-    for own, count in zip(indices, _longest_first(lengths[0], lengths[1], room), strict=True):
+    counts = (room - lengths[1], lengths[1]) if only_first else _longest_first(lengths[0], lengths[1], room)
+    for own, count in zip(indices, counts, strict=True):
         kept.update(own[len(own) - count :] if from_left else own[:count])
     return sorted(kept)
 

@@ -134,6 +134,7 @@ def page() -> str:
     own = {field.name for field in dataclasses.fields(settings.Settings)}
     images, texts = settings.write(settings.ImageSettings()), settings.write(settings.TextSettings())
     preprocess, pooling = part(settings.ImageSettings, "preprocess"), part(settings.TextSettings, "pooling")
+    sparse = part(settings.TextSettings, "sparse_pooling")
     return "\n".join(
         [
             f"{HEAD}## Both kinds of model\n",
@@ -144,6 +145,7 @@ def page() -> str:
             "## Text encoders\n",
             *entries(settings.TextSettings, texts, text, without=own),
             *entries(pooling, texts["pooling"], text, within="pooling."),
+            *entries(sparse, texts["sparsePooling"], text, within="sparsePooling."),
             TORCHSERVE,
         ]
     )

@@ -25,6 +25,7 @@ HEADS = {
     "sequence-classification": transformers.BertForSequenceClassification,
     "token-classification": transformers.BertForTokenClassification,
     "fill-mask": transformers.BertForMaskedLM,
+    "sparse-embeddings": transformers.BertForMaskedLM,
 }
 
 
@@ -81,10 +82,12 @@ def test_the_reference_of_every_task(task: str, tiny_bert: Path, package: Callab
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(tiny_bert)
     HEADS[task](config).save_pretrained(folder)  # type: ignore[no-untyped-call, unused-ignore]
-    package("text-encoder", "--weights", folder, "--name", "headed", "--export-path", tmp_path)
+    package("text-encoder", "--weights", folder, "--name", "headed", "--task", task, "--export-path", tmp_path)
     with zipfile.ZipFile(tmp_path / "headed.mar") as archive:
         archive.extractall(tmp_path / "archive")
     spec = EngineSpec("text-encoder", tmp_path / "archive", torch.device("cpu"), "fp32", task=task)
     found = references.of(spec)
     assert found.source == references.OF_ARCHIVE
+    assert isinstance(found, references.Texts)
+    assert task != "sparse-embeddings" or {row.shape for row in found.outputs} == {(1, config.vocab_size)}
     assert found.compare(engines.load("fused", spec), spec).passed

@@ -234,6 +234,15 @@ def test_heads(with_head: Callable[[str], Served], task: str) -> None:
     assert_as_exact(found, half, exact)
 
 
+@pytest.mark.parametrize("lengths", [(9, 130, 1, 40), (300,) * 16, (2, 1) * 40], ids=["graph", "parts", "short"])
+def test_sparse_embeddings(with_head: Callable[[str], Served], lengths: tuple[int, ...]) -> None:
+    served, batch = with_head("sparse-embeddings"), pack(ids_of(lengths))
+    found, half, exact = (engine.run(batch).float().cpu() for engine in served)
+    assert found.shape == exact.shape == (len(lengths), 30_522)
+    assert float(F.cosine_similarity(half, exact).min()) >= 0.9999
+    assert float(F.cosine_similarity(found, exact).min()) >= 0.9999
+
+
 # That the mode is a prototype, and does not see every wait, is as much as can be had.
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize(

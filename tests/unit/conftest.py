@@ -202,6 +202,7 @@ def tiny_encoder(
         "sequence-classification": transformers.BertForSequenceClassification,
         "token-classification": transformers.BertForTokenClassification,
         "fill-mask": transformers.BertForMaskedLM,
+        "sparse-embeddings": transformers.BertForMaskedLM,
     }
 
     def make(task: str, **config: Any) -> TextEncoder:

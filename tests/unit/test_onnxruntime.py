@@ -34,6 +34,7 @@ HEADS = {
     "sequence-classification": "ForSequenceClassification",
     "token-classification": "ForTokenClassification",
     "fill-mask": "ForMaskedLM",
+    "sparse-embeddings": "ForMaskedLM",
 }
 RESNET = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 2], "num_labels": 5}
 ONE_OF_EACH = [1, 2, 3, 5, 8, 13, 21, 34, 55, 60]

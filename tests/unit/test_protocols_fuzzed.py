@@ -18,7 +18,18 @@ from handlers.text_encoder import TextEncoder
 if TYPE_CHECKING:
     from tests.unit.conftest import FakeContext
 
-PATHS = ["", "embeddings", "v1/embeddings", "rerank", "v2/rerank", "embed", "embed_all", "predict", "similarity"]
+PATHS = [
+    "",
+    "embeddings",
+    "v1/embeddings",
+    "rerank",
+    "v2/rerank",
+    "embed",
+    "embed_all",
+    "embed_sparse",
+    "predict",
+    "similarity",
+]
 EMBEDDING_PATHS = {"embeddings", "v1/embeddings", "embed", "embed_all", "similarity"}
 NAMES = [
     *("input", "inputs", "model", "user", "encoding_format", "dimensions", "normalize", "truncate", "prompt_name"),

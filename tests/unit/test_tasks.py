@@ -512,7 +512,13 @@ def test_a_new_task_with_a_row_per_text_is_read_so_by_every_engine(
 
 
 def test_names_are_those_of_the_files() -> None:
-    assert tasks.names() == ("embeddings", "fill-mask", "sequence-classification", "token-classification")
+    assert tasks.names() == (
+        "embeddings",
+        "fill-mask",
+        "sequence-classification",
+        "sparse-embeddings",
+        "token-classification",
+    )
 
 
 @pytest.mark.parametrize(

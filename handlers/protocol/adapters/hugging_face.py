@@ -5,22 +5,23 @@ Source: https://huggingface.co/docs/inference-providers/tasks/index
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from handlers.protocol import fields
+from handlers.protocol import fields, zero_shot
 from handlers.protocol.adapter import Adapter, Answer, json_answer
 from handlers.protocol.adapters.tei import similarity
 from handlers.protocol.content import merged
 from handlers.protocol.errors import EmptyRequest, InvalidInput, RequestError
 from handlers.protocol.fields import Fields, at
+from handlers.protocol.inner_options import PIPELINE_FORM
 from handlers.protocol.interface import Interface
 from handlers.protocol.request import Combine, Request, one_answer
 from handlers.protocol.row import Row
 from handlers.protocol.text_inputs import TEXT_OPTIONS
 
 SIMILARITY = {"source_sentence", "sentences"}
-NAMES = {"label": "entity_group", "text": "word"}  # of an entity's parts, ours and Hugging Face's
+INNER: dict[str, dict[str, object]] = {"token-classification": {PIPELINE_FORM: True}}  # by task, added to options
 
 
 class HuggingFace(Adapter):
@@ -46,7 +47,10 @@ class HuggingFace(Adapter):
         if not inputs:
             raise at("inputs", EmptyRequest('"inputs" is an empty list'))
         combine = COMBINE.get(model.task, _as_came)(isinstance(value, list))
-        return Request(self, inputs, fields.together(sent, chosen), combine)
+        if zero_shot.LABELS in {**sent, **chosen}:
+            combine = list if isinstance(value, list) else _classes_of_one
+        options = {**fields.together(sent, chosen), **INNER.get(model.task, {})}
+        return Request(self, inputs, options, combine)
 
     def write_error(self, error: RequestError) -> Answer:
         """Return TorchServe's shape and, beside it, the key that huggingface_hub reads."""
@@ -72,27 +76,17 @@ def _lists(came_as_list: bool) -> Combine:
     return list
 
 
+def _classes_of_one(answers: Sequence[Any]) -> object:
+    """Candidate labels of one text: the list that InferenceClient reads, instead of transformers' object."""
+    return zero_shot.as_classes(answers[0])
+
+
 def _as_came(came_as_list: bool) -> Combine:
     return list if came_as_list else one_answer
-
-
-def _entities(came_as_list: bool) -> Combine:
-    """Entities under the names that Hugging Face gives to their parts."""
-
-    def combine(answers: Sequence[Any]) -> object:
-        renamed = [[_renamed(entity) for entity in answer] for answer in answers]
-        return renamed if came_as_list else renamed[0]
-
-    return combine
-
-
-def _renamed(entity: Mapping[str, object]) -> dict[str, object]:
-    return {NAMES.get(name, name): value for name, value in entity.items()}
 
 
 COMBINE: dict[str, Callable[[bool], Combine]] = {
     "embeddings": _lists,
     "sequence-classification": _lists,
-    "token-classification": _entities,
 }
 ADAPTER = HuggingFace()

@@ -40,7 +40,7 @@ from handlers.protocol.wording import kind_of
 
 PAIRS = 'a string, a pair ["...", "..."], or a list of lists with one or two strings each'
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
-UNOFFERED = ("embed_sparse", "tokenize", "decode", "vertex", "metrics")
+UNOFFERED = ("tokenize", "decode", "vertex", "metrics")
 # Status and "error_type", by the error's class; others keep their own status.
 KINDS: tuple[tuple[type[RequestError], int | None, str], ...] = (
     (EmptyRequest, 400, "Empty"),
@@ -102,6 +102,14 @@ def _embed_all(adapter: Adapter, body: Fields, sent: dict[str, object], model: I
     return Request(adapter, inputs, {**fields.together(sent, chosen), encodings.TOKEN_VECTORS: True}, list)
 
 
+def _embed_sparse(adapter: Adapter, body: Fields, sent: dict[str, object], model: Interface) -> Request:
+    refuse_other_tasks(model, "sparse-embeddings")
+    inputs = texts_or_ids(body.required("inputs", WANTED), "inputs")
+    chosen = body.options((*TEXT_OPTIONS, "max_active_dims"), model)
+    body.refuse_rest()
+    return Request(adapter, inputs, fields.together(sent, chosen), list)
+
+
 def _similarity(adapter: Adapter, body: Fields, sent: dict[str, object], model: Interface) -> Request:
     refuse_other_tasks(model, "embeddings")
     inputs = body.inner("inputs")
@@ -133,6 +141,7 @@ def similarity(adapter: Adapter, inner: Fields, sent: Mapping[str, object], chos
 
 def _predict(adapter: Adapter, body: Fields, sent: dict[str, object], model: Interface) -> Request:
     refuse_other_tasks(model, "sequence-classification")
+    fields.refuse_others(sent, (*TEXT_OPTIONS, "raw_scores", "top_k"))
     inputs, is_batch = _sequences(body.required("inputs", PAIRS))
     chosen = body.options((*TEXT_OPTIONS, "raw_scores"), model)
     body.refuse_rest()
@@ -197,7 +206,7 @@ def _info(model: Interface) -> object:
 
 
 def _model_type(model: Interface) -> dict[str, object]:
-    if model.task == "embeddings":
+    if model.pooling:
         return {"embedding": {"pooling": model.pooling}}
     if not model.labels:
         return {model.task: {}}
@@ -215,6 +224,7 @@ def _health(model: Interface) -> object:
 READERS = {
     "embed": _embed,
     "embed_all": _embed_all,
+    "embed_sparse": _embed_sparse,
     "predict": _predict,
     "rerank": _rerank,
     "similarity": _similarity,

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from handlers.protocol import encodings
+from handlers.protocol import encodings, json_values, zero_shot
 from handlers.protocol.adapter import Answer, json_answer
 from handlers.protocol.errors import InvalidInput, InvalidOption
 from handlers.protocol.interface import Interface
@@ -103,13 +102,13 @@ def make(task: str, answers: Sequence[Any], options: Mapping[str, Any]) -> dict[
         rows = np.stack(answers)  # (N, hidden)
         return {"embeddings": Output.of_array(rows.astype(np.float16) if options.get("dtype") == "float16" else rows)}
     if task in BY_TASK:
-        return _classes(answers)
+        return _classes([zero_shot.as_classes(answer) for answer in answers])
     return {"answers": as_json(answers)}
 
 
 def as_json(answers: Sequence[Any]) -> Output:
     """Return N answers as (N) BYTES, each in JSON."""
-    written = [orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY) for answer in answers]
+    written = [json_values.dumps(answer) for answer in answers]
     return Output("BYTES", (len(written),), written)
 
 

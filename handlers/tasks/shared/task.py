@@ -59,6 +59,9 @@ class TextTask:
     def check_request(self, encoded: Sequence[Encoded], options: Mapping[str, Any]) -> None:
         """Raises RequestError if the inputs of one request ask for too much together."""
 
+    def check_answers(self, answers: Sequence[object]) -> None:
+        """Raises RequestError if the answers of one request are too much together."""
+
     def selected(self, encoded: Sequence[Encoded]) -> list[int] | None:
         """Return the positions in the packed batch whose outputs the task reads, or None for all."""
         return None
@@ -71,7 +74,8 @@ class TextTask:
         """Return one answer, or NotFinite, per input, in order.
 
         Args:
-            outputs: of the engine: (N, labels), (T, hidden), (T, labels) or (M, vocabulary), on the device.
+            outputs: of the engine: (N, labels), (T, hidden), (T, labels), (M, vocabulary) or (N, vocabulary), on the
+                device.
             batch: N texts with T tokens together, M of them selected.
             inputs: (N,), in the order of the batch.
         """
