@@ -22,6 +22,7 @@ from handlers.serving.metrics import BatchMetrics
 from handlers.settings import TextSettings
 from handlers.texts import network_inputs, payloads, token_ids, tokenization
 from handlers.texts.micro_batches import micro_batches
+from handlers.texts.prompts import Prompts
 from handlers.texts.token_ids import Ids
 from handlers.texts.tokenization import Encoded
 
@@ -36,9 +37,11 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
         network_inputs.refuse_positions(config, settings.max_tokens)
         self.tokenizer = tokenization.Tokenizer(self.model.folder, settings)
+        self.prompts = Prompts(settings, self.tokenizer)
         self.known_ids = caught(token_ids.reader(self.tokenizer))
         self.token_types = network_inputs.has_token_types(config, self.model.folder)
         self.task = tasks.load(self.model.folder, settings, self.tokenizer, self.model.spec.precision)
+        self.model.description.update({**self.task.details, **self.prompts.details})
         self.reader = Reader(
             Interface(
                 wanted=payloads.wanted(self.task.takes_pairs),
@@ -47,6 +50,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 options={
                     "truncate": yes_or_no,
                     "truncation_direction": _side,
+                    **self.prompts.options,
                     **self.task.options,
                 },
                 other_options=tasks.option_names(),
@@ -79,10 +83,11 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         truncate, side = options.get("truncate", settings.truncate), options.get("truncation_direction")
         from_left = None if side is None else side == "left"
         if isinstance(payload, TokenIds):
+            self.prompts.refuse_ids(options)
             token_ids.refuse_many(len(payload), settings.max_chars)
             return Ids(payload, truncate, from_left)
         text = payloads.read(payload, settings, self.task.takes_pairs, truncate)
-        return dataclasses.replace(text, from_left=from_left)
+        return self.prompts.before(dataclasses.replace(text, from_left=from_left), options)
 
     def encode(self, inputs: Sequence[payloads.Text | Ids]) -> list[Encoded | RequestError]:
         """Return the tokens of each input, or its error, in order; texts are tokenized in one call."""

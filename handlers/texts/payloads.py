@@ -23,12 +23,14 @@ class Text:
     pair: the second text of a pair; None for a text alone.
     truncate: cut the input to the model's maximum instead of refusing it.
     from_left: cut off its beginning, not its end; None as the tokenizer's files say.
+    left_out: tokens at the beginning that pooling leaves out: a prompt, with the special tokens before it.
     """
 
     text: str
     pair: str | None
     truncate: bool
     from_left: bool | None = None
+    left_out: int = 0
 
     @property
     def characters(self) -> int:
