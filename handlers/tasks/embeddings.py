@@ -45,7 +45,9 @@ def pool(
     offsets = cu_seqlens.long()  # (N + 1,)
     starts = offsets[:-1]
     if any(left_out):
-        vectors, offsets, starts = _without_beginnings(vectors, offsets, torch.tensor(left_out, device=offsets.device))
+        vectors, offsets, starts = _without_beginnings(
+            vectors, offsets, torch.tensor(left_out, device=offsets.device)
+        )
     embeddings = torch.cat([_pool_one(vectors, offsets, starts, mode) for mode in pooling.modes], dim=1)
     return F.normalize(embeddings, dim=1) if pooling.normalize else embeddings
 
@@ -53,7 +55,7 @@ def pool(
 def _without_beginnings(
     vectors: torch.Tensor, offsets: torch.Tensor, left_out: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the vectors that are pooled, (K, hidden), where each text begins in them, and where it would begin whole.
+    """Return the vectors that are pooled, and where each text begins in them: with and without its beginning.
 
     Args:
         left_out: (N,), how many vectors of each text are dropped.
@@ -111,10 +113,10 @@ class Embeddings(TextTask):
         if head and head.size_in != pooled:
             raise ValueError(f"{head.steps[0]} follows a pooling that gives {pooled} numbers")
         whole = head.size_out if head else pooled
-        shorter = sorted({*dimensions, truncate_dim} - {0, whole})
+        self.truncate_dim = truncate_dim if truncate_dim < whole else 0
+        shorter = sorted({*dimensions, self.truncate_dim} - {0, whole})
         if any(length > whole for length in shorter):
             raise ValueError(f"dimensions are {shorter}, and the checkpoint's embeddings have {whole} numbers")
-        self.truncate_dim = truncate_dim if truncate_dim < whole else 0
         self.options = {**encodings.OPTIONS, "normalize": yes_or_no, "dimensions": _length(whole, shorter)}
         self.details = {"embedding": self._details(whole, shorter)}
 
@@ -167,8 +169,8 @@ class Embeddings(TextTask):
     def _shaped(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> torch.Tensor:
         """Return the embeddings, (N, whole), with zeros behind those that are to be shorter.
 
-        As sentence-transformers' `encode`: the checkpoint's own normalisation, which a request may leave out, then the
-        cut, then the normalisation that the request itself asks for.
+        The order is that of sentence-transformers' `encode`: the checkpoint's own normalisation, unless the request
+        says otherwise; the cut; the normalisation that the request asks for.
         """
         embeddings = self._embeddings(outputs, batch, [encoded for encoded, _ in inputs])
         asked = [options.get("normalize") for _, options in inputs]

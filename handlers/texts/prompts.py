@@ -1,6 +1,6 @@
 """Prompts: texts that a checkpoint was trained to have before a client's text, such as "query: ".
 
-A request without `prompt_name` gets the archive's default prompt, as sentence-transformers' `encode` does it. The prompt
+A request without `prompt_name` gets the archive's default prompt, as with sentence-transformers' `encode`. The prompt
 is joined to the text without a space between them, and goes before the first text of a pair.
 """
 

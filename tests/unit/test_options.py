@@ -113,7 +113,7 @@ def test_a_wrong_value_is_reported_with_what_brought_it(
 
 def test_every_option_of_a_task_is_among_those_that_other_models_refuse() -> None:
     known = {"top_k", "truncate", "truncation_direction", "dtype", "encoding_format", "normalize", "dimensions"}
-    assert set(tasks.option_names()) == {*known, "raw_scores"}
+    assert set(tasks.option_names()) == {*known, "raw_scores", "prompt_name"}
     assert header_of("encoding_format") == "x-encoding-format"
 
 

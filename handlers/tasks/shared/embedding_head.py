@@ -1,7 +1,7 @@
 """What sentence-transformers' folders put behind pooling: Dense, LayerNorm and Normalize modules.
 
-They run in PyTorch in fp32, behind the engine, on the engine's device: they are a thousandth of the encoder's work, and
-no precision or engine then changes them.
+They run in PyTorch in fp32, behind the engine and on its device. They are a thousandth of the work, and so no engine or
+precision changes them.
 """
 
 from __future__ import annotations
