@@ -60,6 +60,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 max_tokens=settings.max_tokens,
                 truncates=settings.truncate,
                 pooling="+".join(settings.pooling.modes) if tasks.head(settings.task).is_embedding else "",
+                normalizes=settings.pooling.normalize,
                 name=context.model_name,
                 version=loading.version(context),
                 task=settings.task,

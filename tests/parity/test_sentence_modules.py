@@ -73,6 +73,16 @@ def weights_of(kind: str, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
+def serve_texts(serve_texts: Serve) -> Serve:
+    """The fixture of that name, with the engine that loads fastest."""
+
+    def serve(*arguments: Any, **section: object) -> TextEncoder:
+        return serve_texts(*arguments, **{"engine": "torch_eager", **section})
+
+    return serve
+
+
+@pytest.fixture
 def folder(checkpoint: Checkpoint, tmp_path: Path) -> Make:
     """folder(*modules behind the pooling, pooling={...}, whole={...}) -> a small sentence-transformers folder."""
 

@@ -1,7 +1,7 @@
 """What sentence-transformers' folders put behind pooling: Dense, LayerNorm and Normalize modules.
 
-They run in PyTorch in fp32, behind the engine and on its device, so that no engine or precision changes them. They are
-a thousandth of the work.
+They run in PyTorch in fp32, behind the engine and on its device, so that no engine or precision changes them. They
+are a thousandth of the work.
 """
 
 from __future__ import annotations
