@@ -143,8 +143,9 @@ class TextSettings(Settings):
             any other number is refused.
         truncate_dim: The numbers of an embedding, unless a request asks for other `dimensions`. 0 is all. Numbers are
             cut off after the checkpoint's own normalisation, as sentence-transformers does it.
-        prompts: Texts by name that stand before a client's text, such as query: "query: ". A request chooses one with
-            `prompt_name`. Only embeddings and sequence-classification use them.
+        prompts: Texts by name, each of which can stand before a client's text: the name `query` may have the text
+            `search_query: `. A request chooses one with `prompt_name`. Only embeddings and sequence-classification
+            use them.
         default_prompt_name: The prompt for requests that name none. "" is no prompt.
         lower_case: Lower the text before it is tokenized, as some sentence-transformers checkpoints ask.
         top_k: The number of labels, or of fillings of a mask, in an answer. 0 is all labels, or five

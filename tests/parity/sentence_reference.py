@@ -62,7 +62,9 @@ def formula(path: Path, kind: str, x: torch.Tensor, prompt_length: int) -> torch
     if kind == "Dropout":
         return x
     file = path / "model.safetensors"
-    weights = load_file(file) if file.is_file() else torch.load(path / "pytorch_model.bin", weights_only=True)
+    weights: dict[str, torch.Tensor] = (
+        load_file(file) if file.is_file() else torch.load(path / "pytorch_model.bin", weights_only=True)
+    )
     if kind == "LayerNorm":
         return torch.nn.functional.layer_norm(x, x.shape, weights["norm.weight"], weights["norm.bias"])
     name = config.get("activation_function", TANH).rpartition(".")[2]
@@ -85,7 +87,7 @@ def pooled(config: Mapping[str, Any], x: torch.Tensor, start: int) -> torch.Tens
     return torch.cat([vector for name, vector in modes.items() if config.get(name)])
 
 
-def assert_sentence_transformers_agrees(path: Path, wanted: Array, **options: object) -> None:
+def assert_sentence_transformers_agrees(path: Path, wanted: Array, **options: Any) -> None:
     """Where the library is installed, its own encode gives the same: the formulas here are right."""
     if importlib.util.find_spec("sentence_transformers") is None:
         return

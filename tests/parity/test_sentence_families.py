@@ -60,7 +60,7 @@ class Model:
     config: Mapping[str, object] = field(default_factory=dict)
 
 
-NORMALIZE = (("Normalize", {}, 0),)
+NORMALIZE: tuple[tuple[str, Mapping[str, object], int], ...] = (("Normalize", {}, 0),)
 INCLUDED: Mapping[str, object] = {"include_prompt": True}
 MODELS: dict[str, Model] = {
     "all-MiniLM-L6-v2": Model("bert", behind=NORMALIZE),
