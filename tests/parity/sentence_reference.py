@@ -58,7 +58,7 @@ def formula(path: Path, kind: str, x: torch.Tensor, prompt_length: int) -> torch
     if kind == "Pooling":
         return pooled(config, x, 0 if config.get("include_prompt", True) else prompt_length)
     if kind == "Normalize":
-        return x / x.norm()
+        return torch.nn.functional.normalize(x, dim=0)
     if kind == "Dropout":
         return x
     file = path / "model.safetensors"
