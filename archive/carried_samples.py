@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from archive import reference_embeddings
 from archive.models import ImageModel, PackagedModel, TextModel
 from handlers import tasks
 from handlers.engines.image_inputs import outputs, placed
@@ -61,7 +62,7 @@ def _have_same_shapes(first: Any, second: Any) -> bool:
 def _texts(model: TextModel) -> Texts:
     lines = [sample.decode() for sample in model.samples()]
     texts = [*spread(lines, COUNT), _long(lines, model)]
-    texts = [text.lower() if model.settings.lower_case else text for text in texts]
+    texts = [reference_embeddings.with_prompt(text, model.settings) for text in texts]
     rows = [_run(model, text) for text in texts]
     rows = [row for row in rows if len(row["outputs"])]  # fill-mask: those whose mask was not cut off
     masked = tasks.head(model.settings.task).rows == "mask"

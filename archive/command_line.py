@@ -89,7 +89,7 @@ Package an encoder of the BERT family (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA
 --weights takes a Hugging Face or sentence-transformers folder, or a Hub id.
 
 The task is the one that the checkpoint was made for, unless --task says otherwise:
-  embeddings                one vector per text, pooled and normalised as modules.json and its pooling config say
+  embeddings                one vector per text, made as modules.json and the files it names say
   sparse-embeddings         token weights as SPLADE has them: indices and values of each text
   sequence-classification   labels with scores; takes pairs, so it reranks too
   token-classification      entities with their position in the text
@@ -423,6 +423,14 @@ def _add_text(sub: argparse.ArgumentParser) -> None:
         "--normalize",
         action=argparse.BooleanOptionalAction,
         help="scale embeddings to length 1 (default: the checkpoint's own; no with --pooling)",
+    )
+    group.add_argument(
+        "--dimensions",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help="shorter embeddings that the checkpoint was trained for (Matryoshka), such as 256 512: a request may "
+        "ask for one of these sizes (default: the checkpoint's own, if its files name them)",
     )
     group.add_argument(
         "--max-tokens",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from archive import reference_pixels, sample_images, tensorrt_files
+from archive import reference_embeddings, reference_pixels, sample_images, tensorrt_files
 from archive.checkpoints import image_processors
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
@@ -29,7 +29,7 @@ from handlers.images import pipelines
 from handlers.images.pipelines import Pipeline
 from handlers.protocol.errors import RequestError
 from handlers.settings import ImageSettings, Settings, TextSettings
-from handlers.tasks.shared.pooling import Pooling
+from handlers.tasks.shared import embedding_head
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 SAMPLE_TEXTS = Path(__file__).parent / "samples" / "texts.txt"
@@ -191,14 +191,15 @@ class TextModel(PackagedModel):
     def write_files(self, folder: Path) -> None:
         self.checkpoint.model.save_pretrained(folder)
         self.checkpoint.tokenizer.save_pretrained(folder)
+        if self.gives_embeddings and self.checkpoint.head:
+            embedding_head.write(self.checkpoint.head, folder)
         if self.settings.precision == "fp8":
             fp8.write(self._calibration(folder), folder)
 
     def _calibration(self, folder: Path) -> list[dict[str, float]]:
         """Return the largest inputs of the encoder's linear layers for the parity gate's samples, in fp32."""
         network = load_transformer(folder, self.settings.task, dtype=torch.float32).eval()
-        texts = [sample.decode() for sample in self.samples()]
-        texts = [text.lower() if self.settings.lower_case else text for text in texts]
+        texts = [reference_embeddings.with_prompt(sample.decode(), self.settings) for sample in self.samples()]
         ids = self.checkpoint.tokenizer(texts, truncation=True, max_length=self.settings.max_tokens)["input_ids"]
         batches = (TokenBatch.pack([row], [[0] * len(row)], torch.device("cpu")) for row in ids)
         task = self.settings.task
@@ -236,11 +237,12 @@ class TextModel(PackagedModel):
 
     def _outputs(self, text: str) -> torch.Tensor:
         chosen, tokenizer = self.settings, self.checkpoint.tokenizer
-        text = text.lower() if chosen.lower_case else text
+        text = reference_embeddings.with_prompt(text, chosen)
         tokens = tokenizer(text, truncation=True, max_length=chosen.max_tokens, return_tensors="pt")
         outputs = self.checkpoint.model(**tokens)
-        if tasks.head(chosen.task).is_embedding:
-            return _pool_one(outputs.last_hidden_state[0], chosen.pooling).unsqueeze(0)  # (1, hidden)
+        if self.gives_embeddings:
+            vectors = outputs.last_hidden_state[0]  # (T, hidden)
+            return reference_embeddings.embedding(vectors, chosen, tokenizer, self.checkpoint.head)
         return self.network_outputs(outputs, tokens["input_ids"][0] == tokenizer.mask_token_id)
 
     def network_outputs(self, outputs: Any, is_masked: torch.Tensor) -> torch.Tensor:
@@ -254,21 +256,6 @@ class TextModel(PackagedModel):
         if head.pools_logits:
             return _sparse(outputs.logits[0], self.settings.sparse_pooling).unsqueeze(0)
         return head.read(outputs, is_masked)
-
-
-def _pool_one(vectors: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Pool one text's (T, hidden) vectors into its (K,) embedding. Shares nothing with handlers.tasks, on purpose."""
-    weights = torch.arange(1, len(vectors) + 1).unsqueeze(1)  # (T, 1)
-    modes = {
-        "cls": vectors[0],
-        "lasttoken": vectors[-1],
-        "mean": vectors.mean(dim=0),
-        "max": vectors.max(dim=0).values,
-        "mean_sqrt_len_tokens": vectors.sum(dim=0) / len(vectors) ** 0.5,
-        "weightedmean": (vectors * weights).sum(dim=0) / weights.sum(),
-    }
-    embedding = torch.cat([modes[mode] for mode in pooling.modes])
-    return embedding / embedding.norm() if pooling.normalize else embedding
 
 
 def _sparse(logits: torch.Tensor, pooling: SparsePooling) -> torch.Tensor:

@@ -142,6 +142,7 @@ class TextOptions(PackagingOptions):
         task: what it is served for; None is what the checkpoint was made for.
         pooling: modes of an embedding, concatenated in this order.
         normalize: scale embeddings to length 1.
+        dimensions: shorter embeddings that the checkpoint was trained for.
         max_tokens: the longest input, special tokens counted.
         truncate: cut longer texts instead of refusing them.
         top_k: labels or fillings in an answer.
@@ -153,6 +154,7 @@ class TextOptions(PackagingOptions):
     task: str | None
     pooling: tuple[str, ...] | None
     normalize: bool | None
+    dimensions: tuple[int, ...] | None
     max_tokens: int | None
     truncate: bool
     top_k: int | None

@@ -131,9 +131,14 @@ def text_model(options: TextOptions) -> TextModel:
         max_tokens=options.max_tokens or limit,
         truncate=options.truncate,
         lower_case=checkpoint.lower_case,
+        dimensions=_dimensions(options, checkpoint),
+        truncate_dim=checkpoint.truncate_dim,
+        prompts=checkpoint.prompts.texts,
+        default_prompt_name=checkpoint.prompts.default,
         **_without_none(top_k=options.top_k, pooling=_pooling(options, checkpoint), sparse_pooling=checkpoint.sparse),
     )
-    batch_size, batch_size_notes = _batch_size(options, settings, checkpoint.model.config.hidden_size)
+    numbers = _refuse_sizes(settings, checkpoint)
+    batch_size, batch_size_notes = _batch_size(options, settings, -(-numbers // len(settings.pooling.modes)))
     return TextModel(
         name=options.name,
         version=options.model_version,
@@ -141,7 +146,7 @@ def text_model(options: TextOptions) -> TextModel:
         settings=settings,
         weights=_origin(checkpoint.source, "huggingface", checkpoint.sha256, options.revision),
         parity_data=options.parity_data,
-        notes=(*_unused_weights(checkpoint), *checkpoint.notes, *batch_size_notes),
+        notes=(*_unused_weights(checkpoint), *checkpoint.notes, *_head_notes(checkpoint), *batch_size_notes),
         checkpoint=checkpoint,
     )
 
@@ -274,7 +279,8 @@ def _pooling(options: TextOptions, checkpoint: TextCheckpoint) -> Pooling | None
     if not tasks.head(checkpoint.task).is_embedding:
         return None
     if options.pooling:
-        return Pooling(options.pooling, normalize=bool(options.normalize))
+        own = checkpoint.pooling or Pooling()
+        return dataclasses.replace(own, modes=options.pooling, normalize=bool(options.normalize))
     if checkpoint.pooling is None:
         raise CheckpointError(
             "the checkpoint does not say how token vectors become an embedding (it has no modules.json); "
@@ -283,6 +289,38 @@ def _pooling(options: TextOptions, checkpoint: TextCheckpoint) -> Pooling | None
     if options.normalize is None:
         return checkpoint.pooling
     return dataclasses.replace(checkpoint.pooling, normalize=options.normalize)
+
+
+def _dimensions(options: TextOptions, checkpoint: TextCheckpoint) -> tuple[int, ...]:
+    """Return the shorter embeddings that a request may ask for."""
+    if options.dimensions is None:
+        return checkpoint.dimensions
+    if not tasks.head(checkpoint.task).is_embedding:
+        raise CheckpointError(f"--dimensions is for embeddings, and the task is {checkpoint.task}")
+    return tuple(sorted(set(options.dimensions)))
+
+
+def _refuse_sizes(settings: TextSettings, checkpoint: TextCheckpoint) -> int:
+    """Return the numbers of a whole embedding. Raise CheckpointError for a size that does not fit it."""
+    head, pooled = checkpoint.head, int(checkpoint.model.config.hidden_size) * len(settings.pooling.modes)
+    if head and head.size_in != pooled:
+        raise CheckpointError(f"modules.json: {head.steps[0]} follows a pooling that gives {pooled} numbers")
+    whole = head.size_out if head else pooled
+    too_long = [size for size in settings.dimensions if size > whole]
+    if too_long:
+        raise CheckpointError(
+            f"an embedding has {whole} numbers, and {listed(map(str, too_long))} were asked for (--dimensions, or "
+            "matryoshka_dimensions in config.json)"
+        )
+    return whole
+
+
+def _head_notes(checkpoint: TextCheckpoint) -> tuple[str, ...]:
+    """Return a note that names the modules behind pooling, if there are any."""
+    if checkpoint.head is None:
+        return ()
+    steps = "; ".join(str(step) for step in checkpoint.head.steps)
+    return (f"modules behind the pooling run in PyTorch in fp32, behind every engine: {steps}",)
 
 
 def _unused_weights(checkpoint: TextCheckpoint) -> tuple[str, ...]:

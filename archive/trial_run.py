@@ -188,7 +188,7 @@ def _text_outputs(handler: Any, samples: list[bytes]) -> Any:
     texts = [handler.read(sample, {"truncate": True}) for sample in samples]
     encoded = [handler.task.check(item) for item in handler.tokenizer.encode(texts)]
     with torch.inference_mode():
-        return handler.task.comparable(*handler.run(encoded))
+        return handler.task.compared(*handler.run(encoded), encoded)
 
 
 def _check_origin(folder: Path) -> None:

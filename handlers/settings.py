@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from handlers import tasks
 from handlers.images.preprocess import Preprocess
@@ -27,6 +27,7 @@ PRECISIONS = (*IMAGE_PRECISIONS, "fp8")
 DEVICES = ("auto", "cuda", "cpu")
 IMAGE_TASKS = ("classification", "embeddings")
 TEXT_TASKS = tasks.names()
+TASKS_WITHOUT_PROMPTS = ("token-classification", "fill-mask")  # their answers point into the client's own text
 
 T = TypeVar("T")
 
@@ -148,6 +149,12 @@ class TextSettings(Settings):
         dimensions: Shorter embeddings that the checkpoint was trained for (Matryoshka), as numbers of an embedding. A
             request may ask for one of them. Without such a training a shorter embedding would be worth little, so
             any other number is refused.
+        truncate_dim: The numbers of an embedding, unless a request asks for other `dimensions`. 0 is all. Numbers are
+            cut off after the checkpoint's own normalisation, as sentence-transformers does it.
+        prompts: Texts by name, each of which can stand before a client's text: the name `query` may have the text
+            `search_query: `. A request chooses one with `prompt_name`. Only embeddings and sequence-classification
+            use them.
+        default_prompt_name: The prompt for requests that name none. "" is no prompt.
         lower_case: Lower the text before it is tokenized, as some sentence-transformers checkpoints ask.
         top_k: The number of labels, or of fillings of a mask, in an answer. 0 is all labels, or five
             fillings. A request may ask for another number.
@@ -168,6 +175,9 @@ class TextSettings(Settings):
     pooling: Pooling = field(default_factory=Pooling)
     sparse_pooling: SparsePooling = field(default_factory=SparsePooling)
     dimensions: tuple[int, ...] = ()
+    truncate_dim: int = 0
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str = ""
     lower_case: bool = False
     top_k: int = 5
     max_chars: int = 100_000
@@ -180,6 +190,8 @@ class TextSettings(Settings):
         _at_least("maxTokens", self.max_tokens, 3)
         if any(length < 1 for length in self.dimensions):
             raise ValueError(f"dimensions is {list(self.dimensions)}; wanted: 1 or more each")
+        _at_least("truncateDim", self.truncate_dim, 0)
+        _prompts(self.prompts, self.default_prompt_name, self.task)
         _at_least("topK", self.top_k, 0)
         _at_least("maxChars", self.max_chars, 1)
         _at_least("maxCharsTogether", self.max_chars_together, 1)
@@ -219,6 +231,8 @@ def write(settings: object) -> dict[str, Any]:
         value = getattr(settings, item.name)
         if dataclasses.is_dataclass(value):
             value = write(value)
+        if isinstance(value, Mapping):
+            value = dict(value)
         section[_camel(item.name)] = list(value) if isinstance(value, tuple) else value
     return section
 
@@ -230,11 +244,19 @@ def _value(wanted: Any, value: object, where: str) -> object:
         if type(value) is not wanted:
             raise SettingsError(f"model-config.yaml: {where} is {value!r}; wanted: {wanted.__name__}")
         return value
+    if get_origin(wanted) is Mapping:
+        return _texts_by_name(value, where)
     of, *_ = get_args(wanted)
     fitting = (int, float) if of is float else (of,)
     if not isinstance(value, list) or any(type(item) not in fitting for item in value):
         raise SettingsError(f"model-config.yaml: {where} is {value!r}; wanted: a list of {of.__name__}")
     return tuple(value)
+
+
+def _texts_by_name(value: object, where: str) -> dict[str, str]:
+    if isinstance(value, Mapping) and all(isinstance(item, str) for pair in value.items() for item in pair):
+        return dict(value)
+    raise SettingsError(f"model-config.yaml: {where} is {value!r}; wanted: a mapping of names to texts")
 
 
 def _camel(name: str) -> str:
@@ -244,6 +266,15 @@ def _camel(name: str) -> str:
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{key} is {value!r}; wanted: {', '.join(known)}")
+
+
+def _prompts(prompts: Mapping[str, str], default: str, task: str) -> None:
+    if "" in prompts:
+        raise ValueError("prompts has an empty name; wanted: a name of one or more characters")
+    if default and default not in prompts:
+        raise ValueError(f"defaultPromptName is {default!r}; wanted: one of {', '.join(prompts) or 'no prompts'}")
+    if prompts and task in TASKS_WITHOUT_PROMPTS:
+        raise ValueError(f"prompts are for embeddings and sequence-classification, and the task is {task}")
 
 
 def _at_least(key: str, value: int, low: int) -> None:

@@ -26,6 +26,7 @@ from handlers.serving.metrics import BatchMetrics
 from handlers.settings import TextSettings
 from handlers.texts import network_inputs, payloads, token_ids, tokenization
 from handlers.texts.micro_batches import micro_batches
+from handlers.texts.prompts import Prompts
 from handlers.texts.token_ids import Ids
 from handlers.texts.tokenization import Encoded
 
@@ -40,9 +41,11 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))
         network_inputs.refuse_positions(config, settings.max_tokens)
         self.tokenizer = tokenization.Tokenizer(self.model.folder, settings)
+        self.prompts = Prompts(settings, self.tokenizer)
         self.known_ids = caught(token_ids.reader(self.tokenizer))
         self.token_types = network_inputs.has_token_types(config, self.model.folder)
         self.task = tasks.load(self.model.folder, settings, self.tokenizer, self.model.spec.precision)
+        self.model.description.update({**self.task.details, **self.prompts.details})
         self.reader = Reader(
             Interface(
                 wanted=payloads.wanted(self.task.takes_pairs),
@@ -51,6 +54,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 options={
                     "truncate": yes_or_no,
                     "truncation_direction": _side,
+                    **self.prompts.options,
                     **self.task.options,
                 },
                 other_options=tasks.option_names(),
@@ -60,6 +64,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
                 max_tokens=settings.max_tokens,
                 truncates=settings.truncate,
                 pooling=_pooling(settings),
+                normalizes=settings.pooling.normalize,
                 name=context.model_name,
                 version=loading.version(context),
                 task=settings.task,
@@ -96,10 +101,12 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         truncate, side = options.get("truncate", settings.truncate), options.get("truncation_direction")
         from_left = None if side is None else side == "left"
         if isinstance(payload, TokenIds):
+            self.prompts.refuse_ids(options)
             token_ids.refuse_many(len(payload), settings.max_chars)
             return Ids(payload, truncate, from_left)
         text = payloads.read(payload, settings, self.task.takes_pairs, truncate)
-        return dataclasses.replace(text, from_left=from_left, only_first=zero_shot.LABELS in options)
+        text = dataclasses.replace(text, from_left=from_left, only_first=zero_shot.LABELS in options)
+        return self.prompts.before(text, options)
 
     def encode(self, inputs: Sequence[payloads.Text | Ids]) -> list[Encoded | RequestError]:
         """Return the tokens of each input, or its error, in order; texts are tokenized in one call."""

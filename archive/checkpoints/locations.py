@@ -31,6 +31,7 @@ SENTENCE_CONFIGS = tuple(
 SENTENCE_PROMPTS = "config_sentence_transformers.json"
 # Names under which models of the sentencepiece library are kept.
 SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "sentencepiece.model", "tokenizer.model")
+HUB_MODULE = ("config.json", "model.safetensors", "pytorch_model.bin")
 # What a text encoder's folder may hold beside config.json and its weights.
 HUB_TEXT = (
     "tokenizer.json",
@@ -47,6 +48,10 @@ HUB_TEXT = (
     "*_Pooling/config.json",
     "*_Normalize/config.json",
     "*_SpladePooling/config.json",
+    "*_Dropout/config.json",
+    *(f"*_{kind}*/{name}" for kind in ("Dense", "LayerNorm") for name in HUB_MODULE),
+    # Older sentence-transformers kept the transformer in a subfolder, such as 0_Transformer.
+    *(f"0_*/{name}" for name in ("*.json", "*.txt", "*.model", "model.safetensors", "pytorch_model.bin")),
     "adapter_config.json",  # which is refused
 )
 

@@ -1,4 +1,4 @@
-"""Reads sentence-transformers' files in a transformers folder: pooling, lengths, call options, activation."""
+"""Reads sentence-transformers' files in a transformers folder: modules, prompts, lengths, call options."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archive.checkpoints import sentence_keys, splade_folders
+from archive.checkpoints import sentence_heads, sentence_keys, sentence_prompts, splade_folders
 from archive.checkpoints.errors import CheckpointError
 from archive.checkpoints.json_files import path_inside, read_any_json, read_json
 from archive.checkpoints.locations import SENTENCE_CONFIGS, SENTENCE_PROMPTS
+from archive.checkpoints.sentence_prompts import NO_PROMPTS, Prompts
 from handlers.misfits import listed
+from handlers.tasks.shared.embedding_head import EmbeddingHead
 from handlers.tasks.shared.pooling import Pooling
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
@@ -24,7 +26,7 @@ POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-EMBEDDERS = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
+EMBEDDER = ["Transformer", "Pooling"]
 CROSS_ENCODER = ["Transformer"]
 
 
@@ -41,6 +43,9 @@ class SentenceFolder:
         tokenizer: options for AutoTokenizer.
         activation: full name of the class that makes a CrossEncoder's scores.
         sparse: how token logits become a sparse embedding; None if there is none.
+        prompts: texts that stand before a client's text.
+        head: modules between pooling and the embedding; None if there are none.
+        truncate_dim: numbers of an embedding, which are cut off behind them; 0 for all.
     """
 
     task: str | None = None
@@ -51,6 +56,9 @@ class SentenceFolder:
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     activation: str | None = None
     sparse: SparsePooling | None = None
+    prompts: Prompts = NO_PROMPTS
+    head: EmbeddingHead | None = None
+    truncate_dim: int = 0
 
 
 def read(folder: Path, asked: str | None) -> SentenceFolder:
@@ -73,23 +81,40 @@ def read(folder: Path, asked: str | None) -> SentenceFolder:
     task = splade_folders.TASK if splade else "sequence-classification" if cross else "embeddings"
     if asked not in (None, task):  # its modules are not run: the model is served with another head
         return SentenceFolder()
-    if not cross and not splade and kinds not in EMBEDDERS:
+    if not cross and not splade and (kinds[:2] != EMBEDDER or not set(kinds[2:]) <= set(sentence_heads.KINDS)):
         raise CheckpointError(
-            f"{MODULES} lists {' -> '.join(kinds)}; served: Transformer -> Pooling, with or without Normalize, "
-            "Transformer or MLMTransformer -> SpladePooling, and the Transformer alone of a CrossEncoder"
+            f"{MODULES} lists {' -> '.join(kinds)}; served: Transformer -> Pooling, behind them any of "
+            f"{', '.join(sentence_heads.KINDS)}; Transformer or MLMTransformer -> SpladePooling; and the Transformer "
+            "alone of a CrossEncoder"
         )
     sentence_keys.refuse_unknown(whole, splade_folders.WHOLE if splade else sentence_keys.WHOLE, SENTENCE_PROMPTS)
-    _refuse_prompt(whole)
-    if modules[0]["path"]:
-        raise CheckpointError(f"{MODULES} keeps the transformer in {modules[0]['path']!r}; wanted: in the folder")
-    called = _transformer(folder, task)
+    called = _transformer(transformer_folder(folder), task)
+    prompts = sentence_prompts.read(whole, () if cross else sentence_prompts.ALWAYS)
+    if cross:
+        return SentenceFolder(task=task, prompts=prompts, activation=whole.get("activation_fn"), **called)
     if splade:
-        splade_folders.refuse_plain_transformer(kinds, *_transformer_file(folder))
-        return SentenceFolder(task=task, sparse=splade_folders.pooling(folder, modules, whole), **called)
-    pooling = None if cross else _pooling(folder, modules)
+        splade_folders.refuse_plain_transformer(kinds, *_transformer_file(transformer_folder(folder)))
+        pooling = splade_folders.pooling(folder, modules, whole)
+        return SentenceFolder(task=task, sparse=pooling, prompts=prompts, **called)
+    head, normalize = sentence_heads.read(folder, modules[2:])
     return SentenceFolder(
-        task=task, pooling=pooling, activation=whole.get("activation_fn") if cross else None, **called
+        task=task,
+        pooling=_pooling(folder, modules[1], normalize),
+        prompts=prompts,
+        head=head,
+        truncate_dim=whole.get("truncate_dim") or 0,
+        **called,
     )
+
+
+def transformer_folder(folder: Path) -> Path:
+    """Return where the transformer lies: in the folder itself, or in the subfolder that older releases made.
+
+    Raises:
+        CheckpointError: for a modules.json that cannot be read, or leads out of the folder.
+    """
+    modules = _modules(folder)
+    return path_inside(folder, modules[0].get("path"), MODULES) if modules else folder
 
 
 def _optional(folder: Path, name: str) -> dict[str, Any]:
@@ -117,18 +142,6 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
         sentence_keys.refuse_unknown(module, sentence_keys.MODULE, MODULES)
         path_inside(folder, module.get("path"), MODULES)
     return content
-
-
-def _refuse_prompt(whole: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if sentence-transformers would put a prompt before every text."""
-    name, prompts = whole.get("default_prompt_name"), whole.get("prompts") or {}
-    if not isinstance(prompts, Mapping):
-        raise CheckpointError(f"{SENTENCE_PROMPTS} says prompts {prompts!r}; wanted: an object of texts by name")
-    if name is not None and prompts.get(str(name)):
-        raise CheckpointError(
-            f"its {SENTENCE_PROMPTS} puts the prompt {name!r} before every text (default_prompt_name), which is not "
-            "served; take default_prompt_name out, and let clients send texts with the prompt before them"
-        )
 
 
 def _transformer_file(folder: Path) -> tuple[dict[str, Any], str]:
@@ -171,21 +184,18 @@ def _nested(content: Mapping[str, Any], key: str, file: str) -> dict[str, Any]:
     return found
 
 
-def _pooling(folder: Path, modules: list[dict[str, Any]]) -> Pooling:
-    path = path_inside(folder, modules[1]["path"], MODULES) / "config.json"
-    name = f"{modules[1]['path']}/config.json"
+def _pooling(folder: Path, module: Mapping[str, Any], normalize: bool) -> Pooling:
+    path = path_inside(folder, module["path"], MODULES) / "config.json"
+    name = f"{module['path']}/config.json"
     if not path.is_file():
-        raise CheckpointError(f"{MODULES} names the folder {modules[1]['path']!r}, which has no config.json")
+        raise CheckpointError(f"{MODULES} names the folder {module['path']!r}, which has no config.json")
     config: dict[str, Any] = read_json(path)
     sentence_keys.refuse_unknown(config, sentence_keys.POOLING, name)
     modes = [mode for key, mode in POOLING_KEYS.items() if config.get(key)] or ["mean"]
     if "pooling_mode" in config:  # newer files name the modes
         named = config["pooling_mode"]
         modes = [str(mode) for mode in named] if isinstance(named, list) else str(named).split("+")
-    if len(modules) == 3:
-        file = f"{modules[2]['path']}/config.json"
-        sentence_keys.refuse_unknown(_optional(folder, file), sentence_keys.NORMALIZE, file)
     try:
-        return Pooling(tuple(modes), normalize=len(modules) == 3)
+        return Pooling(tuple(modes), normalize, include_prompt=config.get("include_prompt") is not False)
     except ValueError as error:
         raise CheckpointError(f"the pooling config is not served: {error}") from None

@@ -1,7 +1,8 @@
 """Knows every key of sentence-transformers' small files: used, without effect here, or refused by name.
 
-Source: sentence-transformers 6.2, base/modules/transformer.py, sentence_transformer/modules/pooling.py,
-base/modules/normalize.py and base/model.py. A key that is not here is refused: it may change embeddings.
+Source: sentence-transformers 6.2, base/modules/{transformer,dense,normalize}.py, base/model.py and
+sentence_transformer/modules/{pooling,layer_norm,dropout}.py. A key that is not here is refused: it may change
+embeddings.
 """
 
 from __future__ import annotations
@@ -118,8 +119,16 @@ POOLING: Keys = {
         flag,
     ),
     "pooling_mode": anything,  # checked where it is read
-    "include_prompt": one_of(True),
+    "include_prompt": flag,
 }
+DENSE: Keys = {
+    **dict.fromkeys(("in_features", "out_features"), whole),
+    **dict.fromkeys(("bias", "use_residual"), flag),
+    "activation_function": anything,  # checked where it is read
+    **dict.fromkeys(("module_input_name", "module_output_name"), one_of("sentence_embedding")),
+}
+LAYER_NORM: Keys = {"dimension": whole}
+DROPOUT: Keys = {"dropout": anything}
 NORMALIZE: Keys = dict.fromkeys(("module_input_name", "module_output_name"), one_of("sentence_embedding"))
 MODULE: Keys = {**dict.fromkeys(("idx", "name", "path", "type"), anything), "kwargs": nothing}
 WHOLE: Keys = {
@@ -127,7 +136,7 @@ WHOLE: Keys = {
     **dict.fromkeys(("requirements", "activation_fn"), anything),
     "keep_in_fp32_modules": anything,
     "model_type": one_of("SentenceTransformer", "CrossEncoder"),
-    "truncate_dim": nothing,
+    "truncate_dim": whole,
 }
 
 
@@ -147,8 +156,6 @@ def refuse_unknown(content: Mapping[str, Any], keys: Keys, file: str, within: st
 
 OUT = "Take it out of the file if the model does not need it"
 WAYS_OUT = {
-    "include_prompt": "Its pooling leaves a prompt out; take it out of the file if clients send no prompts",
-    "truncate_dim": "Take it out of the file, and let clients cut the embeddings that they get",
     "model_type": "Served: SentenceTransformer, CrossEncoder",
     "transformer_task": "Served: feature-extraction, sequence-classification",
     "modality_config": "Served: text alone, by the model's forward",

@@ -7,14 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archive.checkpoints import sentence_folders, splade_folders, text_configs, text_tokenizers, text_weights
+from archive.checkpoints import (
+    sentence_folders,
+    sentence_prompts,
+    splade_folders,
+    text_configs,
+    text_tokenizers,
+    text_weights,
+)
 from archive.checkpoints.errors import CheckpointError, explain_failure
 from archive.checkpoints.locations import HUB_TEXT, locate, weight_file
 from archive.checkpoints.sentence_folders import SentenceFolder
+from archive.checkpoints.sentence_prompts import NO_PROMPTS, Prompts
 from archive.checkpoints.weight_files import sha256
 from handlers import tasks
 from handlers.engines.text_networks import AUTO_MODELS
 from handlers.misfits import listed
+from handlers.tasks.shared.embedding_head import EmbeddingHead
 from handlers.tasks.shared.pooling import Pooling
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 from handlers.texts.network_inputs import positions_of
@@ -50,6 +59,10 @@ class TextCheckpoint:
         sha256: of the weight file, in hex; of a sharded checkpoint, of the index and then its shards in name order.
         notes: what is read from its files in another way than a plain checkpoint's, for people.
         sparse: how token logits become a sparse embedding; None if the checkpoint does not say.
+        prompts: texts that stand before a client's text.
+        head: modules between pooling and the embedding; None if there are none.
+        dimensions: shorter embeddings that it was trained for, as numbers of an embedding.
+        truncate_dim: numbers of an embedding unless a request asks for others; 0 for all.
     """
 
     model: Any
@@ -63,6 +76,10 @@ class TextCheckpoint:
     sha256: str
     notes: tuple[str, ...] = ()
     sparse: SparsePooling | None = None
+    prompts: Prompts = NO_PROMPTS
+    head: EmbeddingHead | None = None
+    dimensions: tuple[int, ...] = ()
+    truncate_dim: int = 0
 
 
 def read(source: str, task: str | None = None, revision: str | None = None) -> TextCheckpoint:
@@ -83,9 +100,9 @@ def read(source: str, task: str | None = None, revision: str | None = None) -> T
         return _read(folder, source, task)
 
 
-def _read(folder: Path, source: str, asked: str | None) -> TextCheckpoint:
+def _read(root: Path, source: str, asked: str | None) -> TextCheckpoint:
+    sentence, folder = sentence_folders.read(root, asked), sentence_folders.transformer_folder(root)
     content = text_configs.read(folder)
-    sentence = sentence_folders.read(folder, asked)
     task = asked or sentence.task or _task(content)
     config = text_configs.build(content)
     if content.get("auto_map"):
@@ -106,8 +123,12 @@ def _read(folder: Path, source: str, asked: str | None) -> TextCheckpoint:
         unused=unused,
         source=source,
         sha256=sha256(weight_file(folder)),
-        notes=notes,
         sparse=sentence.sparse,
+        notes=(*notes, *sentence_prompts.notes(sentence.prompts)),
+        prompts=sentence.prompts,
+        head=sentence.head,
+        dimensions=_dimensions(content) if tasks.head(task).is_embedding else (),
+        truncate_dim=sentence.truncate_dim,
     )
 
 
@@ -121,6 +142,14 @@ def _task(config: Mapping[str, Any]) -> str:
         f"the checkpoint is for {architecture}, which none of the tasks serves; wanted: "
         f"{', '.join(sorted(TASKS))}. --task takes the encoder for another task, if its head is in the file"
     )
+
+
+def _dimensions(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the sizes of config.json's key matryoshka_dimensions, which some checkpoints have."""
+    sizes = config.get("matryoshka_dimensions") or []
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise CheckpointError(f"config.json says matryoshka_dimensions {sizes!r}; wanted: a list of sizes above 0")
+    return tuple(sorted(set(sizes)))
 
 
 def _set_labels(config: Any, content: Mapping[str, Any], task: str, sentence: SentenceFolder) -> tuple[str, ...]:

@@ -28,8 +28,9 @@ class Interface:
         labels: that the model's scores belong to, in the order of the logits; none if it gives no scores.
         max_tokens: the longest text, special tokens counted; 0 for a model of images.
         truncates: whether a longer text is cut unless the request says otherwise.
-        pooling: how tokens become an embedding, as "mean", or "splade" for sparse ones; "" for other tasks.
-        name, version: under which TorchServe serves the model; "" if it is not known.
+            pooling: how tokens become an embedding, as "mean", or "splade" for sparse ones; "" for other tasks.
+            normalizes: whether embeddings have length 1 unless a request says otherwise.
+            name, version: under which TorchServe serves the model; "" if it is not known.
         task: the name of a file in handlers/tasks; for images "image-classification" or "image-embeddings".
         description: what the management port tells of the model: engine, precision, device.
     """
@@ -45,6 +46,7 @@ class Interface:
     max_tokens: int = 0
     truncates: bool = False
     pooling: str = ""
+    normalizes: bool = False
     name: str = ""
     version: str = ""
     task: str = ""

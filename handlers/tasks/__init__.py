@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from handlers.texts.tokenization import Tokenizer
 
 # Options that image models (handlers.image_tasks) or all text encoders have.
-OPTIONS_BESIDE_TASKS = ("normalize", "top_k", "truncate", "truncation_direction")
+OPTIONS_BESIDE_TASKS = ("normalize", "prompt_name", "top_k", "truncate", "truncation_direction")
 
 
 def names() -> tuple[str, ...]:

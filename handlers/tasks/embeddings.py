@@ -14,6 +14,8 @@ from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
 from handlers.protocol.errors import NotFinite, PayloadTooLarge
 from handlers.protocol.options import OptionReader, yes_or_no
+from handlers.tasks.shared import embedding_head
+from handlers.tasks.shared.embedding_head import EmbeddingHead
 from handlers.tasks.shared.embeddings import encoded as encoded_answers
 from handlers.tasks.shared.embeddings import significant
 from handlers.tasks.shared.head import Head
@@ -28,21 +30,45 @@ MAX_TOKEN_VECTOR_BYTES = 8 << 20  # of one request's answer in JSON: a quarter o
 BYTES_PER_NUMBER = 15  # nine digits, a sign, "0.", two zeros, a comma
 
 
-def pool(vectors: torch.Tensor, cu_seqlens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+def pool(
+    vectors: torch.Tensor, cu_seqlens: torch.Tensor, pooling: Pooling, left_out: Sequence[int] = ()
+) -> torch.Tensor:
     """Return one embedding per text: (N, len(modes) * hidden), fp32.
 
     Args:
         vectors: (T, hidden) packed token vectors, of any dtype. Tokens that the tokenizer added count.
         cu_seqlens: (N + 1,) int32, where each text begins in `vectors`; the last is T.
         pooling: modes of sentence_transformers.models.Pooling, concatenated in their order.
+        left_out: (N,) tokens at the beginning of each text that are not pooled, less than the text has; or none.
     """
     vectors = vectors.float()
     offsets = cu_seqlens.long()  # (N + 1,)
-    embeddings = torch.cat([_pool_one(vectors, offsets, mode) for mode in pooling.modes], dim=1)
+    starts = offsets[:-1]
+    if any(left_out):
+        vectors, offsets, starts = _without_beginnings(
+            vectors, offsets, torch.tensor(left_out, device=offsets.device)
+        )
+    embeddings = torch.cat([_pool_one(vectors, offsets, starts, mode) for mode in pooling.modes], dim=1)
     return F.normalize(embeddings, dim=1) if pooling.normalize else embeddings
 
 
-def _pool_one(vectors: torch.Tensor, offsets: torch.Tensor, mode: str) -> torch.Tensor:
+def _without_beginnings(
+    vectors: torch.Tensor, offsets: torch.Tensor, left_out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the vectors that are pooled, and where each text begins in them: with and without its beginning.
+
+    Args:
+        left_out: (N,), how many vectors of each text are dropped.
+    """
+    lengths = offsets.diff()
+    first = torch.repeat_interleave(offsets[:-1] + left_out, lengths, output_size=len(vectors))  # (T,)
+    kept = torch.arange(len(vectors), device=vectors.device) >= first
+    shorter = F.pad((lengths - left_out).cumsum(0), (1, 0))
+    return vectors[kept], shorter, shorter[:-1] - left_out
+
+
+def _pool_one(vectors: torch.Tensor, offsets: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
+    """Return (N, hidden). starts: (N,), where position 1 of each text is, which "weightedmean" counts from."""
     if mode == "cls":
         return vectors[offsets[:-1]]
     if mode == "lasttoken":
@@ -52,8 +78,8 @@ def _pool_one(vectors: torch.Tensor, offsets: torch.Tensor, mode: str) -> torch.
     lengths = offsets.diff()  # (N,)
     if mode == "mean_sqrt_len_tokens":
         return torch.segment_reduce(vectors, "sum", offsets=offsets) / lengths.sqrt().unsqueeze(1)
-    starts = torch.repeat_interleave(offsets[:-1], lengths, output_size=len(vectors))
-    weights = (torch.arange(1, len(vectors) + 1, device=vectors.device) - starts).float().unsqueeze(1)  # (T, 1)
+    origins = torch.repeat_interleave(starts, lengths, output_size=len(vectors))
+    weights = (torch.arange(1, len(vectors) + 1, device=vectors.device) - origins).float().unsqueeze(1)  # (T, 1)
     sums = torch.segment_reduce(vectors * weights, "sum", offsets=offsets)
     return sums / torch.segment_reduce(weights, "sum", offsets=offsets)
 
@@ -66,6 +92,8 @@ class Embeddings(TextTask):
         hidden: numbers of a token vector; 0 if it is not known, and then no request may ask for fewer numbers.
         dimensions: shorter embeddings that the checkpoint was trained for (Matryoshka). A request may ask for the
             first numbers of an embedding, so many.
+        head: modules between pooling and the embedding; None if there are none.
+        truncate_dim: numbers of an embedding unless a request asks for others; 0 for all.
     """
 
     media_types = encodings.MEDIA_TYPES
@@ -76,18 +104,48 @@ class Embeddings(TextTask):
         digits: int = encodings.DIGITS["fp32"],
         hidden: int = 0,
         dimensions: Sequence[int] = (),
+        head: EmbeddingHead | None = None,
+        truncate_dim: int = 0,
     ) -> None:
-        self.pooling, self.digits, self.hidden = pooling, digits, hidden
+        self.pooling, self.digits, self.hidden, self.head = pooling, digits, hidden, head
         self.raw_pooling = dataclasses.replace(pooling, normalize=False)
-        whole = hidden * len(pooling.modes)
-        if any(length > whole for length in dimensions):
-            raise ValueError(
-                f"dimensions is {list(dimensions)}, and the checkpoint's embeddings have {whole} numbers"
-            )
-        self.options = {**encodings.OPTIONS, "normalize": yes_or_no, "dimensions": _length(whole, dimensions)}
+        pooled = hidden * len(pooling.modes)
+        if head and head.size_in != pooled:
+            raise ValueError(f"{head.steps[0]} follows a pooling that gives {pooled} numbers")
+        whole = head.size_out if head else pooled
+        self.truncate_dim = truncate_dim if truncate_dim < whole else 0
+        shorter = sorted({*dimensions, self.truncate_dim} - {0, whole})
+        if any(length > whole for length in shorter):
+            raise ValueError(f"dimensions are {shorter}, and the checkpoint's embeddings have {whole} numbers")
+        self.options = {**encodings.OPTIONS, "normalize": yes_or_no, "dimensions": _length(whole, shorter)}
+        self.details = {"embedding": self._details(whole, shorter)}
+
+    def _details(self, whole: int, shorter: Sequence[int]) -> dict[str, object]:
+        """Return what the model's description says of the embeddings."""
+        found: dict[str, object] = {
+            "dimensions": self.truncate_dim or whole,
+            "alsoDimensions": [length for length in (*shorter, whole) if length != (self.truncate_dim or whole)],
+            "pooling": list(self.pooling.modes),
+            "includePrompt": self.pooling.include_prompt,
+            "normalized": self.pooling.normalize,
+        }
+        if self.head:
+            steps = [str(step) for step in self.head.steps]
+            found["head"] = {"modules": steps, "runs": "behind the engine, in PyTorch in fp32"}
+        return found
 
     def comparable(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
-        return pool(outputs, batch.cu_seqlens, self.pooling)
+        return self.compared(outputs, batch, ())
+
+    def compared(self, outputs: torch.Tensor, batch: TokenBatch, encoded: Sequence[Encoded]) -> torch.Tensor:
+        embeddings = self._embeddings(outputs, batch, encoded)
+        return F.normalize(embeddings, dim=1) if self.pooling.normalize else embeddings
+
+    def _embeddings(self, outputs: torch.Tensor, batch: TokenBatch, encoded: Sequence[Encoded]) -> torch.Tensor:
+        """Return whole embeddings, (N, whole) fp32, before they are normalised."""
+        left_out = () if self.pooling.include_prompt else [item.left_out for item in encoded]
+        pooled = pool(outputs, batch.cu_seqlens, self.raw_pooling, left_out)
+        return self.head(pooled) if self.head else pooled
 
     def check_request(self, encoded: Sequence[Encoded], options: Mapping[str, Any]) -> None:
         """Raises PayloadTooLarge if the token vectors that a request asks for are too many bytes."""
@@ -99,7 +157,9 @@ class Embeddings(TextTask):
             )
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        embeddings = self._shaped(outputs, batch, inputs)  # (N, hidden)
+        if self.truncate_dim:
+            inputs = [(encoded, {"dimensions": self.truncate_dim, **options}) for encoded, options in inputs]
+        embeddings = self._shaped(outputs, batch, inputs)  # (N, whole)
         answers = encoded_answers(embeddings, [options for _, options in inputs], self.digits)
         for index, (_, options) in enumerate(inputs):
             if options.get(TOKEN_VECTORS):
@@ -107,21 +167,17 @@ class Embeddings(TextTask):
         return answers
 
     def _shaped(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> torch.Tensor:
-        """Return the embeddings, (N, hidden), with zeros behind those that a request wants shorter."""
-        embeddings = pool(outputs, batch.cu_seqlens, self.raw_pooling)
-        lengths = [options.get("dimensions", embeddings.shape[1]) for _, options in inputs]
-        if min(lengths) < embeddings.shape[1]:
-            columns = torch.arange(embeddings.shape[1], device=embeddings.device)
-            kept = columns < torch.tensor(lengths, device=embeddings.device).unsqueeze(1)  # (N, hidden)
-            embeddings = torch.where(kept, embeddings, 0)
-        wanted = [bool(options.get("normalize", self.pooling.normalize)) for _, options in inputs]
-        if not any(wanted):
-            return embeddings
-        unit = F.normalize(embeddings, dim=1)
-        if all(wanted):
-            return unit
-        is_unit = torch.tensor(wanted, device=embeddings.device).unsqueeze(1)  # (N, 1)
-        return torch.where(is_unit, unit, embeddings)
+        """Return the embeddings, (N, whole), with zeros behind those that are to be shorter.
+
+        The order is that of sentence-transformers' `encode`: the checkpoint's own normalisation, unless the request
+        says otherwise; the cut; the normalisation that the request asks for.
+        """
+        embeddings = self._embeddings(outputs, batch, [encoded for encoded, _ in inputs])
+        asked = [options.get("normalize") for _, options in inputs]
+        if self.pooling.normalize:
+            embeddings = _normalized(embeddings, [wish is None for wish in asked])
+        embeddings = _cut(embeddings, [options.get("dimensions", embeddings.shape[1]) for _, options in inputs])
+        return _normalized(embeddings, [wish is True for wish in asked])
 
     def _token_vectors(self, outputs: torch.Tensor, batch: TokenBatch, index: int) -> object:
         """Return the vectors of one text's tokens, (T, hidden), or NotFinite."""
@@ -130,11 +186,36 @@ class Embeddings(TextTask):
         return significant(vectors, self.digits).cpu().numpy() if bool(vectors.isfinite().all()) else NotFinite()
 
 
+def _normalized(embeddings: torch.Tensor, chosen: Sequence[bool]) -> torch.Tensor:
+    """Return the embeddings, (N, K), with the chosen rows scaled to length 1."""
+    if not any(chosen):
+        return embeddings
+    unit = F.normalize(embeddings, dim=1)
+    if all(chosen):
+        return unit
+    return torch.where(torch.tensor(chosen, device=embeddings.device).unsqueeze(1), unit, embeddings)
+
+
+def _cut(embeddings: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Return the embeddings, (N, K), with zeros behind the first `lengths` numbers of each row."""
+    if min(lengths) >= embeddings.shape[1]:
+        return embeddings
+    columns = torch.arange(embeddings.shape[1], device=embeddings.device)
+    return torch.where(columns < torch.tensor(lengths, device=embeddings.device).unsqueeze(1), embeddings, 0)
+
+
 def make(archive: Archive) -> TextTask:
     """Return the task of an archive."""
     hidden = AutoConfig.from_pretrained(archive.folder).hidden_size  # under whatever name the family has it
     settings = archive.settings
-    return Embeddings(settings.pooling, encodings.DIGITS[archive.precision], hidden, settings.dimensions)
+    return Embeddings(
+        settings.pooling,
+        encodings.DIGITS[archive.precision],
+        hidden,
+        settings.dimensions,
+        embedding_head.read(archive.folder),
+        settings.truncate_dim,
+    )
 
 
 def _length(whole: int, trained: Sequence[int]) -> OptionReader:

@@ -24,6 +24,7 @@ class Text:
     truncate: cut the input to the model's maximum instead of refusing it.
     from_left: cut off its beginning, not its end; None as the tokenizer's files say.
     only_first: cut the text and leave its pair whole, instead of cutting the longer one.
+    left_out: tokens at the beginning that pooling leaves out: a prompt, with the special tokens before it.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Text:
     truncate: bool
     from_left: bool | None = None
     only_first: bool = False
+    left_out: int = 0
 
     @property
     def characters(self) -> int:

@@ -27,12 +27,14 @@ class Encoded:
     text: as it came; the first of a pair.
     ids, type_ids: one number per token.
     encoding: what else the tokenizer knows: offsets into `text`, and which tokens it added.
+    left_out: tokens at the beginning that pooling leaves out; less than all of them.
     """
 
     text: str
     ids: list[int]
     type_ids: list[int]
     encoding: tokenizers.Encoding | Truncated
+    left_out: int = 0
 
 
 class Tokenizer:
@@ -85,8 +87,10 @@ class Tokenizer:
         count = len(encoding)
         if not count:
             return EmptyRequest("the model's tokenizer finds no tokens in the text")
+        if count <= text.left_out:
+            return EmptyRequest("the model's tokenizer finds no tokens in the text besides those of its prompt")
         if count <= self.max_tokens:
-            return _encoded(text.text, encoding)
+            return _encoded(text.text, encoding, text.left_out)
         if not text.truncate:
             return InputTooLong(
                 f"the text has {count} tokens and the model takes {self.max_tokens}; "
@@ -94,11 +98,16 @@ class Tokenizer:
                 '"parameters": {"truncate": true}'
             )
         from_left = self.from_left if text.from_left is None else text.from_left
+        if from_left and text.left_out:
+            return InputTooLong(
+                f"the text has {count} tokens with its prompt and the model takes {self.max_tokens}; cutting the "
+                "beginning would cut the prompt, which this model has to know: ask for truncation_direction right"
+            )
         cut = truncated(encoding, self.max_tokens, from_left, text.only_first)
         if cut is None:
             why = "the hypothesis leaves no room for text" if text.only_first else NO_ROOM
             return InputTooLong(f"the model takes {self.max_tokens} tokens, and {why}")
-        return _encoded(text.text, cut)
+        return _encoded(text.text, cut, text.left_out)
 
 
 def _parts(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
@@ -113,8 +122,8 @@ def _parts(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
         yield texts[start:]
 
 
-def _encoded(text: str, encoding: tokenizers.Encoding | Truncated) -> Encoded:
-    return Encoded(text, encoding.ids, encoding.type_ids, encoding)
+def _encoded(text: str, encoding: tokenizers.Encoding | Truncated, left_out: int = 0) -> Encoded:
+    return Encoded(text, encoding.ids, encoding.type_ids, encoding, left_out)
 
 
 def _plain(text: Text) -> str | tuple[str, str]:

@@ -173,7 +173,8 @@ def entries(
     for field in dataclasses.fields(kind):
         if field.name not in without:
             key, option = camel(field.name), option_of(field.name, options)
-            default = "" if isinstance(defaults[key], dict) else f"Default: `{json.dumps(defaults[key])}`."
+            is_part = isinstance(defaults[key], dict) and defaults[key]  # it has entries of its own
+            default = "" if is_part else f"Default: `{json.dumps(defaults[key])}`."
             asked = f"Packaging option: `{option}`." if option else ""
             facts = " ".join(filter(None, (default, asked)))
             lines += [f"### `{within}{key}`", "", *([facts, ""] if facts else []), *wrapped(said[field.name]), ""]

@@ -16,7 +16,7 @@ ROWS = (
     ("archive.command_line", "archive.resolve"),
     ("archive.package", "archive.carried_samples", "archive.random_weights"),
     ("archive.models", "archive.presets", "archive.fingerprint", "archive.answer_sizes"),
-    ("archive.tensorrt_files", "archive.onnx_export", "archive.reference_pixels"),
+    ("archive.tensorrt_files", "archive.onnx_export", "archive.reference_embeddings", "archive.reference_pixels"),
     ("archive.options", "archive.inspection", "archive.parity", "archive.progress", "archive.sample_images"),
     ("archive.trial_run", "archive.checkpoints"),
     ("archive.digests",),

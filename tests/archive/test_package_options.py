@@ -66,6 +66,7 @@ TEXT_PRESET: dict[str, object] = {
     "task": "None",
     "pooling": "None",
     "normalize": "None",
+    "dimensions": "None",
     "max_tokens": "None",
     "truncate": False,
     "top_k": "None",

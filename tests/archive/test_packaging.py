@@ -172,7 +172,7 @@ def test_the_config_keeps_torchserves_keys_and_the_handlers(digits_mar: Path, ti
     assert image["handler"]["preprocess"]["size"] == 32
     text = yaml.safe_load(files_of(tiny_mar)["model-config.yaml"])["handler"]
     assert (text["task"], text["maxTokens"]) == ("embeddings", 48)
-    assert text["pooling"] == {"modes": ["mean"], "normalize": True}
+    assert text["pooling"] == {"modes": ["mean"], "normalize": True, "includePrompt": True}
 
 
 def test_the_provenance_says_where_it_all_came_from(digits_mar: Path, digits: Path) -> None:
@@ -508,7 +508,10 @@ def test_the_trained_encoder_passes_in_every_precision(package: Package, tmp_pat
     assert all(figures["passed"] for figures in provenance["parity"].values())
     assert provenance["parity"]["fp16"]["min_cosine"] > 0.99999
     settings: dict[str, Any] = yaml.safe_load(files_of(tmp_path / "minilm.mar")["model-config.yaml"])["handler"]
-    assert (settings["maxTokens"], settings["pooling"]) == (256, {"modes": ["mean"], "normalize": True})
+    assert (settings["maxTokens"], settings["pooling"]) == (
+        256,
+        {"modes": ["mean"], "normalize": True, "includePrompt": True},
+    )
 
 
 @torch.inference_mode()

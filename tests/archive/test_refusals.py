@@ -205,16 +205,18 @@ def test_a_checkpoint_that_does_not_say_how_it_pools(text_folder: Path, refuse: 
 
 def test_modules_that_are_not_served(text_folder: Path, refuse: Callable[..., str]) -> None:
     modules = json.loads((text_folder / "modules.json").read_text(encoding="utf-8"))
-    modules.insert(2, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"})
+    modules.insert(2, {"type": "sentence_transformers.models.LSTM", "path": "2_LSTM"})
     (text_folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
-    assert "Transformer -> Pooling -> Dense -> Normalize" in refuse("text-encoder", "--weights", text_folder)
+    assert "Transformer -> Pooling -> LSTM -> Normalize" in refuse("text-encoder", "--weights", text_folder)
 
 
-def test_a_prompt_that_would_stand_before_every_text(text_folder: Path, refuse: Callable[..., str]) -> None:
-    content = {"prompts": {"query": "query: ", "plain": ""}, "default_prompt_name": "query"}
+def test_a_default_prompt_that_is_none_of_the_prompts(text_folder: Path, refuse: Callable[..., str]) -> None:
+    content = {"prompts": {"query": "query: ", "plain": ""}, "default_prompt_name": "passage"}
     path = text_folder / "config_sentence_transformers.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    assert "puts the prompt 'query' before every text" in refuse("text-encoder", "--weights", text_folder)
+    assert "default_prompt_name 'passage', which is none of its prompts" in refuse(
+        "text-encoder", "--weights", text_folder
+    )
     edit_json(path, default_prompt_name="plain")
     assert text_checkpoints.read(str(text_folder)).task == "embeddings"
 
@@ -485,7 +487,7 @@ def test_serving_options_reach_the_config(tiny_bert: Path) -> None:
     assert (config["batchSize"], config["maxBatchDelay"], config["minWorkers"], config["maxWorkers"]) == (32, 2, 3, 3)
     handler = config["handler"]
     assert (handler["maxInputs"], handler["maxTokens"], handler["truncate"], handler["topK"]) == (9, 16, True, 2)
-    assert handler["pooling"] == {"modes": ["mean"], "normalize": False}
+    assert handler["pooling"] == {"modes": ["mean"], "normalize": False, "includePrompt": True}
 
 
 def test_presets_batch_more(tiny_bert: Path) -> None:

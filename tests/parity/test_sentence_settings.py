@@ -131,10 +131,10 @@ def test_what_is_not_served_is_refused_by_name(folder: Make, case: str) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "expected"),
     [
-        ("config_sentence_transformers.json", {"truncate_dim": 16}, "truncate_dim: 16"),
+        ("config_sentence_transformers.json", {"truncate_dim": "16"}, "truncate_dim: '16'"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type: 'SparseEncoder'"),
         ("config_sentence_transformers.json", {"sing": 1}, "says sing, which is not known"),
-        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt: False"),
+        ("1_Pooling/config.json", {"include_prompt": "no"}, "include_prompt: 'no'"),
         ("1_Pooling/config.json", {"learned": True}, "says learned, which is not known"),
         ("1_Pooling/config.json", {"pooling_mode": "median"}, "the pooling config is not served"),
         ("tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens"),

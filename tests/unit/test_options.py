@@ -119,7 +119,7 @@ OF_TASKS = (
 
 def test_every_option_of_a_task_is_among_those_that_other_models_refuse() -> None:
     known = {"top_k", "truncate", "truncation_direction", "dtype", "encoding_format", "normalize", "dimensions"}
-    assert set(tasks.option_names()) == {*known, *OF_TASKS}
+    assert set(tasks.option_names()) == {*known, *OF_TASKS, "prompt_name"}
     assert header_of("encoding_format") == "x-encoding-format"
 
 

@@ -35,11 +35,13 @@ class OpenAI(Adapter):
         refuse_other_model(body, model)
         body.text("user")  # names an end user, which changes no answer
         inputs = texts_or_ids(body.required("input", WANTED), "input")
-        chosen = body.options(("encoding_format", "dimensions"), model)
+        chosen = body.options(("encoding_format", "dimensions", "prompt_name"), model)
         body.refuse_rest()
         if "dtype" in sent:
             raise InvalidOption("OpenAI's base64 is of float32; the header X-Dtype is for /predictions/NAME itself")
-        return Request(self, inputs, fields.together(sent, chosen), functools.partial(_listed, model.name))
+        # OpenAI's own shorter embeddings have length 1 too.
+        defaults = {"normalize": True} if model.normalizes else {}
+        return Request(self, inputs, fields.together(sent, chosen, defaults), functools.partial(_listed, model.name))
 
     def write(self, request: Request) -> Answer:
         tokens = sum(request.sizes)

@@ -41,6 +41,7 @@ from handlers.protocol.wording import kind_of
 PAIRS = 'a string, a pair ["...", "..."], or a list of lists with one or two strings each'
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 UNOFFERED = ("tokenize", "decode", "vertex", "metrics")
+OF_DESCRIPTION = ("prompts", "embedding")  # that /info tells beside what TEI has
 # Status and "error_type", by the error's class; others keep their own status.
 KINDS: tuple[tuple[type[RequestError], int | None, str], ...] = (
     (EmptyRequest, 400, "Empty"),
@@ -202,6 +203,7 @@ def _info(model: Interface) -> object:
         "max_input_length": model.max_tokens,
         "max_client_batch_size": model.max_inputs,
         "auto_truncate": model.truncates,
+        **{name: model.description[name] for name in OF_DESCRIPTION if name in model.description},
     }
 
 

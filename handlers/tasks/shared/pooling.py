@@ -15,6 +15,8 @@ class Pooling:
         modes: A list of "cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean" and "lasttoken". Each mode gives
             one vector per text. Several vectors are concatenated in this order.
         normalize: Scale each embedding to length 1.
+        include_prompt: Pool the tokens of a prompt too. If false, the vectors of the special tokens before the text
+            and of the prompt are left out, as sentence-transformers does it for checkpoints such as INSTRUCTOR.
 
     Raises:
         ValueError: `modes` is empty or holds an unknown name.
@@ -22,6 +24,7 @@ class Pooling:
 
     modes: tuple[str, ...] = ("mean",)
     normalize: bool = False
+    include_prompt: bool = True
 
     def __post_init__(self) -> None:
         unknown = [mode for mode in self.modes if mode not in POOLINGS]

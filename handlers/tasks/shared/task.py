@@ -45,12 +45,14 @@ class TextTask:
         options: that a request may bring, besides "truncate"; their names are the file's OPTIONS.
         labels: that scores belong to, in the order of the logits; none if the task gives no scores by label.
         media_types: that an answer can come as, the default first. Others than JSON take answers that are arrays.
+        details: what the model's description says of the task.
     """
 
     takes_pairs = False
     labels: Sequence[str] = ()
     options: Mapping[str, OptionReader] = {}
     media_types: Sequence[str] = (encodings.JSON,)
+    details: Mapping[str, object] = {}
 
     def check(self, encoded: Encoded) -> Encoded:
         """Return the input itself. Raises RequestError if the task cannot answer it."""
@@ -69,6 +71,10 @@ class TextTask:
     def comparable(self, outputs: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
         """Return what two precisions are compared by, in fp32: embeddings, or the logits themselves."""
         return outputs.float()
+
+    def compared(self, outputs: torch.Tensor, batch: TokenBatch, encoded: Sequence[Encoded]) -> torch.Tensor:
+        """Return what the parity gate compares, in fp32: what `comparable` returns, for inputs that are known."""
+        return self.comparable(outputs, batch)
 
     def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
         """Return one answer, or NotFinite, per input, in order.
