@@ -17,6 +17,7 @@ HOME = "docs/index"
 MENU = {
     "Use": ["docs/quickstart", "docs/packaging", "docs/api", "docs/troubleshooting"],
     "Clients": [
+        "docs/clients/python",
         "docs/clients/openai",
         "docs/clients/tei",
         "docs/clients/kserve",
@@ -41,7 +42,7 @@ root_doc = HOME
 extensions = ["myst_parser"]
 include_patterns = ["docs/*.md", "docs/clients/*.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # Folders that Sphinx need not walk through.
-exclude_patterns = [".*", "build", "handlers", "archive", "scripts", "tests", "model_store", "logs"]
+exclude_patterns = [".*", "build", "handlers", "archive", "client", "scripts", "tests", "model_store", "logs"]
 myst_heading_anchors = 4  # links to headings are checked; their names are those that GitHub gives them
 # Answers are shown shortened, with "...", which no JSON has.
 suppress_warnings = ["misc.highlighting_failure"]

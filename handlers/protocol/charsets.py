@@ -38,9 +38,11 @@ NO_CHARSETS = ("idna", "mbcs", "oem", "punycode", "raw_unicode_escape", "undefin
 # Python caches every failed lookup of a codec for ever, so only known names are looked up.
 CODECS = {module.name for module in pkgutil.iter_modules(encodings.__path__)} | aliases.keys() | set(aliases.values())
 # How JSON can begin; and how hardly anything but JSON (or Python's notation for it) begins. "[MASK] is ..." and
-# "[1] A footnote" are texts.
+# "[1] A footnote" are texts. A whole string of JSON (RFC 8259, section 7) may hold half of a surrogate pair, which
+# orjson does not read.
 JSON_BEGINS = r"\s*[\[{\"\d\-tfn]"
-JSON_MEANT = r"\s*(?:\{\s*[\"'}]|\[\s*[\"'{])"
+JSON_STRING = r"\"(?:[^\"\\\0-\x1f]|\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4}))*\""
+JSON_MEANT = rf"\s*(?:\{{\s*[\"'}}]|\[\s*[\"'{{]|{JSON_STRING}\s*\Z)"
 NOT_JSON = object()
 
 

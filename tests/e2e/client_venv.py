@@ -22,12 +22,13 @@ def programs() -> list[Path]:
 def python() -> Path:
     """Return the environment's interpreter. Makes the environment if there is none, which takes a minute or two.
 
-    It lies in build/, under the digest of the requirements and of the Python version.
+    It lies in build/, under the digest of the requirements, of our own client's, and of the Python version.
 
     Raises subprocess.CalledProcessError if pip fails, for example without a network.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}".encode()
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + version).hexdigest()[:12]
+    own = (ROOT / "client" / "pyproject.toml").read_bytes()
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes() + own + version).hexdigest()[:12]
     folder = ROOT / "build" / f"clients-{digest}"
     folder.parent.mkdir(exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
@@ -40,5 +41,5 @@ def python() -> Path:
 def _make(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=True)
+    subprocess.run([*pip, "-r", str(REQUIREMENTS)], cwd=ROOT, check=True)
     (folder / "complete").touch()

@@ -82,6 +82,7 @@ def test_parameters_in_json_choose_it_too(minilm: TextEncoder) -> None:
     ("headers", "status", "kind"),
     [
         ({"accept": "text/html"}, 406, "NotAcceptable"),
+        ({"accept": "application/vnd.apache.arrow.stream"}, 406, "NotAcceptable"),
         ({"accept": "application/octet-stream", "X-Encoding-Format": "base64"}, 400, "InvalidOption"),
         ({"X-Dtype": "float16"}, 400, "InvalidOption"),
         ({"X-Dtype": "int8", "X-Encoding-Format": "base64"}, 400, "InvalidOption"),

@@ -581,6 +581,8 @@ UNDECLARED: list[tuple[bytes, Any]] = [
     (b"true", "InvalidInput"),
     (b"[]", "EmptyRequest"),
     (b'["a"', "InvalidJson"),
+    (b'"\\ud800"', "InvalidJson"),  # JSON by its grammar, and no text
+    (b'"C:\\users" is a folder', (['"C:\\users" is a folder'], "one")),
     (b'{"inputs": ["a"]}', "InvalidInput"),
     (b'{"input": "a", "model": "m"}', "InvalidInput"),
     (b'{"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES"}]}\x05\0\0\0hello', "InvalidInput"),

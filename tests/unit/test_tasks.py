@@ -26,8 +26,7 @@ from handlers import engines, settings, tasks
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import text_networks
 from handlers.engines.base import EngineSpec
-from handlers.protocol import encodings
-from handlers.protocol import zero_shot
+from handlers.protocol import encodings, zero_shot
 from handlers.protocol.errors import InferenceFailed, InvalidInput, PayloadTooLarge
 from handlers.settings import TextSettings
 from handlers.tasks.embeddings import Embeddings, pool
