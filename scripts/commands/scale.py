@@ -24,9 +24,9 @@ examples:
   scripts/scale digits 0       keeps the model registered, without workers
   scripts/scale digits 2 --ts-config logs/serve-9080.properties      for a server of scripts/serve --port 9080
 
-Scaling down loses no request: a worker gets no more requests before it ends, and workers end one after the other. With
---now they end at once, and a request that one of them is working on gets a 500. With 0 workers TorchServe refuses all
-requests; those that came before are answered.
+Scaling down loses no request: a worker gets no more requests before it ends, and workers end one after the other.
+With --now they end at once, and a request that one of them is working on gets a 500. With 0 workers TorchServe
+refuses all requests; those that came before are answered.
 
 Exit status: 0 once the workers are ready; 1 if they are not, with the reason on standard error; 2 for a wrong command
 line.

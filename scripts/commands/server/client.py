@@ -115,7 +115,7 @@ class Client:
         """
         logs = Logs(self.folder)
         answer = self.manage("POST", "/models", {**query, "model_name": model}, timeout_s)
-        if answer.status == 200:
+        if answer.status in (200, 202):  # 202: its workers load meanwhile
             return
         error = _wait_for_error(logs, model) if "start workers" in refusal(answer) else None
         why = f": {error} (all of it: {logs.workers})" if error else ""
@@ -127,8 +127,8 @@ class Client:
         """Have exactly `workers` workers serve `model`, and wait until they are ready.
 
         Fewer workers than before: the others end at once, and the requests that they have fail. updates/scaling.py
-        loses none. If all workers have failed before, they are started again at once. TorchServe itself waits longer from try to
-        try, and gives up after some minutes. Workers that are still loading are waited for.
+        loses none. If all workers have failed before, they are started again at once. TorchServe itself waits longer
+        from try to try, and gives up after some minutes. Workers that are still loading are waited for.
 
         Raises ServerError if TorchServe refuses, if a worker cannot load the model, or after `timeout_s`.
         """
