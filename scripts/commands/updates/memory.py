@@ -73,12 +73,21 @@ def _gpu_mib() -> dict[int, float]:
     return found
 
 
+def gpu_used_mib() -> list[float]:
+    """MiB in use on each GPU; empty without one."""
+    return _numbers("--query-gpu=memory.used")
+
+
 def _free_gpu_mib() -> list[float]:
-    free = []
-    for line in _smi("--query-gpu=memory.free"):
+    return _numbers("--query-gpu=memory.free")
+
+
+def _numbers(query: str) -> list[float]:
+    found = []
+    for line in _smi(query):
         with contextlib.suppress(ValueError):
-            free.append(float(line))
-    return free
+            found.append(float(line))
+    return found
 
 
 def _smi(query: str) -> list[str]:
