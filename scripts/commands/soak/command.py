@@ -70,7 +70,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: _end(ended, frame))
     try:
-        files = models.package(ROOT / "build" / "soak" / "archives")
+        files = {} if chosen.only else models.package(ROOT / "build" / "soak" / "archives")
         with TemporaryServer(SETTINGS) as server:
             return soak(chosen, server, files, ended)
     except (OSError, ServerError, subprocess.CalledProcessError) as error:
@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--sample", action="append", default=[], metavar="NAME=FILE", help="what to ask it; repeatable"
     )
+    found.add_argument("--only", action="store_true", help="only those archives: no demo models, and no changes")
     found.add_argument("--commit", help="for the report (default: git describe)")
     return found
 
@@ -137,7 +138,7 @@ def soak(chosen: argparse.Namespace, server: TemporaryServer, files: dict[str, P
     traffic = _traffic(chosen, server.client, own)
     print(f"{len(traffic.forms)} forms of requests; all agree. Soaking for {length_s:.0f} s", flush=True)
     start = time.monotonic()
-    watched = [DIGITS, SENTENCES, models.RERANKER, *(archive.name for archive in own)]
+    watched = [*_served(files), *(archive.name for archive in own)]
     run = Run(
         traffic,
         Changes(server.client, server.store, _pause_s(length_s), start + length_s / 2, traffic.ended),
@@ -146,7 +147,7 @@ def soak(chosen: argparse.Namespace, server: TemporaryServer, files: dict[str, P
         length_s,
         report.Report(chosen.out, length_s, environment(chosen.commit), SETTINGS, chosen.clients, chosen.rate),
     )
-    _run(run, server, ended, not chosen.no_changes)
+    _run(run, server, ended, not (chosen.no_changes or chosen.only))
     return run.write(is_over=True).show()
 
 
@@ -161,20 +162,23 @@ def _serve(server: TemporaryServer, files: dict[str, Path], own: Sequence[Archiv
     print("starting TorchServe and loading the models", flush=True)
     for name, file in files.items():
         (server.store / f"{name}.mar").symlink_to(file)
-    for archive in (*(Archive(name, files[name]) for name in (DIGITS, SENTENCES, models.RERANKER)), *own):
+    for archive in (*(Archive(name, files[name]) for name in _served(files)), *own):
         server.register(archive, None, None)
         server.scale(archive.name, 1)
+
+
+def _served(files: dict[str, Path]) -> list[str]:
+    """The names of the models that serve from the beginning."""
+    return [name for name in (DIGITS, SENTENCES, models.RERANKER) if name in files]
 
 
 def _traffic(chosen: argparse.Namespace, client: Client, own: Sequence[Archive]) -> Traffic:
     """Ask everything once, alone, and make the clients of it. Raises ServerError if forms do not agree."""
     files, sentences = questions.pictures(), questions.texts()
-    forms = [
-        *questions.ImageForms(files).all(),
-        *questions.TextForms(sentences).all(),
-        *questions.RerankForms(sentences).all(),
-    ]
+    makers = questions.ImageForms(files), questions.TextForms(sentences), questions.RerankForms(sentences)
+    forms = [] if chosen.only else [form for maker in makers for form in maker.all()]
     bad = questions.bad_messages(files[0], sentences[0])
+    bad = {name: item for name, item in bad.items() if not item[0]} if chosen.only else bad
     token = client.token("inference")
     connection = Connection(client.inference, token)
     answers = known.ask_all(forms, questions.COUNT, bad, connection.ask)
@@ -221,10 +225,10 @@ def _run(run: Run, server: TemporaryServer, ended: threading.Event, with_changes
 
 
 def _ask_by_grpc(traffic: Traffic, client: Client) -> None:
-    form = next(form for form in traffic.forms if form.name == "TorchServe, text")
-    grpc_form.ask_until(
-        traffic.ended, client, form, questions.texts(), traffic.inputs[SENTENCES], traffic.known, traffic.tally
-    )
+    for form in traffic.forms:
+        if form.name == "TorchServe, text":
+            inputs = traffic.inputs[SENTENCES]
+            grpc_form.ask_until(traffic.ended, client, form, questions.texts(), inputs, traffic.known, traffic.tally)
 
 
 def _watch(run: Run, server: TemporaryServer, ended: threading.Event) -> None:
