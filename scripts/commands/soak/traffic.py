@@ -88,8 +88,8 @@ class Connection:
         connection = self.opened or self._open()
         try:
             connection.request("POST", message.path, message.body, self.headers(message))
-            answer = connection.getresponse()
-            found = Answer(answer.status, {}, answer.read())
+            with connection.getresponse() as answer:
+                found = Answer(answer.status, {}, answer.read())
         except BaseException:
             self.close()
             raise
