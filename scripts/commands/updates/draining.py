@@ -17,6 +17,7 @@ from server.errors import ServerError
 # A request that looked up its version just before another became the default may reach the queue a little later.
 SETTLE_S = 0.5
 POLL_S = 0.05
+NOT_ASKED = "no worker to serve"  # TorchServe's own answer: the queue is full, or nobody works
 Pause = Callable[[float], None]  # sleeps; may raise, to end the wait
 
 
@@ -43,6 +44,9 @@ def wait_until_idle(client: Client, model: str, version: str, timeout_s: float, 
             pause(POLL_S)
             continue
         pid = worker_that_answers(client, model, version, deadline)
+        ready = _ready(client.describe(model, version))
+        if pid is None and len(ready) == 1:  # it was this one
+            pid = ready.pop()
         if pid is None:
             return _wait_for_timeout(client, model, version, deadline, pause)
         pause(POLL_S if pid in answered else 0)
@@ -61,6 +65,10 @@ def worker_that_answers(client: Client, model: str, version: str, deadline: floa
         pid = about["worker"]["pid"]
     except (KeyError, TypeError, ValueError, IndexError):  # not a handler of this project, or an earlier one
         return None
+    except ServerError as error:
+        if NOT_ASKED in str(error):
+            raise
+        return None  # a handler that fails at it has answered nevertheless
     return pid if isinstance(pid, int) else None
 
 
