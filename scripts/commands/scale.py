@@ -9,6 +9,8 @@ import time
 from argument_types import seconds
 from server.errors import ServerError
 from server.options import add_server_options, client_of
+from updates.locking import locked
+from updates.scaling import scale
 
 MOST = 128  # workers: a typing error must not fill the machine
 DESCRIPTION = """\
@@ -22,7 +24,9 @@ examples:
   scripts/scale digits 0       keeps the model registered, without workers
   scripts/scale digits 2 --ts-config logs/serve-9080.properties      for a server of scripts/serve --port 9080
 
-Scaling down ends workers at once: a request that one of them is working on gets a 500.
+Scaling down loses no request: a worker gets no more requests before it ends, and workers end one after the other.
+With --now they end at once, and a request that one of them is working on gets a 500. With 0 workers TorchServe
+refuses all requests; those that came before are answered.
 
 Exit status: 0 once the workers are ready; 1 if they are not, with the reason on standard error; 2 for a wrong command
 line.
@@ -33,7 +37,8 @@ def main() -> int:
     chosen = parser().parse_args()
     started = time.monotonic()
     try:
-        client_of(chosen).scale(chosen.name, chosen.workers, chosen.timeout, Changes())
+        with locked(chosen.folder):
+            scale(client_of(chosen), chosen.name, chosen.workers, chosen.timeout, Changes(), now=chosen.now)
     except (OSError, ServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         print("TorchServe may go on trying; scale to another number of workers to end that", file=sys.stderr)
@@ -55,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--timeout", type=seconds, default=600.0, metavar="S", help="seconds to wait for them (default: %(default)g)"
     )
+    found.add_argument("--now", action="store_true", help="end workers at once; the requests that they have fail")
     add_server_options(found)
     return found
 

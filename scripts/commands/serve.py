@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -18,8 +20,10 @@ from server.config import config_on_port
 from server.errors import ServerError
 from server.paths import CONFIG, MODEL_STORE, ROOT
 from server.process import Server
+from updates import stopping
 
 READY_TIMEOUT_S = 300
+STOP_TIMEOUT_S = 60.0
 DESCRIPTION = """\
 Package the two demo archives (a digit classifier and a sentence encoder) unless they are up to date, serve them with
 TorchServe, send each a request, show the answers, and serve on until Ctrl-C.
@@ -51,7 +55,7 @@ def main() -> int:
     try:
         return run(server, chosen.check)
     except KeyboardInterrupt:
-        print("\nstopping", flush=True)
+        stop_gracefully(server)
         return 0
     except (OSError, ServerError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,6 +88,16 @@ def parser() -> argparse.ArgumentParser:
         help="a config.properties of your own (default: %(default)s)",
     )
     return found
+
+
+def stop_gracefully(server: Server) -> None:
+    """Refuse new requests and wait for those in work; a second Ctrl-C does not wait."""
+    if server.process is None:
+        return
+    print("\nstopping: requests in work are answered first; Ctrl-C again stops at once", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        client = replace(server.client, timeout_s=STOP_TIMEOUT_S)
+        stopping.drain(client, STOP_TIMEOUT_S, lambda line: print(f"  {line}", flush=True))
 
 
 def config_file_of(chosen: argparse.Namespace) -> Path:

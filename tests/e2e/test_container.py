@@ -58,10 +58,10 @@ class Container:
             return False
 
     def kill(self, number: int) -> None:
-        """Send a signal to all processes of the container, as `tini -g` or the kernel does."""
+        """Send a signal to process 1, as tini does, or SIGKILL to all processes, as the kernel does."""
         if self.process is not None:
-            os.killpg(self.process.pid, number)
-            self.process.wait(timeout=30)
+            (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
+            self.process.wait(timeout=60)
 
     @property
     def run(self) -> Path:

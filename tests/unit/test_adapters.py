@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def test_protocols_mix_in_one_batch(context_for: Callable[..., FakeContext]) -> 
         "plain",
     ]
     assert answers[2] == {"error": {"message": "no query"}}
-    assert answers[3:5] == [{"predictions": ["x", "y"]}, {"kind": "fake"}]
+    assert answers[3:5] == [{"predictions": ["x", "y"]}, {"kind": "fake", "worker": {"pid": os.getpid()}}]
     assert answers[5]["error"]["message"].startswith("input 1 of 2: the model's output is not finite")
     assert "5 inputs; at most 4" in answers[6]["error"]["message"]
     assert answers[7]["type"] == "EmptyRequest"

@@ -58,13 +58,17 @@ class Client:
         )
 
     def manage(
-        self, method: str, path: str, query: Mapping[str, object] | None = None, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object] | None = None,
+        timeout_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Call the management API: manage("PUT", "/models/resnet101", {"min_worker": 2})."""
         url = f"{self.management}{path}{'?' + urlencode(query) if query else ''}"
-        return request(
-            method, url, headers=tokens.bearer(self.token("management")), timeout_s=timeout_s or self.timeout_s
-        )
+        sent = {**(headers or {}), **tokens.bearer(self.token("management"))}
+        return request(method, url, headers=sent, timeout_s=timeout_s or self.timeout_s)
 
     def models(self) -> list[str]:
         """The names of all registered models. Raises ServerError."""
@@ -82,14 +86,23 @@ class Client:
         """TorchServe's description of a model: workers, batching. Raises ServerError if it has none."""
         return self._described(f"/models/{model}{'/' + version if version else ''}", {})
 
-    def customized(self, model: str) -> dict[str, Any]:
+    def customized(
+        self, model: str, version: str = "", headers: Mapping[str, str] | None = None, timeout_s: float | None = None
+    ) -> dict[str, Any]:
         """The handler's own description: kind, engine, precision, device. A worker gives it. Raises ServerError."""
-        described = self._described(f"/models/{model}", {"customized": "true"})
+        path = f"/models/{model}{'/' + version if version else ''}"
+        described = self._described(path, {"customized": "true"}, timeout_s, headers)
         metadata: dict[str, Any] = described["customizedMetadata"]
         return metadata
 
-    def _described(self, path: str, query: Mapping[str, object]) -> dict[str, Any]:
-        answer = self.manage("GET", path, query)
+    def _described(
+        self,
+        path: str,
+        query: Mapping[str, object],
+        timeout_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        answer = self.manage("GET", path, query, timeout_s, headers)
         if answer.status != 200:
             raise ServerError(f"{path}: {refusal(answer)}")
         description: dict[str, Any] = answer.json()[0]
@@ -102,32 +115,35 @@ class Client:
         """
         logs = Logs(self.folder)
         answer = self.manage("POST", "/models", {**query, "model_name": model}, timeout_s)
-        if answer.status == 200:
+        if answer.status in (200, 202):  # 202: its workers load meanwhile
             return
         error = _wait_for_error(logs, model) if "start workers" in refusal(answer) else None
         why = f": {error} (all of it: {logs.workers})" if error else ""
         raise ServerError(f"{model} was not registered: {refusal(answer)}{why}")
 
-    def scale(self, model: str, workers: int, timeout_s: float = 600, report: Report = silent) -> None:
+    def scale(
+        self, model: str, workers: int, timeout_s: float = 600, report: Report = silent, version: str = ""
+    ) -> None:
         """Have exactly `workers` workers serve `model`, and wait until they are ready.
 
-        If all workers have failed before, they are started again at once. TorchServe itself waits longer from try to
-        try, and gives up after some minutes. Workers that are still loading are waited for.
+        Fewer workers than before: the others end at once, and the requests that they have fail. updates/scaling.py
+        loses none. If all workers have failed before, they are started again at once. TorchServe itself waits longer
+        from try to try, and gives up after some minutes. Workers that are still loading are waited for.
 
         Raises ServerError if TorchServe refuses, if a worker cannot load the model, or after `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         logs = Logs(self.folder)
-        before = self.describe(model)["workers"]
+        before = self.describe(model, version)["workers"]
         if before and {worker["id"] for worker in before} <= logs.stopped(model):
-            self._set_workers(model, 0)
-            while self.describe(model)["workers"] and time.monotonic() < deadline:
+            self._set_workers(model, 0, version)
+            while self.describe(model, version)["workers"] and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-        self._set_workers(model, workers)
+        self._set_workers(model, workers, version)
         while time.monotonic() < deadline:
             if error := logs.load_error(model):
                 raise ServerError(f"a worker of {model} cannot load: {error} (all of it: {logs.workers})")
-            states = [worker["status"] for worker in self.describe(model)["workers"]]
+            states = [worker["status"] for worker in self.describe(model, version)["workers"]]
             report(f"{model}: {states.count('READY')} of {workers} workers ready (was {len(before)})")
             if states == ["READY"] * workers:
                 return
@@ -136,8 +152,9 @@ class Client:
             f"{model} did not reach {workers} ready workers in {round(timeout_s, 2):g} s (log: {logs.workers})"
         )
 
-    def _set_workers(self, model: str, workers: int) -> None:
-        answer = self.manage("PUT", f"/models/{model}", {"min_worker": workers, "max_worker": workers})
+    def _set_workers(self, model: str, workers: int, version: str) -> None:
+        path = f"/models/{model}{'/' + version if version else ''}"
+        answer = self.manage("PUT", path, {"min_worker": workers, "max_worker": workers})
         if answer.status not in (200, 202):
             raise ServerError(f"scaling {model} was refused: {refusal(answer)}")
 

@@ -1,0 +1,10 @@
+"""Ask, change and harm a TorchServe for hours, and check every answer: what scripts/soak does."""
+
+from __future__ import annotations
+
+import sys
+
+from soak import command
+
+if __name__ == "__main__":
+    sys.exit(command.main())
