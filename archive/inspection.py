@@ -14,6 +14,7 @@ from archive import digests
 MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
 CONFIG = "model-config.yaml"
+SIGNATURE = ".minisig"  # ends the name of the file beside an archive that holds its signature: archive/signing
 CARRIED_SAMPLES = "parity.safetensors"  # archive/carried_samples.py
 # The file with the handler's class, and that class, by kind of model.
 ENTRIES = {
