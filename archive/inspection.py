@@ -15,6 +15,7 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
 CONFIG = "model-config.yaml"
 SIGNATURE = ".minisig"  # ends the name of the file beside an archive that holds its signature: archive/signing
+SBOM = "sbom.cdx.json"  # archive/sbom.py
 CARRIED_SAMPLES = "parity.safetensors"  # archive/carried_samples.py
 # The file with the handler's class, and that class, by kind of model.
 ENTRIES = {
@@ -48,10 +49,10 @@ def file_digests(mar: Path) -> dict[str, str]:
 def content_digest(name: str, version: str, files: Mapping[str, str]) -> str:
     """Return one digest of the model's name, version and files: the same for the same inputs on every machine.
 
-    The carried samples are left out because the last digits of their fp32 outputs depend on the CPU. They have a
-    digest of their own among the files.
+    The carried samples are left out because the last digits of their fp32 outputs depend on the CPU, and the bill of
+    materials because it names the versions of one machine. They have digests of their own among the files.
     """
-    portable = {file: digest for file, digest in files.items() if file != CARRIED_SAMPLES}
+    portable = {file: digest for file, digest in files.items() if file not in (CARRIED_SAMPLES, SBOM)}
     canonical = json.dumps({"name": name, "version": version, "files": portable}, sort_keys=True)
     return f"sha256:{digests.of_text(canonical)}"
 
@@ -105,6 +106,7 @@ def show(mar: Path) -> str:
     with _open(mar) as archive:
         sizes = {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
         config = archive.read(CONFIG).decode() if CONFIG in sizes else "missing"
+        sbom = json.loads(archive.read(SBOM)) if SBOM in sizes else {}
     lines = [
         f"{mar.name}: {provenance['name']} version {provenance['version']}, {provenance['kind']}",
         f"digest   {provenance['digest']}",
@@ -114,12 +116,19 @@ def show(mar: Path) -> str:
         "parity against fp32, measured when packaged:",
         *(f"  {name}: {_parity_line(figures)}" for name, figures in provenance["parity"].items()),
         "versions " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        f"sbom     {_sbom_line(sbom)}",
         "files:",
         *(f"  {size:>12,}  {name}" for name, size in sorted(sizes.items())),
         f"{CONFIG}:",
         *(f"  {line}" for line in config.splitlines()),
     ]
     return "\n".join(lines)
+
+
+def _sbom_line(sbom: Mapping[str, Any]) -> str:
+    if not sbom:
+        return "none"
+    return f"{SBOM}: {sbom['bomFormat']} {sbom['specVersion']}, {len(sbom['components'])} components"
 
 
 def _parity_line(figures: Mapping[str, Any]) -> str:

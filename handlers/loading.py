@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from handlers import caches, placement, settings
+from handlers import caches, placement, settings, unpacked_files
 from handlers.engines import EngineSpec, LoadedEngine
 from handlers.protocol.context import Context
 from handlers.selection import choosing
@@ -66,6 +66,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))
     provenance = _provenance(folder)
+    edited = unpacked_files.check(folder, provenance)
     device, why_device = placement.choose_device(chosen.device, context.system_properties.get("gpu_id"))
     _prepare_process(device, chosen.cpu_threads, int(config.get("maxWorkers", 1)))
     precisions = placement.precisions(chosen.precision, device, provenance.get("parity", {}))
@@ -76,6 +77,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     name, spec, engine = choosing.load_best(chosen.engine, specs, check=not at_gate)
     why_precision = _why_precision(spec, engine, precisions)
     description = _description(name, spec, engine, why_precision, why_device, provenance)
+    description["archive"] |= {"edited": edited} if edited else {}
     description["batching"] = {"batchSize": context.system_properties.get("batch_size")}
     logger.info(
         "%s: engine %s, precision %s (%s), device %s (%s), loaded in %.1f s",

@@ -15,7 +15,7 @@ ROWS = (
     ("archive.__main__",),
     ("archive.command_line", "archive.resolve", "archive.signing"),
     ("archive.signing_command_line",),
-    ("archive.package", "archive.carried_samples", "archive.random_weights"),
+    ("archive.package", "archive.sbom", "archive.carried_samples", "archive.random_weights"),
     ("archive.models", "archive.presets", "archive.fingerprint", "archive.answer_sizes"),
     ("archive.tensorrt_files", "archive.onnx_export", "archive.reference_pixels"),
     ("archive.options", "archive.inspection", "archive.parity", "archive.progress", "archive.sample_images"),

@@ -247,8 +247,8 @@ def test_an_edited_archive_can_be_signed_and_a_note_says_that_it_was(
 def test_packaging_signs_and_never_takes_the_key_along(digits: Path, run: Run, tmp_path: Path) -> None:
     run("keygen", tmp_path / "k", "--no-password")
     key = tmp_path / "k.key"
-    command = ("image-classifier", "--weights", digits, "--parity-data", digits / "samples", "--precision", "fp32")
-    command = (*command, "--export-path", tmp_path / "store")
+    data = ("--weights", digits, "--parity-data", digits / "samples", "--precision", "fp32")
+    command = ("image-classifier", *data, "--export-path", tmp_path / "store")
     status, printed = run(*command)
     assert status == 0, printed
     mar, signature = tmp_path / "store" / "digits.mar", tmp_path / "store" / "digits.mar.minisig"

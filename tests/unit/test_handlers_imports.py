@@ -23,13 +23,14 @@ ROOT = Path(__file__).parents[2]
 ALLOWED: Mapping[str, set[str]] = {
     "entries": {
         "cpus", "encoder", "engines", "image_tasks", "images", "loading",
-        "protocol", "serving", "settings", "tasks", "texts",
+        "protocol", "serving", "settings", "tasks", "texts", "load_errors",
     },
-    "loading": {"caches", "engines", "placement", "protocol", "selection", "settings"},
+    "loading": {"caches", "engines", "placement", "protocol", "selection", "settings", "unpacked_files"},
     "selection": {"encoder", "engines", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks"},
     "settings": {"images", "tasks"},
     "images": {"engines", "isolation", "kernels", "protocol"},
+    "unpacked_files": {"engines"},  # its digests of files, which are kept
     "engines": {"caches", "encoder", "kernels", "tasks"},
     "tasks": {"encoder", "protocol", "texts"},
     "texts": {"protocol"},
@@ -41,6 +42,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "kernels": set(),
     "caches": set(),
     "cpus": set(),
+    "load_errors": set(),
     "misfits": set(),
 }  # fmt: skip
 ROOMS = {
