@@ -8,14 +8,16 @@ the digests; signatures find the others, before TorchServe unpacks anything.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from importlib.machinery import all_suffixes
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from handlers.engines import plans
 
 EDITABLE = "model-config.yaml"  # its settings are meant to be edited, in the archive or in the folder
 UNLISTED = ("provenance.json", "MAR-INF/MANIFEST.json")  # the first holds the digests, the second the time
+CODE = tuple(all_suffixes())  # that Python imports
 SHOWN = 5  # names in a message
 WAY_OUT = (
     "If the disk is full, make room. If the archive was edited, package it again: only its model-config.yaml may be "
@@ -52,7 +54,7 @@ def check(folder: Path, provenance: Mapping[str, Any]) -> list[str]:
     problems = {
         "missing": sorted(listed.keys() - found.keys()),
         "changed": [name for name in changed if name != EDITABLE],
-        "new": sorted(found.keys() - listed.keys() - {*UNLISTED, EDITABLE}),
+        "new": sorted(_added(found, listed)),
     }
     if any(problems.values()):
         said = "; ".join(f"{what}: {_shown(names)}" for what, names in problems.items() if names)
@@ -60,6 +62,18 @@ def check(folder: Path, provenance: Mapping[str, Any]) -> list[str]:
     for name in changed:
         logger.info("%s was edited after packaging", name)
     return changed
+
+
+def _added(found: Iterable[str], listed: Collection[str]) -> Iterator[str]:
+    """New files that a load could read: those in the archive's own folders, and code anywhere.
+
+    TorchServe starts workers in this folder, so a planCache with a relative path is a folder of its own in it.
+    """
+    own = {PurePosixPath(name).parent for name in listed}
+    for name in found:
+        path = PurePosixPath(name)
+        if name not in listed and name not in UNLISTED and (path.parent in own or name.endswith(CODE)):
+            yield name
 
 
 def _files(folder: Path) -> Iterator[Path]:

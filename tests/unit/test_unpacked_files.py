@@ -35,6 +35,14 @@ def test_what_was_packaged_passes(folder: Path, provenance: dict[str, Any]) -> N
     assert unpacked_files.check(folder, provenance) == []
 
 
+def test_a_cache_below_the_folder_passes(folder: Path, provenance: dict[str, Any]) -> None:
+    """A planCache with a relative path lies there, because workers start in the model's folder."""
+    (folder / "plans" / "cpu").mkdir(parents=True)
+    (folder / "plans" / "cpu-1.json").write_text("{}")
+    (folder / "plans" / "cpu" / "lock").touch()
+    assert unpacked_files.check(folder, provenance) == []
+
+
 def test_a_folder_without_digests_passes(folder: Path) -> None:
     assert unpacked_files.check(folder, {}) == []
 
@@ -56,6 +64,9 @@ def test_edited_settings_pass_and_are_named(
         (lambda folder: (folder / "handlers/loading.py").unlink(), "missing: handlers/loading.py"),
         (lambda folder: (folder / "model-config.yaml").unlink(), "missing: model-config.yaml"),
         (lambda folder: (folder / "numpy.py").write_bytes(b""), "new: numpy.py"),
+        (lambda folder: (folder / "model.bin").write_bytes(b""), "new: model.bin"),
+        (lambda folder: (folder / "handlers" / "x.json").write_bytes(b""), "new: handlers/x.json"),
+        (lambda folder: [(folder / "numpy").mkdir(), (folder / "numpy/a.so").touch()], "new: numpy/a.so"),
         (lambda folder: (folder / "link").symlink_to("/absent"), "new: link"),
         (
             lambda folder: [(folder / f"{n}.py").touch() for n in range(9)],
