@@ -7,8 +7,10 @@ versions of the machine that packages. A worker runs those of its own environmen
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shutil
 import subprocess
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,7 +53,15 @@ def write(path: Path, name: str, version: str, weights: Mapping[str, object], fo
     bom.register_dependency(parts[0], [packages[one] for one in (*REQUIRED, *OPTIONAL) if one in packages])
     for package, needed in needs.items():
         bom.register_dependency(packages[package], [packages[one] for one in needed])
-    path.write_text(JsonV1Dot6(bom).output_as_string(indent=2) + "\n", encoding="utf-8")
+    path.write_text(_reproducible(JsonV1Dot6(bom).output_as_string()), encoding="utf-8")
+
+
+def _reproducible(text: str) -> str:
+    """Return the bill without its time and with a serial number of its content: equal inputs make equal files."""
+    content = json.loads(text)
+    del content["metadata"]["timestamp"], content["serialNumber"]
+    serial = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(content, sort_keys=True))
+    return json.dumps({"serialNumber": serial.urn, **content}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _handlers() -> Component:
