@@ -11,5 +11,6 @@ What `scripts/package text-encoder --weights SOURCE` goes through:
       parity            compares the outputs with the checkpoint's in fp32 (reference_pixels prepares its images)
       carried_samples   adds a few samples with their fp32 outputs, with which workers check their engines
 
-`show` and `verify` are in inspection.py. Imports go one way; tests/archive/test_imports.py holds the order.
+`show` and `verify` are in inspection.py; signatures are in signing/, their part of the command line is in
+signing_command_line.py. Imports go one way; tests/archive/test_imports.py holds the order.
 """

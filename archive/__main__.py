@@ -18,11 +18,13 @@ from archive.options import (
     ImageEncoderOptions,
     InspectionOptions,
     PackagingOptions,
+    SigningOptions,
     TextOptions,
 )
 
 if TYPE_CHECKING:
     from archive.models import PackagedModel  # imports torch
+    from archive.signing.keys import PrivateKey  # imports cryptography
 
 TRACEBACK = "PACKAGING_TRACEBACK"  # an environment variable
 # Options that name files. Their folders on this machine are private, so the last part of a path is recorded.
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if isinstance(options, InspectionOptions):
             _inspect(options)
+        elif isinstance(options, SigningOptions):
+            _sign(options)
         else:
             _package(options)
     except BaseException as error:
@@ -61,11 +65,20 @@ def _inspect(options: InspectionOptions) -> None:
         print(f"{options.mar}: unchanged since it was packaged, {inspection.verify(options.mar)}")
 
 
-def _message(error: BaseException, options: PackagingOptions | InspectionOptions) -> str:
+def _sign(options: SigningOptions) -> None:
+    from archive.signing import commands  # imports cryptography, which packaging without signing does not need
+
+    for line in commands.run(options):
+        print(line)
+
+
+def _message(error: BaseException, options: PackagingOptions | InspectionOptions | SigningOptions) -> str:
     """Return what a person reads, whatever was raised."""
     if isinstance(error, (ValueError, OSError)):  # this project's own errors are ValueErrors; files raise OSErrors
         return str(error) or type(error).__name__
-    source = options.mar if isinstance(options, InspectionOptions) else options.weights or options.command
+    if isinstance(options, (InspectionOptions, SigningOptions)):
+        return f"{type(error).__name__}: {one_line(error)}"
+    source = options.weights or options.command
     return (
         f"{source} cannot be served: {one_line(error)}. Nothing was put in place. Wanted: a checkpoint as "
         f"save_pretrained writes it; the environment variable {TRACEBACK}=1 shows where this happened"
@@ -78,18 +91,49 @@ def _package(options: PackagingOptions) -> None:
     sources = _sources(options)
     if not command_line.is_name(options.name):
         raise ValueError(f"{options.name!r} cannot name a model; --name takes letters, digits, '_', '-' and '.'")
+    key = _signing_key(options)  # before minutes are spent on packaging
     target = options.export_path / f"{options.name}.mar"
     recorded = recorded_options(options)
     inputs = fingerprint.inputs_digest(recorded, sources)
     digest = None if options.force else fingerprint.up_to_date(target, inputs)
     if digest:
         print(f"{target} is up to date: {digest}")
-        return
-    print(f"packaging {options.name} from {options.weights or 'random weights'}")
+    else:
+        print(f"packaging {options.name} from {options.weights or 'random weights'}")
+        _build(options, inputs, recorded, started)
+        _remove_signature(target)
+    _keep_signature(target, key)
+
+
+def _build(options: PackagingOptions, inputs: str, recorded: Mapping[str, object], started: float) -> None:
     mar = package.build(_model(options), options.export_path, inputs, kept_options(recorded))
     size_mb = mar.stat().st_size / 1e6
     digest = inspection.read_provenance(mar)["digest"]
     print(f"{mar}: {size_mb:.1f} MB in {time.monotonic() - started:.0f} s, {digest}")
+
+
+def _signing_key(options: PackagingOptions) -> PrivateKey | None:
+    if options.sign is None:
+        return None
+    from archive.signing import commands
+
+    return commands.open_key(options.sign)
+
+
+def _remove_signature(mar: Path) -> None:
+    """Remove that of the archive before this one: whoever checks it would take this archive for a forged one."""
+    path = mar.with_name(mar.name + inspection.SIGNATURE)
+    if path.exists():
+        path.unlink()
+        print(f"removed {path}: it was the signature of the archive before this one")
+
+
+def _keep_signature(mar: Path, key: PrivateKey | None) -> None:
+    if key is not None:
+        from archive.signing import commands
+
+        for line in commands.keep_signed(mar, key):
+            print(line)
 
 
 def _refuse_absent_files(options: PackagingOptions) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from archive import presets
+from archive import presets, signing_command_line
 from archive.options import (
     ImageClassifierOptions,
     ImageEncoderOptions,
     InspectionOptions,
     PackagingOptions,
+    SigningOptions,
     TextOptions,
 )
 from archive.parity import PRECISIONS
@@ -30,7 +31,7 @@ COMMANDS: Mapping[str, type[PackagingOptions]] = {
     "text-encoder": TextOptions,
 }
 # Options that do not decide what is in the archive.
-NOT_RECORDED = ("force", "export_path")
+NOT_RECORDED = ("force", "export_path", "sign")
 
 MAIN = """\
 Make a TorchServe model archive (.mar) from a checkpoint, or look into one.
@@ -42,6 +43,10 @@ Make a TorchServe model archive (.mar) from a checkpoint, or look into one.
   scripts/package bert-large --weights ./my-finetuned-bert-large --precision fp16
   scripts/package show model_store/resnet101.mar
   scripts/package verify model_store/resnet101.mar
+  scripts/package keygen archives
+  scripts/package sign model_store/resnet101.mar --key archives.key
+  scripts/package verify model_store/resnet101.mar --key archives.pub
+  scripts/package verify-store model_store --key archives.pub
 
 An archive holds all that a worker needs: handlers, safetensors weights, tokenizer, labels, settings, and a
 provenance file. Before the archive is put in place, packaging
@@ -129,7 +134,7 @@ PARITY_DATA = (
 )
 
 
-def parse(arguments: Sequence[str] | None = None) -> PackagingOptions | InspectionOptions:
+def parse(arguments: Sequence[str] | None = None) -> PackagingOptions | InspectionOptions | SigningOptions:
     """Read the command line.
 
     Args:
@@ -142,6 +147,8 @@ def parse(arguments: Sequence[str] | None = None) -> PackagingOptions | Inspecti
         SystemExit: after --help, and for arguments that are not understood; argparse has printed why.
     """
     chosen = parser().parse_args(arguments)
+    if signing := signing_command_line.options(chosen):
+        return signing
     if chosen.command in ("show", "verify"):
         return InspectionOptions(command=chosen.command, mar=chosen.mar)
     preset = presets.of_command(chosen.command)
@@ -180,12 +187,19 @@ def parser() -> argparse.ArgumentParser:
         _add_packaging(commands, command, presets.of_command(command).kind)
     for command, text in (
         ("show", "Print what is inside an archive: weights, parity, versions, files, settings."),
-        ("verify", "Recompute an archive's digests. The exit status is 1 if it is not what was packaged."),
+        (
+            "verify",
+            "Recompute an archive's digests, and check its signature with --key. The exit status is 1 if it is not "
+            "what was packaged or signed.",
+        ),
     ):
         reader = commands.add_parser(command, help=text, description=text)
         reader.add_argument(
             "mar", type=Path, metavar="FILE.mar", help="the archive, such as model_store/resnet101.mar"
         )
+        if command == "verify":
+            signing_command_line.add_key(reader)
+    signing_command_line.add(commands)
     return main
 
 
@@ -244,6 +258,13 @@ def _add_archive(sub: argparse.ArgumentParser, name: str | None) -> None:
         help="folder that NAME.mar is put into (default: %(default)s)",
     )
     group.add_argument("--force", action="store_true", help="package even if nothing has changed")
+    group.add_argument(
+        "--sign",
+        type=Path,
+        metavar="KEY",
+        help="sign the archive with this private key, of `scripts/package keygen` or of minisign: NAME.mar.minisig "
+        "is put beside NAME.mar",
+    )
 
 
 def _add_serving(sub: argparse.ArgumentParser, kind: str, preset: Preset) -> None:

@@ -16,6 +16,7 @@ from handlers.hosts.contents import (
     ENTRIES,
     MANIFEST,
     PROVENANCE,
+    SBOM,
     ArchiveError,
     content_digest,
     manifest_problems,
@@ -29,6 +30,8 @@ __all__ = [
     "ENTRIES",
     "MANIFEST",
     "PROVENANCE",
+    "SBOM",
+    "SIGNATURE",
     "ArchiveError",
     "content_digest",
     "file_digests",
@@ -37,6 +40,8 @@ __all__ = [
     "show",
     "verify",
 ]
+
+SIGNATURE = ".minisig"  # ends the name of the file beside an archive that holds its signature: archive/signing
 
 
 def file_digests(mar: Path) -> dict[str, str]:
@@ -98,6 +103,7 @@ def show(mar: Path) -> str:
     with _open(mar) as archive:
         sizes = {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
         config = archive.read(CONFIG).decode() if CONFIG in sizes else "missing"
+        sbom = json.loads(archive.read(SBOM)) if SBOM in sizes else {}
     lines = [
         f"{mar.name}: {provenance['name']} version {provenance['version']}, {provenance['kind']}",
         f"digest   {provenance['digest']}",
@@ -107,12 +113,19 @@ def show(mar: Path) -> str:
         "parity against fp32, measured when packaged:",
         *(f"  {name}: {_parity_line(figures)}" for name, figures in provenance["parity"].items()),
         "versions " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        f"sbom     {_sbom_line(sbom)}",
         "files:",
         *(f"  {size:>12,}  {name}" for name, size in sorted(sizes.items())),
         f"{CONFIG}:",
         *(f"  {line}" for line in config.splitlines()),
     ]
     return "\n".join(lines)
+
+
+def _sbom_line(sbom: Mapping[str, Any]) -> str:
+    if not sbom:
+        return "none"
+    return f"{SBOM}: {sbom['bomFormat']} {sbom['specVersion']}, {len(sbom['components'])} components"
 
 
 def _parity_line(figures: Mapping[str, Any]) -> str:

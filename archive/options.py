@@ -22,6 +22,23 @@ class InspectionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SigningOptions:
+    """`keygen`, `sign`, `verify --key` and `verify-store`: keys and signatures.
+
+    Attributes:
+        command: "keygen", "sign", "verify" or "verify-store".
+        path: the archive's file, the model store's folder, or the new key's files without their suffixes.
+        key: the file of the private key ("sign"), or the public key or its file.
+        password: whether the new private key has one ("keygen").
+    """
+
+    command: str
+    path: Path
+    key: str = ""
+    password: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackagingOptions:
     """What every packaging command takes. A preset's values are merged in already.
 
@@ -35,6 +52,7 @@ class PackagingOptions:
         model_version: version of the model, as TorchServe shows it.
         export_path: folder that the archive is put into.
         force: package even if nothing has changed.
+        sign: the file of a private key that signs the archive; None leaves it unsigned.
         batch_size: requests that are answered together.
         batch_size_given: whether --batch-size set it. If so, it is kept however large the answers are.
         max_batch_delay_ms: how long the first request of a batch waits for others, in milliseconds.
@@ -58,6 +76,7 @@ class PackagingOptions:
     model_version: str
     export_path: Path
     force: bool
+    sign: Path | None
     batch_size: int
     batch_size_given: bool
     max_batch_delay_ms: int

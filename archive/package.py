@@ -77,6 +77,7 @@ def build(model: PackagedModel, export_path: Path, inputs: str, options: Mapping
         notes = [*model.notes, *_substitution_notes(model, results, report["stood_in"])]
         with progress.step("putting it in place"):
             _add_carried_samples(model, mar, work)
+            _add_sbom(model, mar, work)
             engines = {precision: loaded["engine"] for precision, loaded in report["loaded"].items()}
             _add_provenance(mar, {**_provenance(model, mar, results, notes, inputs, options), "engines": engines})
             inspection.verify(mar)
@@ -269,6 +270,15 @@ def _add_carried_samples(model: PackagedModel, mar: Path, work: Path) -> None:
     carried_samples.write(model, work)
     with zipfile.ZipFile(mar, "a") as archive:
         archive.write(work / inspection.CARRIED_SAMPLES, inspection.CARRIED_SAMPLES)
+
+
+def _add_sbom(model: PackagedModel, mar: Path, work: Path) -> None:
+    """Add the list of what runs in a worker: handlers, weights, Python packages."""
+    from archive import sbom  # imports what packaging alone needs
+
+    sbom.write(work / inspection.SBOM, model.name, model.version, model.weights, work / "contents")
+    with zipfile.ZipFile(mar, "a") as archive:
+        archive.write(work / inspection.SBOM, inspection.SBOM)
 
 
 def _add_provenance(mar: Path, provenance: Mapping[str, object]) -> None:

@@ -8,23 +8,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
-import torch
+from handlers import load_errors
 
-from handlers import cpus, image_tasks, loading, tasks
-from handlers.engines.graphs import sizes_up_to
-from handlers.images import gpu_decoder, npy_files, payloads, pipelines
-from handlers.protocol.context import Context
-from handlers.protocol.errors import RequestError
-from handlers.protocol.interface import Interface
-from handlers.protocol.reader import Reader
-from handlers.protocol.request import caught
-from handlers.serving.handler import Handler
-from handlers.serving.hang_limit import load_watchdog
-from handlers.serving.inputs import Inputs, Options
-from handlers.serving.layers import LayerSearch
-from handlers.serving.memory_limit import MemoryLimit
-from handlers.serving.metrics import BatchMetrics
-from handlers.settings import ImageSettings
+with load_errors.explained():
+    import torch
+
+    from handlers import cpus, image_tasks, loading, tasks
+    from handlers.engines.graphs import sizes_up_to
+    from handlers.images import gpu_decoder, npy_files, payloads, pipelines
+    from handlers.protocol.context import Context
+    from handlers.protocol.errors import RequestError
+    from handlers.protocol.interface import Interface
+    from handlers.protocol.reader import Reader
+    from handlers.protocol.request import caught
+    from handlers.serving.handler import Handler
+    from handlers.serving.hang_limit import load_watchdog
+    from handlers.serving.inputs import Inputs, Options
+    from handlers.serving.layers import LayerSearch
+    from handlers.serving.memory_limit import MemoryLimit
+    from handlers.serving.metrics import BatchMetrics
+    from handlers.settings import ImageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,11 @@ class ImageClassifier(Handler[ImageSettings, Input]):
     """Encoded images in, the task's answers out (labels with probabilities, or embeddings), one answer a row."""
 
     def initialize(self, context: Context) -> None:
-        """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
+        """Load the archive. Raises ValueError or OSError with what is wrong and the way out, in one line."""
+        with load_errors.explained():
+            self._load(context)
+
+    def _load(self, context: Context) -> None:
         self.model = loading.load(context, "image-classifier", ImageSettings)
         settings = self.model.settings
         self.task = image_tasks.load(self.model.folder, settings, self.model.spec.precision)

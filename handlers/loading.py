@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from handlers import caches, faults, placement, settings
+from handlers import caches, faults, placement, settings, unpacked_files
 from handlers.engines import EngineSpec, LoadedEngine
 from handlers.protocol.context import Context
 from handlers.selection import choosing
@@ -66,6 +66,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))
     provenance = _provenance(folder)
+    edited = unpacked_files.check(folder, provenance)
     properties = context.system_properties
     host = properties.get("host", "TorchServe")
     device, why_device = placement.choose_device(chosen.device, properties.get("gpu_id"), host)
@@ -79,6 +80,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     why_precision = _why_precision(spec, engine, precisions)
     engine = dataclasses.replace(engine, run=faults.around(engine.run))
     description = _description(name, spec, engine, why_precision, why_device, provenance)
+    description["archive"] |= {"edited": edited} if edited else {}
     description["batching"] = {"batchSize": context.system_properties.get("batch_size")}
     logger.info(
         "%s: engine %s, precision %s (%s), device %s (%s), loaded in %.1f s",

@@ -6,36 +6,43 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-import torch
+from handlers import load_errors
 
-from handlers import loading, tasks
-from handlers.encoder.packing import TokenBatch
-from handlers.protocol import zero_shot
-from handlers.protocol.context import Context
-from handlers.protocol.errors import RequestError
-from handlers.protocol.interface import Interface
-from handlers.protocol.options import one_of, yes_or_no
-from handlers.protocol.reader import Reader
-from handlers.protocol.request import TokenIds, caught
-from handlers.serving.handler import Handler
-from handlers.serving.hang_limit import load_watchdog
-from handlers.serving.inputs import Inputs, Options
-from handlers.serving.layers import LayerSearch
-from handlers.serving.memory_limit import MemoryLimit
-from handlers.serving.metrics import BatchMetrics
-from handlers.settings import TextSettings
-from handlers.texts import network_inputs, payloads, token_ids, tokenization
-from handlers.texts.micro_batches import micro_batches
-from handlers.texts.prompts import Prompts
-from handlers.texts.token_ids import Ids
-from handlers.texts.tokenization import Encoded
+with load_errors.explained():
+    import torch
+
+    from handlers import loading, tasks
+    from handlers.encoder.packing import TokenBatch
+    from handlers.protocol import zero_shot
+    from handlers.protocol.context import Context
+    from handlers.protocol.errors import RequestError
+    from handlers.protocol.interface import Interface
+    from handlers.protocol.options import one_of, yes_or_no
+    from handlers.protocol.reader import Reader
+    from handlers.protocol.request import TokenIds, caught
+    from handlers.serving.handler import Handler
+    from handlers.serving.hang_limit import load_watchdog
+    from handlers.serving.inputs import Inputs, Options
+    from handlers.serving.layers import LayerSearch
+    from handlers.serving.memory_limit import MemoryLimit
+    from handlers.serving.metrics import BatchMetrics
+    from handlers.settings import TextSettings
+    from handlers.texts import network_inputs, payloads, token_ids, tokenization
+    from handlers.texts.micro_batches import micro_batches
+    from handlers.texts.prompts import Prompts
+    from handlers.texts.token_ids import Ids
+    from handlers.texts.tokenization import Encoded
 
 
 class TextEncoder(Handler[TextSettings, Encoded]):
     """Texts in, the task's answers out, one answer a row."""
 
     def initialize(self, context: Context) -> None:
-        """Load the archive. Raises ValueError or OSError with what is wrong and the way out."""
+        """Load the archive. Raises ValueError or OSError with what is wrong and the way out, in one line."""
+        with load_errors.explained():
+            self._load(context)
+
+    def _load(self, context: Context) -> None:
         self.model = loading.load(context, "text-encoder", TextSettings)
         settings = self.model.settings
         config = json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
 CONFIG = "model-config.yaml"
 CARRIED_SAMPLES = "parity.safetensors"  # archive/carried_samples.py
+SBOM = "sbom.cdx.json"  # archive/sbom.py
 # The file with the handler's class, and that class, by kind of model.
 ENTRIES = {
     "image-classifier": ("image_classifier.py", "ImageClassifier"),
@@ -101,10 +102,10 @@ def parsed_provenance(text: bytes, where: str) -> dict[str, Any]:
 def content_digest(name: str, version: str, files: Mapping[str, str]) -> str:
     """Return one digest of the model's name, version and files: the same for the same inputs on every machine.
 
-    The carried samples are left out because the last digits of their fp32 outputs depend on the CPU. They have a
-    digest of their own among the files.
+    The carried samples are left out because the last digits of their fp32 outputs depend on the CPU, and the bill of
+    materials because it names the versions of one machine. They have digests of their own among the files.
     """
-    portable = {file: digest for file, digest in files.items() if file != CARRIED_SAMPLES}
+    portable = {file: digest for file, digest in files.items() if file not in (CARRIED_SAMPLES, SBOM)}
     canonical = json.dumps({"name": name, "version": version, "files": portable}, sort_keys=True)
     return f"sha256:{_of_text(canonical)}"
 

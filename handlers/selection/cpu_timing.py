@@ -28,7 +28,7 @@ import torch
 
 from handlers import engines
 from handlers.engines import EngineSpec, LoadedEngine, plans
-from handlers.selection import references, results_cache, verification
+from handlers.selection import compared_here, references, results_cache, verification
 from handlers.selection.candidates import able
 
 FEW = 4  # images that are timed together; in larger batches each image takes as long
@@ -120,7 +120,8 @@ def load_fastest(among: Sequence[Candidate]) -> tuple[str, EngineSpec, LoadedEng
             return found
         measurement, engine = measure(among)
         if not measurement.failed:
-            results_cache.write(path, {"conditions": conditions, **dataclasses.asdict(measurement)})
+            content = {"conditions": conditions, **dataclasses.asdict(measurement)}
+            results_cache.write(path, among[0][1].device, content)
     return _described(measurement, among, engine, "here")
 
 
@@ -226,7 +227,7 @@ def _shortest(lengths: Sequence[int]) -> list[int]:
 
 
 def _load_kept(path: Path, among: Sequence[Candidate]) -> tuple[str, EngineSpec, LoadedEngine] | None:
-    """Load the engine of a kept measurement. None if there is none, or its engine no longer loads."""
+    """Load the engine of a kept measurement. None if there is none, or its engine no longer loads or passes."""
     try:
         if not path.is_file():
             return None
@@ -236,6 +237,7 @@ def _load_kept(path: Path, among: Sequence[Candidate]) -> tuple[str, EngineSpec,
         found.chosen = (str(found.chosen[0]), str(found.chosen[1]))
         name, spec = _candidate(found, among)
         engine = engines.load(name, spec)
+        compared_here.refuse_wrong(content.get("keptBy"), {name: engine}, spec)
         return _described(found, among, engine, "earlier")
     except Exception as error:  # as in measure
         logger.warning("measuring again, because %s cannot be used: %r", path, error)

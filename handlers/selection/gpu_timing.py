@@ -27,7 +27,7 @@ from handlers import engines
 from handlers.engines import EngineSpec, LoadedEngine, plans
 from handlers.engines.graphs import sizes_up_to
 from handlers.engines.image_inputs import ImageInputs, device_of
-from handlers.selection import deviations, references, results_cache
+from handlers.selection import compared_here, deviations, references, results_cache
 from handlers.selection.deviations import Deviation
 
 WARM_UPS, RUNS = 5, 15
@@ -142,27 +142,29 @@ def load_fastest(spec: EngineSpec, candidates: list[str]) -> tuple[str, LoadedEn
             return found
         table, loaded = measure(spec, candidates)
         if not table.failed:
-            results_cache.write(path, {"conditions": conditions, **table.as_dict()})
+            results_cache.write(path, spec.device, {"conditions": conditions, **table.as_dict()})
     return combine(loaded, table, "here")
 
 
 def _lock(spec: EngineSpec, stack: contextlib.ExitStack) -> None:
     """Wait while another process measures on this GPU: two at once would disturb each other's times."""
     try:
-        stack.enter_context(plans.locked(spec.plan_cache / f"gpu-{_gpu_id(spec.device)}"))
+        stack.enter_context(plans.locked(spec.plan_cache / f"gpu-{compared_here.device_id(spec.device)}"))
     except OSError as error:  # the folder cannot be written to, or its file system has no locks
         logger.warning("there is no lock, so workers that load at once may disturb each other's times: %s", error)
 
 
 def _load_kept(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[str, LoadedEngine] | None:
-    """Load the engines of a kept table. None if there is no table, or an engine no longer loads."""
+    """Load the engines of a kept table. None if there is no table, or an engine no longer loads or passes."""
     try:
         if not path.is_file():
             return None
-        table = Table.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        table = Table.from_dict(content)
         if sorted(table.milliseconds) != sizes_up_to(spec.batch_size) or not set(table.fastest) <= set(candidates):
             raise ValueError("it holds other batch sizes or engines")
         loaded = {name: engines.load(name, spec) for name in sorted(set(table.fastest))}
+        compared_here.refuse_wrong(content.get("keptBy"), loaded, spec)
     except Exception as error:  # see load_passing
         logger.warning("measuring again, because %s cannot be used: %r", path, error)
         return None
@@ -202,13 +204,6 @@ def _time(size: int, images: ImageInputs, loaded: Mapping[str, LoadedEngine], ta
             table.failed = True
     if times:
         table.milliseconds[size] = times
-
-
-def _gpu_id(device: torch.device) -> str:
-    """Return an identifier of the GPU that is the same in all processes."""
-    if device.type != "cuda":
-        return str(device)
-    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))
 
 
 def load_passing(

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from handlers import placement
 from handlers.engines import EngineSpec, plans
 from handlers.engines.graphs import sizes_up_to
-from handlers.selection import references
+from handlers.selection import compared_here, references
 
 HANDLERS = Path(__file__).parents[1]
 ENTRIES = ("image_classifier.py", "text_encoder.py")
@@ -39,6 +40,7 @@ def conditions(spec: EngineSpec, candidates: list[str]) -> dict[str, object]:
         "candidates": list(candidates),
         "precision": spec.precision,
         "device": device_name(spec.device),
+        "cpu": [platform.machine(), torch.backends.cpu.get_cpu_capability()],  # some CPUs have no name
         **(_image_conditions(spec) if spec.kind == "image-classifier" else _text_conditions(spec)),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -69,11 +71,15 @@ def path(name: str, spec: EngineSpec, depends_on: Mapping[str, object]) -> Path:
     return spec.plan_cache / f"{name}-{key}.json"
 
 
-def write(path: Path, content: Mapping[str, object]) -> None:
-    """Write a result. Logs a warning if that is not possible; the next load then measures again."""
+def write(path: Path, device: torch.device, content: Mapping[str, object]) -> None:
+    """Write a result, with the machine and device where it was found (compared_here.py).
+
+    Logs a warning if that is not possible; the next load then measures again.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        plans.replace(path, (json.dumps(content, indent=1) + "\n").encode())
+        kept = {"keptBy": compared_here.here(device), **content}
+        plans.replace(path, (json.dumps(kept, indent=1) + "\n").encode())
     except OSError as error:
         logger.warning("what was measured here cannot be kept: %s", error)
 

@@ -17,7 +17,7 @@ import torch
 
 from handlers import engines
 from handlers.engines import EngineSpec, LoadedEngine
-from handlers.selection import references, results_cache
+from handlers.selection import compared_here, references, results_cache
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load_verified(spec: EngineSpec, candidates: list[str]) -> tuple[str, LoadedE
         return found
     verdict, engine = compare(spec, candidates)
     if not verdict.failed:
-        results_cache.write(path, {"conditions": conditions, **dataclasses.asdict(verdict)})
+        results_cache.write(path, spec.device, {"conditions": conditions, **dataclasses.asdict(verdict)})
     return _described(engine, verdict, "here")
 
 
@@ -108,7 +108,7 @@ def _none_passed(spec: EngineSpec, verdict: Verdict) -> str:
 
 
 def _load_kept(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[str, LoadedEngine] | None:
-    """Load the engine of a kept verdict. None if there is no verdict, or its engine no longer loads."""
+    """Load the engine of a kept verdict. None if there is no verdict, or its engine no longer loads or passes."""
     try:
         if not path.is_file():
             return None
@@ -118,6 +118,7 @@ def _load_kept(path: Path, spec: EngineSpec, candidates: list[str]) -> tuple[str
         if verdict.engine not in candidates:
             raise ValueError("it names other engines")
         engine = engines.load(verdict.engine, spec)
+        compared_here.refuse_wrong(content.get("keptBy"), {verdict.engine: engine}, spec)
     except Exception as error:  # as in compare
         logger.warning("comparing with fp32 again, because %s cannot be used: %r", path, error)
         return None

@@ -20,6 +20,7 @@ from server.config import config_on_port
 from server.errors import ServerError
 from server.paths import CONFIG, MODEL_STORE, ROOT
 from server.process import Server
+from server.signed import add_verify_key, refuse_unsigned_store
 from updates import stopping
 
 READY_TIMEOUT_S = 300
@@ -53,7 +54,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
-        return run(server, chosen.check)
+        return run(server, chosen.check, chosen.verify_key)
     except KeyboardInterrupt:
         stop_gracefully(server)
         return 0
@@ -87,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a config.properties of your own (default: %(default)s)",
     )
+    add_verify_key(found, "start only if it has signed all archives of the model store")
     return found
 
 
@@ -108,10 +110,14 @@ def config_file_of(chosen: argparse.Namespace) -> Path:
     return config_on_port(source, ROOT / "logs" / f"serve-{chosen.port}.properties", chosen.port)
 
 
-def run(server: Server, check: bool) -> int:
-    """Start the server and ask it; serve on unless `check`. Returns the exit status. Raises ServerError."""
+def run(server: Server, check: bool, verify_key: str = "") -> int:
+    """Start the server and ask it; serve on unless `check`. Returns the exit status. Raises ServerError.
+
+    verify_key: the public key that has to have signed all archives; "" lets unsigned ones pass.
+    """
     server.check()  # before minutes are spent on packaging
     package_demo()
+    refuse_unsigned_store(server.model_store, verify_key)
     started = time.monotonic()
     print("starting TorchServe (its output: logs/console.log)", flush=True)
     server.start()

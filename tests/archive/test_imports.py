@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[2]
 # A module may import those of its own row and of the rows below it.
 ROWS = (
     ("archive.__main__",),
-    ("archive.command_line", "archive.resolve"),
-    ("archive.package", "archive.carried_samples", "archive.random_weights"),
+    ("archive.command_line", "archive.resolve", "archive.signing"),
+    ("archive.signing_command_line",),
+    ("archive.package", "archive.sbom", "archive.carried_samples", "archive.random_weights"),
     ("archive.models", "archive.presets", "archive.fingerprint", "archive.answer_sizes"),
     ("archive.tensorrt_files", "archive.onnx_export", "archive.reference_embeddings", "archive.reference_pixels"),
     ("archive.options", "archive.inspection", "archive.parity", "archive.progress", "archive.sample_images"),
@@ -53,7 +54,8 @@ def edges() -> dict[str, set[str]]:
 
 
 def row(module: str) -> int:
-    name = "archive.checkpoints" if module.startswith("archive.checkpoints") else module
+    folders = ("archive.checkpoints", "archive.signing")
+    name = next((folder for folder in folders if module.startswith(f"{folder}.")), module)
     return next(index for index, names in enumerate(ROWS) if name in names)
 
 

@@ -74,6 +74,7 @@ COMMON = {
     "model.safetensors",
     "parity.safetensors",
     "provenance.json",
+    "sbom.cdx.json",
     *HANDLERS,
 }
 IMAGE_FILES = {*COMMON, "image_classifier.py", "labels.json"}
@@ -253,7 +254,7 @@ def test_another_input_gives_another_digest(
         for name, content in files_of(tmp_path / "digits.mar").items()
         if content != files_of(digits_mar)[name] and name not in (inspection.MANIFEST, inspection.PROVENANCE)
     }
-    weights = {"model.safetensors", inspection.CARRIED_SAMPLES}
+    weights = {"model.safetensors", inspection.CARRIED_SAMPLES, inspection.SBOM}
     assert changed == {"weights": weights, "label": {"labels.json"}, "option": {"model-config.yaml"}}[change]
 
 

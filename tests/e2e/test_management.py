@@ -128,6 +128,12 @@ def test_archives_outside_the_model_store_are_refused(client: Client) -> None:
     assert 400 <= client.manage("POST", "/models", {"url": "file:///etc/passwd", "model_name": "x"}).status < 500
 
 
+@pytest.mark.parametrize("url", ["../digits.war", "file:///etc/passwd", "/etc/passwd", "file://localhost/etc/passwd"])
+def test_workflows_outside_their_store_are_refused(client: Client, url: str) -> None:
+    assert 400 <= client.manage("POST", "/workflows", {"url": url, "workflow_name": "x"}).status < 500
+    assert client.manage("GET", "/workflows").json()["workflows"] == []
+
+
 def test_killed_worker_comes_back(client: Client) -> None:
     (worker,) = client.describe("digits")["workers"]
     os.kill(worker["pid"], signal.SIGKILL)

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.e2e
 MANAGEMENT = (
     ("GET", "/models"),
     ("GET", "/models/digits"),
+    ("GET", "/models/digits?customized=true"),
+    ("GET", "/models/digits/all?customized=true"),
     ("POST", "/models?url=digits.mar&model_name=more"),
     ("PUT", "/models/digits?min_worker=2"),
     ("PUT", "/models/digits/1.0/set-default"),

@@ -25,6 +25,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"gpus": 1, "image": {"tag": "cuda"}, "nodeSelector": {"gpu": "h100"}, "tolerations": [{"operator": "Exists"}]},
     {"autoscaling": {"enabled": False}, "planCache": {"claim": "plans"}},
     {"models": [{"name": "a", "file": "a.mar"}, {"name": "b", "file": "b.mar"}]},
+    {"modelStore": {"claim": "store", "verifyKey": "RWTkRrFDzOBJGsyIiE3wIsd+65jIqesTY/BWcrB2WhgTOf/gXbPdqcYb"}},
 ]
 
 
@@ -256,3 +257,12 @@ def test_links_and_paths_of_the_pages_exist(page: str) -> None:
     later = {"scripts/deploy"}  # a command that may come in another change
     for path in set(re.findall(r"`((?:scripts|tests|archive)/[\w/.-]+)`", text)) - later:
         assert (ROOT / path).exists(), path
+
+
+def test_a_key_for_archives_reaches_the_start(render: ModuleType) -> None:
+    (keyed,) = [variant for variant in VARIANTS if "modelStore" in variant]
+    said = [{one["name"]: one["value"] for one in containers(render, values)[0]["env"]} for values in (keyed, {})]
+    assert said[0]["VERIFY_KEY"] == keyed["modelStore"]["verifyKey"]
+    assert "VERIFY_KEY" not in said[1]
+    with pytest.raises(Exception, match="verifyKey"):
+        render.render({"modelStore": {"claim": "store", "verifyKey": "/a/file.pub"}})

@@ -23,15 +23,16 @@ ROOT = Path(__file__).parents[2]
 ALLOWED: Mapping[str, set[str]] = {
     "entries": {
         "cpus", "encoder", "engines", "image_tasks", "images", "isolation", "loading",
-        "protocol", "serving", "settings", "tasks", "texts",
+        "protocol", "serving", "settings", "tasks", "texts", "load_errors",
     },
     # Runs an archive without TorchServe: as TorchServe does, it loads the entries, and nothing else imports it.
     "hosts": {"entries", "loading", "protocol", "serving"},
-    "loading": {"caches", "engines", "faults", "placement", "protocol", "selection", "settings"},
+    "loading": {"caches", "engines", "faults", "placement", "protocol", "selection", "settings", "unpacked_files"},
     "selection": {"encoder", "engines", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks"},
     "settings": {"images", "tasks"},
     "images": {"engines", "isolation", "kernels", "protocol"},
+    "unpacked_files": {"engines"},  # its digests of files, which are kept
     "engines": {"caches", "encoder", "kernels", "tasks"},
     "tasks": {"encoder", "protocol", "texts"},
     "texts": {"protocol"},
@@ -44,6 +45,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "caches": set(),
     "faults": set(),
     "cpus": set(),
+    "load_errors": set(),
     "misfits": set(),
 }  # fmt: skip
 ROOMS = {

@@ -17,6 +17,8 @@ _NOT_FATAL = ("Exception in thread", "Exception ignored")
 _CHAINED = ("During handling of the above", "The above exception was")
 # If a handler cannot be imported, TorchServe looks for a handler of its own by that name, and reports only that.
 _MISLEADING = "ts.torch_handler"
+# In the last line of a failed load; what follows has the error's type.
+_WRAPPED = "handlers.load_errors.LoadError: "
 # After a RuntimeError, the worker ends itself with one of its own.
 _ECHO = re.compile(r"RuntimeError: \d+ - (Unknown exception|System out of memory)")
 
@@ -111,7 +113,7 @@ def _end_of_traceback(texts: Iterator[str]) -> str:
 def _cause(chain: list[str]) -> list[str]:
     """The last exception of a chain that is not one of TorchServe's own misleading ones; [] for an echo alone."""
     telling = [error for error in chain if _MISLEADING not in error]
-    return [error for error in (telling or chain)[-1:] if not _ECHO.fullmatch(error)]
+    return [error.removeprefix(_WRAPPED) for error in (telling or chain)[-1:] if not _ECHO.fullmatch(error)]
 
 
 def _tail(path: Path) -> str:
