@@ -41,8 +41,8 @@ CODECS = {module.name for module in pkgutil.iter_modules(encodings.__path__)} | 
 # "[1] A footnote" are texts. A whole string of JSON (RFC 8259, section 7) may hold half of a surrogate pair, which
 # orjson does not read.
 JSON_BEGINS = r"\s*[\[{\"\d\-tfn]"
-JSON_STRING = r"\"(?:[^\"\\\0-\x1f]|\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4}))*\""
-JSON_MEANT = rf"\s*(?:\{{\s*[\"'}}]|\[\s*[\"'{{]|{JSON_STRING}\s*\Z)"
+JSON_STRING = r"\s*\"(?:[^\"\\\0-\x1f]|\\(?:[\"\\/bfnrt]|u[0-9a-fA-F]{4}))*\"\s*\Z"
+JSON_MEANT = r"\s*(?:\{\s*[\"'}]|\[\s*[\"'{])"
 NOT_JSON = object()
 
 
@@ -116,7 +116,7 @@ def undeclared_json(value: bytes | bytearray | str, what: str) -> object:
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        if not _matches(JSON_MEANT, value):
+        if not _matches(JSON_MEANT, value) and not _is_json_string(value):
             return NOT_JSON
         reason = f"{what} begins as JSON does and is not valid JSON: {_where(error)}"
         raise InvalidJson(f"{reason}; if it is meant as it stands, send it as text/plain") from None
@@ -169,6 +169,15 @@ def _agree(name: str, marked: str) -> bool:
 
 def _named(codec: str) -> str:
     return codec.upper() if codec.startswith("utf") else codec
+
+
+def _is_json_string(value: bytes | bytearray | str) -> bool:
+    """Whether this is a string by JSON's grammar, which wants UTF-8."""
+    try:
+        text = value if isinstance(value, str) else value.decode()
+    except UnicodeDecodeError:
+        return False
+    return _matches(JSON_STRING, text)
 
 
 def _matches(pattern: str, value: bytes | bytearray | str) -> bool:

@@ -342,7 +342,7 @@ def test_a_lost_gpu_is_an_error_and_no_exit(digits_mar: Path, monkeypatch: pytes
     """In a worker serving.isolation ends the process; here it is the caller's."""
     with load_archive(digits_mar) as loaded:
 
-        def lost(requests: object) -> int:
+        def lost(requests: object, steps: object) -> int:
             raise SystemExit(70)
 
         monkeypatch.setattr(loaded._handler, "complete", lost)
