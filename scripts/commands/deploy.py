@@ -150,7 +150,7 @@ def _add_comparison(group: argparse._ArgumentGroup) -> None:
 class _Parser(argparse.ArgumentParser):
     """Wants FILE unless --remove is given."""
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         chosen = super().parse_args(args, namespace)
         if (chosen.file is None) == (chosen.remove is None):
             self.error("one of FILE and --remove VERSION is wanted")

@@ -23,7 +23,7 @@ from server.client import Client
 from server.config import read_properties
 from updates import stopping
 
-END_S = 10.0  # of --stop-s: for TorchServe's own end
+END_S = 10.0  # of --stop-s at most, and half of it at most: for TorchServe's own end
 POLL_S = 0.2
 
 
@@ -47,11 +47,12 @@ def main() -> int:
     if not asked.is_set():
         return process.returncode
     deadline = time.monotonic() + chosen.stop_s
+    drain_s = chosen.stop_s - min(END_S, chosen.stop_s / 2)
     print("stopping: new requests are refused, those in work are answered", flush=True)
     client = Client(chosen.folder, read_properties(chosen.ts_config), timeout_s=chosen.stop_s)
-    waiting = threading.Thread(target=stopping.drain, args=(client, chosen.stop_s - END_S, say), daemon=True)
+    waiting = threading.Thread(target=stopping.drain, args=(client, drain_s, say), daemon=True)
     waiting.start()
-    waiting.join(max(0.0, chosen.stop_s - END_S))
+    waiting.join(drain_s)
     end(psutil.Process().children(recursive=True), deadline)
     return 0
 

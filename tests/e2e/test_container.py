@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -60,7 +61,8 @@ class Container:
     def kill(self, number: int) -> None:
         """Send a signal to process 1, as tini does, or SIGKILL to all processes, as the kernel does."""
         if self.process is not None:
-            (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                (os.killpg if number == signal.SIGKILL else os.kill)(self.process.pid, number)
             self.process.wait(timeout=60)
 
     @property

@@ -29,7 +29,7 @@ class FakeClient(Client):
     def describe(self, model: str, version: str = "") -> dict[str, Any]:
         return {"workers": [{"id": "9000", "status": "READY"}]}
 
-    def customized(self, model: str) -> dict[str, Any]:
+    def customized(self, model: str, *_: Any, **__: Any) -> dict[str, Any]:
         return dict(self.about)
 
     def predict(

@@ -24,10 +24,11 @@ from serving_bench.archives import read as read_archive
 from serving_bench.environment import environment
 from serving_bench.temporary_server import TemporaryServer
 
-from soak import growth, grpc_form, known, models, questions, report
+from soak import growth, grpc_form, known, models, questions
 from soak.changes import Changes
 from soak.growth import Growth
 from soak.own_archives import own_forms
+from soak.report import Report
 from soak.traffic import Connection, Traffic
 
 HOUR_S = 3600.0
@@ -121,9 +122,9 @@ class Run:
     growth: Growth
     start: float
     length_s: float
-    report: report.Report
+    report: Report
 
-    def write(self, is_over: bool) -> report.Report:
+    def write(self, is_over: bool) -> Report:
         """Write the report of what was seen so far."""
         self.report.fill(self.traffic.tally, self.changes, self.growth, self.start, time.monotonic(), is_over)
         self.report.write()
@@ -145,7 +146,7 @@ def soak(chosen: argparse.Namespace, server: TemporaryServer, files: dict[str, P
         Growth(server.client, lambda: [process.pid for process in server.groups().get("java", [])], watched),
         start,
         length_s,
-        report.Report(chosen.out, length_s, environment(chosen.commit), SETTINGS, chosen.clients, chosen.rate),
+        Report(chosen.out, length_s, environment(chosen.commit), SETTINGS, chosen.clients, chosen.rate),
     )
     _run(run, server, ended, not (chosen.no_changes or chosen.only))
     return run.write(is_over=True).show()
@@ -183,7 +184,7 @@ def _traffic(chosen: argparse.Namespace, client: Client, own: Sequence[Archive])
     connection = Connection(client.inference, token)
     answers = known.ask_all(forms, questions.COUNT, bad, connection.ask)
     connection.close()
-    inputs = {model: known.distinct(vectors) for model, vectors in answers.vectors.items()}
+    inputs: dict[str, Sequence[int]] = {model: known.distinct(vectors) for model, vectors in answers.vectors.items()}
     for form in forms:
         if len(inputs[form.model]) < form.inputs + 2:
             raise ServerError(

@@ -39,8 +39,8 @@ class Known:
     def _whose(self, model: str, found: Vectors, which: Sequence[int]) -> str:
         """Say whether the answer is that to another input."""
         for vector in found:
-            near = np.linalg.norm(self.vectors[model] - vector, axis=1)
-            if np.nanmin(near) <= NEAR and int(np.nanargmin(near)) not in which:
+            near = np.nan_to_num(np.linalg.norm(self.vectors[model] - vector, axis=1), nan=np.inf)
+            if near.min() <= NEAR and int(near.argmin()) not in which:
                 return "the answer to another request"
         return "another answer than when it was asked alone"
 

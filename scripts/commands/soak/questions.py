@@ -266,7 +266,7 @@ def _tensor(data: Sequence[str]) -> dict[str, object]:
 def _with_bytes(path: str, content: Mapping[str, object], elements: Sequence[bytes]) -> Message:
     """KServe v2 with its tensor as raw bytes behind the JSON."""
     raw = b"".join(len(element).to_bytes(4, "little") + element for element in elements)
-    tensor = {"name": "input", "datatype": "BYTES", "shape": [len(elements)]}
+    tensor: dict[str, object] = {"name": "input", "datatype": "BYTES", "shape": [len(elements)]}
     tensor["parameters"] = {"binary_data_size": len(raw)}
     head = json.dumps({**content, "inputs": [tensor]}).encode()
     return Message(path, head + raw, {"Content-Type": OCTETS, "Inference-Header-Content-Length": str(len(head))})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,8 +75,6 @@ class Report:
 
     def line(self, tally: Tally, changes: Changes, memory: Growth, start: float) -> str:
         """How far it is, in one line."""
-        import time
-
         now = time.monotonic()
         excused, bad = _split(tally, changes)
         sizes = ", ".join(f"{name} {series.values[-1]:.0f} MB" for name, series in sorted(memory.series.items()))
@@ -97,8 +97,10 @@ def _split(tally: Tally, changes: Changes) -> tuple[list[Failure], list[Failure]
     """Failures that a killed worker excuses, and the others."""
     with tally.lock:
         failures = list(tally.failures)
-    excused = [item for item in failures if changes.excuses(item)]
-    return excused, [item for item in failures if item not in excused]
+    excused, bad = list[Failure](), list[Failure]()
+    for item in failures:
+        (excused if changes.excuses(item) else bad).append(item)
+    return excused, bad
 
 
 def _problems(
@@ -239,8 +241,6 @@ def draw(content: Mapping[str, Any]) -> str:
         plt: Any = import_module("matplotlib.pyplot")
     except ImportError:
         return ""
-    import io
-
     settings = {"svg.fonttype": "none", "svg.hashsalt": "soak"}
     with matplotlib.rc_context(settings):
         figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")

@@ -137,7 +137,10 @@ class Traffic:
         connection = Connection(self.address, self.token)
         while not self.ended.is_set():
             begun = time.monotonic()
-            self._step(chance, connection)
+            try:
+                self._step(chance, connection)
+            except Exception as error:  # a fault of the soak itself must not end a client unseen
+                self._fail(begun, "", "the soak itself", type(error).__name__, False)
             if self.rate:
                 self.ended.wait(max(0.0, chance.uniform(0, 2) * self.clients / self.rate - time.monotonic() + begun))
         connection.close()
