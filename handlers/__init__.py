@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from handlers.hosts.model import Model as Model
     from handlers.protocol.errors import RequestError as RequestError
 
+__all__ = [
+    "ArchiveError",
+    "AsyncModel",
+    "HttpRequest",
+    "HttpResponse",
+    "Model",
+    "RequestError",
+    "async_load",
+    "load_archive",
+]
+
 # How transformers may read a folder: nothing is fetched, and code that a checkpoint brings with it is never run.
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,15 +13,17 @@ from server.http import Answer
 from soak.questions import Form, Message, Vectors
 
 NEAR, FAR = 0.05, 0.2  # an answer is right if it is nearer than NEAR to its own; others are farther away than FAR
+REQUEST_ID = re.compile(rb'"request_id": ?"[^"]*"')  # another one at each request
 Ask = Callable[[Message], Answer]
+Refusal = tuple[int, bytes]
 
 
 @dataclass(frozen=True)
 class Known:
-    """Right answers. vectors: by model, one per input that may be asked. refusals: by name, status and body."""
+    """Right answers. vectors: by model, one per input that may be asked. refusals: by name, by `refusal`."""
 
     vectors: Mapping[str, Vectors]
-    refusals: Mapping[str, tuple[int, bytes]]
+    refusals: Mapping[str, Refusal]
 
     def problem(self, form: Form, which: Sequence[int], body: bytes) -> str | None:
         """What is wrong with the answer to the inputs of these indices; None if nothing is."""
@@ -79,8 +82,13 @@ def _ask(form: Form, which: Sequence[int], ask: Ask) -> Vectors:
     return form.read(answer.body)
 
 
-def _refused(name: str, message: Message, ask: Ask) -> tuple[int, bytes]:
+def refusal(answer: Answer) -> Refusal:
+    """Return the status and what the body says, without the id of the request."""
+    return answer.status, REQUEST_ID.sub(b"", answer.body)
+
+
+def _refused(name: str, message: Message, ask: Ask) -> Refusal:
     answer = ask(message)
     if not 400 <= answer.status < 500:
         raise ServerError(f"{name} was answered {answer.status}, not refused")
-    return answer.status, answer.body
+    return refusal(answer)

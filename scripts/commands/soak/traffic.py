@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from server.http import Answer
 
-from soak.known import Known
+from soak.known import Known, refusal
 from soak.questions import Form, Message
 
 TIMEOUT_S = 150.0  # TorchServe ends a batch after 120 s: a client that waits longer has been forgotten
@@ -175,7 +175,7 @@ class Traffic:
         answer = self._answer(model, name, message, connection, start)
         if answer is None:
             return
-        if (answer.status, answer.body) == self.known.refusals[name]:
+        if refusal(answer) == self.known.refusals[name]:
             self.tally.add_right(name, time.monotonic() - start, refused=True)
         else:
             excusable = answer.status >= 500
