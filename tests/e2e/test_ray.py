@@ -1,6 +1,6 @@
 """Ray Serve answers as the runner does, and goes on while a replica dies and while models are replaced.
 
-One Ray with the classifier of digits on the CPU serves all tests here, in order.
+One Ray with the demo's two models on the CPU serves all tests here, in order.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from server.http import request
 from handlers import Model, load_archive
 from handlers.hosts.messages import routed
 from tests.e2e.ray_server import RayServer, ray_server
-from tests.hosts_table import IMAGES, Asked, Reply, png
+from tests.hosts_table import IMAGES, TEXTS, Asked, Reply, png
 
 pytestmark = pytest.mark.e2e
 CLIENTS = 4
@@ -27,28 +27,34 @@ WAIT_S = 40
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def args(archive: Path, **options: Any) -> dict[str, Any]:
-    return {"models": [{"archive": str(archive), "num_gpus": 0, **options}], "front_num_cpus": 0}
+def args(digits: Path, sentences: Path) -> dict[str, Any]:
+    common = {"num_gpus": 0, "max_delay_ms": 0}
+    models = [
+        {"archive": str(digits), "name": "digits", "replicas": 2, **common},
+        {"archive": str(sentences), **common},
+    ]
+    return {"models": models, "front_num_cpus": 0}
 
 
 @pytest.fixture(scope="module")
-def model(model_store: Path) -> Iterator[Model]:
-    with load_archive(model_store / "digits.mar", workers=2) as found:
-        yield found
+def models(model_store: Path) -> Iterator[dict[str, Model]]:
+    with ExitStack() as stack:
+        names = ("digits", "sentences")
+        yield {name: stack.enter_context(load_archive(model_store / f"{name}.mar", workers=2)) for name in names}
 
 
 @pytest.fixture(scope="module")
 def ray(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServer]:
     with ray_server(tmp_path_factory.mktemp("ray")) as server:
-        server.serve(args(model_store / "digits.mar", replicas=2))
+        server.serve(args(model_store / "digits.mar", model_store / "sentences.mar"))
         yield server
 
 
-@pytest.mark.parametrize("asked", IMAGES, ids=str)
-def test_the_answer_is_the_runners(asked: Asked, ray: RayServer, model: Model) -> None:
+@pytest.mark.parametrize("asked", [*IMAGES, *TEXTS], ids=str)
+def test_the_answer_is_the_runners(asked: Asked, ray: RayServer, models: dict[str, Model]) -> None:
     found = routed(asked.target, asked.headers, asked.body)
     assert found is not None
-    answer = model.answer(found.request)
+    answer = models[found.model].answer(found.request)
     assert ray.ask(asked) == Reply.of(answer.status, answer.headers, answer.body)
     assert answer.status == asked.status
 
@@ -57,7 +63,7 @@ def test_the_answer_is_the_runners(asked: Asked, ray: RayServer, model: Model) -
     ("path", "status", "told"),
     [
         ("/ping", 200, b"Healthy"),
-        ("/models", 200, b'{"digits": ["1.0"]}'),
+        ("/models", 200, b'{"digits": ["1.0"], "sentences": ["1.0"]}'),
         ("/models/digits", 200, b'"engine"'),
         ("/models/none", 404, b"ModelNotFoundException"),
         ("/predictions/none", 404, b"ModelNotFoundException"),
@@ -136,19 +142,21 @@ def test_a_replica_that_dies_under_load_loses_no_request(ray: RayServer) -> None
 
 def test_a_rolling_update_under_load_loses_no_request(ray: RayServer, model_store: Path) -> None:
     before = {process.pid for process in ray.replicas("digits")}
+    (other,) = ray.replicas("sentences")
     with load(ray) as found:
         until(lambda: found.statuses[200] > 50)
-        ray.serve(args(model_store / "digits2.mar", replicas=2, name="digits"))
+        ray.serve(args(model_store / "digits2.mar", model_store / "sentences.mar"))
         until(lambda: not before & {process.pid for process in ray.replicas("digits")})
         done = found.statuses[200]
         until(lambda: found.statuses[200] > done + 50)
     print(dict(found.statuses))
     assert found.wrong == 0
     assert set(found.statuses) == {200}
-    assert request("GET", f"{ray.address}/models").json() == {"digits": ["2.0"]}
+    assert request("GET", f"{ray.address}/models").json() == {"digits": ["2.0"], "sentences": ["1.0"]}
+    assert ray.replicas("sentences") == [other], "a model that has not changed goes on"
 
 
 def test_an_update_that_cannot_load_leaves_the_models_alone(ray: RayServer, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"there is no .*none\.mar"):
-        ray.serve(args(tmp_path / "none.mar"))
+        ray.serve(args(tmp_path / "none.mar", tmp_path / "none.mar"))
     assert request("POST", f"{ray.address}/predictions/digits", png("seven")).status == 200
