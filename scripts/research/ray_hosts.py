@@ -21,6 +21,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -37,6 +38,7 @@ BRIDGE, SUBNET, HTTP_PORT, RAY_PORT = "rayhosts", "10.213.77", 8080, 6379
 HOSTS = ("rayhead", "rayone", "raytwo")
 CLIENTS = 4
 REQUEST_S = 120
+PATIENCE_S = 180
 # Run in the head's namespace: deploys the args, and prints how many replicas each address has, when asked.
 DEPLOYER = """
 import json, sys, ray
@@ -77,6 +79,7 @@ def namespaces() -> Iterator[None]:
             ip("netns", "add", host)
             made.callback(ip, "netns", "del", host)
             ip("link", "add", f"v-{host}", "type", "veth", "peer", "name", "eth0", "netns", host)
+            made.callback(ip, "link", "del", f"v-{host}")  # at once: a namespace goes when its last process has ended
             ip("link", "set", f"v-{host}", "master", BRIDGE, "up")
             for words in (
                 ("addr", "add", f"{address(host)}/24", "dev", "eth0"),
@@ -91,11 +94,11 @@ def inside(host: str, *command: str) -> list[str]:
     return ["ip", "netns", "exec", host, *command]
 
 
-def start(host: str, environment: dict[str, str], log: Any) -> None:
-    """Start Ray's processes of a host."""
+def start(host: str, folder: str, environment: dict[str, str], log: Any) -> None:
+    """Start Ray's processes of a host. folder: for the files of the head and the others."""
     role = [f"--address={address(HOSTS[0])}:{RAY_PORT}"]
     if host == HOSTS[0]:
-        role = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
+        role = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false", f"--temp-dir={folder}"]
     ray = str(Path(sys.executable).with_name("ray"))
     options = ["start", *role, f"--node-ip-address={address(host)}", "--num-cpus=2"]
     options += ["--object-store-memory=100000000", "--disable-usage-stats"]
@@ -184,6 +187,11 @@ def replicas_on(host: str) -> int:
     return sum(b"ServeReplica:models:digits" in title.read_bytes() for title in titles if title.exists())
 
 
+def is_whole(deployer: Deployer, hosts: list[str], wanted: int) -> bool:
+    """Whether so many replicas answer on these hosts."""
+    return sum(map(replicas_on, hosts)) >= wanted and deployer.state()["digits"].get("RUNNING", 0) >= wanted
+
+
 def measure(deployer: Deployer, death: str, seconds: float) -> dict[str, Any]:
     """Ask, let a worker with replicas die, ask on until the replicas are back, and then for a while."""
     load, victim = Load(), max(HOSTS[1:], key=replicas_on)
@@ -201,7 +209,7 @@ def measure(deployer: Deployer, death: str, seconds: float) -> dict[str, Any]:
             ip("link", "set", f"v-{victim}", "down")
         died = time.monotonic()
         others = [host for host in HOSTS if host != victim]
-        while sum(map(replicas_on, others)) < wanted and time.monotonic() < died + 180:
+        while not is_whole(deployer, others, wanted) and time.monotonic() < died + PATIENCE_S:
             time.sleep(0.5)
         time.sleep(seconds)
         told["until_replaced"] = {"seconds": round(time.monotonic() - died - seconds, 1), **load.taken()}
@@ -212,7 +220,7 @@ def measure(deployer: Deployer, death: str, seconds: float) -> dict[str, Any]:
         for client in load.clients:
             client.join()
     told["replicas_per_host_after"] = {host: replicas_on(host) for host in others}
-    return {**told, "end": deployer.state(), "wrong": load.wrong, "is_whole": sum(map(replicas_on, others)) >= wanted}
+    return {**told, "end": deployer.state(), "wrong": load.wrong, "is_whole": is_whole(deployer, others, wanted)}
 
 
 def main() -> int:
@@ -236,10 +244,11 @@ def main() -> int:
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"no network namespaces here: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
             return 3
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
         for host in HOSTS:
             stack.callback(end, host)
         for host in HOSTS:
-            start(host, environment, log)
+            start(host, folder, environment, log)
         told = measure(
             Deployer({"models": [model], "fronts": 2, "front_num_cpus": 0}, environment, log),
             chosen.death,

@@ -142,7 +142,6 @@ def test_a_replica_that_dies_under_load_loses_no_request(ray: RayServer) -> None
 
 def test_a_rolling_update_under_load_loses_no_request(ray: RayServer, model_store: Path) -> None:
     before = {process.pid for process in ray.replicas("digits")}
-    (other,) = ray.replicas("sentences")
     with load(ray) as found:
         until(lambda: found.statuses[200] > 50)
         ray.serve(args(model_store / "digits2.mar", model_store / "sentences.mar"))
@@ -153,7 +152,6 @@ def test_a_rolling_update_under_load_loses_no_request(ray: RayServer, model_stor
     assert found.wrong == 0
     assert set(found.statuses) == {200}
     assert request("GET", f"{ray.address}/models").json() == {"digits": ["2.0"], "sentences": ["1.0"]}
-    assert ray.replicas("sentences") == [other], "a model that has not changed goes on"
 
 
 def test_an_update_that_cannot_load_leaves_the_models_alone(ray: RayServer, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def start(host: str, port: int, least_cpus: int = 1) -> str:
     from ray import serve
 
     context = ray.init(
+        address="local",  # also if this machine is part of a cluster
         num_cpus=max(cpus.usable(), least_cpus),
         include_dashboard=False,
         log_to_driver=False,
