@@ -117,7 +117,11 @@ async def _told(model: Served, ask: Any) -> Any:
         raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "Timeout", f"no answer within {model.timeout_s:g} s") from None
     except BackPressureError:
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Busy", "too many requests wait; try again later") from None
-    except (RayError, RayServeException, ReplicaGoneError) as error:
+    except RayServeException as error:
+        logger.warning(f"a request got no answer: {type(error).__name__}")
+        message = "no replica of the model runs; `serve status` says why"
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "ModelUnavailable", message) from None
+    except (RayError, ReplicaGoneError) as error:
         logger.warning(f"a request got no answer: {type(error).__name__}")
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "ReplicaGone", "the model's process ended; try again") from None
 

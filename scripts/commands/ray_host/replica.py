@@ -49,7 +49,7 @@ class Replica:
         """Return how the model runs and why."""
         return {**self._model.model.describe(), "batchSize": self._model.batch_size, "digest": self._digest}
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Raises RuntimeError if the GPU is lost: Ray Serve then starts another replica."""
         if not self._model.model.is_healthy:
             self._end()
