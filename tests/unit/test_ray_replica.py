@@ -24,7 +24,7 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.import_module("ray_host.replica")
     monkeypatch.setattr(module, "GOODBYE_S", 0)
     # Ray awaits __del__, and nobody does here.
-    kind = type("Quiet", (module.Replica,), {"__del__": lambda self: None})
+    kind: Any = type("Quiet", (module.Replica,), {"__del__": lambda self: None})
     made: Any = kind.__new__(kind)
     made._is_closing = False
     yield made
