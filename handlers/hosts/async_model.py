@@ -3,8 +3,8 @@
 The batching is own code, because no library fits (November 2026). async-batcher 0.2.2, of February 2025, never
 answers some neighbours of a call that was cancelled: it sets a result on the cancelled future, and the error ends its
 loop over the others. batched 0.1.5, of July 2025, has no way to close it so that waiting calls are answered. aiobatch
-is a development release of 2024. LitServe and mosec are servers, and bring their own HTTP. Hosts with dynamic
-batching of their own (Ray Serve, Triton) use theirs, and call Model.run.
+is a development release of 2024. LitServe and mosec are servers, and bring their own HTTP. A host with dynamic
+batching of its own, as Triton, uses that, and calls Model.run. Ray Serve's replicas use this class.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ from serving_bench.address import RunningServer
 from serving_bench.archives import Archive
 from serving_bench.generator import Endpoint, GeneratorError, Load
 from serving_bench.measure import Bench, Setting, Subject
-from serving_bench.peers import lit, nv_triton, stock, unpack
+from serving_bench.peers import lit, nv_triton, ray_serve, stock, unpack
 from serving_bench.reference_answers import ReferenceAnswers
 from serving_bench.resource_usage import Groups
 from serving_bench.temporary_server import TemporaryServer
 
-PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit, nv_triton)}
+PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit, nv_triton, ray_serve)}
 NOOP = "noop"
 NOOP_BATCH = 64  # beside servers whose own batch size is unknown
 
@@ -114,7 +114,8 @@ def _program(
 ) -> None:
     """A peer that is a program of its own, started anew for each count of workers."""
     bodies = [peer.request(body, load) for body in load.bodies]
-    its_own = Load(load.name, bodies, {"Content-Type": peer.CONTENT_TYPE}, load.unit, load.items)
+    headers = load.headers if peer.CONTENT_TYPE is None else {"Content-Type": peer.CONTENT_TYPE}
+    its_own = Load(load.name, bodies, headers, load.unit, load.items)
     reference: ReferenceAnswers | None = None
     for workers in plan.workers:
         free = bench.gpus.memory_mib()

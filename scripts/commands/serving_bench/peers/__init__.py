@@ -3,7 +3,7 @@
 A peer is a module with:
   NAME, WHAT                   its name, and one line for --help
   objection(archive)           why it cannot run here, or None
-  CONTENT_TYPE                 of the requests that it takes
+  CONTENT_TYPE                 of the requests that it takes; None for the load's own headers
   request(body, load)          a body of the load, in the form that it takes
   served(archive, unpacked, load, workers, batch_size, delay_ms)
                                a context manager that starts it, yields a subject to measure, and ends it

@@ -1,0 +1,13 @@
+"""Archives on Ray Serve, the host for many machines (docs/ray.md). Needs the extra `ray`.
+
+    options   what a deployment file says of the models, checked
+    archives  where an archive lies: a path or a URL -> a file on this machine, and what it says of itself
+    replica   one model in a process of its own, with its share of a GPU
+    front     HTTP requests -> the model that the path names
+    gone      the error of a replica that ends
+    app       all of them as one application: what `serve deploy` builds
+    local     a Ray of one machine, for scripts/serve-ray and the tests
+
+This lies beside the commands, and not in handlers/: what lies there is copied into each archive, and an archive needs
+no Ray.
+"""

@@ -1,0 +1,163 @@
+"""HTTP requests of all paths -> the replica of the model that the path names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, unquote
+
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from handlers.hosts.messages import HttpRequest, HttpResponse, routed
+from ray_host.gone import ReplicaGoneError
+
+MOST_BYTES = 16 << 20  # of a body; as config.properties has it for TorchServe
+TRIES = 2  # an answer depends on the request alone, so asking again is safe; a third time might kill a third replica
+JSON = {"content-type": "application/json"}
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model: its version, the handle of its replicas, and seconds until a request gets a 504."""
+
+    version: str
+    handle: Any
+    timeout_s: float
+
+
+class Refusal(Exception):
+    """A request that no model sees."""
+
+    def __init__(self, status: HTTPStatus, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.message = status, kind, message
+
+    def response(self) -> HttpResponse:
+        """The error in the form that TorchServe's front end has."""
+        body = json.dumps({"code": self.status.value, "type": self.kind, "message": self.message}).encode()
+        later = {"retry-after": "1"} if self.status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        return HttpResponse(self.status.value, {**JSON, **later}, body)
+
+
+class Front:
+    """Reads a request whole, finds its model, and gives back the response of one of its replicas.
+
+    Args:
+        models: by name; the first version of a name is the one that a path without a version asks.
+    """
+
+    def __init__(self, models: Mapping[str, list[Served]]) -> None:
+        self.models = models
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer a request. Never raises for what a client sent, nor for a replica that is gone."""
+        try:
+            answer = await self._answer(request)
+        except Refusal as refusal:
+            answer = refusal.response()
+        return Response(answer.body, answer.status, dict(answer.headers))
+
+    async def _answer(self, request: Request) -> HttpResponse:
+        target = _target(request)
+        path = target.partition("?")[0].strip("/")
+        if path == "ping":
+            return _json({"status": "Healthy"})
+        if path == "models" or path.startswith("models/"):
+            return await self._described(path)
+        found = routed(target, request.headers.items(), await _body(request))
+        if found is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, "ResourceNotFoundException", "no such path; see docs/api.md")
+        if not found.model and found.request.door == "predictions":
+            return await self._of_all(found.request)
+        return await self._ask(self._model(found.model, found.version), found.request)
+
+    def _model(self, name: str, version: str) -> Served:
+        versions = self.models.get(name, [])
+        if not name and len(self.models) == 1:  # /invocations without a name
+            versions = next(iter(self.models.values()))
+        chosen = next((model for model in versions if version in ("", model.version)), None)
+        if chosen is None:
+            kind = "ModelVersionNotFoundException" if versions and version else "ModelNotFoundException"
+            raise Refusal(HTTPStatus.NOT_FOUND, kind, "no model of this name and version; /models lists them")
+        return chosen
+
+    async def _of_all(self, request: HttpRequest) -> HttpResponse:
+        """KServe's paths without a model, as /v2/health/ready: the first answer that is not 200, else the last."""
+        answers = [await self._ask(model, request) for versions in self.models.values() for model in versions]
+        return next((answer for answer in answers if answer.status != HTTPStatus.OK), answers[-1])
+
+    async def _ask(self, model: Served, request: HttpRequest) -> HttpResponse:
+        answer: HttpResponse = await _told(model, lambda: model.handle.answer.remote(request))
+        return answer
+
+    async def _described(self, path: str) -> HttpResponse:
+        _, _, rest = path.partition("/")
+        if not rest:
+            return _json({name: [model.version for model in versions] for name, versions in self.models.items()})
+        name, _, version = rest.partition("/")
+        model = self._model(unquote(name), unquote(version))
+        return _json(await _told(model, lambda: model.handle.describe.remote()))
+
+
+async def _told(model: Served, ask: Any) -> Any:
+    """What a replica says; another one if the first is gone. Raises Refusal."""
+    try:
+        return await asyncio.wait_for(_asked(ask), model.timeout_s)
+    except (asyncio.TimeoutError, TimeoutError):
+        raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "Timeout", f"no answer within {model.timeout_s:g} s") from None
+    except BackPressureError:
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Busy", "too many requests wait; try again later") from None
+    except RayServeException as error:
+        logger.warning(f"a request got no answer: {type(error).__name__}")
+        message = "no replica of the model runs; `serve status` says why"
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "ModelUnavailable", message) from None
+    except (RayError, ReplicaGoneError) as error:
+        logger.warning(f"a request got no answer: {type(error).__name__}")
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "ReplicaGone", "the model's process ended; try again") from None
+
+
+async def _asked(ask: Any) -> Any:
+    for _ in range(TRIES - 1):
+        try:
+            return await ask()
+        except (RayActorError, ReplicaGoneError) as error:
+            logger.warning(f"a replica is gone, another one is asked: {type(error).__name__}")
+    return await ask()
+
+
+def _target(request: Request) -> str:
+    """The path as it came, percent-encoded, with the query."""
+    raw = request.scope.get("raw_path")
+    path = raw.decode("latin-1") if raw else quote(request.scope["path"])
+    query = request.scope.get("query_string", b"").decode("latin-1")
+    return f"{path.partition('?')[0]}?{query}" if query else path
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body. Raises Refusal if it is too long, as soon as that is seen."""
+    pieces, size = [], 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > MOST_BYTES:
+                raise Refusal(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "TooLarge", f"the body has more than {MOST_BYTES} bytes"
+                )
+            pieces.append(piece)
+    except ClientDisconnect:
+        raise Refusal(HTTPStatus.BAD_REQUEST, "ClientDisconnect", "the body did not come whole") from None
+    return b"".join(pieces)
+
+
+def _json(content: object) -> HttpResponse:
+    return HttpResponse(HTTPStatus.OK.value, JSON, json.dumps(content, default=str).encode())

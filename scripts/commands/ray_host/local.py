@@ -1,0 +1,67 @@
+"""A Ray of one machine for one program, with which it ends. Its ports want a token that only the program has."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from handlers import cpus
+
+APP = "models"
+HERE = "127.0.0.1"
+
+
+def start(host: str, port: int, least_cpus: int = 1) -> str:
+    """Start Ray and Ray Serve's HTTP server. Returns the folder of Ray's logs.
+
+    Args:
+        host, port: at which requests are answered.
+        least_cpus: Ray counts at least so many CPUs, so that each replica finds one.
+    """
+    _set_environment()
+    import ray
+    from ray import serve
+
+    context = ray.init(
+        address="local",  # also if this machine is part of a cluster
+        num_cpus=max(cpus.usable(), least_cpus),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address=HERE,
+    )
+    quiet = {"enable_access_log": False, "log_level": "WARNING"}
+    serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+    return f"{context.address_info['session_dir']}/logs"
+
+
+def run(args: Mapping[str, Any]) -> None:
+    """Serve these models; in place of those before, without a gap. Returns when all are ready.
+
+    Raises ValueError, ArchiveError as `app.build`, RuntimeError if a model does not load.
+    """
+    from ray import serve
+
+    from ray_host.app import build
+
+    serve.run(build(args), name=APP, route_prefix="/")
+
+
+def stop() -> None:
+    """Answer what is on its way, and end all that was started."""
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _set_environment() -> None:
+    """Before Ray is imported: it sends no usage statistics, and its ports want a token, which is in no file."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,28 @@
+"""Serves with a Ray of its own, for tests: `ray_driver.py PORT`, run by Ray's environment.
+
+Each line of the standard input is the `args` of an application in JSON; "ready" or "error: ..." answers it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ray_host import local
+
+
+def main() -> None:
+    local.start(local.HERE, int(sys.argv[1]), least_cpus=8)
+    try:
+        for line in sys.stdin:
+            try:
+                local.run(json.loads(line))
+                print("ready", flush=True)
+            except (ValueError, RuntimeError) as error:
+                print(f"error: {error!r}", flush=True)
+    finally:
+        local.stop()
+
+
+if __name__ == "__main__":
+    main()

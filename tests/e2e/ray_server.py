@@ -1,0 +1,92 @@
+"""A Ray Serve for tests: in an environment of its own, because Ray brings packages that it pins."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+from server.http import request
+from server.paths import ROOT
+from server.ports import free_ports
+
+from tests.e2e import client_venv
+from tests.hosts_table import Asked, Reply
+
+CONSTRAINTS = ROOT / "constraints.txt"
+COMMANDS = ROOT / "scripts" / "commands"
+
+
+def python() -> Path:
+    """Return an interpreter with Ray, which sees the packages of the tests, too. Making it takes a minute or two."""
+    pins = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line.startswith("ray==")]
+    here = Path(sysconfig.get_path("purelib"))
+    return client_venv.made("ray", str(pins), ["-c", str(CONSTRAINTS), "ray[serve]"], [here])
+
+
+class RayServer:
+    """A driver (ray_driver.py) and what it has started."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process, self.address = process, f"http://127.0.0.1:{port}"
+
+    def serve(self, args: dict[str, Any]) -> None:
+        """Serve these models in place of those before. Raises RuntimeError."""
+        _pipe(self.process.stdin).write(f"{json.dumps(args)}\n")
+        _pipe(self.process.stdin).flush()
+        told = _pipe(self.process.stdout).readline()
+        while told and not told.startswith(("ready", "error")):
+            told = _pipe(self.process.stdout).readline()
+        if not told.startswith("ready"):
+            raise RuntimeError(told or "the driver ended")
+
+    def ask(self, asked: Asked) -> Reply:
+        """Return the answer to a request of the table."""
+        plain = {} if any(name == "Content-Type" for name in asked.headers) else {"Content-Type": ""}
+        return Reply.of(*request("POST", f"{self.address}{asked.target}", asked.body, {**plain, **asked.headers}))
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """Return the processes of a deployment's replicas."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in found if _title(child).startswith(f"ray::ServeReplica:models:{deployment}")]
+
+
+@contextmanager
+def ray_server(folder: Path) -> Iterator[RayServer]:
+    """Yield a Ray Serve without models. folder: gets its output."""
+    (port,) = free_ports(1)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{COMMANDS}"}
+    command = [str(python()), str(ROOT / "tests" / "e2e" / "ray_driver.py"), str(port)]
+    pipe = subprocess.PIPE
+    with (folder / "ray.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=log)
+        try:
+            yield RayServer(process, port)
+        finally:
+            started = psutil.Process(process.pid).children(recursive=True)
+            try:
+                process.communicate(timeout=60)
+            finally:
+                process.kill()
+                for child in started:
+                    with contextlib.suppress(psutil.Error):
+                        child.kill()
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -1,0 +1,160 @@
+"""Ray Serve answers as the runner does, and goes on while a replica dies and while models are replaced.
+
+One Ray with the demo's two models on the CPU serves all tests here, in order.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server.http import request
+
+from handlers import Model, load_archive
+from handlers.hosts.messages import routed
+from tests.e2e.ray_server import RayServer, ray_server
+from tests.hosts_table import IMAGES, TEXTS, Asked, Reply, png
+
+pytestmark = pytest.mark.e2e
+CLIENTS = 4
+WAIT_S = 40
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def args(digits: Path, sentences: Path) -> dict[str, Any]:
+    common = {"num_gpus": 0, "max_delay_ms": 0}
+    models = [
+        {"archive": str(digits), "name": "digits", "replicas": 2, **common},
+        {"archive": str(sentences), **common},
+    ]
+    return {"models": models, "front_num_cpus": 0}
+
+
+@pytest.fixture(scope="module")
+def models(model_store: Path) -> Iterator[dict[str, Model]]:
+    with ExitStack() as stack:
+        names = ("digits", "sentences")
+        yield {name: stack.enter_context(load_archive(model_store / f"{name}.mar", workers=2)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def ray(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServer]:
+    with ray_server(tmp_path_factory.mktemp("ray")) as server:
+        server.serve(args(model_store / "digits.mar", model_store / "sentences.mar"))
+        yield server
+
+
+@pytest.mark.parametrize("asked", [*IMAGES, *TEXTS], ids=str)
+def test_the_answer_is_the_runners(asked: Asked, ray: RayServer, models: dict[str, Model]) -> None:
+    found = routed(asked.target, asked.headers, asked.body)
+    assert found is not None
+    answer = models[found.model].answer(found.request)
+    assert ray.ask(asked) == Reply.of(answer.status, answer.headers, answer.body)
+    assert answer.status == asked.status
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "told"),
+    [
+        ("/ping", 200, b"Healthy"),
+        ("/models", 200, b'{"digits": ["1.0"], "sentences": ["1.0"]}'),
+        ("/models/digits", 200, b'"engine"'),
+        ("/models/none", 404, b"ModelNotFoundException"),
+        ("/predictions/none", 404, b"ModelNotFoundException"),
+        ("/predictions/digits/7.0", 404, b"ModelVersionNotFoundException"),
+        ("/no/path", 404, b"ResourceNotFoundException"),
+        ("/v2/health/ready", 200, b"ready"),
+    ],
+)
+def test_paths_of_the_front(path: str, status: int, told: bytes, ray: RayServer) -> None:
+    answer = request("GET", f"{ray.address}{path}")
+    assert (answer.status, told in answer.body) == (status, True), answer.body
+
+
+def test_a_body_that_is_too_long_is_refused(ray: RayServer) -> None:
+    answer = request("POST", f"{ray.address}/predictions/digits", b"x" * ((16 << 20) + 1))
+    assert answer.status == 413
+    assert answer.json()["type"] == "TooLarge"
+
+
+class Load:
+    """What clients got who ask for digits without a pause, until `stop`."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.statuses, self.wrong, self.ends = address, Counter[int | str](), 0, threading.Event()
+        self.lock = threading.Lock()
+
+    def ask(self, number: int) -> None:
+        """One client."""
+        while not self.ends.is_set():
+            digit = number % len(WORDS)
+            number += 1
+            status: int | str
+            try:
+                answer = request("POST", f"{self.address}/predictions/digits", png(WORDS[digit]))
+                status, right = answer.status, answer.status != 200 or answer.json()[0]["label"] == str(digit)
+            except OSError as error:
+                status, right = type(error).__name__, True
+            with self.lock:
+                self.statuses[status] += 1
+                self.wrong += not right
+
+
+@contextmanager
+def load(server: RayServer) -> Iterator[Load]:
+    found = Load(server.address)
+    clients = [threading.Thread(target=found.ask, args=(number,)) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        yield found
+    finally:
+        found.ends.set()
+        for client in clients:
+            client.join()
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    ends = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < ends, "it did not come"
+        time.sleep(0.2)
+
+
+def test_a_replica_that_dies_under_load_loses_no_request(ray: RayServer) -> None:
+    with load(ray) as found:
+        until(lambda: found.statuses[200] > 50)
+        first, second = ray.replicas("digits")
+        first.kill()
+        until(lambda: len({process.pid for process in ray.replicas("digits")} - {first.pid, second.pid}) == 1)
+        done = found.statuses[200]
+        until(lambda: found.statuses[200] > done + 50)
+    print(dict(found.statuses))
+    assert found.wrong == 0
+    assert set(found.statuses) == {200}
+
+
+def test_a_rolling_update_under_load_loses_no_request(ray: RayServer, model_store: Path) -> None:
+    before = {process.pid for process in ray.replicas("digits")}
+    with load(ray) as found:
+        until(lambda: found.statuses[200] > 50)
+        ray.serve(args(model_store / "digits2.mar", model_store / "sentences.mar"))
+        until(lambda: not before & {process.pid for process in ray.replicas("digits")})
+        done = found.statuses[200]
+        until(lambda: found.statuses[200] > done + 50)
+    print(dict(found.statuses))
+    assert found.wrong == 0
+    assert set(found.statuses) == {200}
+    assert request("GET", f"{ray.address}/models").json() == {"digits": ["2.0"], "sentences": ["1.0"]}
+
+
+def test_an_update_that_cannot_load_leaves_the_models_alone(ray: RayServer, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"there is no .*none\.mar"):
+        ray.serve(args(tmp_path / "none.mar", tmp_path / "none.mar"))
+    assert request("POST", f"{ray.address}/predictions/digits", png("seven")).status == 200
