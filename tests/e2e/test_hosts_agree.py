@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from kserve_server import kserve
 from server.client import Client
 from server.http import request
 
@@ -107,6 +108,7 @@ def async_runner(store: Path) -> Iterator[AsyncRunner]:
 HOSTS: dict[str, Callable[[Path], AbstractContextManager[Host]]] = {
     "runner": runner,
     "async_runner": async_runner,
+    "kserve": kserve,
 }
 
 
