@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import own_environment
@@ -29,21 +29,16 @@ def environment(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def running(
-    command: Sequence[str], ready: str, log: Path, variables: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str], ready: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Yield the process once GET `ready` is answered with 200.
 
     Args:
         command: the program and its arguments.
         ready: a URL.
         log: gets what the process prints.
-        variables: of its environment, beside this process's.
     """
-    paths = [str(ROOT), str(ROOT / "scripts" / "commands"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(variables or {})}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=found, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=variables(), stdout=output, stderr=subprocess.STDOUT)
     try:
         _wait(process, ready, log)
         yield process
@@ -54,6 +49,12 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def variables() -> dict[str, str]:
+    """Return this process's environment variables, with this tree first on PYTHONPATH."""
+    paths = [str(ROOT), str(ROOT / "scripts" / "commands"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _wait(process: subprocess.Popen[bytes], ready: str, log: Path) -> None:
