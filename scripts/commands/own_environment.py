@@ -28,6 +28,8 @@ def python(name: str, requirements: Path) -> Path:
     beneath = Path(sysconfig.get_path("purelib"))
     key = requirements.read_bytes() + f"{sys.version_info[:2]} {beneath}".encode()
     folder = ROOT / "build" / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}"
+    if (folder / "complete").exists():  # also in a container whose file system is read-only
+        return folder / "bin" / "python"
     folder.parent.mkdir(exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two runs would install into one folder

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import host_process
 from server.http import request
 from server.ports import free_ports
 
+from tests.e2e import host_process
 from tests.hosts_table import MODELS, Asked, Reply
 
 

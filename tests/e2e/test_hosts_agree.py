@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from kserve_server import kserve
 from server.client import Client
 from server.http import request
 
 from handlers import AsyncModel, HttpRequest, Model, async_load, load_archive
 from handlers.hosts.messages import routed
+from tests.e2e.kserve_server import kserve
 from tests.hosts_table import BOUNDARY, MODELS, TABLE, Asked, Reply
 
 pytestmark = pytest.mark.e2e

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kserve_server import KServe, kserve
 from server.http import request
 
+from tests.e2e.kserve_server import KServe, kserve
 from tests.hosts_table import JSON, JUNK, b64, dumped, png, tensor
 
 pytestmark = pytest.mark.e2e

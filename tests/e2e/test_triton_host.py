@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from server.http import request
-from triton_server import triton
 
 from handlers import HttpRequest, Model, load_archive
+from tests.e2e.triton_server import triton
 from tests.hosts_table import JSON, PIXELS, WORDS, b64, dumped, png, tensor
 
 pytestmark = pytest.mark.e2e
@@ -79,7 +79,7 @@ TABLE = (
 @pytest.fixture(scope="module")
 def store(model_store: Path, tmp_path_factory: pytest.TempPathFactory, packager: Any) -> Path:
     """The demo archives, and a small cross-encoder."""
-    from conftest import cross_encoder
+    from tests.e2e.conftest import cross_encoder
 
     if not (model_store / "reranker.mar").exists():
         folder = tmp_path_factory.mktemp("cross-encoder")

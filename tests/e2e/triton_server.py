@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import host_process
 from server.ports import free_ports
+
+from tests.e2e import host_process
 
 
 @contextlib.contextmanager

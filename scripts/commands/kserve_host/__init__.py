@@ -1,4 +1,4 @@
-"""An archive behind KServe's own model server, without TorchServe. See docs/other-hosts.md.
+"""An archive behind KServe's own model server, without TorchServe. See docs/kserve-triton.md.
 
     server         the command: loads archives, starts KServe's ModelServer
     archive_model  one archive as KServe's Model: readiness, metadata, batches

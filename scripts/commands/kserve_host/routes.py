@@ -94,8 +94,8 @@ class Door:
 
 def _target(request: Request) -> str:
     """The path as it came, percent-encoded, with the query."""
-    query = request.scope["query_string"]
-    return (request.scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
+    path, query = bytes(request.scope["raw_path"]), bytes(request.scope["query_string"])
+    return (path + (b"?" + query if query else b"")).decode("latin-1")
 
 
 def _error(status: int, message: str) -> Response:

@@ -1,4 +1,4 @@
-"""An archive as a model repository of NVIDIA Triton, without TorchServe. See docs/other-hosts.md.
+"""An archive as a model repository of NVIDIA Triton, without TorchServe. See docs/kserve-triton.md.
 
     export          the command: an archive -> a model repository
     config          the models' config.pbtxt

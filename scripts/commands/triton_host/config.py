@@ -60,7 +60,7 @@ def of_archive(listed: Contents, settings: Mapping[str, Any], name: str, *, max_
         Tensor(found.name, found.datatype, found.shape[1:] or (1,)) for found in declared(task_of(listed, section))
     ]
     return f"""\
-# Written by scripts/export-triton from the archive {listed.name} {listed.provenance["version"]}. It may be edited.
+# Written by scripts/export-triton from the archive {listed.name!r} {listed.provenance["version"]!r}; may be edited.
 # A batch is counted in inputs, not in requests as TorchServe does.
 name: {json.dumps(name)}
 backend: "python"
@@ -116,8 +116,8 @@ def of_plan(plan: Plan, name: str, delay_us: int) -> str:
     dims = [size, size, 3] if plan.channels_last else [3, size, size]
     profiles = ", ".join(f'"{index}"' for index in range(len(plan.buckets)))
     return f"""\
-# Written by scripts/export-triton from the plan's record. It was built by TensorRT {plan.tensorrt} for
-# {plan.gpu} (compute capability {plan.compute_capability}): Triton must bring that TensorRT, and run on such a GPU.
+# Written by scripts/export-triton from the plan's record. It was built by TensorRT {plan.tensorrt!r} for
+# {plan.gpu!r} (compute capability {plan.compute_capability!r}). Triton must bring that TensorRT, on such a GPU.
 # It takes normalised pixels, and gives logits without softmax. Not measured on a GPU.
 name: {json.dumps(name)}
 backend: "tensorrt"

@@ -64,8 +64,7 @@ def export(chosen: argparse.Namespace) -> list[Path]:
     """Write the models, and return their folders. Raises ValueError or OSError; then nothing was put in place."""
     with archive_folder(chosen.archive, edited_settings=chosen.edited_settings) as (folder, listed):
         name = _refuse(chosen, listed)
-        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        text = config.of_archive(listed, settings, name, max_waiting=chosen.max_waiting)
+        settings, text = _described(folder, listed, name, chosen.max_waiting)
         with _placed(chosen.repository / name, chosen.version, text) as version:
             for file in COPIED:
                 shutil.copyfile(HERE / file, version / file)
@@ -88,6 +87,15 @@ def _refuse(chosen: argparse.Namespace, listed: Contents) -> str:
     if "handlers/hosts/loading.py" not in listed.files:
         raise ValueError(f"the handlers in {chosen.archive} are too old to run without TorchServe; package it again")
     return name
+
+
+def _described(folder: Path, listed: Contents, name: str, max_waiting: int) -> tuple[dict[str, Any], str]:
+    """The archive's settings, and the model's config.pbtxt. Raises ArchiveError."""
+    try:
+        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        return settings, config.of_archive(listed, settings, name, max_waiting=max_waiting)
+    except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
+        raise ArchiveError(f"{CONFIG} of the archive cannot be read ({type(error).__name__})") from None
 
 
 def _export_plan(
