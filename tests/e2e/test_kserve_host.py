@@ -82,4 +82,6 @@ def test_a_body_that_is_too_large_gets_a_413(host: KServe) -> None:
 def test_no_data_of_a_client_is_in_the_log(host: KServe) -> None:
     request("POST", f"{host.url}/v1/models/digits:predict", dumped({"instances": ["S3CRET"]}), JSON)
     request("POST", f"{host.url}/v1/models/digits:predict", b'{"S3CRET', JSON)
+    request("POST", f"{host.url}/invocations?model_name=digits&S3CRET=S3CRET", png("two"))
+    assert "POST /invocations HTTP" in host.log.read_text()
     assert "S3CRET" not in host.log.read_text()

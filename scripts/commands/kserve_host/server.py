@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ class Server(ModelServer):  # type: ignore[misc, unused-ignore]
     def __init__(self, host: str, models: Sequence[ArchiveModel]) -> None:
         super().__init__(enable_grpc=False, enable_latency_logging=False)
         self._host, self._models = host, models
+        logging.getLogger("kserve.trace").setLevel(logging.WARNING)  # it has two lines per request
+        logging.getLogger("uvicorn.access").addFilter(without_query)
 
     async def _serve(self) -> None:
         self._rest_server.config.host = self._host  # KServe itself listens on all addresses
@@ -35,6 +38,13 @@ class Server(ModelServer):  # type: ignore[misc, unused-ignore]
         finally:
             for model in self._models:
                 await model.close()
+
+
+def without_query(record: logging.LogRecord) -> bool:
+    """Cut the query from a line of the access log, for /invocations takes inputs in it. Keeps every line."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(item.partition("?")[0] if isinstance(item, str) else item for item in record.args)
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
