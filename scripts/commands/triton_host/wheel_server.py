@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import sysconfig
-import tempfile
 from pathlib import Path
 
 
@@ -48,13 +47,13 @@ def _package() -> Path:
 
 
 def _backends(package: Path) -> Path:
-    """A folder with the Python backend and the stub for this interpreter's version."""
-    folder = Path(tempfile.mkdtemp(prefix="triton-backends-"))
-    shutil.copytree(package / "tritonserver" / "backends", folder, dirs_exist_ok=True)
+    """The folder of the backends. The Python backend gets the wheel's stub for this interpreter's version."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = package / "tritonserver" / "python_backend_stubs" / version / "triton_python_backend_stub"
-    shutil.copy2(stub, folder / "python" / stub.name)
-    return folder
+    backends = package / "tritonserver" / "backends"
+    if not (backends / "python" / stub.name).exists():
+        shutil.copy2(stub, backends / "python" / stub.name)
+    return backends
 
 
 if __name__ == "__main__":
