@@ -23,6 +23,7 @@ from server.http import request
 
 from handlers import AsyncModel, HttpRequest, Model, async_load, load_archive
 from handlers.hosts.messages import routed
+from tests.e2e.kserve_server import kserve
 from tests.hosts_table import BOUNDARY, MODELS, TABLE, Asked, Reply
 
 pytestmark = pytest.mark.e2e
@@ -107,6 +108,7 @@ def async_runner(store: Path) -> Iterator[AsyncRunner]:
 HOSTS: dict[str, Callable[[Path], AbstractContextManager[Host]]] = {
     "runner": runner,
     "async_runner": async_runner,
+    "kserve": kserve,
 }
 
 

@@ -1,0 +1,27 @@
+"""Start kserve_host.server in an environment with KServe: what scripts/serve-kserve does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import own_environment
+from server.paths import ROOT
+
+REQUIREMENTS = Path(__file__).parent / "kserve_host" / "requirements.txt"
+
+
+def main() -> None:
+    try:
+        python = own_environment.python("kserve", REQUIREMENTS)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"error: KServe could not be installed (pip ended with {error.returncode}); pip's message is above")
+    paths = [str(ROOT), str(ROOT / "scripts" / "commands"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.execv(python, [str(python), "-m", "kserve_host.server", *sys.argv[1:]])  # noqa: S606 - this process becomes the server
+
+
+if __name__ == "__main__":
+    main()
