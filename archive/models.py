@@ -240,7 +240,7 @@ class TextModel(PackagedModel):
         text = reference_embeddings.with_prompt(text, chosen)
         tokens = tokenizer(text, truncation=True, max_length=chosen.max_tokens, return_tensors="pt")
         outputs = self.checkpoint.model(**tokens)
-        if self.gives_embeddings:
+        if tasks.head(chosen.task).is_embedding:
             vectors = outputs.last_hidden_state[0]  # (T, hidden)
             return reference_embeddings.embedding(vectors, chosen, tokenizer, self.checkpoint.head)
         return self.network_outputs(outputs, tokens["input_ids"][0] == tokenizer.mask_token_id)

@@ -137,7 +137,10 @@ def _try_precision(
 
 def _reason(error: Exception) -> str:
     """Return in one line why a network does not run. The samples are packaging's own: no client's data are in it."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
+    from handlers.load_errors import LoadError
+
+    kind = "" if isinstance(error, LoadError) else f"{type(error).__name__}: "  # which names the first error itself
+    return " ".join(f"{kind}{error}".split())[:LONGEST_REASON]
 
 
 def _load(

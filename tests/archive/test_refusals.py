@@ -28,7 +28,10 @@ from handlers.images.preprocess import Preprocess
 
 Run = Callable[..., tuple[int, str]]
 
-COMMANDS = ("image-classifier", "image-encoder", "text-encoder", "resnet101", "bert-large", "show", "verify")
+COMMANDS = (
+    *("image-classifier", "image-encoder", "text-encoder", "resnet101", "bert-large", "show", "verify"),
+    *("keygen", "sign", "verify-store"),
+)
 # torchvision and timm round where the crop begins to the even number.
 V1, V2 = (Preprocess(size=224, resize=resize, crop_rounding="even") for resize in (256, 232))
 

@@ -63,7 +63,7 @@ def refusals() -> None:
     status, error = curl(f"{SENTENCES}/rerank", {"query": QUERY, "texts": DOCUMENTS})
     assert (status, error["error_type"]) == (424, "Backend")
     status, error = curl(f"{SENTENCES}/v1/rerank", {"query": QUERY, "documents": DOCUMENTS})
-    assert (status, error.keys()) == (404, {"detail", "message"})
+    assert (status, error.keys()) == (404, {"detail", "message", "request_id"})
     status, error = curl(f"{RERANKER}/embeddings", {"input": QUERY})
     assert (status, error["error"]["code"]) == (404, "wrong_task")
     status, error = curl(f"{SENTENCES}/embeddings", None, "-d", '{"input": "a"}')  # curl's own type is a web form
