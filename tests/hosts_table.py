@@ -25,6 +25,7 @@ BOUNDARY = "a-boundary-that-no-image-holds"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 JUNK = b"no image, S3CRET"
 PNG = "image/png"
+REQUEST_ID = re.compile(rb',"request_id":"[^"]*"')
 WEB_FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 LATIN_1 = {"Content-Type": "text/plain; charset=latin-1"}
 DIGITS, SENTENCES, PAIRED = (f"/predictions/{name}" for name in MODELS)
@@ -59,10 +60,10 @@ class Reply:
 
     @classmethod
     def of(cls, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-        """Return the reply without the headers that a front end adds to every answer."""
+        """Return the reply without what a front end adds to every answer: headers, and the request's id in errors."""
         lower = {name.lower(): value for name, value in headers.items()}
         names = ("content-type", "x-shape", "x-dtype", "inference-header-content-length")
-        return cls(status, {name: lower[name] for name in names if name in lower}, body)
+        return cls(status, {name: lower[name] for name in names if name in lower}, REQUEST_ID.sub(b"", body))
 
 
 def png(name: str) -> bytes:

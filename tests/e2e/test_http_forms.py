@@ -214,7 +214,7 @@ def test_paths_of_v2_that_torchserve_answers(connect: Connect) -> None:
     for path in ("/v2/models/digits/versions/1.0/infer", "/v2/models/digits/config"):
         assert connect().ask(f"POST {path}", "", b"{}")[0] == 404
     status, answer = connect().ask("GET /predictions/digits/1.0/v2/models/sentences")
-    assert (status, answer.keys()) == (404, {"error"})
+    assert (status, answer.keys()) == (404, {"error", "request_id"})
     assert connect().ask("GET /predictions/nobody/1.0/v2/models/nobody")[0] == 404
 
 

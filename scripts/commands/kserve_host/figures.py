@@ -1,30 +1,31 @@
-"""Figures of batches for Prometheus, under the names that TorchServe gives them (docs/operations.md)."""
+"""Figures of batches for Prometheus, with the names and labels that TorchServe gives them (docs/operations.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
-from prometheus_client import Counter, Histogram
-
-LABELS = ("ModelName", "Level")
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # requests or inputs
-TIMES_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+import yaml
+from prometheus_client import Gauge
 
 
 class Figure:
-    """One metric, as handlers/hosts/contexts.py wants it."""
+    """One metric, as handlers/hosts/contexts.py wants it.
 
-    def __init__(self, name: str, kind: str) -> None:
-        self.counter = Counter(name, name, LABELS) if kind == "COUNTER" else None
-        buckets = TIMES_MS if name.endswith("Time") else SIZES
-        self.histogram = None if self.counter else Histogram(name, name, LABELS, buckets=buckets)
+    It is a gauge of Prometheus in any case: its counters and histograms put an ending of their own behind the name, and
+    the handlers name the series of a histogram themselves.
+    """
+
+    def __init__(self, name: str, kind: str, labels: Sequence[str]) -> None:
+        self.adds, self.gauge = kind == "COUNTER", Gauge(name, name, labels)
 
     def add_or_update(self, value: float, dimension_values: Sequence[str]) -> None:
-        """Count, or observe, a value."""
-        if self.counter is not None:
-            self.counter.labels(*dimension_values).inc(value)
-        elif self.histogram is not None:
-            self.histogram.labels(*dimension_values).observe(value)
+        """Add to a counter, or set a gauge."""
+        labelled = self.gauge.labels(*dimension_values)
+        if self.adds:
+            labelled.inc(value)
+        else:
+            labelled.set(value)
 
 
 class Figures:
@@ -32,9 +33,18 @@ class Figures:
 
     def __init__(self) -> None:
         self._made: dict[str, Figure] = {}
+        self._labels = labels()
 
-    def metric(self, name: str, kind: str) -> Figure:
-        """Return the metric of this name; it is made when it is first asked for."""
+    def metric(self, name: str, kind: str) -> Figure | None:
+        """Return the metric of this name, which is made when it is first asked for; None if there is no such metric."""
+        if name not in self._labels:
+            return None
         if name not in self._made:
-            self._made[name] = Figure(name, kind)
+            self._made[name] = Figure(name, kind, self._labels[name])
         return self._made[name]
+
+
+def labels() -> Mapping[str, Sequence[str]]:
+    """Return the names of the labels of each of the handlers' metrics."""
+    declared = yaml.safe_load((files("handlers") / "metrics.yaml").read_text(encoding="utf-8"))["model_metrics"]
+    return {metric["name"]: metric["dimensions"] for kind in declared.values() for metric in kind}
