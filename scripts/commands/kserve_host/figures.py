@@ -12,8 +12,8 @@ from prometheus_client import Gauge
 class Figure:
     """One metric, as handlers/hosts/contexts.py wants it.
 
-    It is a gauge of Prometheus in any case: its counters and histograms put an ending of their own behind the name, and
-    the handlers name the series of a histogram themselves.
+    It is a gauge of Prometheus in any case: its counters put an ending of their own behind the name, and the handlers
+    name the series of a histogram themselves.
     """
 
     def __init__(self, name: str, kind: str, labels: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ class Figures:
         self._labels = labels()
 
     def metric(self, name: str, kind: str) -> Figure | None:
-        """Return the metric of this name, which is made when it is first asked for; None if there is no such metric."""
+        """Return the metric of this name, made when it is first asked for; None if there is no such metric."""
         if name not in self._labels:
             return None
         if name not in self._made:
