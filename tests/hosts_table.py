@@ -25,7 +25,7 @@ BOUNDARY = "a-boundary-that-no-image-holds"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 JUNK = b"no image, S3CRET"
 PNG = "image/png"
-REQUEST_ID = re.compile(rb',"request_id":"[^"]*"')
+REQUEST_ID = re.compile(rb',"(?:client_)?request_id":"[^"]*"')
 WEB_FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 LATIN_1 = {"Content-Type": "text/plain; charset=latin-1"}
 DIGITS, SENTENCES, PAIRED = (f"/predictions/{name}" for name in MODELS)

@@ -51,7 +51,7 @@ def test_a_block_that_is_not_run_says_why(page: Path) -> None:
 
 def test_most_blocks_are_run() -> None:
     found = [block for page in PAGES for block in blocks(page) if block.language in RUN]
-    skipped = [block for block in found if block.notest]
+    skipped = [block for block in found if block.notest and "tests/" not in block.notest]  # those others run count
     assert len(skipped) <= len(found) / 2, "\n".join(f"{block.where}: {block.notest}" for block in skipped)
 
 

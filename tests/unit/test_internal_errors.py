@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ def test_in_preparing_only_the_culprit_fails(
         f"text {row}" for row in range(4) if row != culprit
     ]
     assert error.__name__ in answers[culprit][1]["message"]
-    (record,) = caplog.records  # one stack for the batch
+    (record,) = (one for one in caplog.records if one.levelno >= logging.ERROR)  # one stack for the batch
     assert "in fail" in record.getMessage()
     assert error.__name__ in record.getMessage()
 
@@ -103,7 +104,7 @@ def test_behind_it_the_rows_without_an_answer_fail(
     answers = ask_fake(handler)
     assert [status for status, _ in answers] == [200, 200, 500, 500]
     assert [answer for _, answer in answers[:2]] == ["text 0", "text 1"]
-    assert len(caplog.records) == 1
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
 
 
 def test_figures_that_cannot_be_reported_cost_no_answer(ask_fake: Ask) -> None:

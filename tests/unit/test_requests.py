@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -417,7 +418,7 @@ class TestBatches:
         assert inputs_of(batch).values == [b"a", b"c"]
         assert [request.is_waiting for request in batch] == [True, False, True]
         batch[0].answers = batch[2].answers = ["answer"]
-        assert json.loads(writer.write(batch, context_for())[1]) == {"kind": "test"}
+        assert json.loads(writer.write(batch, context_for())[1]) == {"kind": "test", "worker": {"pid": os.getpid()}}
 
     @pytest.mark.parametrize("value", ["False", "", {"content-type": "text/plain"}])  # the last: a part named so
     def test_only_torchserves_own_word_asks_for_it(self, read: Read, value: object) -> None:
