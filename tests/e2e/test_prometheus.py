@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -93,7 +94,9 @@ def test_figures_are_those_of_the_traffic(prometheus: Prometheus) -> None:
     assert all(0 < value < 60 for value in prometheus.values("torchserve:latency_seconds:mean5m"))
     assert all(0 < value < 60 for value in prometheus.values("torchserve:queue_seconds:mean1m"))
     assert all(1 <= value <= 8 for value in prometheus.values("torchserve:batch_size:mean5m"))
-    assert all(0 < value < 60 for value in prometheus.values("torchserve:batch_seconds:p99_5m"))
+    p99 = [value for value in prometheus.values("torchserve:batch_seconds:p99_5m") if not math.isnan(value)]
+    assert len(p99) >= 2  # models without traffic have none
+    assert all(0 < value < 60 for value in p99)
     steps = {
         item["metric"]["Step"] for item in prometheus.ask("query", query="torchserve:step_seconds:p99_5m")["result"]
     }
