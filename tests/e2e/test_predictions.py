@@ -167,7 +167,7 @@ def probabilities(answer: Answer) -> list[float]:
 def test_64_concurrent_images_are_batched_and_equal_the_unbatched(client: Client) -> None:
     labels = [place % 10 for place in range(64)]
     alone = [client.predict("digits", png(label)) for label in range(10)]
-    time.sleep(0.5)  # for the metrics of those
+    time.sleep(2.5)  # for the metrics of those, which a worker reports once per second
     count_before, asked_before = batches(client, "digits")
     answers = ask_all(client, "digits", [(png(label), "image/png") for label in labels])
     count, asked = settled_batches(client, "digits", asked_before + 64)
