@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,14 +47,13 @@ def best(answer: Answer) -> str:
 
 
 def batches(client: Client, model: str) -> tuple[float, float]:
-    """How many batches a model has run so far, and how many requests were in them."""
-    values = {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(client.metrics())
-        for sample in family.samples
-        if sample.labels.get("ModelName") == model and sample.name.startswith("BatchSize_")
-    }
-    return values.get("BatchSize_count", 0.0), values.get("BatchSize_sum", 0.0)
+    """How many batches a model has run so far in all its versions, and how many requests were in them."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(client.metrics()):
+        for sample in family.samples:
+            if sample.labels.get("ModelName") == model:
+                found[sample.name] += sample.value
+    return found["BatchSize_count"], found["BatchSize_sum"]
 
 
 def settled_batches(client: Client, model: str, requests: float) -> tuple[float, float]:
