@@ -118,7 +118,7 @@ def test_errors_workers_and_tokens_are_told_by_their_labels(prometheus: Promethe
     loads = prometheus.ask("query", query="WorkerLoadTime")["result"]
     assert names <= {load["metric"]["WorkerName"] for load in loads}
     assert all(50e6 < value < 10e9 for value in prometheus.values("torchserve:worker_memory:bytes"))
-    assert sum(prometheus.values('TokensUsed{ModelName="sentences"}')) >= 4 * 5
+    until(lambda: sum(prometheus.values('TokensUsed{ModelName="sentences"}')) >= 4 * 5)
 
 
 @pytest.mark.usefixtures("traffic")
