@@ -6,17 +6,16 @@ import base64
 import io
 import json
 import time
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from demo import SAMPLES
-from prometheus_client.parser import text_string_to_metric_families
 from server.client import Client
 from server.http import Answer, request
 from server.process import Server
+from serving_bench.prometheus import of_model
 
 pytestmark = pytest.mark.e2e
 
@@ -48,12 +47,8 @@ def best(answer: Answer) -> str:
 
 def batches(client: Client, model: str) -> tuple[float, float]:
     """How many batches a model has run so far in all its versions, and how many requests were in them."""
-    found: defaultdict[str, float] = defaultdict(float)
-    for family in text_string_to_metric_families(client.metrics()):
-        for sample in family.samples:
-            if sample.labels.get("ModelName") == model:
-                found[sample.name] += sample.value
-    return found["BatchSize_count"], found["BatchSize_sum"]
+    found = of_model(client.metrics(), model)
+    return found.get("BatchSize_count", 0.0), found.get("BatchSize_sum", 0.0)
 
 
 def settled_batches(client: Client, model: str, requests: float) -> tuple[float, float]:
