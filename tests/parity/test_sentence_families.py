@@ -163,7 +163,7 @@ def test_its_files_give_its_embeddings(
         wanted = reference(path, TEXTS, used)
         asked = {} if prompt_name is None else {"prompt_name": prompt_name}
         assert_sentence_transformers_agrees(path, wanted, **asked)
-        np.testing.assert_allclose(ask(handler, TEXTS, truncate=True, **asked), wanted, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(ask(handler, TEXTS, truncate=True, **asked), wanted, rtol=2e-6, atol=2e-5)
     assert handler.model.settings.dimensions == tuple(model.config.get("matryoshka_dimensions", ()))  # type: ignore[arg-type]
 
 
