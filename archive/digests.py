@@ -1,4 +1,7 @@
-"""SHA-256 of files, streams and texts, in hex. Files are read in pieces of 1 MiB."""
+"""SHA-256 of several files and of streams, in hex. They are read in pieces of 1 MiB.
+
+handlers/digests.py has those of one file and of a text, which workers need too.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,6 @@ def of_stream(stream: IO[bytes]) -> str:
     digest = hashlib.sha256()
     _update(digest, stream)
     return digest.hexdigest()
-
-
-def of_text(text: str) -> str:
-    """Return the digest of the text in UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _update(digest: hashlib._Hash, stream: IO[bytes]) -> None:

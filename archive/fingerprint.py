@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from archive import digests, inspection
+from handlers.digests import of_text
 
 ROOT = Path(__file__).parent.parent
 VERSIONS = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "torch-model-archiver")
@@ -39,7 +40,7 @@ def inputs_digest(options: Mapping[str, object], sources: Sequence[Path]) -> str
         "versions": versions(),
         "machine": machine(),
     }
-    return f"sha256:{digests.of_text(json.dumps(record, sort_keys=True, default=str))}"
+    return f"sha256:{of_text(json.dumps(record, sort_keys=True, default=str))}"
 
 
 def up_to_date(mar: Path, inputs: str) -> str | None:

@@ -13,7 +13,7 @@ from importlib.machinery import all_suffixes
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from handlers.engines import plans
+from handlers import digests
 
 EDITABLE = "model-config.yaml"  # its settings are meant to be edited, in the archive or in the folder
 UNLISTED = ("provenance.json", "MAR-INF/MANIFEST.json")  # the first holds the digests, the second the time
@@ -48,9 +48,7 @@ def check(folder: Path, provenance: Mapping[str, Any]) -> list[str]:
     if not listed:
         return []
     found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    changed = [
-        name for name in sorted(listed.keys() & found.keys()) if plans.file_digest(found[name]) != listed[name]
-    ]
+    changed = [name for name in sorted(listed.keys() & found.keys()) if digests.of_file(found[name]) != listed[name]]
     problems = {
         "missing": sorted(listed.keys() - found.keys()),
         "changed": [name for name in changed if name != EDITABLE],

@@ -10,7 +10,6 @@ that only one of a model's workers builds it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import glob
 import hashlib
 import json
@@ -92,21 +91,6 @@ class Plan:
 def default_cache() -> Path:
     """Return the folder of plans and measurements, for an empty setting planCache. See handlers.caches."""
     return caches.folder("plans")
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hex. A process reads a file once, unless its time or size changes."""
-    found = path.stat()
-    return _file_digest(path, found.st_mtime_ns, found.st_size)
-
-
-@functools.cache
-def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def check(folder: Path, wanted: Fingerprint) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from handlers import digests
 from handlers.engines import plans
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.graphs import BUCKETS, GraphedByBucket, bucket_of, on_side_stream
@@ -137,7 +138,7 @@ def fingerprint(spec: EngineSpec) -> plans.Fingerprint:
         cuda=str(torch.version.cuda),
         compute_capability=f"{properties.major}.{properties.minor}",
         gpu=properties.name,
-        onnx=plans.file_digest(spec.model_dir / ONNX),
+        onnx=digests.of_file(spec.model_dir / ONNX),
         buckets=spec.buckets,
         image_size=spec.image_size,
         precision=spec.precision,

@@ -8,10 +8,10 @@ the archive's own handlers, which then are "the handlers that run here".
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
+from handlers import digests
 from handlers.hosts.contents import ENTRIES, Contents
 
 PACKAGE = Path(__file__).parent.parent
@@ -91,4 +91,4 @@ def _sources(package: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return digests.of_file(path) if path.is_file() else ""

@@ -6,11 +6,12 @@ replace the digests in it. A content digest that came another way does (`digest=
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from handlers import digests
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 PROVENANCE = "provenance.json"
@@ -107,13 +108,13 @@ def content_digest(name: str, version: str, files: Mapping[str, str]) -> str:
     """
     portable = {file: digest for file, digest in files.items() if file not in (CARRIED_SAMPLES, SBOM)}
     canonical = json.dumps({"name": name, "version": version, "files": portable}, sort_keys=True)
-    return f"sha256:{_of_text(canonical)}"
+    return f"sha256:{digests.of_text(canonical)}"
 
 
 def seal(provenance: Mapping[str, Any]) -> str:
     """Return a digest of the provenance itself without its seal: of parity figures, options and notes."""
     rest = {key: value for key, value in provenance.items() if key != "seal"}
-    return f"sha256:{_of_text(json.dumps(rest, sort_keys=True, ensure_ascii=False, default=str))}"
+    return f"sha256:{digests.of_text(json.dumps(rest, sort_keys=True, ensure_ascii=False, default=str))}"
 
 
 def manifest_problems(model: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
@@ -133,7 +134,3 @@ def manifest_problems(model: Mapping[str, Any], provenance: Mapping[str, Any]) -
         for key, value in wanted.items()
         if model.get(key) != value
     ]
-
-
-def _of_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 import stat
 import tempfile
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from handlers import digests
 from handlers.hosts import contents
 from handlers.hosts.contents import ArchiveError, Contents
 
@@ -63,7 +63,8 @@ def unpack(mar: Path, folder: Path, *, edited_settings: bool = False) -> Content
             listed = _contents_of(archive, entries, str(mar))
             _refuse_others([entry.filename for entry in entries], listed, str(mar))
             _refuse_no_room(entries, folder, str(mar))
-            digests = {entry.filename: _write(archive, entry, folder) for entry in entries}
+            for entry in entries:
+                _write(archive, entry, folder)
     except FileNotFoundError:
         raise ArchiveError(f"there is no {mar}") from None
     except ArchiveError:
@@ -72,7 +73,7 @@ def unpack(mar: Path, folder: Path, *, edited_settings: bool = False) -> Content
         raise ArchiveError(f"{mar} is no model archive, or is damaged: {error}") from None
     except (FileExistsError, NotADirectoryError):
         raise ArchiveError(f"{mar} is damaged: one of its files is another's folder") from None
-    refuse_changed(digests, listed, str(mar), edited_settings=edited_settings)
+    _refuse_changed(folder, listed, str(mar), edited_settings=edited_settings)
     return listed
 
 
@@ -97,14 +98,13 @@ def check(folder: Path, *, edited_settings: bool = False) -> Contents:
         if path.is_file():
             names.append(name)
     _refuse_others(names, listed, str(folder))
-    digests = {name: _digest(folder / name) for name in names}
-    refuse_changed(digests, listed, str(folder), edited_settings=edited_settings)
+    _refuse_changed(folder, listed, str(folder), edited_settings=edited_settings)
     return listed
 
 
-def refuse_changed(digests: dict[str, str], listed: Contents, where: str, *, edited_settings: bool) -> None:
+def _refuse_changed(folder: Path, listed: Contents, where: str, *, edited_settings: bool) -> None:
     """Raises ArchiveError, which names each file with another digest than the one that was recorded."""
-    changed = [name for name, digest in listed.files.items() if digests[name] != digest]
+    changed = [name for name, digest in listed.files.items() if digests.of_file(folder / name) != digest]
     if edited_settings and contents.CONFIG in changed:
         changed.remove(contents.CONFIG)
     if not changed:
@@ -117,7 +117,7 @@ def refuse_changed(digests: dict[str, str], listed: Contents, where: str, *, edi
 
 def settings_were_edited(folder: Path, listed: Contents) -> bool:
     """Return whether the folder's model-config.yaml is another than the packaged one."""
-    return _digest(folder / contents.CONFIG) != listed.files.get(contents.CONFIG)
+    return digests.of_file(folder / contents.CONFIG) != listed.files.get(contents.CONFIG)
 
 
 def _entries(archive: zipfile.ZipFile, where: str) -> list[zipfile.ZipInfo]:
@@ -178,24 +178,12 @@ def _refuse_no_room(entries: Sequence[zipfile.ZipInfo], folder: Path, where: str
         )
 
 
-def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> str:
-    """Write one file, and return its SHA-256. zipfile reads no more bytes than the entry's size says."""
+def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
+    """Write one file. zipfile reads no more bytes than the entry's size says."""
     target = folder / entry.filename
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    digest = hashlib.sha256()
     with archive.open(entry) as source, target.open("xb") as stream:
-        while chunk := source.read(COPIED_AT_ONCE):
-            digest.update(chunk)
-            stream.write(chunk)
-    return digest.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(COPIED_AT_ONCE):
-            digest.update(chunk)
-    return digest.hexdigest()
+        shutil.copyfileobj(source, stream, COPIED_AT_ONCE)
 
 
 def _read_start(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from handlers import placement
+from handlers import digests, placement
 from handlers.engines import EngineSpec, plans
 from handlers.engines.graphs import sizes_up_to
 from handlers.selection import compared_here, references
@@ -36,7 +36,7 @@ def conditions(spec: EngineSpec, candidates: list[str]) -> dict[str, object]:
     """Return everything that times and outputs depend on, except the GPU's driver."""
     files = [spec.model_dir / name for name in FILES]
     return {
-        "files": {path.name: plans.file_digest(path) for path in files if path.is_file()},
+        "files": {path.name: digests.of_file(path) for path in files if path.is_file()},
         "candidates": list(candidates),
         "precision": spec.precision,
         "device": device_name(spec.device),

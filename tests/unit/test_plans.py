@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -350,22 +349,6 @@ def test_a_torn_plan_counts_as_ready_and_fails_by_name_when_it_is_loaded(spec: E
     assert tensorrt.ENGINE.why_auto_skips(spec) is None
     with pytest.raises(TornPlanError, match="torn or was changed"):
         tensorrt.ENGINE.load(spec)
-
-
-def test_a_file_is_hashed_once_and_again_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, opened = tmp_path / "model.onnx", Path.open
-    path.write_bytes(b"network")
-    reads: list[Path] = []
-
-    def counted(self: Path, mode: str = "r", *given: Any, **named: Any) -> Any:
-        reads.extend([self] if mode == "rb" else [])
-        return opened(self, mode, *given, **named)
-
-    monkeypatch.setattr(Path, "open", counted)
-    assert plans.file_digest(path) == plans.file_digest(path) == hashlib.sha256(b"network").hexdigest()
-    assert reads == [path]
-    path.write_bytes(b"another network")
-    assert plans.file_digest(path) == hashlib.sha256(b"another network").hexdigest()
 
 
 def _hold(folder: Path) -> None:
