@@ -78,6 +78,11 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         loading.give_back_memory(self.model.device)
         self.start_reporting()
 
+    def close(self) -> None:
+        """Report no more, and end the threads that decode."""
+        super().close()
+        self.decoders.shutdown()
+
     def _warm_up(self) -> None:
         """Run what can come, so that no request pays for a first run: on a GPU kernels are chosen, graphs captured.
 

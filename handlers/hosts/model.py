@@ -150,10 +150,7 @@ class Model:
         """Free the model's memory and its files; a call that runs is waited for. May be called twice."""
         with self._lock:
             if self._handler is not None:
-                self._handler.metrics.stop()
-                decoders = getattr(self._handler, "decoders", None)
-                if decoders is not None:
-                    decoders.shutdown()
+                self._handler.close()
             self._handler = None
             gc.collect()
             give_back_memory(self._device)

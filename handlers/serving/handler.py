@@ -82,6 +82,10 @@ class Handler(ABC, Generic[S, I]):
         except BaseException as error:
             internal_errors.log_failure(error, "reporting the batch's figures")
 
+    def close(self) -> None:
+        """Report no more, and end the handler's threads; a host without TorchServe closes its models so."""
+        self.metrics.stop()
+
     def _prepared(self, requests: Sequence[Request]) -> Inputs[I]:
         """Prepare all together; if that fails, each request by itself, so that the culprit fails alone."""
         try:

@@ -99,7 +99,7 @@ class BatchMetrics:
         self._pending.set()
 
     def stop(self) -> None:
-        """Report what has been added, and nothing more; a host without TorchServe closes its models so."""
+        """Report what has been added, and nothing more."""
         self._stopped.set()
         self._pending.set()
         self.flush()
