@@ -69,6 +69,12 @@ class Request:
     place: Callable[[int, int], str] = place_of
 
     @property
+    def usage(self) -> dict[str, int]:
+        """The tokens that ran, as OpenAI's and Jina's answers tell them."""
+        tokens = sum(self.sizes)
+        return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+    @property
     def is_waiting(self) -> bool:
         """Whether the request still wants answers of the model."""
         return self.error is None and len(self.inputs) > 0 and not self.answers

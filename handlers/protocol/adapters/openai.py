@@ -44,10 +44,8 @@ class OpenAI(Adapter):
         return Request(self, inputs, fields.together(sent, chosen, defaults), functools.partial(_listed, model.name))
 
     def write(self, request: Request) -> Answer:
-        tokens = sum(request.sizes)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         content: Any = request.combine(request.answers)
-        return json_answer({**content, "usage": usage})
+        return json_answer({**content, "usage": request.usage})
 
     def write_error(self, error: RequestError) -> Answer:
         """Return the error as OpenAI's clients read it."""

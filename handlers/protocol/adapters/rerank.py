@@ -46,8 +46,7 @@ class Rerank(Adapter):
 
     def write(self, request: Request) -> Answer:
         content: Any = request.combine(request.answers)
-        tokens = sum(request.sizes)
-        return json_answer({**content, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
+        return json_answer({**content, "usage": request.usage})
 
     def write_error(self, error: RequestError) -> Answer:
         """Return the error as Jina's clients read it ("detail"), and as Cohere's do ("message")."""
