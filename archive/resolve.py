@@ -62,20 +62,9 @@ def image_model(options: ImageClassifierOptions) -> ImageModel:
     settings = ImageSettings(
         **_shared_settings(options), **_image_settings(options, preprocess), **_without_none(top_k=options.top_k)
     )
-    onnx_note = tensorrt_files.why_left_out(settings.engine, settings.precision, settings.device)
-    return ImageModel(
-        name=options.name,
-        version=options.model_version,
-        torchserve=_torchserve(options, options.batch_size, _startup_timeout_s(options, settings.plan_buckets)),
-        settings=dataclasses.replace(settings, top_k=min(settings.top_k, len(labels))),
-        weights=_origin(checkpoint.source, checkpoint.layout, checkpoint.sha256, options.revision),
-        parity_data=options.parity_data,
-        notes=tuple(filter(None, [*checkpoint.notes, preprocess_note, labels_note, onnx_note])),
-        checkpoint=checkpoint,
-        labels=labels,
-        converter=options.converter,
-        build_plan_at=options.plan,
-    )
+    settings = dataclasses.replace(settings, top_k=min(settings.top_k, len(labels)))
+    notes = [preprocess_note, labels_note, _onnx_note(settings)]
+    return _image_model(options, checkpoint, settings, options.batch_size, notes, labels=labels)
 
 
 def image_encoder_model(options: ImageEncoderOptions) -> ImageModel:
@@ -99,7 +88,23 @@ def image_encoder_model(options: ImageEncoderOptions) -> ImageModel:
     )
     features = image_encoders.features(network, folder, preprocess)
     batch_size, batch_size_notes = _batch_size(options, settings, features)
-    onnx_note = tensorrt_files.why_left_out(settings.engine, settings.precision, settings.device)
+    notes = [preprocess_note, _onnx_note(settings), *batch_size_notes]
+    return _image_model(options, checkpoint, settings, batch_size, notes)
+
+
+def _onnx_note(settings: ImageSettings) -> str | None:
+    return tensorrt_files.why_left_out(settings.engine, settings.precision, settings.device)
+
+
+def _image_model(
+    options: ImageClassifierOptions | ImageEncoderOptions,
+    checkpoint: Any,
+    settings: ImageSettings,
+    batch_size: int,
+    notes: Sequence[str | None],
+    labels: Sequence[str] = (),
+) -> ImageModel:
+    """What is packaged of either kind. notes: beside the checkpoint's own; None is no note."""
     return ImageModel(
         name=options.name,
         version=options.model_version,
@@ -107,8 +112,9 @@ def image_encoder_model(options: ImageEncoderOptions) -> ImageModel:
         settings=settings,
         weights=_origin(checkpoint.source, checkpoint.layout, checkpoint.sha256, options.revision),
         parity_data=options.parity_data,
-        notes=tuple(filter(None, [*checkpoint.notes, preprocess_note, onnx_note, *batch_size_notes])),
+        notes=tuple(filter(None, [*checkpoint.notes, *notes])),
         checkpoint=checkpoint,
+        labels=labels,
         converter=options.converter,
         build_plan_at=options.plan,
     )
