@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 
+import asgi_requests
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from kserve.errors import ModelNotFound
@@ -54,11 +55,12 @@ class Door:
 
     async def answer(self, request: Request) -> Response:
         """Return the model's answer; an error of the host itself in KServe's form."""
-        body = await self._body(request)
-        if body is None:
+        try:
+            body = await asgi_requests.body(request, self.most_bytes)
+        except asgi_requests.BodyTooLargeError:
             return _error(413, f"the body is larger than {self.most_bytes} bytes, which is the most here")
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]
-        found = routed(_target(request), headers, body)
+        found = routed(asgi_requests.target(request), headers, body)
         if found is None:
             return _error(404, "no protocol has this path")
         return await self._ask(found)
@@ -81,21 +83,6 @@ class Door:
             logger.critical("%s", error)
             os._exit(1)  # nothing runs on that GPU any more in this process; Kubernetes starts another one
         return Response(answer.body, answer.status, dict(answer.headers))
-
-    async def _body(self, request: Request) -> bytes | None:
-        """The whole body; None if it is too large."""
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > self.most_bytes:
-                return None
-        return bytes(body)
-
-
-def _target(request: Request) -> str:
-    """The path as it came, percent-encoded, with the query."""
-    path, query = bytes(request.scope["raw_path"]), bytes(request.scope["query_string"])
-    return (path + (b"?" + query if query else b"")).decode("latin-1")
 
 
 def _error(status: int, message: str) -> Response:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
+import asgi_requests
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.requests import ClientDisconnect, Request
@@ -68,7 +69,7 @@ class Front:
         return Response(answer.body, answer.status, dict(answer.headers))
 
     async def _answer(self, request: Request) -> HttpResponse:
-        target = _target(request)
+        target = asgi_requests.target(request)
         path = target.partition("?")[0].strip("/")
         if path == "ping":
             return _json({"status": "Healthy"})
@@ -135,28 +136,15 @@ async def _asked(ask: Any) -> Any:
     return await ask()
 
 
-def _target(request: Request) -> str:
-    """The path as it came, percent-encoded, with the query."""
-    raw = request.scope.get("raw_path")
-    path = raw.decode("latin-1") if raw else quote(request.scope["path"])
-    query = request.scope.get("query_string", b"").decode("latin-1")
-    return f"{path.partition('?')[0]}?{query}" if query else path
-
-
 async def _body(request: Request) -> bytes:
     """The whole body. Raises Refusal if it is too long, as soon as that is seen."""
-    pieces, size = [], 0
     try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > MOST_BYTES:
-                raise Refusal(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "TooLarge", f"the body has more than {MOST_BYTES} bytes"
-                )
-            pieces.append(piece)
+        return await asgi_requests.body(request, MOST_BYTES)
+    except asgi_requests.BodyTooLargeError:
+        message = f"the body has more than {MOST_BYTES} bytes"
+        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "TooLarge", message) from None
     except ClientDisconnect:
         raise Refusal(HTTPStatus.BAD_REQUEST, "ClientDisconnect", "the body did not come whole") from None
-    return b"".join(pieces)
 
 
 def _json(content: object) -> HttpResponse:
