@@ -1,7 +1,8 @@
-"""A virtual environment for one host, over the packages of the interpreter that runs here.
+"""A virtual environment for programs whose packages would change those of this tree.
 
-KServe wants an older psutil than this tree, and Triton's client an older NumPy. So each host's packages lie in
-build/NAME-DIGEST. What is not there (PyTorch, transformers) is imported from this interpreter's own site-packages.
+KServe wants an older psutil, Triton's client an older NumPy, and Ray and the clients of the tests bring pins of their
+own. So the packages of each lie in build/NAME-DIGEST. What is not there (PyTorch, transformers) can be imported from
+the site-packages of the interpreter that runs here.
 """
 
 from __future__ import annotations
@@ -11,22 +12,35 @@ import hashlib
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 from server.paths import ROOT
 
 
 def python(name: str, requirements: Path) -> Path:
+    """Return the interpreter of an environment for a host, over the packages of this one. See `made`.
+
+    Args:
+        name: begins the folder's name.
+        requirements: what pip installs.
+    """
+    return made(name, requirements.read_text(encoding="utf-8"), ["-r", str(requirements)], over_this_one=True)
+
+
+def made(name: str, content: str, packages: Sequence[str], *, over_this_one: bool) -> Path:
     """Return the environment's interpreter. Makes the environment if there is none, which takes some minutes.
 
     Args:
         name: begins the folder's name.
-        requirements: what pip installs. The folder's name has the digest of it and of the Python version.
+        content: what decides what is installed. The folder's name has the digest of it and of the Python version.
+        packages: what pip is told to install; paths in requirement files are relative to the project's root.
+        over_this_one: whether the packages of this interpreter are seen, behind those that are installed.
 
     Raises subprocess.CalledProcessError if pip fails, for example without a network.
     """
-    beneath = Path(sysconfig.get_path("purelib"))
-    key = requirements.read_bytes() + f"{sys.version_info[:2]} {beneath}".encode()
+    beneath = sysconfig.get_path("purelib") if over_this_one else ""
+    key = f"{content}{sys.version_info[:2]}{list(packages)}{beneath}".encode()
     folder = ROOT / "build" / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}"
     if (folder / "complete").exists():  # also in a container whose file system is read-only
         return folder / "bin" / "python"
@@ -34,17 +48,19 @@ def python(name: str, requirements: Path) -> Path:
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two runs would install into one folder
         if not (folder / "complete").exists():
-            _make(folder, requirements, beneath)
+            _make(folder, packages, beneath)
     return folder / "bin" / "python"
 
 
-def _make(folder: Path, requirements: Path, beneath: Path) -> None:
-    print(f"installing {requirements.parent.name}'s packages into {folder.name}; some minutes", file=sys.stderr)
+def _make(folder: Path, packages: Sequence[str], beneath: str) -> None:
+    print(f"installing packages into {folder.name}; some minutes", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     interpreter = str(folder / "bin" / "python")
-    pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", str(requirements)], check=True, stdout=sys.stderr)
-    asked = [interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
-    (packages / "beneath.pth").write_text(f"{beneath}\n", encoding="utf-8")  # comes last on sys.path
+    # -I: pip would leave out what it sees on PYTHONPATH.
+    pip = [interpreter, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *packages], cwd=ROOT, check=True, stdout=sys.stderr)
+    if beneath:
+        asked = [interpreter, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        own = Path(subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip())
+        (own / "beneath.pth").write_text(f"{beneath}\n", encoding="utf-8")  # comes last on sys.path
     (folder / "complete").touch()

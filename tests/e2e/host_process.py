@@ -15,6 +15,9 @@ import pytest
 from server.http import request
 from server.paths import ROOT
 
+from tests.e2e.programs import ended
+from tests.hosts_table import Asked, Reply
+
 START_TIMEOUT_S = 120
 END_TIMEOUT_S = 40
 
@@ -39,16 +42,15 @@ def running(command: Sequence[str], ready: str, log: Path) -> Iterator[subproces
     """
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=variables(), stdout=output, stderr=subprocess.STDOUT)
-    try:
+    with ended(process, END_TIMEOUT_S):
         _wait(process, ready, log)
         yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+
+
+def ask(address: str, asked: Asked) -> Reply:
+    """Return what a client of a server gets who sends a request of the table."""
+    plain = {} if any(name == "Content-Type" for name in asked.headers) else {"Content-Type": ""}
+    return Reply.of(*request("POST", f"{address}{asked.target}", asked.body, {**plain, **asked.headers}))
 
 
 def variables() -> dict[str, str]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.http import request
 from server.ports import free_ports
 
 from tests.e2e import host_process
@@ -24,8 +23,7 @@ class KServe:
 
     def ask(self, asked: Asked) -> Reply:
         """Return what a client gets who sends this request."""
-        plain = {} if any(name == "Content-Type" for name in asked.headers) else {"Content-Type": ""}
-        return Reply.of(*request("POST", f"{self.url}{asked.target}", asked.body, {**plain, **asked.headers}))
+        return host_process.ask(self.url, asked)
 
 
 @contextlib.contextmanager

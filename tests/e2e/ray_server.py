@@ -6,18 +6,17 @@ import contextlib
 import json
 import os
 import subprocess
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import own_environment
 import psutil
-from server.http import request
 from server.paths import ROOT
 from server.ports import free_ports
 
-from tests.e2e import client_venv
+from tests.e2e import host_process
 from tests.hosts_table import Asked, Reply
 
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -27,8 +26,7 @@ COMMANDS = ROOT / "scripts" / "commands"
 def python() -> Path:
     """Return an interpreter with Ray, which sees the packages of the tests, too. Making it takes a minute or two."""
     pins = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line.startswith("ray==")]
-    here = Path(sysconfig.get_path("purelib"))
-    return client_venv.made("ray", str(pins), ["-c", str(CONSTRAINTS), "ray[serve]"], [here])
+    return own_environment.made("ray", str(pins), ["-c", str(CONSTRAINTS), "ray[serve]"], over_this_one=True)
 
 
 class RayServer:
@@ -49,8 +47,7 @@ class RayServer:
 
     def ask(self, asked: Asked) -> Reply:
         """Return the answer to a request of the table."""
-        plain = {} if any(name == "Content-Type" for name in asked.headers) else {"Content-Type": ""}
-        return Reply.of(*request("POST", f"{self.address}{asked.target}", asked.body, {**plain, **asked.headers}))
+        return host_process.ask(self.address, asked)
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """Return the processes of a deployment's replicas."""

@@ -6,9 +6,8 @@ One Ray with the demo's two models on the CPU serves all tests here, in order.
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from server.http import request
 
 from handlers import Model, load_archive
 from handlers.hosts.messages import routed
+from tests.e2e.programs import until
 from tests.e2e.ray_server import RayServer, ray_server
 from tests.hosts_table import IMAGES, TEXTS, Asked, Reply, png
 
@@ -120,21 +120,14 @@ def load(server: RayServer) -> Iterator[Load]:
             client.join()
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    ends = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < ends, "it did not come"
-        time.sleep(0.2)
-
-
 def test_a_replica_that_dies_under_load_loses_no_request(ray: RayServer) -> None:
     with load(ray) as found:
-        until(lambda: found.statuses[200] > 50)
+        until(lambda: found.statuses[200] > 50, WAIT_S)
         first, second = ray.replicas("digits")
         first.kill()
-        until(lambda: len({process.pid for process in ray.replicas("digits")} - {first.pid, second.pid}) == 1)
+        until(lambda: len({process.pid for process in ray.replicas("digits")} - {first.pid, second.pid}) == 1, WAIT_S)
         done = found.statuses[200]
-        until(lambda: found.statuses[200] > done + 50)
+        until(lambda: found.statuses[200] > done + 50, WAIT_S)
     print(dict(found.statuses))
     assert found.wrong == 0
     assert set(found.statuses) == {200}
@@ -143,11 +136,11 @@ def test_a_replica_that_dies_under_load_loses_no_request(ray: RayServer) -> None
 def test_a_rolling_update_under_load_loses_no_request(ray: RayServer, model_store: Path) -> None:
     before = {process.pid for process in ray.replicas("digits")}
     with load(ray) as found:
-        until(lambda: found.statuses[200] > 50)
+        until(lambda: found.statuses[200] > 50, WAIT_S)
         ray.serve(args(model_store / "digits2.mar", model_store / "sentences.mar"))
-        until(lambda: not before & {process.pid for process in ray.replicas("digits")})
+        until(lambda: not before & {process.pid for process in ray.replicas("digits")}, WAIT_S)
         done = found.statuses[200]
-        until(lambda: found.statuses[200] > done + 50)
+        until(lambda: found.statuses[200] > done + 50, WAIT_S)
     print(dict(found.statuses))
     assert found.wrong == 0
     assert set(found.statuses) == {200}
