@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from server.http import without_ids
 
 SAMPLES = Path(__file__).parents[1] / "archive" / "digits" / "samples"
 MODELS = ("digits", "sentences", "reranker")
@@ -25,7 +26,6 @@ BOUNDARY = "a-boundary-that-no-image-holds"
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 JUNK = b"no image, S3CRET"
 PNG = "image/png"
-REQUEST_ID = re.compile(rb',"(?:client_)?request_id":"[^"]*"')
 WEB_FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 LATIN_1 = {"Content-Type": "text/plain; charset=latin-1"}
 DIGITS, SENTENCES, PAIRED = (f"/predictions/{name}" for name in MODELS)
@@ -63,7 +63,7 @@ class Reply:
         """Return the reply without what a front end adds to every answer: headers, and the request's id in errors."""
         lower = {name.lower(): value for name, value in headers.items()}
         names = ("content-type", "x-shape", "x-dtype", "inference-header-content-length")
-        return cls(status, {name: lower[name] for name in names if name in lower}, REQUEST_ID.sub(b"", body))
+        return cls(status, {name: lower[name] for name in names if name in lower}, without_ids(body))
 
 
 def png(name: str) -> bytes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import httpx
 
 TIMEOUT_S = 120.0
+IDS = re.compile(rb', ?"(?:client_)?request_id": ?"[^"]*"')
 
 
 class Answer(NamedTuple):
@@ -22,6 +24,11 @@ class Answer(NamedTuple):
     def json(self) -> Any:
         """The body, parsed. Raises ValueError if it is no JSON."""
         return json.loads(self.body)
+
+
+def without_ids(body: bytes) -> bytes:
+    """Return an error's body without the ids of its request, which differ from one request to the next."""
+    return IDS.sub(b"", body)
 
 
 def request(

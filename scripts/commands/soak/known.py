@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from server.errors import ServerError
-from server.http import Answer
+from server.http import Answer, without_ids
 
 from soak.questions import Form, Message, Vectors
 
 NEAR, FAR = 0.05, 0.2  # an answer is right if it is nearer than NEAR to its own; others are farther away than FAR
-REQUEST_ID = re.compile(rb'"request_id": ?"[^"]*"')  # another one at each request
 Ask = Callable[[Message], Answer]
 Refusal = tuple[int, bytes]
 
@@ -84,7 +82,7 @@ def _ask(form: Form, which: Sequence[int], ask: Ask) -> Vectors:
 
 def refusal(answer: Answer) -> Refusal:
     """Return the status and what the body says, without the id of the request."""
-    return answer.status, REQUEST_ID.sub(b"", answer.body)
+    return answer.status, without_ids(answer.body)
 
 
 def _refused(name: str, message: Message, ask: Ask) -> Refusal:
