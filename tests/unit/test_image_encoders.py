@@ -13,22 +13,21 @@ import numpy as np
 import pytest
 import torch
 import transformers
-import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_images
 from transformers import AutoImageProcessor
 
-from archive import answer_sizes, carried_samples, command_line, onnx_export, resolve
+from archive import answer_sizes, command_line, onnx_export, resolve
 from archive.checkpoints.errors import CheckpointError
 from archive.options import ImageEncoderOptions
-from archive.trial_run import TrialContext
-from handlers import engines, settings, tasks
+from handlers import engines, tasks
 from handlers.engines import EngineSpec
 from handlers.engines.image_inputs import outputs
 from handlers.image_classifier import ImageClassifier
 from handlers.selection.references import OF_ARCHIVE
 from handlers.settings import ImageSettings
+from tests.image_jobs import served
 
 Answers = list[tuple[int, Any]]
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -127,18 +126,6 @@ def checkpoint(name: str, folder: Path) -> Path:
 def job_of(folder: Path, *arguments: object) -> Any:
     line = ["image-encoder", "--weights", str(folder), "--name", "model", *map(str, arguments)]
     return resolve.image_encoder_model(cast("ImageEncoderOptions", command_line.parse(line)))
-
-
-def served(job: Any, folder: Path, **changes: Any) -> ImageClassifier:
-    """The handler of an archive of this job, loaded here."""
-    folder.mkdir()
-    job.write_files(folder)
-    carried_samples.write(job, folder)
-    section = yaml.safe_load(yaml.safe_dump(settings.write(job.settings)))
-    handler = ImageClassifier()
-    config = {"handler": {**section, "device": "cpu", "precision": "fp32", **changes}}
-    handler.initialize(TrialContext(folder, "model", config))
-    return handler
 
 
 def png(image: Image.Image) -> bytes:

@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import (
@@ -24,17 +23,16 @@ from transformers import (
     ViTConfig,
 )
 
-from archive import carried_samples, command_line, resolve
+from archive import command_line, resolve
 from archive.checkpoints.errors import CheckpointError
 from archive.options import ImageClassifierOptions
-from archive.trial_run import TrialContext
-from handlers import engines, settings
+from handlers import engines
 from handlers.engines import EngineSpec
-from handlers.image_classifier import ImageClassifier
 from handlers.images import gpu_decoder, pipelines
 from handlers.images.preprocess import Preprocess
 from handlers.images.processors import Processor
 from handlers.selection.references import OF_ARCHIVE
+from tests.image_jobs import served
 
 Answers = list[tuple[int, Any]]
 NAMES = {index: f"kind {index}" for index in range(5)}
@@ -94,18 +92,6 @@ def checkpoint(network: str, processor: Mapping[str, Any], folder: Path) -> Path
 def job_of(folder: Path, *arguments: object) -> Any:
     line = ["image-classifier", "--weights", str(folder), *map(str, arguments)]
     return resolve.image_model(cast("ImageClassifierOptions", command_line.parse(line)))
-
-
-def served(job: Any, folder: Path, **changes: Any) -> ImageClassifier:
-    """The handler of an archive of this job, loaded here."""
-    folder.mkdir()
-    job.write_files(folder)
-    carried_samples.write(job, folder)
-    section = yaml.safe_load(yaml.safe_dump(settings.write(job.settings)))
-    handler = ImageClassifier()
-    config = {"handler": {**section, "device": "cpu", "precision": "fp32", **changes}}
-    handler.initialize(TrialContext(folder, "model", config))
-    return handler
 
 
 @torch.inference_mode()
