@@ -10,8 +10,10 @@ batching of its own, as Triton, uses that, and calls Model.run. Ray Serve's repl
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,7 +137,7 @@ class AsyncModel:
         if self.max_waiting is not None and len(self._waiting) + len(calls) > self.max_waiting:
             raise BusyError(f"{len(self._waiting)} calls wait for {self.model.name}, the most are {self.max_waiting}")
         futures: list[asyncio.Future[Result]] = [asyncio.get_running_loop().create_future() for _ in calls]
-        self._waiting += zip(calls, futures, strict=True)
+        self._waiting += zip(map(_stamped, calls), futures, strict=True)
         self._came.set()
         try:
             return await asyncio.gather(*futures)
@@ -180,6 +182,11 @@ class AsyncModel:
     def _drop_given_up(self) -> None:
         if any(future.done() for _, future in self._waiting):
             self._waiting = deque((call, future) for call, future in self._waiting if not future.done())
+
+
+def _stamped(call: Call) -> Call:
+    """The call with the time of its arrival, which is now unless the host has said it."""
+    return call if call.arrived is not None else dataclasses.replace(call, arrived=time.time())
 
 
 def _settle(futures: Sequence[asyncio.Future[Result]], results: Sequence[Any]) -> None:

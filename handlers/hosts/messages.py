@@ -23,6 +23,8 @@ class HttpRequest:
         body: whole, not in pieces; not decompressed.
         query: what follows the "?" in the path. Only /invocations heeds it, as in TorchServe.
         door: by which of TorchServe's paths the request came; see `routed`.
+        arrived: when the host had the request whole, in time.time()'s seconds. X-Timeout-Ms and the figure QueueTime
+            count from it, unless a proxy has set X-Request-Start. None for a request that waits for nothing.
     """
 
     path: str = ""
@@ -30,6 +32,7 @@ class HttpRequest:
     body: bytes = b""
     query: str = ""
     door: Door = "predictions"
+    arrived: float | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the headers as pairs, in the order in which they came."""

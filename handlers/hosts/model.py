@@ -42,10 +42,12 @@ class PythonCall:
     Args:
         inputs: see Model.predict.
         options: as the caller gave them.
+        arrived: see HttpRequest.
     """
 
     inputs: Sequence[object]
     options: Mapping[str, object] = field(default_factory=dict)
+    arrived: float | None = None
 
 
 Call = HttpRequest | PythonCall
@@ -212,7 +214,10 @@ class _Batch:
 
     def _requests_of(self, call: PythonCall) -> list[Request]:
         model = self.handler.reader.model
-        return [python_values.request_of(value, call.options, model) for value in call.inputs]
+        requests = [python_values.request_of(value, call.options, model) for value in call.inputs]
+        for request in requests:
+            request.arrived = call.arrived
+        return requests
 
 
 def without_errors(answers: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from handlers.hosts.messages import HttpRequest
-from handlers.protocol import charsets
+from handlers.protocol import arrivals, charsets
 from handlers.protocol.errors import InvalidInput, UnsupportedMediaType
 
 FORM = "application/x-www-form-urlencoded"
@@ -58,7 +58,15 @@ def _headers(request: HttpRequest) -> Sent:
         if name.lower() != "content-length":
             key = name.title() if name.lower() in added else name.lower()
             sent[key] = f"{sent[key]}, {value}" if key in sent and sent[key] != value else value
-    return {**sent, **added}
+    return {**sent, **added, **_arrival(request, sent)}
+
+
+def _arrival(request: HttpRequest, sent: Sent) -> Sent:
+    """When the request came, as a proxy says it: by a proxy's own word, else by the host's, if that knows."""
+    if request.arrived is None:
+        return {}
+    proxied = arrivals.of(sent.get(arrivals.HEADER, ""), request.arrived)
+    return {arrivals.HEADER: f"t={request.arrived if proxied is None else proxied:.6f}"}
 
 
 def _boundary(content_type: str) -> str:

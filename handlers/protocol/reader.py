@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.protocol import adapters, codings, deadlines, internal_errors, request_ids, zero_shot
+from handlers.protocol import adapters, arrivals, codings, deadlines, internal_errors, request_ids, zero_shot
 from handlers.protocol.adapter import Adapter
 from handlers.protocol.context import Context
 from handlers.protocol.errors import InvalidInput, RequestError
@@ -23,14 +24,15 @@ class Reader:
 
     def read(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[Request]:
         """Return one request per row. What a client sent never raises; an error of ours fails its row alone."""
-        return [self._read(parameters, context, index) for index, parameters in enumerate(rows)]
+        now = time.time()
+        return [self._read(parameters, context, index, now) for index, parameters in enumerate(rows)]
 
-    def _read(self, parameters: Mapping[str, Any], context: Context, index: int) -> Request:
+    def _read(self, parameters: Mapping[str, Any], context: Context, index: int, now: float) -> Request:
         row, adapter = Row(), adapters.DEFAULT
         try:
             row = Row.of(parameters, context.get_all_request_header(index))
             adapter = adapters.adapter_of(row)
-            deadline = deadlines.of(row)
+            deadline = deadlines.of(row, now)
             if late := deadlines.refusal(deadline):
                 raise late
             plain = codings.decoded(row)
@@ -43,6 +45,7 @@ class Reader:
         except BaseException as error:
             request = Request(adapter, error=internal_errors.log_failure(error, "reading the request"))
         request.is_grpc, request.is_unanswerable = row.is_grpc, row.is_unanswerable
+        request.arrived = arrivals.of(row.header(arrivals.HEADER), now)
         request.ids = request_ids.read(row.headers, context.request_ids, index)
         return request
 

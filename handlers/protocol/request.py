@@ -48,6 +48,7 @@ class Request:
         answers: by the model, one per input.
         sizes: tokens of each input as they run, cut ones after the cut; empty for images.
         error: why the request has none.
+        arrived: when a proxy or the host took the request, in time.time()'s seconds; None if nothing said so.
         deadline: until when the answer is wanted, in time.time()'s seconds; None for no limit.
         is_grpc, is_unanswerable: as the Row says.
         ids: by which the client and the log name it.
@@ -62,6 +63,7 @@ class Request:
     answers: Sequence[Any] = ()
     sizes: Sequence[int] = ()
     error: RequestError | None = None
+    arrived: float | None = None
     deadline: float | None = None
     is_grpc: bool = False
     is_unanswerable: bool = False

@@ -36,6 +36,7 @@ HISTOGRAMS: Mapping[str, Sequence[float]] = {
     "BatchInputs": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     "BatchTime": TIMES_MS,
     "StepTime": TIMES_MS,
+    "QueueTime": TIMES_MS,
 }
 STEPS = ("read", "prepare", "run", "write")
 GAUGES = ("WorkerSeen", "WorkerMemory", "WorkerGPUMemory")
@@ -95,6 +96,8 @@ class BatchMetrics:
         self.totals.observe("BatchTime", steps.elapsed_ns() / 1e6)
         for step, ms in steps.ms().items():
             self.totals.observe("StepTime", ms, step)
+        for arrived in (request.arrived for request in served if request.arrived is not None):
+            self.totals.observe("QueueTime", max(0.0, steps.began_ns / 1e6 - arrived * 1e3))
         self._count_errors([request for request in served if request.error is not None], inputs)
         self._pending.set()
 

@@ -46,6 +46,11 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Requests by model", "reqps", {f"torchserve:model_requests:rate5m{{{SHARED}}}": NAME}),
         Panel("Mean latency", "s", {f"torchserve:latency_seconds:mean5m{{{SHARED}}}": NAME}),
         Panel("Mean time in the queue", "s", {f"torchserve:queue_seconds:mean5m{{{SHARED}}}": NAME}),
+        Panel(
+            "Time from the proxy to the handler: half of them, 99 % of them",
+            "ms",
+            {_quantile(0.5, "QueueTime"): f"50 % {HANDLER}", _quantile(0.99, "QueueTime"): f"99 % {HANDLER}"},
+        ),
         Panel("Alerts", "none", {'ALERTS{alertstate="firing"}': "{{alertname}} {{instance}}"}),
         Panel("Server answers its metrics port", "none", {f'up{{job="torchserve", {HOST}}}': "{{instance}}"}),
     ],

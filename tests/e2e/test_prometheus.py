@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server import tokens
 
 from tests.e2e.programs import (
     DEPLOYMENT,
@@ -81,7 +82,8 @@ def scraped(running: Prometheus) -> bool:
 def traffic(client: Client, prometheus: Prometheus) -> None:
     """Good and bad requests, until Prometheus has the rates that they make."""
     for _ in range(4):
-        client.predict("digits", SEVEN)
+        headers = tokens.bearer(client.token("inference")) | {"X-Request-Start": f"t={time.time() - 0.2:.3f}"}
+        request("POST", f"{client.inference}/predictions/digits", SEVEN, headers)
         client.predict("digits", BAD)
         client.predict("sentences", b"A sentence.", "text/plain")
         time.sleep(1.1)  # a scrape between them: rates need several
@@ -97,6 +99,8 @@ def test_figures_are_those_of_the_traffic(prometheus: Prometheus) -> None:
     p99 = [value for value in prometheus.values("torchserve:batch_seconds:p99_5m") if not math.isnan(value)]
     assert len(p99) >= 2  # models without traffic have none
     assert all(0 < value < 60 for value in p99)
+    (waited,) = [value for value in prometheus.values("torchserve:queue_seconds:p99_5m") if not math.isnan(value)]
+    assert 0.2 < waited < 60  # only requests for digits said when they came
     steps = {
         item["metric"]["Step"] for item in prometheus.ask("query", query="torchserve:step_seconds:p99_5m")["result"]
     }

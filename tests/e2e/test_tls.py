@@ -9,12 +9,13 @@ import secrets
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.programs import SAMPLES, Client, Front, Server, front, listens, until
+from tests.e2e.programs import SAMPLES, Client, Front, Server, front, listens, request, until
 
 pytestmark = pytest.mark.e2e
 
@@ -67,6 +68,36 @@ def test_answers_arrive_through_tls(proxy: Front, token: str) -> None:
     status, answer, _ = ask(proxy, "/v1/models/sentences:predict", token, body)
     assert (status, len(json.loads(answer)["predictions"][0])) == (200, 384)
     assert ask(proxy, "/ping", token, None, "GET")[0] == 200
+
+
+def test_the_time_in_the_queue_counts_from_nginx(proxy: Front, client: Client, token: str) -> None:
+    """What a client says of it is replaced; a request that comes past nginx does not count."""
+    requests, count, total_ms = settled(client)
+    assert label(ask(proxy, PREDICT, token, headers={"X-Request-Start": f"t={time.time() - 900:.3f}"})) == "7"
+    assert client.predict("digits", SEVEN).status == 200
+    until(lambda: figures(client)[0] == requests + 2)
+    assert figures(client)[1] == count + 1
+    assert 0 <= figures(client)[2] - total_ms < 60_000
+
+
+def settled(client: Client) -> list[float]:
+    """The figures when nothing of earlier tests is on its way any more: a worker reports once per second."""
+    known, since = figures(client), time.monotonic()
+    while time.monotonic() - since < 3:
+        time.sleep(0.3)
+        if (now := figures(client)) != known:
+            known, since = now, time.monotonic()
+    return known
+
+
+def figures(client: Client) -> list[float]:
+    """Requests for digits that were answered, and the count and the sum of their times in the queue."""
+    lines = request("GET", f"{client.config['metrics_address']}/metrics").body.decode().splitlines()
+    mine = [line.rpartition(" ") for line in lines if 'ModelName="digits"' in line]
+    return [
+        sum(float(value) for head, _, value in mine if head.startswith(f"{name}{{"))
+        for name in ("BatchSize_sum", "QueueTime_count", "QueueTime_sum")
+    ]
 
 
 def test_chunked_bodies_arrive_whole(proxy: Front, token: str) -> None:

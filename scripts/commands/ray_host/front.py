@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -78,9 +80,10 @@ class Front:
         found = routed(target, request.headers.items(), await _body(request))
         if found is None:
             raise Refusal(HTTPStatus.NOT_FOUND, "ResourceNotFoundException", "no such path; see docs/api.md")
-        if not found.model and found.request.door == "predictions":
-            return await self._of_all(found.request)
-        return await self._ask(self._model(found.model, found.version), found.request)
+        sent = dataclasses.replace(found.request, arrived=time.time())
+        if not found.model and sent.door == "predictions":
+            return await self._of_all(sent)
+        return await self._ask(self._model(found.model, found.version), sent)
 
     def _model(self, name: str, version: str) -> Served:
         versions = self.models.get(name, [])
