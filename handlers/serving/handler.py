@@ -85,6 +85,8 @@ class Handler(ABC, Generic[S, I]):
     def close(self) -> None:
         """Report no more, and end the handler's threads; a host without TorchServe closes its models so."""
         self.metrics.stop()
+        if self.spans:
+            self.spans.close()
 
     def _prepared(self, requests: Sequence[Request]) -> Inputs[I]:
         """Prepare all together; if that fails, each request by itself, so that the culprit fails alone."""

@@ -8,12 +8,11 @@ opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables says.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
-from importlib.metadata import entry_points
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from handlers.protocol.request import Request
+from handlers.serving import span_exporters
 from handlers.serving.steps import Steps
 from handlers.serving.worker import Worker
 
@@ -31,9 +30,11 @@ class BatchSpans:
     Args:
         provider: an opentelemetry.sdk.trace.TracerProvider.
         worker: whose labels the batches' spans have.
+        end: sends the last spans, and ends the provider; None for the provider's own.
     """
 
-    def __init__(self, provider: Any, worker: Worker) -> None:
+    def __init__(self, provider: Any, worker: Worker, end: Callable[[], None] | None = None) -> None:
+        self._end = provider.shutdown if end is None else end
         self.tracer = provider.get_tracer(NAME)
         self.model = worker.model
         self.attributes = {
@@ -72,6 +73,10 @@ class BatchSpans:
             self._report_request(request, parent, batch, (steps.began_ns, end))
         batch.end(end)
 
+    def close(self) -> None:
+        """Send the spans that wait, and make no more."""
+        self._end()
+
     def _report_request(self, request: Request, parent: Any, batch: Any, times: tuple[int, int]) -> None:
         from opentelemetry import trace
 
@@ -101,36 +106,15 @@ def parent_of(request: Request) -> Any:
 
 def load(worker: Worker) -> BatchSpans | None:
     """Return what makes the spans; None if none are asked for, or, with a warning, if they cannot be made."""
-    names = [name.strip() for name in os.environ.get("OTEL_TRACES_EXPORTER", "").split(",")]
-    names = [name for name in names if name not in ("", "none")]
-    if not names or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    asked = span_exporters.asked_for()
+    if not asked:
         return None
     try:
-        spans = BatchSpans(_provider(names), worker)
+        names = span_exporters.resolved(asked)
+        provider = span_exporters.provider_of(names)
+        spans = BatchSpans(provider, worker, span_exporters.end_with_process(provider))
     except Exception as error:  # an exporter may fail in its own way, and answers matter more than spans
-        logger.warning("no spans, though OTEL_TRACES_EXPORTER asks for %s: %s", ",".join(names), error)
+        logger.warning("no spans, though OTEL_TRACES_EXPORTER asks for %s: %s", ",".join(asked), error)
         return None
     logger.info("spans go to the exporter %s", ",".join(names))
     return spans
-
-
-def _provider(exporters: Sequence[str]) -> Any:
-    """The provider of the exporters with these names. Raises ImportError or LookupError with what is missing."""
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    provider = TracerProvider(resource=Resource.create({} if named else {"service.name": "torchserve"}))
-    for name in exporters:
-        provider.add_span_processor(BatchSpanProcessor(_exporter(name)))
-    return provider
-
-
-def _exporter(name: str) -> Any:
-    found = list(entry_points(group="opentelemetry_traces_exporter", name=name))
-    if not found:
-        raise LookupError(
-            f"no installed package has the exporter {name!r}; pip install opentelemetry-exporter-{name}"
-        )
-    return found[0].load()()

@@ -18,7 +18,7 @@ import pytest
 from handlers.protocol.errors import InvalidInput
 from handlers.protocol.interface import Interface
 from handlers.protocol.reader import Reader
-from handlers.serving import spans
+from handlers.serving import span_exporters, spans
 from handlers.serving.handler import Handler
 from handlers.serving.inputs import Inputs, Options
 from handlers.serving.worker import Worker
@@ -140,7 +140,9 @@ def test_an_exporter_that_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "nobodys")
     assert spans.load(WORKER) is None
-    assert "no installed package has the exporter 'nobodys'; pip install" in caplog.text
+    assert (
+        "no installed package has the exporter 'nobodys'; pip install opentelemetry-exporter-nobodys" in caplog.text
+    )
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     monkeypatch.setattr(logging.Logger, "warning", lambda *arguments: pytest.fail("it is turned off"))
     assert spans.load(WORKER) is None
@@ -149,7 +151,7 @@ def test_an_exporter_that_is_not_installed_is_named(
 CHILD = """
 from handlers.protocol import adapters
 from handlers.protocol.request import Request
-from handlers.serving import spans
+from handlers.serving import span_exporters, spans
 from handlers.serving.steps import Steps
 from handlers.serving.worker import Worker
 made = spans.load(Worker("m", "1.0", "w"))
@@ -171,7 +173,7 @@ def test_the_standard_variables_set_it_up_and_the_end_of_the_process_loses_nothi
 @needs_sdk
 def test_a_service_without_a_name_is_torchserve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
-    attributes = spans._provider([]).resource.attributes
+    attributes = span_exporters.provider_of([]).resource.attributes
     assert (attributes["service.name"], attributes["deployment.environment.name"]) == ("torchserve", "test")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=mine")
-    assert spans._provider([]).resource.attributes["service.name"] == "mine"
+    assert span_exporters.provider_of([]).resource.attributes["service.name"] == "mine"
