@@ -38,6 +38,9 @@ BODY, QUEUE, BATCH, CLIENTS = 2 << 20, 16, 8, 120
 FLOODS = 5
 WAIT_S = 90
 IDLE, SLOW_SENDERS, VANISHING = 1000, 50, 20
+MANY_IDLE, PER_ADDRESS = 10_000, 1000
+OTHER_FILES = 500  # that Java and this process hold besides
+IDLE_MB = 20  # of Java's memory per 1,000 connections; 4 were measured
 BATCH_S = 0.3  # as SLOW below
 SPARE = 3  # machines that run tests are busy
 SLOW = """
@@ -153,20 +156,59 @@ def test_idle_slow_and_vanishing_clients_cost_nothing_lasting(pressed: Server) -
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
             sender.sendall(head + bytes(BODY))
             sender.close()
-        began = time.monotonic()
-        assert answers(client)
-        print(f"an answer took {time.monotonic() - began:.2f} s meanwhile; file descriptors: {java.num_fds()}")
+        print(f"an answer took {seconds_of_an_answer(client):.2f} s meanwhile; file descriptors: {java.num_fds()}")
         assert java.num_fds() >= before + IDLE
-    deadline = time.monotonic() + 30
-    while java.num_fds() > before + 20 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert java.num_fds() <= before + 20
+    wait_for(lambda: java.num_fds() <= before + 20)
     assert answers(client)
 
 
-def connect(client: Client, held: contextlib.ExitStack) -> socket.socket:
+def test_ten_thousand_idle_connections_cost_little(pressed: Server) -> None:
+    """A second lot of them takes the memory of the first one again. Prints the figures of docs/operations.md."""
+    client = pressed.client
+    java = next(process for process in psutil.process_iter(["name"]) if is_java_of(pressed, process))
+    count = min(MANY_IDLE, *(limit - OTHER_FILES for limit in (java.rlimit(psutil.RLIMIT_NOFILE)[0], open_files())))
+    assert all(answers(client) for _ in range(5))  # so that requests themselves need no more memory
+    known, files = java.memory_info().rss, java.num_fds()
+    grew = []
+    for _ in range(2):
+        with contextlib.ExitStack() as held:
+            for number in range(count):
+                connect(client, held, f"127.0.0.{2 + number // PER_ADDRESS}")
+            wait_for(lambda: java.num_fds() >= files + count - 20)
+            grew.append((java.memory_info().rss - known) / 1e6)
+            waits = [seconds_of_an_answer(client) for _ in range(5)]
+        wait_for(lambda: java.num_fds() <= files + 20)
+        print(f"{count} idle connections: Java grew by {grew[-1]:.0f} MB; answers took {max(waits):.2f} s at most")
+        assert max(waits) < SPARE * 2 * BATCH_S
+        assert grew[-1] < IDLE_MB * max(1, count / 1000)
+    assert grew[1] - grew[0] < max(50, grew[0])
+    assert answers(client)
+
+
+def open_files() -> int:
+    """How many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    """Wait for Java to take or to drop connections."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def seconds_of_an_answer(client: Client) -> float:
+    began = time.monotonic()
+    assert answers(client)
+    return time.monotonic() - began
+
+
+def connect(client: Client, held: contextlib.ExitStack, source: str = "") -> socket.socket:
+    """Open a connection. source: the address on this machine that it comes from, because one has too few ports."""
     address = urlsplit(client.inference)
-    return held.enter_context(socket.create_connection((address.hostname, address.port), timeout=30))
+    opened = socket.create_connection((address.hostname, address.port), 30, (source, 0) if source else None)
+    return held.enter_context(opened)
 
 
 def is_java_of(server: Server, process: psutil.Process) -> bool:
@@ -180,7 +222,7 @@ def is_java_of(server: Server, process: psutil.Process) -> bool:
 def many_files() -> Iterator[None]:
     """Allow this process a connection for each client."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * IDLE), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2 * MANY_IDLE), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
