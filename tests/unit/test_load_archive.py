@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -139,6 +140,15 @@ def test_texts_that_are_refused(sentences: Model) -> None:
     assert all(isinstance(answer, RequestError) for answer in refused)
     assert len(fine) == 384
     assert len(sentences.predict(["word " * 40], truncate=True)[0]) == 384
+
+
+def test_a_time_limit_counts_from_the_arrival_that_the_host_tells(model: Model) -> None:
+    limit, body = {"X-Timeout-Ms": "1000"}, SEVEN.read_bytes()
+    late = HttpRequest(headers=limit, body=body, arrived=time.time() - 2)
+    answers = model.answer_batch(
+        [late, HttpRequest(headers={"X-Timeout-Ms": "60000"}, body=body, arrived=late.arrived)]
+    )
+    assert [answer.status for answer in answers] == [504, 200]
 
 
 def test_one_batch_answers_good_and_bad_requests_in_order(model: Model) -> None:

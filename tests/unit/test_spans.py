@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -112,6 +113,27 @@ def test_errors_are_told_by_type_and_only_a_5xx_is_the_servers(exported: Callabl
     told = [(span.attributes["http.response.status_code"], span.attributes.get("error.type")) for span in found]
     assert told == [(400, "InvalidInput"), (500, "InferenceFailed"), (200, None)]
     assert [span.status.is_ok for span in found] == [True, False, True]
+
+
+def test_a_closed_handler_sends_its_last_spans_and_ends_the_exporter(
+    context_for: Callable[..., FakeContext],
+) -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="needs the test extra's opentelemetry-sdk")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    handler = Echo()
+    handler.metrics = SimpleNamespace(report=lambda *arguments: None, stop=lambda: None)  # type: ignore[assignment]
+    handler.spans = spans.BatchSpans(provider, WORKER, span_exporters.end_with_process(provider))
+    handler.handle([{"body": b"a"}], context_for([{"content-length": "1", "url_path": ""}]))
+    assert not exporter.get_finished_spans()  # they wait for others
+    handler.close()
+    assert named(list(exporter.get_finished_spans()), "batch m")
+    assert not any(thread.name in ("last spans", "OtelBatchSpanRecordProcessor") for thread in threading.enumerate())
+    handler.close()
 
 
 @pytest.mark.parametrize("asked", ["", "none", None, " , none"])
