@@ -17,7 +17,7 @@ from serving_bench.resource_usage import GpuMonitor, Groups, ProcessMonitor
 from serving_bench.rows import Row, rounded
 from serving_bench.stream_generator import StreamGenerator
 
-OPEN_CONNECTIONS = 1024  # the most that an open loop opens
+OPEN_CONNECTIONS = 1024  # the most that an open loop opens, per GPU
 
 
 class Subject(Protocol):
@@ -114,7 +114,8 @@ class Bench:
         row: Row = {"loop": "open", "clients": None, "rate": rounded(rate)}
 
         def run(seconds: float) -> LoadResult:
-            return self.open_loop.open(subject.endpoint(), load, rate, OPEN_CONNECTIONS, seconds)
+            connections = OPEN_CONNECTIONS * self.layout.factor
+            return self.open_loop.open(subject.endpoint(), load, rate, connections, seconds)
 
         return self._measure(subject, load, reference, setting, {**row, **more}, run)
 
