@@ -14,16 +14,17 @@ from server.client import silent
 from server.errors import ServerError
 from server.options import add_server_options, client_of
 from server.paths import MODEL_STORE
-from serving_bench import apply_choice, archives, command, reference_answers
+from serving_bench import apply_choice, archives, command, mps, reference_answers
 from serving_bench.archives import Archive
+from serving_bench.fleet import Fleet
 from serving_bench.generator import Load
 from serving_bench.generator_options import add_generator_options, generators
+from serving_bench.layouts import Layout
 from serving_bench.load_options import add_load_options, load_for
 from serving_bench.measure import Bench, Setting
 from serving_bench.resource_usage import GpuMonitor
 from serving_bench.search import Choice, Score, Search
 from serving_bench.sweep import Served
-from serving_bench.temporary_server import TemporaryServer
 
 DESCRIPTION = """\
 Find the number of workers, the batch size and the delay that serve a model best on this machine, by measuring it in a
@@ -78,7 +79,11 @@ def parser() -> argparse.ArgumentParser:
         "--most-batch", type=positive, metavar="N", help="try batch sizes up to N (default: the archive's)"
     )
     add_load_options(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
-    add_generator_options(found.add_argument_group("load generator"))
+    generator = found.add_argument_group("load generator and server")
+    add_generator_options(generator)
+    generator.add_argument(
+        "--mps", action="store_true", help="start NVIDIA's MPS for the run, and end it after it (serve under it too)"
+    )
     return found
 
 
@@ -92,7 +97,13 @@ def run(chosen: argparse.Namespace) -> int:
     generator, open_loop = generators(chosen)
     if chosen.apply:
         client_of(chosen).describe(archive.name)  # fails now, before minutes are spent
-    with GpuMonitor() as gpus, TemporaryServer(dict(chosen.setting)) as server:
+    if chosen.mps:
+        mps.check()
+    with (
+        GpuMonitor() as gpus,
+        mps.chosen(chosen.mps or None) as environment,
+        Fleet(Layout(), dict(chosen.setting), environment) as server,
+    ):
         bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, silent, lambda _: None)
         tuned = Tuned(bench, server, archive, load)
         search = Search(tuned.measure, chosen.p99_ms, command.print_now)
@@ -108,7 +119,7 @@ def run(chosen: argparse.Namespace) -> int:
 class Tuned:
     """An archive in a TorchServe of this program's own, which serves it as each choice says."""
 
-    def __init__(self, bench: Bench, server: TemporaryServer, archive: Archive, load: Load) -> None:
+    def __init__(self, bench: Bench, server: Fleet, archive: Archive, load: Load) -> None:
         self.bench, self.server, self.archive, self.load = bench, server, archive, load
         self.served = Served(server, archive.name, "archive")
         self.reference: reference_answers.ReferenceAnswers | None = None

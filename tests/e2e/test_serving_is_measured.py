@@ -84,6 +84,23 @@ def test_a_running_server_and_a_body(server: Server, tmp_path: Path) -> None:
     assert row["items_per_s"] == pytest.approx(2 * row["requests_per_s"], rel=1e-3)
 
 
+def test_two_servers_share_load_and_workers(model_store: Path, tmp_path: Path) -> None:
+    short = ("--seconds", "2", "--warm-up", "1", "--workers", "2", "--clients", "8", "--rate", "5")
+    _, content = measured(tmp_path / "found", model_store / "digits.mar", "--servers", "1,2", *short)
+    found = rows(content, "digits")
+    check(found)
+    assert [(row["servers"], row["loop"]) for row in found] == [
+        (1, "closed"),
+        (1, "open"),
+        (2, "closed"),
+        (2, "open"),
+    ]
+    assert {row["workers"] for row in found} == {2}
+    assert [row["servers"] for row in rows(content, "noop")] == [1, 2]
+    assert "workers_per_gpu" not in found[0]  # this is also for machines without a GPU
+    assert content["settings"]["servers"] == ["1", "2"]
+
+
 def test_stopped_it_leaves_nothing_behind(model_store: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     arguments = command("--out", tmp_path / "found", model_store / "digits.mar", "--workers", "1", "--seconds", "60")

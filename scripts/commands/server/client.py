@@ -136,10 +136,10 @@ class Client:
         logs = Logs(self.folder)
         before = self.describe(model, version)["workers"]
         if before and {worker["id"] for worker in before} <= logs.stopped(model):
-            self._set_workers(model, 0, version)
+            self.set_workers(model, 0, version)
             while self.describe(model, version)["workers"] and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-        self._set_workers(model, workers, version)
+        self.set_workers(model, workers, version)
         while time.monotonic() < deadline:
             if error := logs.load_error(model):
                 raise ServerError(f"a worker of {model} cannot load: {error} (all of it: {logs.workers})")
@@ -152,7 +152,8 @@ class Client:
             f"{model} did not reach {workers} ready workers in {round(timeout_s, 2):g} s (log: {logs.workers})"
         )
 
-    def _set_workers(self, model: str, workers: int, version: str) -> None:
+    def set_workers(self, model: str, workers: int, version: str = "") -> None:
+        """Ask for `workers` workers, and wait for none of them. Raises ServerError if that is refused."""
         path = f"/models/{model}{'/' + version if version else ''}"
         answer = self.manage("PUT", path, {"min_worker": workers, "max_worker": workers})
         if answer.status not in (200, 202):

@@ -22,14 +22,21 @@ def read_properties(path: Path) -> dict[str, str]:
 
 def config_on_free_ports(path: Path, settings: Mapping[str, str] | None = None) -> Path:
     """Write the project's config.properties to `path` with free ports, absolute paths, and `settings` of your own."""
-    free = iter(ports.free_ports(len(ADDRESSES) + len(GRPC_PORTS)))
     changes = {
-        **{key: _address(next(free)) for key in ADDRESSES},
-        **{key: str(next(free)) for key in GRPC_PORTS},
+        **free_addresses(1)[0],
         "metrics_config": str(ROOT / read_properties(CONFIG)["metrics_config"]),
         **(settings or {}),
     }
     return write_changed(CONFIG, path, changes)
+
+
+def free_addresses(servers: int) -> list[dict[str, str]]:
+    """The settings that give each of several servers free ports of its own."""
+    free = iter(ports.free_ports(servers * (len(ADDRESSES) + len(GRPC_PORTS))))
+    return [
+        {**{key: _address(next(free)) for key in ADDRESSES}, **{key: str(next(free)) for key in GRPC_PORTS}}
+        for _ in range(servers)
+    ]
 
 
 def config_on_port(source: Path, path: Path, port: int) -> Path:

@@ -36,13 +36,14 @@ class Server:
     """A TorchServe in a process group of its own.
 
     folder: where it runs; it gets key_file.json and logs/. models: NAME=ARCHIVE.mar of the model store, to register
-    at the start; empty: none.
+    at the start; empty: none. environment: variables besides this process's own.
     """
 
     folder: Path
     config_file: Path
     model_store: Path
     models: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
 
@@ -101,6 +102,7 @@ class Server:
     def _environment(self, java_home: str) -> dict[str, str]:
         return {
             **{key: value for key, value in os.environ.items() if key not in NOT_PASSED_ON},
+            **self.environment,
             "TMPDIR": self.temporary,
             "TEMP": self.temporary,
             "LOG_LOCATION": str(self.log.parent),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from serving_bench.rows import Row
+from serving_bench.rows import Row, layout_words
 
 PARTS = {
     "outside_ms": "network, HTTP, load generator",
@@ -56,21 +56,22 @@ def series(rows: Sequence[Row]) -> dict[tuple[str, Any], list[Row]]:
     """Rows that differ only in the number of clients or the rate, by name."""
     found: dict[tuple[str, Any], list[Row]] = {}
     for row in rows:
-        key = (row["target"], row["workers"], row["batch_size"], row["max_batch_delay_ms"])
+        key = (row["target"], row["workers"], row["batch_size"], row["max_batch_delay_ms"], layout_words(row))
         found.setdefault((_name(row, rows), key), []).append(row)
     return found
 
 
 def _name(row: Row, among: Sequence[Row]) -> str:
     """ "digits, 2 workers", and batch size and delay if those vary."""
+    layout = f", {words}" if (words := layout_words(row)) else ""
     if row["kind"] == "no-op":
-        return "no-op: the most that can be had here"
+        return f"no-op{layout}: the most that can be had here"
     workers = f", {row['workers']} worker{'s' if row['workers'] > 1 else ''}" if row["workers"] else ""
     extra = ""
     for key, words in (("batch_size", "batch {}"), ("max_batch_delay_ms", "delay {} ms")):
         if len({other[key] for other in among if other["target"] == row["target"]}) > 1:
             extra += f", {words.format(row[key])}"
-    return f"{row['target']}{workers}{extra}"
+    return f"{row['target']}{layout}{workers}{extra}"
 
 
 def _axes(plt: Any, height: float = 4.2) -> tuple[Any, Any]:

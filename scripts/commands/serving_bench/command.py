@@ -17,16 +17,16 @@ from server.errors import ServerError
 from server.options import client_of
 from server.paths import MODEL_STORE, ROOT
 
-from serving_bench import address, archives, engine_speed, page, report, sweep
+from serving_bench import address, archives, engine_speed, layouts, mps, page, report, sweep
 from serving_bench.archives import Archive
-from serving_bench.environment import environment
+from serving_bench.environment import environment, gpu_names
 from serving_bench.generator import Generator, GeneratorError
 from serving_bench.generator_options import generators
+from serving_bench.layouts import Layout
 from serving_bench.load_options import load_for
 from serving_bench.measure import Bench
 from serving_bench.resource_usage import GpuMonitor
 from serving_bench.stream_generator import StreamGenerator
-from serving_bench.temporary_server import TemporaryServer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUT = ROOT / "build" / "serving"
@@ -92,15 +92,32 @@ def run_archives(chosen: argparse.Namespace) -> int:
         raise ValueError(f"archives are called {', '.join(names)}; wanted: NAME=FILE.mar with a name each")
     pairs = [(archive, load_for(archive, chosen)) for archive in chosen.archives]
 
+    found = layouts_of(chosen)
+
     def measure(bench: Bench, about: dict[str, Any]) -> None:
-        with TemporaryServer(dict(chosen.setting)) as server:
-            about["archives"] = sweep.run(bench, server, plan_of(chosen), pairs)
+        measured = sweep.run_layouts(bench, found, dict(chosen.setting), plan_of(chosen), pairs)
+        about["archives"] |= measured
 
     return _run(chosen, "-".join(names), measure)
 
 
+def layouts_of(chosen: argparse.Namespace) -> list[Layout]:
+    """The layouts that the options ask for. Raises ValueError for what this machine or the options cannot give."""
+    if True in chosen.mps:
+        mps.check()
+    found = layouts.layouts(chosen.gpus, chosen.servers, chosen.mps, len(gpu_names()))
+    for layout in found:
+        for option, counts in (("--workers", chosen.workers or WORKERS), ("--clients", chosen.clients)):
+            for count in counts:
+                if count * layout.factor % layout.servers:
+                    raise ValueError(f"{option} {count} cannot be divided evenly between {layout.servers} servers")
+    return found
+
+
 def run_address(chosen: argparse.Namespace) -> int:
     """Measure a server that runs already."""
+    if chosen.gpus or chosen.servers != [layouts.ONE] or chosen.mps != [None]:
+        raise ValueError("--gpus, --servers and --mps are for servers that this program starts, not for --address")
     server = address.find(chosen.address, client_of(chosen))
     load = load_for(None, chosen)
 
@@ -170,6 +187,9 @@ def conditions(chosen: argparse.Namespace, generator: Generator, open_loop: Stre
             "seconds": chosen.seconds,
             "warm_up": chosen.warm_up,
             "config.properties": dict(chosen.setting),
+            "gpus": chosen.gpus,
+            "servers": chosen.servers,
+            "mps": ["as the machine has it" if on is None else "on" if on else "off" for on in chosen.mps],
             "engine_items_per_second": chosen.engine_items_per_second,
         },
         "archives": {archive.name: archive.about() for archive in chosen.archives},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 
@@ -13,10 +13,26 @@ class GeneratorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go. headers: what the server needs, such as its token."""
+    """Where requests go.
+
+    headers: what the server needs, such as its token. others: further servers of the same model; connections are
+    spread evenly over all.
+    """
 
     url: str
     headers: Mapping[str, str]
+    others: tuple[Endpoint, ...] = ()
+
+    @property
+    def each(self) -> tuple[Endpoint, ...]:
+        """All servers, this one first."""
+        return (self, *self.others)
+
+
+def together(endpoints: Sequence[Endpoint]) -> Endpoint:
+    """One endpoint that stands for all of them."""
+    first, *others = endpoints
+    return replace(first, others=tuple(others))
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,7 @@ class LoadResult:
 
     statuses: answers by HTTP status. failures: requests without an answer, by kind. latency_ms: p50, p90, p99, p999
     and max of all answers. cpu_seconds: of the generator. late_ms: how much later than planned an open loop sent.
+    threads: threads or processes that made the load; 0 if unknown.
     """
 
     generator: str
@@ -54,6 +71,7 @@ class LoadResult:
     latency_ms: Mapping[str, float]
     cpu_seconds: float
     late_ms: Mapping[str, float] = field(default_factory=dict)
+    threads: int = 0
 
     @property
     def answered(self) -> int:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving_bench import rows
+from serving_bench import rows, scaling
 from serving_bench.answer_comparison import agree
 from serving_bench.generator import Endpoint, Generator, Load, LoadResult
+from serving_bench.layouts import Layout
 from serving_bench.prometheus import MetricChange
 from serving_bench.reference_answers import AnswerChecker, ReferenceAnswers
 from serving_bench.resource_usage import GpuMonitor, Groups, ProcessMonitor
 from serving_bench.rows import Row, rounded
 from serving_bench.stream_generator import StreamGenerator
 
-OPEN_CONNECTIONS = 1024  # the most that an open loop opens
+OPEN_CONNECTIONS = 1024  # the most that an open loop opens, per GPU
 
 
 class Subject(Protocol):
@@ -67,6 +69,16 @@ class Bench:
     noop: dict[tuple[str, int], float] = field(default_factory=dict)
     references: dict[str, ReferenceAnswers] = field(default_factory=dict)  # of the last archive, by load's name
     engine_items_per_s: float | None = None
+    layout: Layout = field(default_factory=Layout)
+
+    def use(self, layout: Layout) -> None:
+        """Measure this layout from now on.
+
+        The no-op is measured again unless only MPS differs: it computes nothing on a GPU.
+        """
+        if (layout.devices, layout.servers) != (self.layout.devices, self.layout.servers):
+            self.noop.clear()
+        self.layout, self.gpus.only = layout, layout.devices
 
     def warm_up_java(self, subject: Subject, load: Load, clients: int) -> None:
         """Send many requests before the first point: Java compiles what runs often, and is slow until then."""
@@ -102,7 +114,8 @@ class Bench:
         row: Row = {"loop": "open", "clients": None, "rate": rounded(rate)}
 
         def run(seconds: float) -> LoadResult:
-            return self.open_loop.open(subject.endpoint(), load, rate, OPEN_CONNECTIONS, seconds)
+            connections = OPEN_CONNECTIONS * self.layout.factor
+            return self.open_loop.open(subject.endpoint(), load, rate, connections, seconds)
 
         return self._measure(subject, load, reference, setting, {**row, **more}, run)
 
@@ -130,6 +143,7 @@ class Bench:
         row = {
             "target": subject.name,
             "kind": subject.kind,
+            **self.layout.columns(),
             "load": load.name,
             "unit": load.unit,
             "workers": setting.workers,
@@ -143,6 +157,8 @@ class Bench:
             **rows.of_answers(checked),
             "agrees": self._agreement(load, reference) if subject.kind == "peer" else None,
         }
+        row["share_of_linear"] = rounded(scaling.share_of_linear(row, self.rows, self.layout.first))
+        row["limited_by"] = scaling.limited_by(row, len(os.sched_getaffinity(0)), result.threads)
         self.rows.append(row)
         self.show(rows.line_of(row))
         self.save(self)

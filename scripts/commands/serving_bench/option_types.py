@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from argument_types import checked, parts
 
-from serving_bench import archives, sweep
+from serving_bench import archives, layouts, sweep
 from serving_bench.archives import Archive
 
 
@@ -25,6 +25,25 @@ def counts(text: str) -> list[int]:
     if not all(part.isascii() and part.isdigit() and int(part) for part in found):
         raise ValueError(f"{text!r}; wanted: whole numbers from 1, separated by commas")
     return [int(part) for part in found]
+
+
+@checked
+def servers(text: str) -> list[str]:
+    """How many TorchServes: "one,per-gpu,2"."""
+    found = parts(text)
+    for part in found:
+        if part not in (layouts.ONE, layouts.PER_GPU) and not (part.isascii() and part.isdigit() and int(part)):
+            raise ValueError(f"{part!r}; wanted: {layouts.ONE}, {layouts.PER_GPU}, or a whole number from 1")
+    return found
+
+
+@checked
+def switches(text: str) -> list[bool | None]:
+    """With and without: "off,on"."""
+    words = {"off": False, "on": True}
+    if unknown := [part for part in parts(text) if part not in words]:
+        raise ValueError(f"{unknown[0]!r}; wanted: off, on, or off,on")
+    return [words[part] for part in parts(text)]
 
 
 @checked

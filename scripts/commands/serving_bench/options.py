@@ -33,6 +33,7 @@ examples:
   scripts/bench_serving model_store/bert-large.mar --texts-per-request 32 --accept application/octet-stream
   scripts/bench_serving bert-large.mar --engine-items-per-second docs/benchmarks/bert-large-h200.json:32x128
   scripts/bench_serving model_store/resnet101.mar --setting job_queue_size=1024 --clients 512
+  scripts/bench_serving model_store/resnet101.mar --gpus 1,2,4 --servers one,per-gpu --mps off,on
   scripts/bench_serving --quick model_store/digits.mar model_store/sentences.mar
   scripts/bench_serving --redraw build/serving/resnet101-h200.json             write CSV and page again
 
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     _add_address(found.add_argument_group("a server that runs already"))
     add_load_options(found.add_argument_group("load (by default what fits the archive: photographs, or texts)"))
     _add_sweep(found.add_argument_group("what is varied (LIST: numbers, separated by commas)"))
+    _add_layouts(found.add_argument_group("several GPUs of this machine"))
     _add_peers(found.add_argument_group("peers"))
     add_generator_options(found.add_argument_group("load generator and server"))
     _add_report(found.add_argument_group("report"))
@@ -84,10 +86,14 @@ def _add_sweep(group: argparse._ArgumentGroup) -> None:
         "--workers",
         type=option_types.counts,
         metavar="LIST",
-        help="(default: 1,2,4; with --address: unchanged)",
+        help="of the model; with --gpus: per GPU (default: 1,2,4; with --address: unchanged)",
     )
     group.add_argument(
-        "--clients", type=option_types.counts, default=[1, 16, 64, 256], metavar="LIST", help="(default: 1,16,64,256)"
+        "--clients",
+        type=option_types.counts,
+        default=[1, 16, 64, 256],
+        metavar="LIST",
+        help="with --gpus: per GPU (default: 1,16,64,256)",
     )
     for option in ("--batch-size", "--batch-delay-ms"):
         group.add_argument(
@@ -100,6 +106,32 @@ def _add_sweep(group: argparse._ArgumentGroup) -> None:
         metavar="LIST",
         help="rates of the open loop: requests/s, or a share of what the closed loop reached; none: no open loop "
         "(default: 70%%)",
+    )
+
+
+def _add_layouts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--gpus",
+        type=option_types.counts,
+        metavar="LIST",
+        help="serve with the first N GPUs, for each N of the list. --workers and --clients are per GPU then; a "
+        "--rate in requests/s is not (default: one run with all GPUs that are visible, and numbers in all)",
+    )
+    group.add_argument(
+        "--servers",
+        type=option_types.servers,
+        default=["one"],
+        metavar="LIST",
+        help="one: one TorchServe for all GPUs; per-gpu: one for each, with its share of the workers; or a number, "
+        "also without GPUs. The load is spread evenly over them (default: one)",
+    )
+    group.add_argument(
+        "--mps",
+        type=option_types.switches,
+        default=[None],
+        metavar="LIST",
+        help="off, on, or off,on: with and without NVIDIA's MPS, which is started for the run and ended after it "
+        "(default: as the machine has it)",
     )
 
 

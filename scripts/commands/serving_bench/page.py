@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_bench import charts, report
-from serving_bench.rows import Row
+from serving_bench.rows import Row, layout_words
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -26,11 +26,16 @@ dt { font-weight: 600; } dd { margin: 0 0 0.5rem 0; }
 """
 COLUMNS = {
     "target": "served",
+    "gpus": "GPUs",
+    "servers": "servers",
+    "mps": "MPS",
     "workers": "workers",
+    "workers_per_gpu": "workers on each GPU",
     "batch_size": "most in a batch",
     "load_of": "clients, or requests/s asked",
     "requests_per_s": "requests/s",
     "items_per_s": "items/s",
+    "share_of_linear": "of linear",
     "p50_ms": "p50 ms",
     "p90_ms": "p90 ms",
     "p99_ms": "p99 ms",
@@ -45,6 +50,7 @@ COLUMNS = {
     "gpu_mib_per_worker": "GPU MiB per worker",
     "headroom": "no-op is faster",
     "share_of_engine": "of the engine's speed",
+    "limited_by": "at its limit",
 }
 MEANING = {
     "clients": "Each sends a request, waits for its answer, and sends the next: a closed loop. More clients have "
@@ -61,6 +67,9 @@ MEANING = {
     "handler": "Mean time of a batch: decoding or tokenizing, the network, and writing answers.",
     "no-op is faster": "A handler that does nothing, with the same bytes in and out, answered so many times as many "
     "requests. A figure near 1 means that TorchServe's front end or the load generator was the limit.",
+    "of linear": "items/s divided by what as many GPUs would give if each gave as much as the fewest GPUs did.",
+    "at its limit": "What was busy for 90 % of the time or more: all cores, the GPUs, the load generator; or the "
+    "front end, if the no-op is less than 1.25 times as fast. A ? means none of these.",
     "GPU busy": "Share of the time in which any kernel ran, as the driver reports it, however small the kernel.",
 }
 
@@ -133,10 +142,12 @@ def _best(rows: Sequence[Row]) -> str:
     for row in report.best(rows):
         if row["kind"] != "no-op":
             workers = f" with {row['workers']} worker{'s' if row['workers'] > 1 else ''}" if row["workers"] else ""
+            layout = f" ({words})" if (words := layout_words(row)) else ""
             share = f", {row['share_of_engine']:.0%} of the engine's own speed" if row["share_of_engine"] else ""
             sentences.append(
-                f"<li><b>{html.escape(row['target'])}: {row['items_per_s']:,.0f} {row['unit']}/s</b>{workers} at "
-                f"{row['clients']} clients{share}; half of the answers within {row['p50_ms'] or 0:,.1f} ms, "
+                f"<li><b>{html.escape(row['target'])}{layout}: {row['items_per_s']:,.0f} {row['unit']}/s</b>"
+                f"{workers} at {row['clients']} clients{share}; "
+                f"half of the answers within {row['p50_ms'] or 0:,.1f} ms, "
                 f"99 % within {row['p99_ms'] or 0:,.1f} ms.</li>"
             )
     return f"<ul>{''.join(sentences)}</ul>"
@@ -165,7 +176,7 @@ def _cell(row: Row, key: str) -> str:
     value = row.get(key)
     if value is None or value == "":
         return ""
-    if key == "share_of_engine":
+    if key in ("share_of_engine", "share_of_linear"):
         return f"{value:.0%}"
     if key == "headroom":
         return f"{value:,.1f} x"

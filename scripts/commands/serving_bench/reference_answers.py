@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, product
 from types import TracebackType
 
 from server.http import request
@@ -30,7 +31,7 @@ class ReferenceAnswers:
 
 
 def ask(endpoint: Endpoint, load: Load) -> ReferenceAnswers:
-    """Send the first bodies of a load, and keep the answers.
+    """Send the first bodies of a load to the (first) server, and keep the answers.
 
     Raises GeneratorError with the server's message if it does not answer 200, OSError if it does not answer.
     """
@@ -78,19 +79,20 @@ class AnswerChecker:
             self._thread.join()
 
     def once(self) -> None:
-        """Send each reference request once more."""
-        for index in range(len(self.reference.bodies)):
-            self._check_one(index)
+        """Send each reference request once more, to every server."""
+        for endpoint in self.endpoint.each:
+            for index in range(len(self.reference.bodies)):
+                self._check_one(endpoint, index)
 
     def _check(self) -> None:
-        index = 0
-        while not self._done.wait(PAUSE_S):
-            self._check_one(index % len(self.reference.bodies))
-            index += 1
+        for endpoint, index in cycle(product(self.endpoint.each, range(len(self.reference.bodies)))):
+            if self._done.wait(PAUSE_S):
+                return
+            self._check_one(endpoint, index)
 
-    def _check_one(self, index: int) -> None:
+    def _check_one(self, endpoint: Endpoint, index: int) -> None:
         try:
-            status, answer = _request(self.endpoint, self.load, self.reference.bodies[index])
+            status, answer = _request(endpoint, self.load, self.reference.bodies[index])
         except OSError:
             self.refused += 1
             return

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.results import write_json
 
 from serving_bench.measure import Bench
-from serving_bench.rows import Row, disturbed, troubles
+from serving_bench.rows import Row, disturbed, layout_words, troubles
 
 COLUMNS = (
     *("target", "kind", "load", "loop", "workers", "batch_size", "max_batch_delay_ms", "clients", "rate"),
@@ -29,8 +29,10 @@ COLUMNS = (
     ),
     *("gpu_busy", "gpu_memory_mib", "gpu_mib_per_worker"),
     *("noop_requests_per_s", "headroom", "share_of_engine", "answer_bytes", "generator", "late_p99_ms", "seconds"),
-    *("gpu", "commit"),
+    *("limited_by", "gpu", "commit"),
 )
+# Shown only if a row has one.
+OF_LAYOUTS = (*("gpus", "servers", "mps", "workers_per_gpu", "share_of_linear", "gpu_busy_mean", "gpu_busy_least"),)
 Document = Mapping[str, Any]
 
 
@@ -43,7 +45,8 @@ def write(out: Path, content: Document) -> None:
     """Write OUT.json and OUT.csv."""
     write_json(out.with_name(f"{out.name}.json"), content)
     with out.with_name(f"{out.name}.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        used = [key for key in OF_LAYOUTS if any(row.get(key) is not None for row in content["rows"])]
+        writer = csv.DictWriter(stream, [*COLUMNS, *used], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(flat(row, content["conditions"]) for row in content["rows"])
 
@@ -53,14 +56,14 @@ def flat(row: Row, conditions: Mapping[str, Any]) -> dict[str, Any]:
     nested = {f"{key}_{group}": value for key in ("cores", "rss_mib") for group, value in row[key].items()}
     found = {**row, **nested, **{key: conditions[key] for key in ("gpu", "commit")}}
     joined = {key: ";".join(map(str, row[key])) for key in ("gpu_busy", "gpu_memory_mib")}
-    return {column: {**found, **joined}.get(column) for column in COLUMNS}
+    return {column: {**found, **joined}.get(column) for column in (*COLUMNS, *OF_LAYOUTS)}
 
 
 def best(rows: Sequence[Row]) -> list[Row]:
-    """For each target and load: the closed loop's row with the most requests/s and no wrong answer."""
-    found: dict[tuple[str, str], Row] = {}
+    """For each target, load and layout: the closed loop's row with the most requests/s and no wrong answer."""
+    found: dict[tuple[str, str, str], Row] = {}
     for row in rows:
-        key = (row["target"], row["load"])
+        key = (row["target"], row["load"], layout_words(row))
         sound = row["loop"] == "closed" and not row.get("answers_wrong")
         if sound and (key not in found or row["requests_per_s"] > found[key]["requests_per_s"]):
             found[key] = row
@@ -71,7 +74,12 @@ def table(content: Document) -> str:
     """Markdown: the best point of each target, then the remarks."""
     head = "| target | load | workers | clients | requests/s | items/s | p50 ms | p99 ms | errors | no-op/s |"
     lines = [head, "|---|---|" + "---:|" * 8]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in best(content["rows"])]
+    found = best(content["rows"])
+    if any(map(layout_words, found)):
+        lines = [f"{lines[0]} layout | of linear | at its limit |", f"{lines[1]}---|---:|---|"]
+        lines += ["| " + " | ".join((*cells(row), *layout_cells(row))) + " |" for row in found]
+    else:
+        lines += ["| " + " | ".join(cells(row)) + " |" for row in found]
     lines += [f"- {remark}" for remark in remarks(content)]
     return "\n".join(lines)
 
@@ -87,11 +95,19 @@ def cells(row: Row) -> Iterator[str]:
     yield f"{noop:,.0f}" if noop else "-"
 
 
+def layout_cells(row: Row) -> Iterator[str]:
+    """A row's further cells if several GPUs or servers were measured."""
+    yield layout_words(row) or "-"
+    yield f"{row['share_of_linear']:.0%}" if row.get("share_of_linear") else "-"
+    yield row.get("limited_by") or "-"
+
+
 def remarks(content: Document) -> list[str]:
     """Reasons not to trust rows, and what was not run."""
     found = []
     for row in content["rows"]:
-        where = f"{row['workers']} workers, " if row["workers"] else ""
+        where = f"{words}, " if (words := layout_words(row)) else ""
+        where += f"{row['workers']} workers, " if row["workers"] else ""
         where += f"{row['clients']} clients" if row["clients"] else f"{row['rate']:,.0f} requests/s"
         found += [f"{row['target']} ({where}): {trouble}" for trouble in troubles(row)]
     if disturbed_rows := [row for row in content["rows"] if disturbed(row)]:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -29,10 +29,14 @@ class GpuSample:
 
 @dataclass
 class GpuMonitor:
-    """Reads all GPUs several times per second, through nvidia-smi, until the `with` block ends."""
+    """Reads all GPUs several times per second, through nvidia-smi, until the `with` block ends.
+
+    only: the GPUs to tell of; None: all.
+    """
 
     samples: list[GpuSample] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
+    only: Collection[int] | None = None
 
     def __enter__(self) -> GpuMonitor:
         found = shutil.which("nvidia-smi")
@@ -60,7 +64,7 @@ class GpuMonitor:
         """By GPU: the mean share of time in which it was busy (0 to 1), and the most memory in use (MiB)."""
         found: dict[int, list[GpuSample]] = {}
         for sample in list(self.samples):
-            if start <= sample.at <= end:
+            if start <= sample.at <= end and (self.only is None or sample.index in self.only):
                 found.setdefault(sample.index, []).append(sample)
         return {
             index: (sum(one.busy for one in of) / len(of), max(one.memory_mib for one in of))
@@ -68,7 +72,7 @@ class GpuMonitor:
         }
 
     def memory_mib(self) -> float | None:
-        """Memory in use now on all GPUs together (MiB); None without GPUs."""
+        """Memory in use now on these GPUs together (MiB); None without GPUs."""
         if self.process is None:
             return None
         start = time.monotonic()

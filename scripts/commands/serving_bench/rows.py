@@ -10,12 +10,12 @@ from serving_bench.generator import Load, LoadResult
 from serving_bench.prometheus import MetricChange
 from serving_bench.reference_answers import AnswerChecker
 from serving_bench.resource_usage import GpuMonitor, ProcessMonitor
+from serving_bench.scaling import HEADROOM
 
 Row = dict[str, Any]
 
 QUEUE_FULL = "503"
 MOST_ELSEWHERE = 0.1  # share of the cores that other programs may take before the report mentions it
-HEADROOM = 1.25  # a no-op that is less than so many times as fast proves nothing
 OF_TORCHSERVE = ("BatchSize", "BatchInputs", "BatchTime")  # histograms that are not stages of a handler
 
 
@@ -70,10 +70,14 @@ def of_resources(usage: ProcessMonitor, result: LoadResult, gpus: GpuMonitor) ->
     machine = cores.pop("machine")
     cores["elsewhere"] = max(0.0, machine - sum(cores.values()))
     of_gpus = gpus.between(usage.start, usage.end)
+    busy = [busy for busy, _ in of_gpus.values()]
+    several = len(busy) > 1
     return {
         "cores": {group: rounded(value) for group, value in cores.items()},
         "rss_mib": {group: rounded(value) for group, value in usage.rss_mib.items()},
-        "gpu_busy": [rounded(busy) for busy, _ in of_gpus.values()],
+        "gpu_busy": [rounded(value) for value in busy],
+        "gpu_busy_mean": rounded(sum(busy) / len(busy)) if several else None,
+        "gpu_busy_least": rounded(min(busy)) if several else None,
         "gpu_memory_mib": [rounded(memory) for _, memory in of_gpus.values()],
     }
 
@@ -105,10 +109,22 @@ def line_of(row: Mapping[str, Any]) -> str:
         rates += f", {row['items_per_s']:,.0f} {row['unit']}/s"
     cores = " + ".join(f"{group} {value:.1f}" for group, value in row["cores"].items() if value >= 0.05)
     gpus = f", GPU {'/'.join(f'{busy:.0%}' for busy in row['gpu_busy'])}" if row["gpu_busy"] else ""
+    share = f", {row['share_of_linear']:.0%} of linear" if row.get("share_of_linear") else ""
+    layout = f" ({words})" if (words := layout_words(row)) else ""
     return (
-        f"{row['target']}{workers}, {loop}: {rates}; p50 {_ms(row['p50_ms'])}, p99 {_ms(row['p99_ms'])} ms"
+        f"{row['target']}{workers}{layout}, {loop}: {rates}{share}; p50 {_ms(row['p50_ms'])}, "
+        f"p99 {_ms(row['p99_ms'])} ms"
         f"{batch}; cores: {cores}{gpus}{_troubles(row)}"
     )
+
+
+def layout_words(row: Mapping[str, Any]) -> str:
+    """ "4 GPUs, 4 servers, MPS on"; "" if none of it was asked for."""
+    found = []
+    for key, word in (("gpus", "GPU"), ("servers", "server")):
+        if count := row.get(key):
+            found.append(f"{count} {word}{'s' if count > 1 else ''}")
+    return ", ".join([*found, *([f"MPS {row['mps']}"] if row.get("mps") else [])])
 
 
 def troubles(row: Mapping[str, Any]) -> list[str]:
@@ -125,6 +141,9 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
         )
     if (headroom := row.get("headroom")) is not None and headroom < HEADROOM:
         found.append(f"the no-op is only {headroom:.2f} times as fast: the front end or the generator limits")
+    if spread := row.get("workers_per_gpu"):
+        counts = set(spread.split(","))
+        found += [f"the workers are spread unevenly over the GPUs: {spread}"] if len(counts) > 1 else []
     return found
 
 

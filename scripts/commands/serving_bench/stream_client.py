@@ -30,12 +30,14 @@ CLOSED_BY_SERVER, UNREADABLE, UNCONNECTED, LATE = "closed by the server", "unrea
 class Connection(asyncio.Protocol):
     """One connection, one request at a time.
 
-    answered: called with the status, 0 if there is no answer and the connection is lost. due: when the request in
-    flight was to be sent, in time.monotonic()'s seconds; None if none is in flight.
+    answered: called with the status, 0 if there is no answer and the connection is lost. server: index of the
+    server at its other end. due: when the request in flight was to be sent, in time.monotonic()'s seconds; None if
+    none is in flight.
     """
 
-    def __init__(self, answered: Callable[[Connection, int], None]) -> None:
+    def __init__(self, answered: Callable[[Connection, int], None], server: int) -> None:
         self.answered = answered
+        self.server = server
         self.due: float | None = None
         self.open = False
         self.failure = CLOSED_BY_SERVER
@@ -85,26 +87,35 @@ def read_head(head: bytes) -> tuple[int, int]:
     raise ValueError("an answer without Content-Length")
 
 
+class Server:
+    """One of the servers that get the load, and the head of its requests."""
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        parts = urlsplit(url)
+        self.host, self.port = parts.hostname or "", parts.port or 80
+        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        lines = [f"POST {path} HTTP/1.1", f"Host: {parts.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
+        self.head = "\r\n".join(lines)
+
+    def request(self, body: bytes) -> bytes:
+        return f"{self.head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
 class Run:
-    """Does a job, and counts what came of it."""
+    """Does a job, and counts what came of it. Connections go to one server after another, so each gets as many."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
-        parts = urlsplit(job["url"])
-        self.host, self.port = parts.hostname, parts.port or 80
-        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-        lines = [f"POST {path} HTTP/1.1", f"Host: {parts.netloc}", *(f"{k}: {v}" for k, v in job["headers"].items())]
-        head = "\r\n".join(lines)
+        self.servers = [Server(**server) for server in job["servers"]]
         bodies = [Path(file).read_bytes() for file in job["bodies"]]
-        self.requests: list[bytes] = [
-            f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies
-        ]
+        self.requests = [[server.request(body) for body in bodies] for server in self.servers]
         self.turn: int = job["index"] % len(bodies)
+        self.next_server: int = job["first"]
         self.statuses: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.latencies_us: list[int] = []
         self.late_us: list[int] = []
-        self.idle: list[Connection] = []
+        self.idle: deque[Connection] = deque()  # the longest idle first: so each server gets as many requests
         self.waiting: deque[float] = deque()
         self.connections = 0
         self.in_flight = 0
@@ -118,19 +129,24 @@ class Run:
             self.connections += together
             count -= together
 
-    async def _connection(self) -> Connection:
+    async def _connection(self, server: int | None = None) -> Connection:
+        """Open a connection to a server; None: to the next in turn."""
+        if server is None:
+            server = self.next_server % len(self.servers)
+            self.next_server += 1
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: Connection(self.answered), self.host, self.port)
+        at = self.servers[server]
+        _, connection = await loop.create_connection(lambda: Connection(self.answered, server), at.host, at.port)
         return connection
 
-    def next_request(self) -> bytes:
-        self.turn = (self.turn + 1) % len(self.requests)
-        return self.requests[self.turn]
+    def next_request(self, server: int) -> bytes:
+        self.turn = (self.turn + 1) % len(self.requests[server])
+        return self.requests[server][self.turn]
 
     def send(self, connection: Connection, due: float) -> None:
         self.in_flight += 1
         self.late_us.append(round((time.monotonic() - due) * 1e6))
-        connection.send(self.next_request(), due)
+        connection.send(self.next_request(connection.server), due)
 
     def answered(self, connection: Connection, status: int) -> None:
         """Count an answer (status 0: none came), and have the connection go on."""
@@ -149,7 +165,7 @@ class Run:
             self._go_on(connection, now)
         else:
             self.connections -= 1
-            self._replace()
+            self._replace(connection.server)
 
     def _go_on(self, connection: Connection, now: float) -> None:
         if self.waiting:
@@ -159,14 +175,14 @@ class Run:
         else:
             self.idle.append(connection)
 
-    def _replace(self) -> None:
+    def _replace(self, server: int | None = None) -> None:
         if time.monotonic() < self.end:
             self.connections += 1
-            self.opening = asyncio.ensure_future(self._open_another())
+            self.opening = asyncio.ensure_future(self._open_another(server))
 
-    async def _open_another(self) -> None:
+    async def _open_another(self, server: int | None) -> None:
         try:
-            connection = await self._connection()
+            connection = await self._connection(server)
         except OSError:
             self.connections -= 1
             self.failures[UNCONNECTED] += 1
@@ -175,7 +191,7 @@ class Run:
 
     async def closed(self) -> None:
         """Each connection sends its next request as soon as its last is answered."""
-        clients, self.idle = self.idle, []
+        clients, self.idle = self.idle, deque()
         for connection in clients:
             self.send(connection, time.monotonic())
         await asyncio.sleep(self.end - time.monotonic())
@@ -196,7 +212,7 @@ class Run:
     def submit(self, due: float) -> None:
         """Send on an idle connection, or as soon as there is one."""
         while self.idle:
-            connection = self.idle.pop()
+            connection = self.idle.popleft()
             if connection.open:
                 self.send(connection, due)
                 return

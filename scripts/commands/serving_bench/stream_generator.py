@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ class StreamGenerator:
         """Keep `clients` requests open for `seconds`. Raises GeneratorError."""
         count = min(self.processes, clients)
         shares = [clients // count + (index < clients % count) for index in range(count)]
-        return self._run(endpoint, load, [{"connections": share, "rate": 0} for share in shares], seconds)
+        firsts = accumulate(shares, initial=0)
+        jobs = [
+            {"connections": share, "rate": 0, "first": first} for share, first in zip(shares, firsts, strict=False)
+        ]
+        return self._run(endpoint, load, jobs, seconds)
 
     def open(self, endpoint: Endpoint, load: Load, rate: float, connections: int, seconds: float) -> LoadResult:
         """Send `rate` requests/s at random moments, on at most `connections`. Raises GeneratorError.
@@ -49,14 +54,13 @@ class StreamGenerator:
         """
         count = min(self.processes, connections)
         share = {"connections": max(1, connections // count), "rate": rate / count}
-        return self._run(endpoint, load, [share] * count, seconds)
+        return self._run(endpoint, load, [{**share, "first": index} for index in range(count)], seconds)
 
     def _run(self, endpoint: Endpoint, load: Load, shares: Sequence[dict[str, Any]], seconds: float) -> LoadResult:
         with tempfile.TemporaryDirectory(prefix="streams-") as name:
             folder = Path(name)
             common = {
-                "url": endpoint.url,
-                "headers": {**endpoint.headers, **load.headers},
+                "servers": [{"url": one.url, "headers": {**one.headers, **load.headers}} for one in endpoint.each],
                 "bodies": _write(folder, load.bodies),
                 "seconds": seconds,
                 "timeout_s": TIMEOUT_S,
@@ -137,7 +141,8 @@ def _merged(name: str, found: Sequence[dict[str, Any]], seconds: float) -> LoadR
     latencies = [value for part in found for value in part["latencies_us"]]
     late = [value for part in found for value in part["late_us"]]
     cpu_seconds = sum(part["cpu_seconds"] for part in found)
-    return LoadResult(name, seconds, statuses, failures, _quantiles(latencies), cpu_seconds, _quantiles(late))
+    quantiles = (_quantiles(latencies), cpu_seconds, _quantiles(late))
+    return LoadResult(name, seconds, statuses, failures, *quantiles, threads=len(found))
 
 
 def _quantiles(values_us: Sequence[int]) -> dict[str, float]:

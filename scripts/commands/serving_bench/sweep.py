@@ -7,22 +7,23 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from server.errors import ServerError
 
-from serving_bench import archives, prometheus, reference_answers
+from serving_bench import archives, mps, reference_answers
 from serving_bench.address import RunningServer
 from serving_bench.archives import Archive
+from serving_bench.fleet import Fleet
 from serving_bench.generator import Endpoint, GeneratorError, Load
+from serving_bench.layouts import Layout, environment_of
 from serving_bench.measure import Bench, Setting, Subject
 from serving_bench.peers import lit, nv_triton, ray_serve, stock, unpack
 from serving_bench.reference_answers import ReferenceAnswers
 from serving_bench.resource_usage import Groups
-from serving_bench.temporary_server import TemporaryServer
 
 PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit, nv_triton, ray_serve)}
 NOOP = "noop"
@@ -50,7 +51,7 @@ class Plan:
 class Served:
     """A model of a TorchServe that this program started."""
 
-    server: TemporaryServer
+    server: Fleet
     name: str
     kind: str
 
@@ -62,13 +63,58 @@ class Served:
         return self.server.groups()
 
     def metrics(self) -> Mapping[str, float]:
-        return prometheus.of_model(self.server.client.metrics(), self.name)
+        return self.server.metrics(self.name)
+
+
+def run_layouts(
+    bench: Bench,
+    found: Sequence[Layout],
+    settings: Mapping[str, str],
+    plan: Plan,
+    loads: Sequence[tuple[Archive, Load]],
+) -> dict[str, dict[str, Any]]:
+    """Measure all archives in each layout. Returns what `run` does, of the first layout.
+
+    settings: for config.properties. A layout that fails is skipped if others follow or have been measured.
+    """
+    about: dict[str, dict[str, Any]] = {}
+    peers_done = set()
+    for layout in found:
+        bench.use(layout)
+        own = per_gpu(plan, layout.factor)
+        if (layout.devices, layout.mps) in peers_done:  # programs of their own do not depend on TorchServe's servers
+            own = replace(own, peers=[peer for peer in own.peers if peer == stock.NAME])
+        if len(found) > 1:
+            bench.show(f"--- {layout}")
+        try:
+            with mps.chosen(layout.mps) as environment, Fleet(layout, settings, environment) as fleet:
+                about = run(bench, fleet, own, loads, environment) | about
+        except (ServerError, GeneratorError, OSError) as error:
+            if layout == found[-1] and not bench.rows:
+                raise
+            bench.skip(str(layout), str(error))
+        peers_done.add((layout.devices, layout.mps))
+    return about
+
+
+def per_gpu(plan: Plan, gpus: int) -> Plan:
+    """The plan with workers and clients for so many GPUs."""
+    return replace(
+        plan, workers=[count * gpus for count in plan.workers], clients=[count * gpus for count in plan.clients]
+    )
 
 
 def run(
-    bench: Bench, server: TemporaryServer, plan: Plan, loads: Sequence[tuple[Archive, Load]]
+    bench: Bench,
+    server: Fleet,
+    plan: Plan,
+    loads: Sequence[tuple[Archive, Load]],
+    environment: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """Measure each archive with its load. Returns each archive's digests and description, by name."""
+    """Measure each archive with its load. Returns each archive's digests and description, by name.
+
+    environment: of peers that are programs of their own.
+    """
     found = {}
     for archive, load in loads:
         about = archive.about()
@@ -76,26 +122,27 @@ def run(
             description = _archive(bench, server, plan, archive, load, batch_size, delay_ms, "archive")
             about.setdefault("description", description)
             for peer in plan.peers:
-                _peer(bench, server, plan, peer, archive, load, batch_size, delay_ms)
+                _peer(bench, server, plan, peer, archive, load, batch_size, delay_ms, environment)
         found[archive.name] = about
     return found
 
 
 def _peer(
     bench: Bench,
-    server: TemporaryServer,
+    server: Fleet,
     plan: Plan,
     peer: str,
     archive: Archive,
     load: Load,
     batch_size: int | None,
     delay_ms: int | None,
+    environment: Mapping[str, str],
 ) -> None:
     """Measure the same network and load through another server. One that cannot run is skipped, with the reason."""
     name = f"{peer}-{archive.name}"
     bench.show(f"{name}: {PEERS[peer].WHAT}")
     try:
-        if reason := PEERS[peer].objection(archive):
+        if reason := PEERS[peer].objection(archive) or _several(peer, bench.layout):
             bench.skip(name, reason)
         elif peer == stock.NAME:
             made = stock.make(archive, server.store)
@@ -104,30 +151,46 @@ def _peer(
             unpacked = unpack(archive, server.folder)
             own = archive.batching
             setting = (batch_size or own["batchSize"], delay_ms or own["maxBatchDelay"])
-            _program(bench, plan, PEERS[peer], archive, unpacked, load, setting)
+            _program(bench, plan, PEERS[peer], archive, unpacked, load, setting, environment)
     except (ServerError, GeneratorError, OSError, subprocess.CalledProcessError) as error:
         bench.skip(name, str(error))
 
 
+def _several(peer: str, layout: Layout) -> str | None:
+    """Why a peer cannot be measured on that many GPUs, or None."""
+    on_all = peer in (stock.NAME, ray_serve.NAME)
+    return None if on_all or layout.factor == 1 else f"it is measured on one GPU only, not on {layout.factor}"
+
+
 def _program(
-    bench: Bench, plan: Plan, peer: Any, archive: Archive, unpacked: Path, load: Load, setting: tuple[int, int]
+    bench: Bench,
+    plan: Plan,
+    peer: Any,
+    archive: Archive,
+    unpacked: Path,
+    load: Load,
+    setting: tuple[int, int],
+    environment: Mapping[str, str],
 ) -> None:
     """A peer that is a program of its own, started anew for each count of workers."""
     bodies = [peer.request(body, load) for body in load.bodies]
     headers = load.headers if peer.CONTENT_TYPE is None else {"Content-Type": peer.CONTENT_TYPE}
     its_own = Load(load.name, bodies, headers, load.unit, load.items)
     reference: ReferenceAnswers | None = None
+    around = {**environment, **environment_of(bench.layout.devices)}
     for workers in plan.workers:
         free = bench.gpus.memory_mib()
-        with peer.served(archive, unpacked, its_own, workers, *setting) as program:
+        with peer.served(archive, unpacked, its_own, workers, *setting, bench.layout.gpus, around) as program:
             reference = reference or reference_answers.ask(program.endpoint(), its_own)
-            more = {"answer_bytes": reference.mean_bytes, "gpu_mib_per_worker": _per_worker(bench, free, workers)}
+            more: dict[str, Any] = {"answer_bytes": reference.mean_bytes}
+            more["gpu_mib_per_worker"] = _per_worker(bench, free, workers)
+            more["servers"] = 1 if bench.layout.named else None
             points(bench, plan, program, its_own, reference, Setting(workers, *setting), more)
 
 
 def _archive(
     bench: Bench,
-    server: TemporaryServer,
+    server: Fleet,
     plan: Plan,
     archive: Archive,
     load: Load,
@@ -146,7 +209,7 @@ def _archive(
 
 
 def _registered(
-    bench: Bench, server: TemporaryServer, plan: Plan, served: Served, load: Load, free: float | None
+    bench: Bench, server: Fleet, plan: Plan, served: Served, load: Load, free: float | None
 ) -> dict[str, Any]:
     reference: ReferenceAnswers | None = None
     for workers in plan.workers:
@@ -158,7 +221,10 @@ def _registered(
                 bench.references[load.name] = reference
             if plan.noop:
                 noop(bench, server, plan, load, reference, setting)
-        more = {"answer_bytes": reference.mean_bytes, "gpu_mib_per_worker": _per_worker(bench, free, workers)}
+        more: dict[str, Any] = {"answer_bytes": reference.mean_bytes}
+        more["gpu_mib_per_worker"] = _per_worker(bench, free, workers)
+        if spread := server.workers_per_gpu(served.name):
+            more["workers_per_gpu"] = ",".join(map(str, spread))
         points(bench, plan, served, load, reference, setting, more)
     return described(server, served.name)
 
@@ -170,7 +236,7 @@ def run_address(bench: Bench, running: RunningServer, plan: Plan, workers: Seque
     """
     reference = reference_answers.ask(running.endpoint(), load)
     if plan.noop:
-        with TemporaryServer({}) as server:
+        with Fleet(Layout(), {}, {}) as server:
             noop(bench, server, plan, load, reference, Setting(None, NOOP_BATCH, 1))
     counts: Sequence[int | None] = workers or [None]
     for count in counts:
@@ -204,13 +270,11 @@ def rate_of(text: str, most: float) -> float:
     return most * float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
-def noop(
-    bench: Bench, server: TemporaryServer, plan: Plan, load: Load, reference: ReferenceAnswers, setting: Setting
-) -> None:
+def noop(bench: Bench, server: Fleet, plan: Plan, load: Load, reference: ReferenceAnswers, setting: Setting) -> None:
     """Measure a handler that does nothing, with as many bytes in and out; once per load."""
     if any(name == load.name for name, _ in bench.noop):
         return
-    workers = max(1, min(4, (os.cpu_count() or 1) // 2))
+    workers = noop_workers(bench.layout, os.cpu_count() or 1)
     archive = archives.make_noop(server.store, NOOP, reference.mean_bytes)
     server.register(archive, setting.batch_size, setting.delay_ms)
     try:
@@ -224,13 +288,19 @@ def noop(
         server.unregister(NOOP)
 
 
-def setting_of(server: TemporaryServer, model: str, workers: int) -> Setting:
+def noop_workers(layout: Layout, cores: int) -> int:
+    """4 workers per GPU, on half the cores at most; as many for each GPU and for each server."""
+    unit = max(layout.factor, layout.servers)
+    return max(1, min(4 * layout.factor, cores // 2) // unit) * unit
+
+
+def setting_of(server: Fleet, model: str, workers: int) -> Setting:
     """How the model is served, as TorchServe describes it."""
     found = server.client.describe(model)
     return Setting(workers, found.get("batchSize"), found.get("maxBatchDelay"))
 
 
-def described(server: TemporaryServer, model: str) -> dict[str, Any]:
+def described(server: Fleet, model: str) -> dict[str, Any]:
     """The handler's own description; {} if it has none."""
     with contextlib.suppress(ServerError, KeyError, ValueError, IndexError):
         found = server.client.customized(model)

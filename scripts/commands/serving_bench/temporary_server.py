@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,34 +19,52 @@ from server.errors import ServerError
 from server.process import Server
 from server.tokens import bearer
 
+from serving_bench import prometheus
 from serving_bench.archives import Archive
 from serving_bench.generator import Endpoint
 
 START_TIMEOUT_S = 120
 MOST_LOG_BYTES = 256 << 20
 LOAD_TIMEOUT_S = 900  # TensorRT may build a plan at load
+_GPU = re.compile(r"gpuId::(\d+)")
 
 
 @dataclass
 class TemporaryServer:
-    """Runs until the `with` block ends. settings: for config.properties, in place of the project's."""
+    """Runs until the `with` block ends.
+
+    settings: for config.properties, in place of the project's. environment: variables besides this process's own.
+    """
 
     settings: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict)
     folder: Path = field(init=False)
     server: Server = field(init=False)
 
     def __enter__(self) -> TemporaryServer:
-        self.folder = Path(tempfile.mkdtemp(prefix="bench-serving-"))
-        self.store.mkdir()
-        config = config_on_free_ports(self.folder / "config.properties", self.settings)
-        self.server = Server(self.folder, config, self.store, [])
+        self.start()
         try:
-            self.server.start()
-            self.server.wait({"TorchServe": _manages}, START_TIMEOUT_S, silent)
+            self.wait()
         except BaseException:
             self._end()
             raise
         return self
+
+    def start(self) -> None:
+        """Start it in the background. Raises ServerError if that fails, and leaves nothing behind then."""
+        self.folder = Path(tempfile.mkdtemp(prefix="bench-serving-"))
+        self.store.mkdir()
+        config = config_on_free_ports(self.folder / "config.properties", self.settings)
+        self.server = Server(self.folder, config, self.store, [], self.environment)
+        try:
+            self.server.start()
+        except BaseException:
+            self._end()
+            raise
+
+    def wait(self) -> None:
+        """Wait until it can be managed. Raises ServerError."""
+        self.server.wait({"TorchServe": _manages}, START_TIMEOUT_S, silent)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
@@ -94,6 +114,26 @@ class TemporaryServer:
     def scale(self, model: str, workers: int, report: Report = silent) -> None:
         """Have `workers` workers, and wait until they are ready. Raises ServerError."""
         self.client.scale(model, workers, LOAD_TIMEOUT_S, report)
+
+    def workers_per_gpu(self, model: str, devices: Sequence[int] | None) -> list[int] | None:
+        """Workers on each GPU of `devices`, which are all that the server may see; None if it does not say.
+
+        TorchServe names each worker's GPU by its position among those that it sees, beside what nvidia-smi said.
+        """
+        if devices is None:
+            return None
+        workers = self.client.describe(model)["workers"]
+        if len(devices) == 1:
+            return [sum(bool(worker.get("gpu")) for worker in workers)]
+        found = [_GPU.search(str(worker.get("gpuUsage"))) for worker in workers]
+        if None in found:
+            return None
+        counts = Counter(int(match[1]) for match in found if match)
+        return [counts[position] for position in range(len(devices))]
+
+    def metrics(self, model: str) -> dict[str, float]:
+        """A model's counters, gauges and histograms, by name."""
+        return prometheus.of_model(self.client.metrics(), model)
 
     def groups(self) -> dict[str, list[psutil.Process]]:
         """The server's processes on this machine, by what they are."""

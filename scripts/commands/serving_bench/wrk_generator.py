@@ -9,22 +9,32 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
+from urllib.parse import urlsplit
 
 from serving_bench.generator import Endpoint, GeneratorError, Load, LoadResult
 
 TIMEOUT_S = 60  # for one request; wrk counts a later answer as a timeout, and drops its time
 LUA_BYTES = 256 << 20  # for the bodies of all threads: some builds of LuaJIT address 2 GiB, copies included
 
-# Each thread starts at another body. Latencies come in microseconds.
+# Each thread starts at another body, and asks one server. Latencies come in microseconds.
 SCRIPT = Template("""\
 local folder, count, threads, out = $folder, $count, $threads, $out
+local servers = { $servers }
 local started = 0
+
+local function address_of(server)
+  for _, address in ipairs(wrk.lookup(server.host, server.port)) do
+    if wrk.connect(address) then return address end
+  end
+  error("nobody listens at " .. server.host .. ":" .. server.port)
+end
 
 function setup(thread)
   thread:set("index", started)
+  thread.addr = address_of(servers[started % #servers + 1])
   started = started + 1
   if not all then all = {} end
   table.insert(all, thread)
@@ -32,9 +42,11 @@ end
 
 function init(args)
   codes, requests = {}, {}
+  local server = servers[index % #servers + 1]
+  for name, value in pairs(server.headers) do wrk.headers[name] = value end
   for number = 1, count do
     local file = assert(io.open(folder .. "/" .. number, "rb"))
-    requests[number] = wrk.format("POST", nil, nil, file:read("*a"))
+    requests[number] = wrk.format("POST", server.path, nil, file:read("*a"))
     file:close()
   end
   turn = math.floor(index * count / threads)
@@ -82,18 +94,18 @@ class WrkGenerator:
 
     def closed(self, endpoint: Endpoint, load: Load, clients: int, seconds: float) -> LoadResult:
         """Keep `clients` requests open for `seconds`, rounded to whole ones, 1 at least. Raises GeneratorError."""
-        threads = threads_for(clients, self.threads)
+        threads = threads_for(clients, self.threads, len(endpoint.each))
         with tempfile.TemporaryDirectory(prefix="wrk-") as name:
             folder = Path(name)
             count = write_bodies(folder, load.bodies, threads)
             script = folder / "load.lua"
-            script.write_text(_script(folder, count, threads))
+            script.write_text(_script(folder, count, threads, endpoint))
             command = [self.path, "-t", str(threads), "-c", str(clients), "-d", f"{max(1, round(seconds))}s"]
             command += ["--timeout", f"{TIMEOUT_S}s", "-s", str(script)]
-            for key, value in {**endpoint.headers, **load.headers}.items():
+            for key, value in load.headers.items():
                 command += ["-H", f"{key}: {value}"]
             cpu_seconds = _run([*command, endpoint.url])
-            return _counted(folder / "out.json", self.name, cpu_seconds)
+            return replace(_counted(folder / "out.json", self.name, cpu_seconds), threads=threads)
 
 
 def find(asked: str | None) -> str | None:
@@ -106,9 +118,16 @@ def find(asked: str | None) -> str | None:
     return found
 
 
-def threads_for(clients: int, most: int) -> int:
-    """The largest number of threads that divides the clients evenly: wrk would round down."""
-    return max(threads for threads in range(1, max(1, min(clients, most)) + 1) if clients % threads == 0)
+def threads_for(clients: int, most: int, servers: int = 1) -> int:
+    """The largest number of threads that divides the clients evenly: wrk would round down.
+
+    A thread asks one server, so it is a multiple of `servers`, and at least that. Raises GeneratorError if the
+    clients are not a multiple of `servers` too.
+    """
+    if clients % servers:
+        raise GeneratorError(f"{clients} clients cannot be spread evenly over {servers} servers")
+    found = range(servers, max(servers, min(clients, most)) + 1, servers)
+    return max(threads for threads in found if clients % threads == 0)
 
 
 def write_bodies(folder: Path, bodies: Sequence[bytes], threads: int) -> int:
@@ -128,9 +147,29 @@ def write_bodies(folder: Path, bodies: Sequence[bytes], threads: int) -> int:
     return count
 
 
-def _script(folder: Path, count: int, threads: int) -> str:
-    out = folder / "out.json"
-    return SCRIPT.substitute(folder=json.dumps(str(folder)), count=count, threads=threads, out=json.dumps(str(out)))
+def _script(folder: Path, count: int, threads: int, endpoint: Endpoint) -> str:
+    return SCRIPT.substitute(
+        folder=_quoted(str(folder)),
+        count=count,
+        threads=threads,
+        out=_quoted(str(folder / "out.json")),
+        servers=", ".join(map(_server, endpoint.each)),
+    )
+
+
+def _server(endpoint: Endpoint) -> str:
+    """A server as a table of Lua."""
+    parts = urlsplit(endpoint.url)
+    path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+    headers = {"Host": parts.netloc, **endpoint.headers}
+    fields = {"host": _quoted(parts.hostname or ""), "port": _quoted(str(parts.port or 80)), "path": _quoted(path)}
+    fields["headers"] = f"{{ {', '.join(f'[{_quoted(key)}] = {_quoted(value)}' for key, value in headers.items())} }}"
+    return f"{{ {', '.join(f'{key} = {value}' for key, value in fields.items())} }}"
+
+
+def _quoted(text: str) -> str:
+    """A string of Lua, every byte by its number."""
+    return '"' + "".join(f"\\{byte:03d}" for byte in text.encode()) + '"'
 
 
 def _run(command: Sequence[str]) -> float:

@@ -5,8 +5,9 @@ A peer is a module with:
   objection(archive)           why it cannot run here, or None
   CONTENT_TYPE                 of the requests that it takes; None for the load's own headers
   request(body, load)          a body of the load, in the form that it takes
-  served(archive, unpacked, load, workers, batch_size, delay_ms)
-                               a context manager that starts it, yields a subject to measure, and ends it
+  served(archive, unpacked, load, workers, batch_size, delay_ms, gpus, environment)
+                               a context manager that starts it, yields a subject to measure, and ends it; gpus: None
+                               if not given; environment: which GPUs it may see, and how they are shared
 stock.py has `make(archive, store)` in place of the last three: an archive for the same TorchServe.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from serving_bench.archives import Archive
@@ -31,7 +31,14 @@ def request(body: bytes, load: Load) -> bytes:
 
 @contextlib.contextmanager
 def served(
-    archive: Archive, unpacked: Path, load: Load, workers: int, batch_size: int, delay_ms: int
+    archive: Archive,
+    unpacked: Path,
+    load: Load,
+    workers: int,
+    batch_size: int,
+    delay_ms: int,
+    gpus: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Program]:
     """Run LitServe with `workers` workers per GPU. load: as `request` makes it."""
     job = {
@@ -43,5 +50,5 @@ def served(
         "delay_s": delay_ms / 1000,
     }
     name = f"{NAME}-{archive.name}"
-    with program(name, SERVER, job, "/predict", unpacked.parent, load) as found:
+    with program(name, SERVER, job, "/predict", unpacked.parent, load, environment) as found:
         yield found

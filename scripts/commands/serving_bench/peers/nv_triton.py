@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from serving_bench.archives import Archive
@@ -32,7 +32,14 @@ def request(body: bytes, load: Load) -> bytes:
 
 @contextlib.contextmanager
 def served(
-    archive: Archive, unpacked: Path, load: Load, workers: int, batch_size: int, delay_ms: int
+    archive: Archive,
+    unpacked: Path,
+    load: Load,
+    workers: int,
+    batch_size: int,
+    delay_ms: int,
+    gpus: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Program]:
     """Run Triton with `workers` instances of the model. load: as `request` makes it."""
     job = {
@@ -44,5 +51,5 @@ def served(
         "delay_us": delay_ms * 1000,
     }
     name = f"{NAME}-{archive.name}"
-    with program(name, SERVER, job, "/v2/models/model/infer", unpacked.parent, load) as found:
+    with program(name, SERVER, job, "/v2/models/model/infer", unpacked.parent, load, environment) as found:
         yield found

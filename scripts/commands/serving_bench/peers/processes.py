@@ -50,10 +50,18 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(name: str, file: Path, job: dict[str, Any], path: str, folder: Path, load: Load) -> Iterator[Program]:
+def program(
+    name: str,
+    file: Path,
+    job: dict[str, Any],
+    path: str,
+    folder: Path,
+    load: Load,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Program]:
     """Run `file` with its job; wait until it answers 200 to the load's first body.
 
-    Raises ServerError with the end of its output.
+    variables: of its environment, besides this process's own. Raises ServerError with the end of its output.
     """
     (port,) = free_ports(1)
     settings, log = folder / f"{name}.json", folder / f"{name}.log"
@@ -63,7 +71,7 @@ def program(name: str, file: Path, job: dict[str, Any], path: str, folder: Path,
         "PYTHONPATH": [str(ROOT), str(ROOT / "scripts" / "commands")],
         "LD_LIBRARY_PATH": [sysconfig.get_config_var("LIBDIR")],
     }
-    environment = {**os.environ, **{key: _prepended(key, found) for key, found in paths.items()}}
+    environment = {**os.environ, **(variables or {}), **{key: _prepended(key, of) for key, of in paths.items()}}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, str(file), str(settings)],
