@@ -272,6 +272,16 @@ def test_metrics_are_read_as_prometheus_reads_them() -> None:
     assert change.histograms() == ["BatchSize"]
 
 
+def test_the_steps_of_a_batch_are_told_apart() -> None:
+    text = "\n".join(
+        f'StepTime_{kind}{{ModelName="digits",Step="{step}",}} {value}'
+        for step, total in (("read", 8.0), ("run", 40.0))
+        for kind, value in (("sum", total), ("count", 4.0))
+    )
+    change = prometheus.MetricChange({}, prometheus.of_model(text, "digits"))
+    assert {name: change.mean(name) for name in change.histograms()} == {"StepTime.read": 2, "StepTime.run": 10}
+
+
 def test_photographs_are_resized_and_two() -> None:
     load = loads.images(None, (500, 375))
     assert len(load.bodies) == 2

@@ -20,10 +20,16 @@ def samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 def of_model(text: str, model: str) -> dict[str, float]:
-    """The samples of one model by name, summed over all other labels."""
+    """The samples of one model by name, summed over all labels but the step, which becomes a part of the name.
+
+    `StepTime_sum{Step="read"}` is found as `StepTime.read_sum`.
+    """
     found: dict[str, float] = {}
     for name, labels, value in samples(text):
         if model in (labels.get(label) for label in MODEL_LABELS):
+            if step := labels.get("Step"):
+                histogram, _, kind = name.rpartition("_")
+                name = f"{histogram}.{step}_{kind}"
             found[name] = found.get(name, 0.0) + value
     return found
 

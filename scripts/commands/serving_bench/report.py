@@ -17,7 +17,7 @@ COLUMNS = (
     *("target", "kind", "load", "loop", "workers", "batch_size", "max_batch_delay_ms", "clients", "rate"),
     *("requests_per_s", "items_per_s", "unit", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "mean_ms"),
     *("errors", "answers_right", "answers_wrong", "agrees", "mean_batch", "mean_batch_items"),
-    *("outside_ms", "queue_ms", "exchange_ms", "handler_ms"),
+    *("outside_ms", "queue_ms", "exchange_ms", "handler_ms", "read_ms", "prepare_ms", "run_ms", "write_ms"),
     *(
         "cores_java",
         "cores_workers",
@@ -27,7 +27,7 @@ COLUMNS = (
         "rss_mib_java",
         "rss_mib_workers",
     ),
-    *("gpu_busy", "gpu_memory_mib", "gpu_mib_per_worker"),
+    *("gpu_busy", "gpu_memory_mib", "gpu_mib_per_worker", "ready_s"),
     *("noop_requests_per_s", "headroom", "share_of_engine", "answer_bytes", "generator", "late_p99_ms", "seconds"),
     *("limited_by", "gpu", "commit"),
 )
@@ -54,6 +54,7 @@ def write(out: Path, content: Document) -> None:
 def flat(row: Row, conditions: Mapping[str, Any]) -> dict[str, Any]:
     """A row in COLUMNS; the values of several GPUs are joined by ";"."""
     nested = {f"{key}_{group}": value for key in ("cores", "rss_mib") for group, value in row[key].items()}
+    nested |= {f"{step}_ms": value for step, value in row.get("stages", {}).items()}
     found = {**row, **nested, **{key: conditions[key] for key in ("gpu", "commit")}}
     joined = {key: ";".join(map(str, row[key])) for key in ("gpu_busy", "gpu_memory_mib")}
     return {column: {**found, **joined}.get(column) for column in (*COLUMNS, *OF_LAYOUTS)}

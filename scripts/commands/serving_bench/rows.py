@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 QUEUE_FULL = "503"
 MOST_ELSEWHERE = 0.1  # share of the cores that other programs may take before the report mentions it
-OF_TORCHSERVE = ("BatchSize", "BatchInputs", "BatchTime")  # histograms that are not stages of a handler
+STEP = "StepTime."  # how histograms of a handler's steps are named here: StepTime.read
 
 
 def of_load(result: LoadResult, load: Load) -> Row:
@@ -50,7 +50,7 @@ def of_request_time(change: MetricChange, usage: ProcessMonitor, clients: int | 
     if handler is None and usage.polled:
         handler = sum(usage.polled) / len(usage.polled)  # a gauge of the last batch, read each second
     rest = inside - queue - handler if None not in (inside, queue, handler) else None  # type: ignore[operator]
-    stages = [name for name in change.histograms() if name not in OF_TORCHSERVE]
+    steps = [name for name in change.histograms() if name.startswith(STEP)]
     return {
         "mean_ms": rounded(mean),
         "mean_batch": rounded(change.mean("BatchSize")),
@@ -59,7 +59,7 @@ def of_request_time(change: MetricChange, usage: ProcessMonitor, clients: int | 
         "queue_ms": rounded(queue),
         "handler_ms": rounded(handler),
         "exchange_ms": rounded(max(0.0, rest)) if rest is not None else None,
-        "stages": {name: rounded(change.mean(name)) for name in stages},
+        "stages": {name.removeprefix(STEP): rounded(change.mean(name)) for name in steps},
     }
 
 

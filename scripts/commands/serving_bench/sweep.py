@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -24,6 +25,7 @@ from serving_bench.measure import Bench, Setting, Subject
 from serving_bench.peers import lit, nv_triton, ray_serve, stock, unpack
 from serving_bench.reference_answers import ReferenceAnswers
 from serving_bench.resource_usage import Groups
+from serving_bench.rows import rounded
 
 PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit, nv_triton, ray_serve)}
 NOOP = "noop"
@@ -213,7 +215,9 @@ def _registered(
 ) -> dict[str, Any]:
     reference: ReferenceAnswers | None = None
     for workers in plan.workers:
+        started = time.monotonic()
         server.scale(served.name, workers, _changes(bench.show))
+        ready_s = time.monotonic() - started
         setting = setting_of(server, served.name, workers)
         if reference is None:
             reference = reference_answers.ask(served.endpoint(), load)
@@ -221,7 +225,7 @@ def _registered(
                 bench.references[load.name] = reference
             if plan.noop:
                 noop(bench, server, plan, load, reference, setting)
-        more: dict[str, Any] = {"answer_bytes": reference.mean_bytes}
+        more: dict[str, Any] = {"answer_bytes": reference.mean_bytes, "ready_s": rounded(ready_s)}
         more["gpu_mib_per_worker"] = _per_worker(bench, free, workers)
         if spread := server.workers_per_gpu(served.name):
             more["workers_per_gpu"] = ",".join(map(str, spread))

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from serving_bench.generator import Endpoint
 
 START_TIMEOUT_S = 120
 MOST_LOG_BYTES = 256 << 20
+UNREGISTER_TIMEOUT_S = 20
 LOAD_TIMEOUT_S = 900  # TensorRT may build a plan at load
 _GPU = re.compile(r"gpuId::(\d+)")
 
@@ -106,9 +108,16 @@ class TemporaryServer:
         self.client.register(archive.name, query, LOAD_TIMEOUT_S)
 
     def unregister(self, model: str) -> None:
-        """Unregister a model. Raises ServerError."""
+        """Unregister a model; 404 means that it is gone. Raises ServerError.
+
+        TorchServe answers 500 now and then while the model's last batch ends. So it is asked again for some seconds.
+        """
+        deadline = time.monotonic() + UNREGISTER_TIMEOUT_S
         answer = self.client.manage("DELETE", f"/models/{model}")
-        if answer.status != 200:
+        while answer.status not in (200, 404) and time.monotonic() < deadline:
+            time.sleep(0.5)
+            answer = self.client.manage("DELETE", f"/models/{model}")
+        if answer.status not in (200, 404):
             raise ServerError(f"{model} was not unregistered: {refusal(answer)}")
 
     def scale(self, model: str, workers: int, report: Report = silent) -> None:
