@@ -67,16 +67,17 @@ def encoder(folder: Path, placed: dict[str, str]) -> TextEncoder:
     return handler
 
 
-def ask(handler: Handler[Any, Any], bodies: list[bytes]) -> list[Any]:
+def ask(handler: Handler[Any, Any], bodies: list[bytes], content_type: str = "") -> list[Any]:
     """One batch with one request a body -> its answers, in order."""
     context = TrialContext(handler.model.folder, "model", {})
+    context.content_type = content_type
     answers = handler.handle([{"body": body} for body in bodies], context)
     assert set(context.statuses.values()) == {200}
     return [json.loads(answer) for answer in answers]
 
 
 def vectors(handler: TextEncoder, texts: list[str]) -> Floats:
-    return np.asarray(ask(handler, [text.encode() for text in texts]), np.float32)
+    return np.asarray(ask(handler, [text.encode() for text in texts], "text/plain"), np.float32)
 
 
 def least_cosine(a: Floats, b: Floats) -> float:
