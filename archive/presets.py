@@ -25,7 +25,7 @@ class Preset:
 
     kind: str
     batch_size: int = 8
-    max_batch_delay_ms: int = 5
+    max_batch_delay_ms: int = 1
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
 

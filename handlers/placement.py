@@ -11,6 +11,8 @@ import torch
 
 from handlers import cpus
 
+GPU_TOKENIZER_THREADS = 4
+
 
 def choose_device(asked: str, gpu_id: int | None, host: str = "TorchServe") -> tuple[torch.device, str]:
     """The device and why it was chosen.
@@ -104,7 +106,18 @@ def set_threads(asked: int, workers: int, device: torch.device) -> None:
     Args: as of `cpu_threads`.
     """
     torch.set_num_threads(cpu_threads(asked, workers, device))
-    os.environ.setdefault("RAYON_NUM_THREADS", str(cpus.share(workers)))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(tokenizer_threads(workers, device)))
+
+
+def tokenizer_threads(workers: int, device: torch.device) -> int:
+    """Threads of the tokenizers in one worker: its share of the CPUs, and on a GPU GPU_TOKENIZER_THREADS at most.
+
+    Workers on a GPU are often scaled to many more than the archive starts, and each would take all CPUs.
+
+    Args: as of `cpu_threads`.
+    """
+    share = cpus.share(workers)
+    return min(share, GPU_TOKENIZER_THREADS) if device.type == "cuda" else share
 
 
 def cpu_threads(asked: int, workers: int, device: torch.device) -> int:

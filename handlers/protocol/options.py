@@ -22,6 +22,7 @@ NEAR = 0.75
 SHORTEST_PART = 4  # letters of a header that is a part of an option's name: X-Format, and not X-K
 
 
+@functools.cache  # the options of a model, asked for with every request
 def header_of(option: str) -> str:
     """The request header that carries an option: "x-top-k" for "top_k"."""
     return "x-" + option.replace("_", "-")

@@ -42,7 +42,7 @@ TorchServe at the top, and the section `handler:` with the settings of this proj
 minWorkers: 1
 maxWorkers: 1
 batchSize: 64
-maxBatchDelay: 5
+maxBatchDelay: 1
 responseTimeout: 120
 startupTimeout: 600
 handler:

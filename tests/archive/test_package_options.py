@@ -311,7 +311,7 @@ def test_values_are_converted_and_the_presets_are_merged() -> None:
     options = packaging(*"image-classifier --weights a/B --mean 0 0.5 1 --plan-buckets 8 1".split())  # noqa: SIM905
     assert isinstance(options, ImageClassifierOptions)
     assert (options.mean, options.plan_buckets, options.name) == ((0.0, 0.5, 1.0), (8, 1), "b")
-    assert (options.batch_size, options.batch_size_given, options.max_batch_delay_ms) == (8, False, 5)
+    assert (options.batch_size, options.batch_size_given, options.max_batch_delay_ms) == (8, False, 1)
     assert options.architecture == {}
     preset = packaging("resnet101", "--random-weights", "--max-batch-delay-ms", "2")
     assert (preset.batch_size, preset.batch_size_given, preset.max_batch_delay_ms) == (64, False, 2)

@@ -169,7 +169,7 @@ def test_labels_and_weights_are_the_checkpoints(digits_mar: Path, digits: Path, 
 
 def test_the_config_keeps_torchserves_keys_and_the_handlers(digits_mar: Path, tiny_mar: Path) -> None:
     image = yaml.safe_load(files_of(digits_mar)["model-config.yaml"])
-    assert (image["minWorkers"], image["maxWorkers"], image["batchSize"], image["maxBatchDelay"]) == (1, 1, 8, 5)
+    assert (image["minWorkers"], image["maxWorkers"], image["batchSize"], image["maxBatchDelay"]) == (1, 1, 8, 1)
     assert image["handler"]["preprocess"]["size"] == 32
     text = yaml.safe_load(files_of(tiny_mar)["model-config.yaml"])["handler"]
     assert (text["task"], text["maxTokens"]) == ("embeddings", 48)

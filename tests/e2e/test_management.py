@@ -46,7 +46,7 @@ def test_load_is_logged_with_engine_precision_and_device(server: Server) -> None
 
 def test_archive_settings_reach_torchserve(client: Client) -> None:
     described = client.describe("digits")
-    assert (described["batchSize"], described["maxBatchDelay"], described["minWorkers"]) == (8, 5, 1)
+    assert (described["batchSize"], described["maxBatchDelay"], described["minWorkers"]) == (8, 1, 1)
 
 
 def test_scale_up_and_down(client: Client) -> None:

@@ -108,14 +108,14 @@ GRAPHS = {
     "steps of 128": (513, 10, (640, 20)),
     "steps of 256": (1025, 10, (1280, 40)),
     "more of 256": (2049, 10, (2304, 72)),
-    "steps of 512": (8193, 10, (8704, 272)),
-    "the largest": (16384, 512, (16384, 512)),
+    "steps of 512": (4097, 10, (4608, 144)),
+    "the largest": (8192, 256, (8192, 256)),
     "three texts of twenty tokens": (60, 3, (64, 8)),
     "short texts": (60, 9, (64, 16)),
-    "as many as fit": (16384, 4096, (16384, 4096)),
+    "as many as fit": (8192, 2048, (8192, 2048)),
     "too many": (64, 17, None),
-    "too many of the largest": (16384, 4097, None),
-    "too long": (16385, 1, None),
+    "too many of the largest": (8192, 2049, None),
+    "too long": (8193, 1, None),
 }
 
 
@@ -156,7 +156,7 @@ def test_graphs_of_usual_texts_are_captured_while_loading() -> None:
     }
     assert len(graphed.captured) == len(set(graphed.captured))
     assert set(graphed.captured) == usual | short
-    assert graphed.captured[0] == (16384, 512)
+    assert graphed.captured[0] == (8192, 256)
 
 
 def test_what_no_graph_holds_is_run_as_it_comes() -> None:

@@ -20,15 +20,21 @@ def encoded(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digi
         digits: significant decimal digits of a number in JSON.
     """
     finite = embeddings.isfinite().all(dim=1)
-    wanted = [chosen.get("encoding_format", "float") for chosen in options]
-    if "float" in wanted:
-        as_numbers = torch.tensor([encoding == "float" for encoding in wanted], device=embeddings.device)
+    as_numbers = [chosen.get("encoding_format", "float") == "float" for chosen in options]
+    halved = [chosen.get("dtype") == "float16" for chosen in options]
+    # Uploads wait for the GPU, so there are none for a batch whose requests all ask for the same.
+    if any(as_numbers):
         rounded = significant(embeddings, digits)
-        embeddings = torch.where(as_numbers.unsqueeze(1), rounded, embeddings)
-    halved = torch.tensor([chosen.get("dtype") == "float16" for chosen in options], device=finite.device)
-    finite &= ~halved | embeddings.half().isfinite().all(dim=1)  # float16 ends at 65,504
+        embeddings = rounded if all(as_numbers) else torch.where(_column(as_numbers, rounded), rounded, embeddings)
+    if any(halved):  # float16 ends at 65,504
+        finite &= ~_column(halved, finite).squeeze(1) | embeddings.half().isfinite().all(dim=1)
     rows = zip(embeddings.cpu().numpy(), finite.tolist(), options, strict=True)
     return [_encoded(row[: chosen.get("dimensions")], chosen) if good else NotFinite() for row, good, chosen in rows]
+
+
+def _column(values: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
+    """Return (N, 1), on the device of `like`."""
+    return torch.tensor(values, device=like.device).unsqueeze(1)
 
 
 def _encoded(row: Any, options: Mapping[str, Any]) -> object:
