@@ -20,6 +20,7 @@ import yaml
 from archive import fingerprint, inspection, parity, trial_run
 from archive.fingerprint import ROOT
 from archive.progress import Progress
+from handlers import cpus
 
 if TYPE_CHECKING:
     from archive.models import PackagedModel  # imports torch
@@ -181,7 +182,8 @@ def _try(
     task_file.write_text(json.dumps(task), encoding="utf-8")
     outputs.mkdir()
     command = [sys.executable, "-Iu", trial_run.__file__, str(work / "unpacked"), str(task_file), str(outputs)]
-    _run(command, "the archive does not load and answer in a fresh process", print_line=print_line)
+    env = {cpus.WAIT_POLICY: cpus.PATIENT, **os.environ}  # as it will be served
+    _run(command, "the archive does not load and answer in a fresh process", env, print_line)
     report: dict[str, Any] = json.loads((outputs / trial_run.REPORT).read_text(encoding="utf-8"))
     if report["status"] != 200:
         raise PackagingError(f"the archive answered its first request with {report['status']}: {report['answer']}")

@@ -7,8 +7,18 @@ os.process_cpu_count and PyTorch count those.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+
+# How OpenMP's threads wait between two operations; OpenMP reads it when its library loads. They would spin, and keep
+# the CPUs from whoever else has work for them: other workers, Java, other programs.
+WAIT_POLICY = "OMP_WAIT_POLICY"
+PATIENT = "passive"
+
+
+def wait_patiently(environment: MutableMapping[str, str]) -> None:
+    """Have OpenMP's threads sleep while they wait, in processes that start with `environment`, unless it says how."""
+    environment.setdefault(WAIT_POLICY, PATIENT)
 
 
 def usable(root: Path = Path("/")) -> int:

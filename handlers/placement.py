@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,13 @@ import torch
 
 from handlers import cpus
 
+logger = logging.getLogger(__name__)
+
 GPU_TOKENIZER_THREADS = 4
+SPINNING = (
+    "PyTorch's threads spin while they wait for work, which slows down whatever shares the CPUs with them: start the "
+    "server with OMP_WAIT_POLICY=passive in its environment"
+)
 
 
 def choose_device(asked: str, gpu_id: int | None, host: str = "TorchServe") -> tuple[torch.device, str]:
@@ -106,6 +113,8 @@ def set_threads(asked: int, workers: int, device: torch.device) -> None:
     Args: as of `cpu_threads`.
     """
     torch.set_num_threads(cpu_threads(asked, workers, device))
+    if torch.get_num_threads() > 1 and os.environ.get(cpus.WAIT_POLICY, "").lower() != cpus.PATIENT:
+        logger.info(SPINNING)
     os.environ.setdefault("RAYON_NUM_THREADS", str(tokenizer_threads(workers, device)))
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import own_environment
 from server.paths import ROOT
 
+from handlers import cpus
+
 REQUIREMENTS = Path(__file__).parent / "kserve_host" / "requirements.txt"
 
 
@@ -20,6 +22,7 @@ def main() -> None:
         sys.exit(f"error: KServe could not be installed (pip ended with {error.returncode}); pip's message is above")
     paths = [str(ROOT), str(ROOT / "scripts" / "commands"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    cpus.wait_patiently(os.environ)
     os.execv(python, [str(python), "-m", "kserve_host.server", *sys.argv[1:]])  # noqa: S606 - this process becomes the server
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from server.paths import CONFIG
+from server.process import Server
 
 from handlers import cpus, placement
 
@@ -141,6 +143,40 @@ def test_tokenizers_get_the_same_share_unless_someone_decided(
         monkeypatch.delenv("RAYON_NUM_THREADS")
     placement.set_threads(0, 2, GPU)
     assert (set_to, os.environ["RAYON_NUM_THREADS"]) == ([1], wanted)
+
+
+def test_a_worker_on_a_gpu_takes_few_threads_to_tokenize(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "usable", lambda: 64)
+    assert placement.tokenizer_threads(1, GPU) == placement.GPU_TOKENIZER_THREADS
+    assert placement.tokenizer_threads(1, CPU) == 64
+    assert placement.tokenizer_threads(32, GPU) == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "threads", "told"),
+    [(None, 2, True), ("active", 2, True), ("passive", 2, False), ("PASSIVE", 2, False), (None, 1, False)],
+)
+def test_threads_that_spin_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, policy: str | None, threads: int, told: bool
+) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if policy is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    with caplog.at_level("INFO"):
+        placement.set_threads(threads, 1, CPU)
+    assert (placement.SPINNING in caplog.messages) == told
+
+
+def test_servers_of_the_scripts_have_threads_that_sleep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(tmp_path, CONFIG, tmp_path, [])
+    server.temporary = str(tmp_path)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert server._environment("java")["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert server._environment("java")["OMP_WAIT_POLICY"] == "active"
 
 
 def test_a_loaded_text_encoder_tokenizes_in_its_share(minilm_folder: Path) -> None:

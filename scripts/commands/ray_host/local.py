@@ -60,7 +60,11 @@ def stop() -> None:
 
 
 def _set_environment() -> None:
-    """Before Ray is imported: it sends no usage statistics, and its ports want a token, which is in no file."""
+    """Before Ray is imported: it sends no usage statistics, and its ports want a token, which is in no file.
+
+    Ray's processes inherit all of it.
+    """
+    cpus.wait_patiently(os.environ)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
         os.environ["RAY_AUTH_MODE"] = "token"

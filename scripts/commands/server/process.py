@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from handlers import cpus
 from server.client import Client, Report
 from server.config import ADDRESSES, read_properties
 from server.errors import ServerError
@@ -101,6 +102,7 @@ class Server:
 
     def _environment(self, java_home: str) -> dict[str, str]:
         return {
+            cpus.WAIT_POLICY: cpus.PATIENT,
             **{key: value for key, value in os.environ.items() if key not in NOT_PASSED_ON},
             **self.environment,
             "TMPDIR": self.temporary,
