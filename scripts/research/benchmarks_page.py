@@ -143,6 +143,36 @@ def by_workers(run: str) -> list[str]:
     return [*lines, *(line([str(w), *(found.get((w, c), "-") for c in clients)]) for w in workers)]
 
 
+def by_gpus(runs: Sequence[str]) -> list[str]:
+    """With a row per count of GPUs, what the model and the handler that does nothing reach."""
+    head = (
+        "one request",
+        "handler",
+        "GPUs",
+        "TorchServes",
+        "workers",
+        "clients",
+        "items/s",
+        "of linear",
+        "p50 ms",
+        "p99 ms",
+        "GPU busy",
+    )
+    lines = [line(head), line(["---", "---", *["---:"] * (len(head) - 2)])]
+    for run in runs:
+        lines += [_on_gpus(row) for row in _rows(run, loop="closed")]
+    return lines
+
+
+def peers(runs: Sequence[str]) -> list[str]:
+    """What the same network gives through other servers in the same run; each row says how many answers agree."""
+    head = ("server", "one request", "workers", "load", "requests/s", "p50 ms", "p99 ms", "same answers", "errors")
+    lines = [line(head), line(["---", "---", "---:", "---", *["---:"] * 5])]
+    for run in runs:
+        lines += [_peer(row) for row in _rows(run) if row["kind"] in ("archive", "peer")]
+    return lines
+
+
 def conditions(runs: Sequence[str]) -> list[str]:
     """With a row per run of engines, what it was measured with, and the ceilings that it measured."""
     versions = ("Python", "PyTorch", "cuDNN", "TensorRT", "driver")
@@ -156,7 +186,13 @@ def serving_conditions(runs: Sequence[str]) -> list[str]:
     return [line(head), line(["---"] * len(head)), *(line(_serving_condition(run)) for run in runs)]
 
 
+GPUS_H100 = ("serving-resnet101-gpus-h100", "serving-bert-large-32-raw-h100")
+PEERS_H100 = ("serving-bert-large-peers-h100",)
+
 TABLES: dict[str, Table] = {
+    "gpus-h100": functools.partial(by_gpus, GPUS_H100),
+    "peers-h100": functools.partial(peers, PEERS_H100),
+    "serving-conditions-h100": functools.partial(serving_conditions, (*GPUS_H100, *PEERS_H100)),
     "resnet101-h200": functools.partial(engines, "batch", RESNET_H200, IMAGES),
     "bert-large-h200": functools.partial(engines, "sequences x tokens", BERT_H200, TEXTS),
     "bert-large-h100": functools.partial(engines, "sequences x tokens", BERT_H100, TEXTS),
@@ -208,6 +244,28 @@ def _served(row: Row) -> str:
             *(f"{row['items_per_s']:,.0f}", f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}"),
             f"{row['gpu_busy'][0]:.0%}",
             f"{headroom:.2f}" if headroom else "-",
+        ]
+    )
+
+
+def _on_gpus(row: Row) -> str:
+    share = row.get("share_of_linear")
+    return line(
+        [
+            *(row["load"], row["target"], row["gpus"], row["servers"], row["workers"], row["clients"]),
+            *(f"{row['items_per_s']:,.0f}", f"{share:.0%}" if share else "-"),
+            *(f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}"),
+            " ".join(f"{busy:.0%}" for busy in row["gpu_busy"]),
+        ]
+    )
+
+
+def _peer(row: Row) -> str:
+    load = f"{row['clients']} clients" if row["clients"] else f"{row['rate']:,.0f} requests/s, {row['asked']}"
+    return line(
+        [
+            *(row["target"], row["load"], row["workers"], load, f"{row['requests_per_s']:,.0f}"),
+            *(f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}", row["agrees"] or "-", row["errors"]),
         ]
     )
 
