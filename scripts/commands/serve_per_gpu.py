@@ -54,6 +54,8 @@ def main() -> int:
             plan.visible_devices(os.environ), chosen.servers, chosen.first_port, chosen.folder, chosen.metrics_host
         )
         plan.check_ports(found, chosen.host, chosen.port)
+        if plan.LENT_PORTS.exists() and (note := plan.lent(found, plan.LENT_PORTS.read_text(encoding="ascii"))):
+            say(note)
         with mps.chosen(True if chosen.mps else None) as extra:
             Stack(chosen, found, {**os.environ, **extra}, say).run(asked)
     except (OSError, ValueError, ServerError) as error:

@@ -105,7 +105,7 @@ class Member:
         self.ready, self.process = False, None
         self.due = now + delay_after(self.deaths)
         again = f"it is started again in {delay_after(self.deaths):.0f} s"
-        self.report(f"{self.plan} has ended, exit status {status}; {again} (log: {self.log})")
+        self.report(f"{self.plan} has ended by itself; {again} (log: {self.log})")
 
     def _look(self, now: float) -> None:
         """See whether it has become ready, or why it cannot."""

@@ -12,6 +12,7 @@ from serving_bench.layouts import BY_BUS, DEVICES
 
 STEP = 10  # from a server's first port to the next server's: room for names() and a number that is easy to remember
 HIGHEST_PORT = 65535
+LENT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # How long tokens live: they do not leave this machine, and nobody renews them.
 TEN_YEARS_MINUTES = "5256000"
 # It names a port, which only one server can have.
@@ -115,6 +116,20 @@ def _count() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in found.splitlines())
+
+
+def lent(found: Sequence[Plan], ports: str) -> str | None:
+    """What to tell if a server's port is among those that Linux lends to connections; None if none is.
+
+    ports: the content of LENT_PORTS. A server that is started again may find its port in use there.
+    """
+    lowest, highest = (int(word) for word in ports.split())
+    if not any(lowest <= at <= highest for plan in found for at in plan.ports.values()):
+        return None
+    return (
+        f"note: Linux lends the ports {lowest} to {highest} to connections, and servers have some of them. A server "
+        "that is started again may find its port taken. Choose a lower --first-port"
+    )
 
 
 def check_ports(found: Sequence[Plan], host: str, port: int) -> None:
