@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -23,7 +24,8 @@ from per_gpu.plan import STEP
 from server.ports import why_taken
 from serving_bench.archives import make
 
-from tests.e2e.programs import DEPLOYMENT, program, until
+from tests.e2e.programs import DEPLOYMENT, certificate, program, until
+from tests.e2e.test_tls import GRPC, field
 
 pytestmark = pytest.mark.e2e
 
@@ -37,7 +39,7 @@ class Echo:
         pass
 
     def handle(self, rows, context):
-        bodies = [bytes(row.get("body") or b"") for row in rows]
+        bodies = [bytes(row.get("body") or row.get("data") or b"") for row in rows]
         if any(body.startswith(b"sleep") for body in bodies):
             time.sleep(1.5)
         return [f'{{"server": "{os.environ["RUN_FOLDER"]}", "body": "{body.decode()}"}}' for body in bodies]
@@ -51,6 +53,7 @@ class Fleet:
     process: subprocess.Popen[bytes]
     folder: Path
     port: int
+    trusted: ssl.SSLContext
 
     @property
     def said(self) -> str:
@@ -61,7 +64,7 @@ class Fleet:
         return (self.folder / "run" / "keys").read_text(encoding="utf-8").strip()
 
     def ask(self, body: str, key: str | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPSConnection("localhost", self.port, timeout=60, context=self.trusted)
         with contextlib.closing(connection):
             connection.request("POST", "/predictions/echo", body, {"Authorization": f"Bearer {key or self.key}"})
             answer = connection.getresponse()
@@ -99,19 +102,20 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     (folder / "store").mkdir()
     make(folder / "store", "echo", folder / "echo.py",
          {"minWorkers": 1, "maxWorkers": 1, "batchSize": 8, "maxBatchDelay": 5})  # fmt: skip
-    nginx, first = program("nginx"), free_block(2 * STEP + 1)
+    nginx, first, tls = program("nginx"), free_block(2 * STEP + 1), certificate(folder / "tls")
     command = [str(DEPLOYMENT / "per-gpu"), "echo=echo.mar", "--servers=2", f"--model-store={folder / 'store'}"]
     command += [f"--folder={folder / 'run'}", f"--first-port={first}", f"--port={first + 2 * STEP}"]
     hidden = ("PYTHONPATH", "METRICS_ADDRESS", "TS_CONFIG")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     with (folder / "said").open("wb") as said, (folder / "requests").open("wb") as requests:
         process = subprocess.Popen(
-            [*command, f"--nginx={nginx}"],
+            [*command, f"--nginx={nginx}", f"--tls={tls}", "--host=127.0.0.1"],
             env={**environment, "CUDA_VISIBLE_DEVICES": "", "JAVA_HEAP": "300m"},
             stdout=requests,
             stderr=said,
         )
-    running = Fleet(process, folder, first + 2 * STEP)
+    trusted = ssl.create_default_context(cafile=str(tls / "tls.crt"))
+    running = Fleet(process, folder, first + 2 * STEP, trusted)
     try:
         until(lambda: "all 2 servers are ready" in running.said or process.poll() is not None, timeout_s=90)
         assert process.poll() is None, running.said
@@ -149,6 +153,7 @@ def test_a_server_that_dies_gives_no_wrong_answer_and_comes_back(fleet: Fleet) -
     def ask_on(seed: int) -> None:
         while not ended.is_set():
             outcomes.append(fleet.ask_right(f"{seed}-{len(outcomes)}"))
+            time.sleep(0.02)  # the server that starts needs cores too
 
     clients = [threading.Thread(target=ask_on, args=(seed,)) for seed in range(CLIENTS)]
     for one in clients:
@@ -169,8 +174,23 @@ def test_a_server_that_dies_gives_no_wrong_answer_and_comes_back(fleet: Fleet) -
     counts = Counter(outcomes)
     print(counts, len(outcomes), killed, after, back)
     assert counts.keys() <= {"server-0", "server-1", "502"}
+    assert back - after > 10 * CLIENTS
     assert counts["502"] <= CLIENTS
     assert set(outcomes[after + CLIENTS : back]) == {"server-1"}
+
+
+def test_grpc_is_balanced_too(fleet: Fleet) -> None:
+    grpc = pytest.importorskip("grpc", reason="needs the test extra's grpcio")
+    credentials = grpc.ssl_channel_credentials((fleet.folder / "tls" / "tls.crt").read_bytes())
+    sent = field(1, b"echo") + field(3, field(1, b"data") + field(2, b"sent by gRPC"))
+    with grpc.secure_channel(f"localhost:{fleet.port}", credentials) as channel:
+        call = channel.unary_unary(f"{GRPC}.inference.InferenceAPIsService/Predictions")
+        answers = [call(sent, metadata=(("authorization", f"Bearer {fleet.key}"),), timeout=60) for _ in range(20)]
+        with pytest.raises(grpc.RpcError) as refused:
+            call(sent, metadata=(("authorization", f"Bearer {'wrong' * 8}"),), timeout=60)
+    found = Counter(name for answer in answers for name in (b"server-0", b"server-1") if name in answer)
+    assert found.keys() == {b"server-0", b"server-1"}
+    assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_sigterm_answers_all_that_was_accepted(fleet: Fleet) -> None:
