@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,12 +122,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         until(lambda: running.ask_right("a").startswith("server"))
         yield running
     finally:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
-        for one in [process, *children]:
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
+        process.kill()
+        for one in left:
+            with contextlib.suppress(psutil.Error):
                 one.kill()
 
 
@@ -148,6 +149,11 @@ def test_one_key_opens_all_servers_and_both_answer(fleet: Fleet) -> None:
 
 def test_a_server_that_dies_gives_no_wrong_answer_and_comes_back(fleet: Fleet) -> None:
     """Only requests that it had at that moment fail, with 502: they are not sent to another server."""
+    pool = ThreadPoolExecutor(2)
+    sleepers = list[Future[str]]()
+    for name in ("first", "second"):  # one at each server, because the second goes to the idle one
+        sleepers.append(pool.submit(fleet.ask_right, f"sleep {name}"))
+        time.sleep(0.3)
     outcomes, ended = list[str](), threading.Event()
 
     def ask_on(seed: int) -> None:
@@ -159,7 +165,7 @@ def test_a_server_that_dies_gives_no_wrong_answer_and_comes_back(fleet: Fleet) -
     for one in clients:
         one.start()
     try:
-        time.sleep(0.5)
+        time.sleep(0.2)
         fleet.java("server-0").kill()
         killed = len(outcomes)
         until(lambda: "server 0 has ended" in fleet.said)
@@ -173,6 +179,8 @@ def test_a_server_that_dies_gives_no_wrong_answer_and_comes_back(fleet: Fleet) -
             one.join(60)
     counts = Counter(outcomes)
     print(counts, len(outcomes), killed, after, back)
+    assert sorted(one.result() for one in sleepers) == ["502", "server-1"]
+    pool.shutdown()
     assert counts.keys() <= {"server-0", "server-1", "502"}
     assert back - after > 10 * CLIENTS
     assert counts["502"] <= CLIENTS

@@ -24,6 +24,7 @@ START = ROOT / "scripts" / "deployment" / "start"
 ASK_S = 2.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 STEADY_S = 300.0  # who has served this long is started again without a longer delay
+SLOW_S = 60.0  # who loads for longer is named once
 MOST_LOG_BYTES = 64 << 20
 Report = Callable[[str], None]
 
@@ -53,6 +54,7 @@ class Member:
     due: float = field(default=0.0, init=False)
     deaths: int = field(default=0, init=False)
     complained: bool = field(default=False, init=False)
+    slow_at: float = field(default=0.0, init=False)
 
     @property
     def log(self) -> Path:
@@ -68,7 +70,7 @@ class Member:
         """Start TorchServe in the background; until it is ready its nginx says that it is away."""
         self.plan.folder.mkdir(parents=True, exist_ok=True)
         write_changed(self.config, self.plan.folder / "config.properties", self.plan.settings())
-        self.ready, self.complained = False, False
+        self.ready, self.complained, self.slow_at = False, False, time.monotonic() + SLOW_S
         self.nginx.show(None)
         self.logs = Logs(self.plan.run_folder)
         self.log.write_bytes(b"")
@@ -115,6 +117,9 @@ class Member:
             if not self.complained:
                 self.complained = True
                 self.report(f"{self.plan}: {error}; TorchServe tries again (log: {self.log})")
+        elif now > self.slow_at and not self.complained:
+            self.complained = True
+            self.report(f"{self.plan} is still loading after {SLOW_S:.0f} s (log: {self.log})")
         with contextlib.suppress(OSError, ServerError, ValueError, KeyError):
             client = self.client
             if all(self._serves(client, model.partition("=")[0]) for model in self.models):
