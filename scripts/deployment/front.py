@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -43,8 +42,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tls", type=Path, help="folder with tls.crt and tls.key; without it, HTTP without TLS")
     made.add_argument("--keys", type=Path, help="file with a client's key a line; # begins a comment")
     made.add_argument("--port", type=int, default=8443, help="(default: %(default)s)")
-    made.add_argument("--rest", default=ADDRESSES["rest"], help="TorchServe's inference (default: %(default)s)")
-    made.add_argument("--grpc", default=ADDRESSES["grpc"], help="its gRPC port (default: %(default)s)")
+    made.add_argument("--host", help="address to listen on (default: all)")
+    made.add_argument(
+        "--rest", default=ADDRESSES["rest"], help="TorchServe's inference, or A,B,... (default: %(default)s)"
+    )
+    made.add_argument("--grpc", default=ADDRESSES["grpc"], help="its gRPC port, or A,B,... (default: %(default)s)")
+    made.add_argument("--processes", type=int, default=2, help="nginx's worker processes (default: %(default)s)")
     made.add_argument("--nginx", default="nginx", help="the program (default: the PATH's)")
     made.add_argument("--drain-s", type=float, default=10.0, help="seconds from SIGTERM on (default: %(default)s)")
     return made
@@ -67,22 +70,42 @@ def token_map(keys: Iterable[str], token: str) -> str:
     return "".join(f'"~^Bearer \\Q{key}\\E$" "Bearer {token}";\n' for key in sorted(set(keys)))
 
 
+def servers(name: str, addresses: str) -> str:
+    """The content of nginx's upstream block `name`. addresses: one, or several with commas between them.
+
+    Several are those of scripts/deployment/per-gpu. Each answers 502 if its TorchServe has not got the request. It is
+    left out for 2 s then. The zone lets all of nginx's processes count a server's requests together.
+    """
+    first, *others = addresses.split(",")
+    if not others:
+        return f"server {first};"
+    lines = [f"server {address} max_fails=1 fail_timeout=2s;" for address in (first, *others)]
+    return "\n    ".join([f"zone {name} 128k;", "least_conn;", *lines])
+
+
 def write_configuration(chosen: argparse.Namespace) -> None:
     """Lay nginx's files into the folder to run in, with the addresses that were asked for."""
     target = chosen.folder / "torchserve"
     target.mkdir(parents=True, exist_ok=True)
     changes = {
-        ADDRESSES["rest"]: chosen.rest,
-        ADDRESSES["grpc"]: chosen.grpc,
-        "listen 8443": f"listen {chosen.port}",
+        f"server {ADDRESSES['rest']};": servers("torchserve_rest", chosen.rest),
+        f"server {ADDRESSES['grpc']};": servers("torchserve_grpc", chosen.grpc),
+        "listen 8443": f"listen {chosen.host}:{chosen.port}" if chosen.host else f"listen {chosen.port}",
     }
+    if "," in chosen.rest:
+        changes |= {
+            "keepalive 64;": "keepalive 512;",
+            "_next_upstream off;": "_next_upstream http_502 non_idempotent;",
+        }
     for source in ("http.conf", "locations.conf", "tls.conf" if chosen.tls else "plain.conf", "tokens.map"):
         text = (HERE / "nginx" / source).read_text(encoding="utf-8")
         for old, new in changes.items():
             text = text.replace(old, new)
         name = "server.conf" if source in ("tls.conf", "plain.conf") else source
         _write(target / name, text)
-    shutil.copy(HERE / "nginx" / "nginx.conf", chosen.folder / "nginx.conf")
+    text = (HERE / "nginx" / "nginx.conf").read_text(encoding="utf-8")
+    text = text.replace("worker_processes 2;", f"worker_processes {chosen.processes};")
+    _write(chosen.folder / "nginx.conf", text)
 
 
 def write_secrets(chosen: argparse.Namespace) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from server.json_logs import plain
+
 GRACE_S = 2.0  # the worker's own words may reach its log later than TorchServe's
 TAIL_BYTES = 4 << 20  # the part of a log in which the last failure is looked for
 
@@ -34,7 +36,7 @@ class Logs:
 
     def load_error(self, model: str) -> str | None:
         """Why a worker of `model` could not load, in one line; None if none has failed so far."""
-        if errors := load_errors(read_from(self.workers, self.offsets[self.workers]), model):
+        if errors := load_errors(plain(read_from(self.workers, self.offsets[self.workers])), model):
             return errors[-1]
         failed = re.search(rf"Load model failed: {re.escape(model)}, error: (.*)", self._of_server())
         if failed and time.monotonic() - self.seen.setdefault(model, time.monotonic()) > GRACE_S:
@@ -42,7 +44,7 @@ class Logs:
         return None
 
     def _of_server(self) -> str:
-        return read_from(self.server, self.offsets[self.server])
+        return plain(read_from(self.server, self.offsets[self.server]))
 
     def last_error(self, model: str) -> str | None:
         """Why a worker of `model` last failed to load, however long ago; None if the log has nothing of it."""
@@ -118,7 +120,7 @@ def _cause(chain: list[str]) -> list[str]:
 
 def _tail(path: Path) -> str:
     """The last TAIL_BYTES of a log."""
-    return read_from(path, max(0, path.stat().st_size - TAIL_BYTES)) if path.is_file() else ""
+    return plain(read_from(path, max(0, path.stat().st_size - TAIL_BYTES))) if path.is_file() else ""
 
 
 def read_from(path: Path, offset: int) -> str:
