@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from handlers import cpus
+from ray_host import failures
 
 APP = "models"
 HERE = "127.0.0.1"
@@ -19,34 +21,48 @@ def start(host: str, port: int, least_cpus: int = 1) -> str:
     Args:
         host, port: at which requests are answered.
         least_cpus: Ray counts at least so many CPUs, so that each replica finds one.
+
+    Raises RuntimeError, in one line, if Ray does not start.
     """
     _set_environment()
     import ray
     from ray import serve
 
-    context = ray.init(
-        address="local",  # also if this machine is part of a cluster
-        num_cpus=max(cpus.usable(), least_cpus),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address=HERE,
-    )
-    quiet = {"enable_access_log": False, "log_level": "WARNING"}
-    serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+    try:
+        context = ray.init(
+            address="local",  # also if this machine is part of a cluster
+            num_cpus=max(cpus.usable(), least_cpus),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _node_ip_address=HERE,
+        )
+        quiet = {"enable_access_log": False, "log_level": "WARNING"}
+        serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+    except Exception as error:  # Ray raises the class Exception itself, and AssertionError, too
+        raise RuntimeError(failures.of_start(error)) from None
     return f"{context.address_info['session_dir']}/logs"
 
 
-def run(args: Mapping[str, Any]) -> None:
+def run(args: Mapping[str, Any], logs: str) -> None:
     """Serve these models; in place of those before, without a gap. Returns when all are ready.
 
-    Raises ValueError, ArchiveError as `app.build`, RuntimeError if a model does not load.
+    Args:
+        args: as AppOptions has them.
+        logs: what `start` returned, for the message of an error.
+
+    Raises ValueError, ArchiveError as `app.build`; RuntimeError, in one line with the replica's own error, if a model
+    does not load.
     """
     from ray import serve
 
     from ray_host.app import build
 
-    serve.run(build(args), name=APP, route_prefix="/")
+    application = build(args)
+    try:
+        serve.run(application, name=APP, route_prefix="/")
+    except Exception as error:  # it names the deployments that failed, and not why; Ray has many classes of errors
+        raise RuntimeError(failures.of_models(_applications(), APP, error, logs)) from None
 
 
 def stop() -> None:
@@ -55,8 +71,19 @@ def stop() -> None:
     from ray import serve
 
     if ray.is_initialized():
-        serve.shutdown()
+        with contextlib.suppress(Exception):  # Ray itself is gone or half started: nothing is left to be answered
+            serve.shutdown()
         ray.shutdown()
+
+
+def _applications() -> Mapping[str, Any]:
+    """What Ray Serve says of its applications, by name; nothing if it does not answer."""
+    from ray import serve
+
+    try:
+        return serve.status().applications
+    except Exception:  # the error that is being explained says more than this one
+        return {}
 
 
 def _set_environment() -> None:

@@ -1,0 +1,178 @@
+"""One line says why Ray or a model did not start; without Ray."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import serve_ray
+from ray_host import failures, local
+
+# What Ray Serve 2.60 gives as a deployment's message, shortened.
+RAISED = """\
+The deployment failed to start 3 times in a row. See controller logs for details. Error:
+\x1b[36mray::ServeReplica:models:model.initialize_and_get_metadata()\x1b[39m (pid=7, ip=127.0.0.1)
+  File "concurrent/futures/_base.py", line 456, in result
+    return self.__get_result()
+           ^^^^^^^^^^^^^^^^^^^
+RuntimeError: Traceback (most recent call last):
+  File "handlers/placement.py", line 12, in first
+    raise KeyError("first")
+KeyError: 'first'
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "handlers/placement.py", line 40, in choose_device
+    raise ValueError("none")
+handlers.load_errors.LoadError: AcceleratorError: CUDA error: out of memory
+  device: 0
+Compile with TORCH_USE_CUDA_DSA."""
+DIED = (
+    "The deployment failed to start 3 times in a row. Error:\n"
+    "ActorDiedError('The actor died unexpectedly before finishing this task.\\n\\tpid: 7\\n"
+    "Worker exit type: SYSTEM_ERROR Worker exit detail: connection error code 2. End of file.')"
+)
+NOT_PLACED = (
+    "The deployment failed to start 3 times in a row. Error:\nException when allocating Replica(id='x'):\n"
+    'Traceback (most recent call last):\n  File "x.py", line 1, in check\n    ray.get()\n'
+    "ray.exceptions.ActorUnschedulableError: The actor is not schedulable\n"
+)
+LOADED = "handlers.load_errors.LoadError: AcceleratorError: CUDA error: out of memory device: 0 Compile with "
+LOADED += "TORCH_USE_CUDA_DSA"
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in for Ray, with Ray Serve, that does what its attributes say."""
+    found: Any = ModuleType("ray")
+    found.serve = ModuleType("ray.serve")
+    found.init = lambda **options: SimpleNamespace(address_info={"session_dir": "/tmp/ray/session"})  # noqa: S108
+    found.is_initialized = lambda: True
+    found.shutdown = found.serve.start = found.serve.shutdown = lambda **options: None
+    for name, module in {"ray": found, "ray.serve": found.serve}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    app: Any = ModuleType("ray_host.app")
+    app.build = lambda args: "the application"
+    monkeypatch.setitem(sys.modules, "ray_host.app", app)
+    monkeypatch.setattr(local, "_set_environment", lambda: None)
+    return found
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def run(*args: object, **options: object) -> None:
+        raise error
+
+    return run
+
+
+def failed(ray: Any, **messages: str) -> None:
+    """Let a deployment fail for each message, as Ray Serve 2.60 tells it."""
+    ray.serve.run = raising(RuntimeError(f"Deploying application models failed: {sorted(messages)}."))
+    deployments = {name: SimpleNamespace(message=message) for name, message in messages.items()}
+    told = SimpleNamespace(applications={local.APP: SimpleNamespace(deployments=deployments)})
+    ray.serve.status = lambda: told
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (RAISED, LOADED),
+        (
+            DIED,
+            "ActorDiedError('The actor died unexpectedly before finishing this task. pid: 7 Worker exit type: "
+            "SYSTEM_ERROR Worker exit detail: connection error code 2. End of file.')",
+        ),
+        (NOT_PLACED, "ray.exceptions.ActorUnschedulableError: The actor is not schedulable"),
+    ],
+)
+def test_a_model_that_does_not_load_says_why_in_one_line(message: str, wanted: str, ray: Any) -> None:
+    failed(ray, model=message, front="")
+    with pytest.raises(RuntimeError) as raised:
+        local.run({}, "/logs")
+    assert str(raised.value) == (
+        f"the models do not serve: a replica of model did not load: {wanted}. The replicas' logs are in /logs/serve"
+    )
+
+
+def test_each_model_that_does_not_load_is_named(ray: Any) -> None:
+    failed(ray, one="Error:\nKilled", two="Error:\nTraceback (most recent call last):\n  x\nOSError: no room")
+    with pytest.raises(
+        RuntimeError, match=r"of one did not load: Killed; a replica of two did not load: OSError: no"
+    ):
+        local.run({}, "/logs")
+
+
+@pytest.mark.parametrize("status", [raising(ConnectionError("gone")), lambda: SimpleNamespace(applications={})])
+def test_without_a_status_the_error_of_ray_serve_stands(status: Any, ray: Any) -> None:
+    ray.serve.run, ray.serve.status = raising(TimeoutError("not ready\nafter 30 s")), status
+    with pytest.raises(RuntimeError, match=r"do not serve: TimeoutError: not ready after 30 s\. The replicas' logs"):
+        local.run({}, "/logs")
+
+
+def test_what_is_wrong_with_the_args_is_raised_as_it_is(ray: Any) -> None:
+    sys.modules["ray_host.app"].build = raising(ValueError("no archive"))  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"^no archive$"):
+        local.run({}, "/logs")
+
+
+GCS = "Failed to start GCS.\nLast error: Traceback (most recent call last):\n  File\nRpcError: x\n"
+STARTS = [
+    (Exception("The current node timed out during startup. This\nis all."), "Exception: The current node timed out"),
+    (RuntimeError(GCS), "Ray did not start: RpcError: x. Often"),
+    (AssertionError(), "Ray did not start: AssertionError. Often"),
+]
+
+
+@pytest.mark.parametrize("which", ["init", "start"])
+@pytest.mark.parametrize(("error", "wanted"), STARTS, ids=["Exception", "RuntimeError", "AssertionError"])
+def test_ray_that_does_not_start_says_so_in_one_line(error: Exception, wanted: str, which: str, ray: Any) -> None:
+    setattr(ray if which == "init" else ray.serve, which, raising(error))
+    with pytest.raises(RuntimeError) as raised:
+        local.start(local.HERE, 1)
+    assert wanted in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert "gcs_server.out, raylet.out" in str(raised.value)
+
+
+def test_the_command_prints_it_and_ends_with_1(
+    ray: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.init, ray.is_initialized = raising(Exception("The current node timed out")), lambda: False
+    monkeypatch.setattr(serve_ray.archives, "head", lambda mar: None)
+    monkeypatch.setattr(serve_ray.signal, "signal", lambda *args: None)
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert serve_ray.main(["none.mar"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: Ray did not start: Exception: The current node timed out. ")
+    assert printed.err.count("\n") == 1
+
+
+def test_the_benchs_peer_says_it_last(
+    ray: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
+    peer: Any = importlib.import_module("serving_bench.peers.ray_serve_server")
+    failed(ray, model=RAISED)
+    ray.serve.shutdown = lambda: print("Ray's last words", file=sys.stderr)
+    (tmp_path / "job.json").write_text('{"args": {}, "port": 1, "workers": 6}', encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["server", str(tmp_path / "job.json")])
+    monkeypatch.setattr(peer.signal, "signal", lambda *args: None)
+    assert peer.main() == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: the models do not serve: a replica of model did not load: ")
+    assert "CUDA error: out of memory" in last
+
+
+def test_ray_that_is_gone_is_still_shut_down(ray: Any) -> None:
+    ended: list[bool] = []
+    ray.serve.shutdown, ray.shutdown = raising(ConnectionError("gone")), lambda: ended.append(True)
+    local.stop()
+    assert ended == [True]
+
+
+def test_a_long_error_is_cut() -> None:
+    assert len(failures.reason("x" * 9999)) == failures.LONGEST + 3
