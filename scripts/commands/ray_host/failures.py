@@ -6,10 +6,14 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from ray_host import crashes
 
 TRACEBACK = "Traceback (most recent call last):"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+DIED = "ActorDiedError"
 ERROR = "Error:\n"  # stands before a replica's error in the message of a deployment
 LONGEST = 1000  # characters
 WAYS_OUT = (
@@ -38,17 +42,18 @@ def of_models(applications: Mapping[str, Any], app: str, error: BaseException, l
         logs: the folder of Ray's logs.
     """
     overview = applications.get(app)
-    told = list(_deployments(overview)) if overview is not None else []
+    told = list(_deployments(overview, app, logs)) if overview is not None else []
     what = "; ".join(told) or reason(f"{type(error).__name__}: {error}")
     return f"the models do not serve: {what}. The replicas' logs are in {logs}/serve"
 
 
-def _deployments(overview: Any) -> Iterator[str]:
+def _deployments(overview: Any, app: str, logs: str) -> Iterator[str]:
     """Each deployment that failed, with the error of its last replica."""
     for name, deployment in sorted(overview.deployments.items()):
         _, found, error = deployment.message.partition(ERROR)
         if found:
-            yield f"a replica of {name} did not load: {reason(error)}"
+            why = crashes.of_replica(Path(logs), app, name) if DIED in error else reason(error)
+            yield f"a replica of {name} did not load: {why}"
 
 
 def reason(text: str) -> str:
