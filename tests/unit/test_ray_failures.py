@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,26 @@ def test_ray_that_does_not_start_says_so_in_one_line(error: Exception, wanted: s
     assert wanted in str(raised.value)
     assert "\n" not in str(raised.value)
     assert "gcs_server.out, raylet.out" in str(raised.value)
+
+
+def test_ray_that_starts_too_slowly_is_started_again(ray: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    init, tries = ray.init, []
+
+    def slow(**options: object) -> Any:
+        tries.append(subprocess.Popen(["sleep", "60"]))  # as Ray's processes that go on
+        if len(tries) < 2:
+            raise Exception("The current node timed out during startup.")
+        return init(**options)
+
+    ray.init = slow
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert local.start(local.HERE, 1) == "/tmp/ray/session/logs"  # noqa: S108
+        assert tries[0].wait(10) == -9
+        assert [process.poll() for process in (tries[1], other)] == [None, None]
+        other.kill()
+    tries[1].kill()
+    tries[1].wait()
+    assert "trying once more" in capsys.readouterr().err
 
 
 def test_the_command_prints_it_and_ends_with_1(

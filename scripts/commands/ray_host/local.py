@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from typing import Any
+
+import psutil
 
 from handlers import cpus
 from ray_host import failures
 
 APP = "models"
 HERE = "127.0.0.1"
+SLOW = "timed out during startup"  # in Ray's error
 
 
 def start(host: str, port: int, least_cpus: int = 1) -> str:
@@ -25,11 +29,10 @@ def start(host: str, port: int, least_cpus: int = 1) -> str:
     Raises RuntimeError, in one line, if Ray does not start.
     """
     _set_environment()
-    import ray
     from ray import serve
 
     try:
-        context = ray.init(
+        context = _init(
             address="local",  # also if this machine is part of a cluster
             num_cpus=max(cpus.usable(), least_cpus),
             include_dashboard=False,
@@ -74,6 +77,28 @@ def stop() -> None:
         with contextlib.suppress(Exception):  # Ray itself is gone or half started: nothing is left to be answered
             serve.shutdown()
         ray.shutdown()
+
+
+def _init(**options: Any) -> Any:
+    """Call ray.init, and once more if Ray's processes were too slow.
+
+    Ray 2.60 gives its agent 15 s to write its ports, which no setting changes (WaitForPersistedPort in Ray's
+    src/ray/util/port_persistence.h). A machine that is busy, or that reads Ray's files for the first time, needs
+    longer. The second time, the files are in memory.
+    """
+    import ray
+
+    others = set(psutil.Process().children(recursive=True))
+    try:
+        return ray.init(**options)
+    except Exception as error:
+        if SLOW not in str(error):
+            raise
+    print("Ray's processes took too long to start; trying once more", file=sys.stderr, flush=True)
+    for process in set(psutil.Process().children(recursive=True)) - others:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return ray.init(**options)
 
 
 def _applications() -> Mapping[str, Any]:
