@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -41,6 +42,7 @@ NOT_PLACED = (
     'Traceback (most recent call last):\n  File "x.py", line 1, in check\n    ray.get()\n'
     "ray.exceptions.ActorUnschedulableError: The actor is not schedulable\n"
 )
+ARGS = {"models": [{"archive": "bert.mar", "num_gpus": 0.1666, "replicas": 12}]}
 LOADED = "handlers.load_errors.LoadError: AcceleratorError: CUDA error: out of memory device: 0 Compile with "
 LOADED += "TORCH_USE_CUDA_DSA"
 
@@ -52,6 +54,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
     found.serve = ModuleType("ray.serve")
     found.init = lambda **options: SimpleNamespace(address_info={"session_dir": "/tmp/ray/session"})  # noqa: S108
     found.is_initialized = lambda: True
+    found.cluster_resources = lambda: {"CPU": 8.0, "GPU": 2.0}
     found.shutdown = found.serve.start = found.serve.shutdown = lambda **options: None
     for name, module in {"ray": found, "ray.serve": found.serve}.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -87,7 +90,7 @@ def failed(ray: Any, **messages: str) -> None:
 def test_a_model_that_does_not_load_says_why_in_one_line(message: str, wanted: str, ray: Any) -> None:
     failed(ray, model=message, front="")
     with pytest.raises(RuntimeError) as raised:
-        local.run({}, "/logs")
+        local.run(ARGS, "/logs")
     assert str(raised.value) == (
         f"the models do not serve: a replica of model did not load: {wanted}. The replicas' logs are in /logs/serve"
     )
@@ -96,7 +99,7 @@ def test_a_model_that_does_not_load_says_why_in_one_line(message: str, wanted: s
 def test_a_replica_that_dies_says_how(ray: Any, tmp_path: Path) -> None:
     failed(ray, model=DIED)
     with pytest.raises(RuntimeError, match=r"a replica of model did not load: its process died and wrote nothing"):
-        local.run({}, str(tmp_path))
+        local.run(ARGS, str(tmp_path))
     for name, deployment in ("old", "model"), ("new", "model"), ("other", "model2"):
         told = "*** SIGSEGV received at time=17 on cpu 0 ***\nPC: @ 0x7f\nFatal Python error: Segmentation fault\n"
         wrote = f":job_id:01000000\n:actor_name:ServeReplica:models:{deployment}\n{told if name == 'new' else ''}"
@@ -104,7 +107,7 @@ def test_a_replica_that_dies_says_how(ray: Any, tmp_path: Path) -> None:
     os.utime(tmp_path / "worker-old.err", (1, 1))
     why = rf"its process died: SIGSEGV, Fatal Python error: Segmentation fault; see {tmp_path}/worker-new.err\. The"
     with pytest.raises(RuntimeError, match=why):
-        local.run({}, str(tmp_path))
+        local.run(ARGS, str(tmp_path))
 
 
 def test_each_model_that_does_not_load_is_named(ray: Any) -> None:
@@ -112,20 +115,33 @@ def test_each_model_that_does_not_load_is_named(ray: Any) -> None:
     with pytest.raises(
         RuntimeError, match=r"of one did not load: Killed; a replica of two did not load: OSError: no"
     ):
-        local.run({}, "/logs")
+        local.run(ARGS, "/logs")
 
 
 @pytest.mark.parametrize("status", [raising(ConnectionError("gone")), lambda: SimpleNamespace(applications={})])
 def test_without_a_status_the_error_of_ray_serve_stands(status: Any, ray: Any) -> None:
     ray.serve.run, ray.serve.status = raising(TimeoutError("not ready\nafter 30 s")), status
     with pytest.raises(RuntimeError, match=r"do not serve: TimeoutError: not ready after 30 s\. The replicas' logs"):
-        local.run({}, "/logs")
+        local.run(ARGS, "/logs")
+
+
+@pytest.mark.parametrize(("share", "replicas"), [(0.1666, 13), (0.6, 3), (1, 3)])
+def test_replicas_that_find_no_gpu_are_refused(share: float, replicas: int, ray: Any) -> None:
+    wrong = {"models": [{"archive": "bert.mar", "num_gpus": share, "replicas": replicas}]}
+    with pytest.raises(ValueError, match=rf"{replicas} replicas of bert.mar.*{share} of a GPU.*Ray sees 2 GPUs"):
+        local.run(wrong, "/logs")
+
+
+def test_models_that_find_no_gpu_together_are_refused(ray: Any) -> None:
+    halves = {"models": [{"archive": name, "num_gpus": 0.5, "replicas": 3} for name in ("one.mar", "two.mar")]}
+    with pytest.raises(ValueError, match=r"3 replicas of two.mar"):
+        local.run(halves, "/logs")
 
 
 def test_what_is_wrong_with_the_args_is_raised_as_it_is(ray: Any) -> None:
     sys.modules["ray_host.app"].build = raising(ValueError("no archive"))  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"^no archive$"):
-        local.run({}, "/logs")
+        local.run(ARGS, "/logs")
 
 
 GCS = "Failed to start GCS.\nLast error: Traceback (most recent call last):\n  File\nRpcError: x\n"
@@ -186,7 +202,7 @@ def test_the_benchs_peer_says_it_last(
     peer: Any = importlib.import_module("serving_bench.peers.ray_serve_server")
     failed(ray, model=RAISED)
     ray.serve.shutdown = lambda: print("Ray's last words", file=sys.stderr)
-    (tmp_path / "job.json").write_text('{"args": {}, "port": 1, "workers": 6}', encoding="utf-8")
+    (tmp_path / "job.json").write_text(f'{{"args": {json.dumps(ARGS)}, "port": 1, "workers": 6}}', encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["server", str(tmp_path / "job.json")])
     monkeypatch.setattr(peer.signal, "signal", lambda *args: None)
     assert peer.main() == 1

@@ -13,6 +13,7 @@ import psutil
 
 from handlers import cpus
 from ray_host import failures
+from ray_host.options import AppOptions
 
 APP = "models"
 HERE = "127.0.0.1"
@@ -54,13 +55,16 @@ def run(args: Mapping[str, Any], logs: str) -> None:
         args: as AppOptions has them.
         logs: what `start` returned, for the message of an error.
 
-    Raises ValueError, ArchiveError as `app.build`; RuntimeError, in one line with the replica's own error, if a model
-    does not load.
+    Raises:
+        ValueError: as `app.build`, or there are more replicas than the GPUs take.
+        ArchiveError: as `app.build`.
+        RuntimeError: a model does not load. One line, with the error of its replica.
     """
     from ray import serve
 
     from ray_host.app import build
 
+    _refuse_too_many(AppOptions.of(args))
     application = build(args)
     try:
         serve.run(application, name=APP, route_prefix="/")
@@ -99,6 +103,23 @@ def _init(**options: Any) -> Any:
         with contextlib.suppress(psutil.Error):
             process.kill()
     return ray.init(**options)
+
+
+def _refuse_too_many(options: AppOptions) -> None:
+    """Raises ValueError for replicas that have no GPU: Ray Serve would wait for another machine, for ever."""
+    import ray
+
+    there = int(ray.cluster_resources().get("GPU", 0))
+    free = float(there)
+    for model in options.models:
+        share = model.num_gpus or 0.0
+        on_each = int(1 / share + 1e-9) if share else 0
+        free -= model.replicas * share
+        if share and (model.replicas > on_each * there or free < -1e-6):
+            raise ValueError(
+                f"{model.replicas} replicas of {model.archive}, each with {share:g} of a GPU, find no room: Ray sees "
+                f"{there} GPUs here, and all models share them"
+            )
 
 
 def _applications() -> Mapping[str, Any]:
