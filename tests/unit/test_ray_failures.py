@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import serve_ray
-from ray_host import failures, local
+from ray_host import archives, failures, local
 
 # What Ray Serve 2.60 gives as a deployment's message, shortened.
 RAISED = """\
@@ -187,8 +188,8 @@ def test_the_command_prints_it_and_ends_with_1(
     ray: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ray.init, ray.is_initialized = raising(Exception("The current node timed out")), lambda: False
-    monkeypatch.setattr(serve_ray.archives, "head", lambda mar: None)
-    monkeypatch.setattr(serve_ray.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(archives, "head", lambda mar: None)
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
     monkeypatch.setenv("PYTHONPATH", "")
     assert serve_ray.main(["none.mar"]) == 1
     printed = capsys.readouterr()

@@ -127,7 +127,8 @@ def _applications() -> Mapping[str, Any]:
     from ray import serve
 
     try:
-        return serve.status().applications
+        found: Mapping[str, Any] = serve.status().applications
+        return found
     except Exception:  # the error that is being explained says more than this one
         return {}
 
