@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from handlers import load_errors
 from handlers.hosts import code_versions, contents, unpacking
 from handlers.hosts.contents import ArchiveError, Contents
 from handlers.hosts.contexts import HostContext, Metrics
@@ -56,11 +57,14 @@ def load_archive(
     Raises:
         ArchiveError: the archive was not made by this package, or is not what was packaged.
         OtherVersionError: it was packaged with other handlers.
-        ValueError: a setting is wrong, or nothing here can run the model.
+        ValueError: a setting is wrong, nothing here can run the model, or the GPU's driver, memory or a package
+            failed (LoadError).
         OSError: there is no room for the unpacked archive.
+
+    Each message is one line.
     """
     path = Path(path)
-    with contextlib.ExitStack() as resources:
+    with load_errors.explained(), contextlib.ExitStack() as resources:  # CUDA's first call may fail in _place
         folder, listed = resources.enter_context(unpacking.archive_folder(path, edited_settings=edited_settings))
         _refuse_other_digest(listed, digest, path)
         code = code_versions.refuse_other_version(listed, str(path), allowed=allow_other_version)
@@ -89,7 +93,9 @@ def _config(folder: Path, chosen: Mapping[str, object], workers: int) -> dict[st
         config = yaml.safe_load((folder / contents.CONFIG).read_text(encoding="utf-8"))
         section = dict(config.get("handler") or {})
     except (yaml.YAMLError, UnicodeError, AttributeError, TypeError, ValueError) as error:
-        raise ArchiveError(f"{contents.CONFIG} of the archive cannot be read: {error}") from None
+        raise ArchiveError(
+            f"{contents.CONFIG} of the archive cannot be read: {load_errors.one_line(error)}"
+        ) from None
     section |= {key: value for key, value in chosen.items() if value is not None}
     return {**config, "handler": section, "maxWorkers": workers}
 

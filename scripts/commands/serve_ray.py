@@ -116,7 +116,7 @@ def run(chosen: argparse.Namespace) -> int:
     started = time.monotonic()
     logs = local.start(chosen.host, chosen.port, _most_replicas(options))
     print(f"Ray is there after {time.monotonic() - started:.1f} s (its logs: {logs}); loading", flush=True)
-    local.run(args)
+    local.run(args, logs)
     print(f"all models are ready after {time.monotonic() - started:.1f} s", flush=True)
     print(next_steps(chosen.host, chosen.port), flush=True)
     while True:

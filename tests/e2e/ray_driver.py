@@ -12,11 +12,11 @@ from ray_host import local
 
 
 def main() -> None:
-    local.start(local.HERE, int(sys.argv[1]), least_cpus=8)
+    logs = local.start(local.HERE, int(sys.argv[1]), least_cpus=8)
     try:
         for line in sys.stdin:
             try:
-                local.run(json.loads(line))
+                local.run(json.loads(line), logs)
                 print("ready", flush=True)
             except (ValueError, RuntimeError) as error:
                 print(f"error: {error!r}", flush=True)

@@ -151,3 +151,14 @@ def test_an_update_that_cannot_load_leaves_the_models_alone(ray: RayServer, tmp_
     with pytest.raises(RuntimeError, match=r"there is no .*none\.mar"):
         ray.serve(args(tmp_path / "none.mar", tmp_path / "none.mar"))
     assert request("POST", f"{ray.address}/predictions/digits", png("seven")).status == 200
+
+
+def test_an_update_whose_replicas_do_not_load_says_why_and_leaves_the_models_alone(
+    ray: RayServer, model_store: Path
+) -> None:
+    wrong = args(model_store / "digits.mar", model_store / "sentences.mar")
+    wrong["models"][0]["settings"] = {"noSuchKey": 1}
+    why = r"a replica of digits did not load: .*SettingsError: .*noSuchKey.*The replicas' logs are in /\S+/logs/serve"
+    with pytest.raises(RuntimeError, match=why):
+        ray.serve(wrong)
+    assert request("POST", f"{ray.address}/predictions/digits", png("seven")).status == 200

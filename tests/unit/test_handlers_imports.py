@@ -26,7 +26,7 @@ ALLOWED: Mapping[str, set[str]] = {
         "protocol", "serving", "settings", "tasks", "texts", "load_errors",
     },
     # Runs an archive without TorchServe: as TorchServe does, it loads the entries, and nothing else imports it.
-    "hosts": {"digests", "entries", "loading", "protocol", "serving"},
+    "hosts": {"digests", "entries", "load_errors", "loading", "protocol", "serving"},
     "loading": {"caches", "engines", "faults", "placement", "protocol", "selection", "settings", "unpacked_files"},
     "selection": {"digests", "encoder", "engines", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks"},

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import handlers
@@ -23,6 +24,7 @@ from handlers.hosts.contents import ArchiveError
 from handlers.hosts.messages import routed
 from handlers.hosts.model import ModelClosedError, ModelLostError
 from handlers.hosts.unpacking import unpack
+from handlers.load_errors import LoadError
 from tests.made_archives import model_files, write_mar
 
 ROOT = Path(__file__).parents[2]
@@ -346,6 +348,21 @@ def test_an_archive_that_does_not_load_leaves_nothing(
     with pytest.raises(ValueError):
         load_archive(digits_mar, engine="none")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ImportError, MemoryError, OSError, ValueError])
+def test_what_fails_beside_the_handler_is_told_in_one_line(
+    error: type[Exception], digits_mar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host prints ValueError and OSError without a traceback; CUDA's first call raises RuntimeError."""
+
+    def fail() -> None:
+        raise error("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(torch.cuda, "is_available", fail)
+    with pytest.raises(LoadError, match=rf"^{error.__name__}: CUDA error: out of memory CUDA kernel") as raised:
+        load_archive(digits_mar, device="cuda")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_lost_gpu_is_an_error_and_no_exit(digits_mar: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@
     gone      the error of a replica that ends
     app       all of them as one application: what `serve deploy` builds
     local     a Ray of one machine, for scripts/serve-ray and the tests
+    failures  why Ray or a model did not start, in one line
+    crashes   how a replica's process died, by its log
 
 This lies beside the commands, and not in handlers/: what lies there is copied into each archive, and an archive needs
 no Ray.

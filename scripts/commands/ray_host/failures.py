@@ -1,0 +1,72 @@
+"""Why Ray or a model did not start, in one line: Ray's own errors are pages, or do not name the reason."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_host import crashes
+
+TRACEBACK = "Traceback (most recent call last):"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+DIED = "ActorDiedError"
+ERROR = "Error:\n"  # stands before a replica's error in the message of a deployment
+LONGEST = 1000  # characters
+WAYS_OUT = (
+    "Often this machine has too few free CPUs or too little memory just now, so try again when it is less busy; or "
+    "the folder for Ray (RAY_TMPDIR, else TMPDIR, else /tmp) or /dev/shm has no room; or another program has set "
+    "variables RAY_... in this environment"
+)
+
+
+def of_start(error: BaseException) -> str:
+    """Return why Ray did not start, and what to do about it."""
+    logs = f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}/ray/session_latest/logs"
+    return (
+        f"Ray did not start: {reason(f'{type(error).__name__}: {error}')}. {WAYS_OUT}. What Ray's processes say is "
+        f"in {logs} (gcs_server.out, raylet.out)"
+    )
+
+
+def of_models(applications: Mapping[str, Any], app: str, error: BaseException, logs: str) -> str:
+    """Return why models do not serve: the error of a replica, for each deployment that has one.
+
+    Args:
+        applications: of serve.status(), by name.
+        app: the application's name.
+        error: that serve.run has raised; it is returned if the status says no more.
+        logs: the folder of Ray's logs.
+    """
+    overview = applications.get(app)
+    told = list(_deployments(overview, app, logs)) if overview is not None else []
+    what = "; ".join(told) or reason(f"{type(error).__name__}: {error}")
+    return f"the models do not serve: {what}. The replicas' logs are in {logs}/serve"
+
+
+def _deployments(overview: Any, app: str, logs: str) -> Iterator[str]:
+    """Each deployment that failed, with the error of its last replica."""
+    for name, deployment in sorted(overview.deployments.items()):
+        _, found, error = deployment.message.partition(ERROR)
+        if found:
+            why = crashes.of_replica(Path(logs), app, name) if DIED in error else reason(error)
+            yield f"a replica of {name} did not load: {why}"
+
+
+def reason(text: str) -> str:
+    """Return an error's last cause in one line, without the lines of its traceback.
+
+    What comes behind the last traceback's indented lines is the error itself. It may have several lines.
+    """
+    escaped = (
+        text.rpartition(TRACEBACK)[2].replace("\\n", "\n").replace("\\t", "\t")
+    )  # Ray takes repr() of some errors
+    lines = COLOURS.sub("", escaped).splitlines()
+    if TRACEBACK in text:
+        while lines and (not lines[0].strip() or lines[0].startswith((" ", "\t"))):
+            del lines[0]
+    said = " ".join(" ".join(lines).split()).rstrip(".:")
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]}..."
