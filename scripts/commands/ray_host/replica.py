@@ -73,7 +73,7 @@ class Replica:
                 device=self._device,
                 precision=options.precision,
                 engine=options.engine,
-                settings=options.settings,
+                settings={**self._threads(), **options.settings},
                 name=options.name,
                 workers=_sharers(),
                 digest=self._digest,
@@ -88,6 +88,10 @@ class Replica:
             f"{model.model.name}: {how['engine']['name']}, {how['precision']['name']}, {how['device']['name']}"
         )
         return model
+
+    def _threads(self) -> dict[str, int]:
+        """Let PyTorch have one thread beside a GPU: Ray sets OMP_NUM_THREADS to the replica's CPUs."""
+        return {"cpuThreads": 1} if self._device == "cuda" else {}
 
     def _end(self) -> None:
         """End this process soon: nothing runs on a lost GPU any more, and Ray Serve starts another replica."""
