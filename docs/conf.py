@@ -40,7 +40,7 @@ project = "TorchServe fast handlers"
 copyright = "its contributors, Apache-2.0"
 root_doc = HOME
 extensions = ["myst_parser"]
-include_patterns = ["docs/*.md", "docs/clients/*.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = ["docs/*.md", "docs/clients/*.md", "docs/soak/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 # Folders that Sphinx need not walk through.
 exclude_patterns = [".*", "build", "handlers", "archive", "client", "scripts", "tests", "model_store", "logs"]
 myst_heading_anchors = 4  # links to headings are checked; their names are those that GitHub gives them
