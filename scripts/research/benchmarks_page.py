@@ -188,11 +188,14 @@ def serving_conditions(runs: Sequence[str]) -> list[str]:
 
 GPUS_H100 = ("serving-resnet101-gpus-h100", "serving-bert-large-32-raw-h100")
 PEERS_H100 = ("serving-bert-large-peers-h100",)
+RAY_CPU = ("serving-ray-cpu",)
 
 TABLES: dict[str, Table] = {
     "gpus-h100": functools.partial(by_gpus, GPUS_H100),
     "peers-h100": functools.partial(peers, PEERS_H100),
+    "ray-cpu": functools.partial(peers, RAY_CPU),
     "serving-conditions-h100": functools.partial(serving_conditions, (*GPUS_H100, *PEERS_H100)),
+    "serving-conditions-cpu": functools.partial(serving_conditions, RAY_CPU),
     "resnet101-h200": functools.partial(engines, "batch", RESNET_H200, IMAGES),
     "bert-large-h200": functools.partial(engines, "sequences x tokens", BERT_H200, TEXTS),
     "bert-large-h100": functools.partial(engines, "sequences x tokens", BERT_H100, TEXTS),
@@ -261,7 +264,8 @@ def _on_gpus(row: Row) -> str:
 
 
 def _peer(row: Row) -> str:
-    load = f"{row['clients']} clients" if row["clients"] else f"{row['rate']:,.0f} requests/s, {row['asked']}"
+    clients = f"{row['clients']} client{'s' if row['clients'] != 1 else ''}"
+    load = clients if row["clients"] else f"{row['rate']:,.0f} requests/s, {row['asked']}"
     return line(
         [
             *(row["target"], row["load"], row["workers"], load, f"{row['requests_per_s']:,.0f}"),
@@ -283,7 +287,7 @@ def _condition(run: str) -> list[str]:
 def _serving_condition(run: str) -> list[str]:
     said = _conditions(run)
     packages = said["packages"]
-    versions = (said["torch"], packages["torchserve"], packages["transformers"], said["java"], said["driver"])
+    versions = (said["torch"], packages["torchserve"], packages["transformers"], said["java"], said["driver"] or "-")
     return [*_origin(run), said["python"], *versions]
 
 
