@@ -18,10 +18,11 @@ from pathlib import Path
 import psutil
 from server.errors import ServerError
 
+from serving_bench.layouts import DEVICES
+
 PROGRAM = "nvidia-cuda-mps-control"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
-DEVICES = "CUDA_VISIBLE_DEVICES"
 TIMEOUT_S = 30.0
 
 
