@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from server.client import Client
 from server.config import read_properties
 from server.http import request
 from server.paths import ROOT
-from server.ports import free_ports
+from server.ports import free_ports, why_taken
 from server.process import Server
 
 __all__ = ["ROOT", "SAMPLES", "Client", "Server", "free_ports", "read_properties", "request"]  # for the tests here
@@ -44,6 +45,14 @@ def until(done: Callable[[], object], timeout_s: float = 30) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout_s:.0f} s: {done}")
         time.sleep(0.1)
+
+
+def free_block(length: int) -> int:
+    """The first of so many consecutive ports that are free, below those that Linux lends to connections."""
+    for port in random.sample(range(12_000, 32_000, length), 20):
+        if not any(why_taken("127.0.0.1", port + more) for more in range(length)):
+            return port
+    raise RuntimeError("no ports")
 
 
 def listens(port: int) -> bool:

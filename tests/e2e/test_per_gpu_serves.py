@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import signal
 import ssl
 import subprocess
@@ -21,10 +20,9 @@ from pathlib import Path
 import psutil
 import pytest
 from per_gpu.plan import STEP
-from server.ports import why_taken
 from serving_bench.archives import make
 
-from tests.e2e.programs import DEPLOYMENT, certificate, program, until
+from tests.e2e.programs import DEPLOYMENT, certificate, free_block, program, until
 from tests.e2e.test_tls import GRPC, field
 
 pytestmark = pytest.mark.e2e
@@ -85,14 +83,6 @@ class Fleet:
         ours = psutil.Process(self.process.pid).children(recursive=True)
         (found,) = [one for one in ours if one.name() == "java" and one.cwd() == folder]
         return found
-
-
-def free_block(length: int) -> int:
-    """The first of so many consecutive ports that are free, below those that Linux lends to connections."""
-    for port in random.sample(range(12_000, 32_000, length), 20):
-        if not any(why_taken("127.0.0.1", port + more) for more in range(length)):
-            return port
-    raise RuntimeError("no ports")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import shutil
 import socket
 import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +21,14 @@ import pytest
 import serve_per_gpu
 from per_gpu import member, nginx, plan
 from per_gpu.stack import Stack
+from server.client import Client
 from server.config import read_properties, write_changed
 from server.errors import ServerError
+from server.logs import Logs
 from server.paths import CONFIG, ROOT
 from server.ports import free_ports
 
+from tests.e2e.programs import free_block, until
 from tests.unit.test_deployment_files import scripts_module
 
 KEY, FIRST = "k" * 43, 20000
@@ -256,6 +265,80 @@ def test_a_server_that_served_is_started_again_later(tmp_path: Path, monkeypatch
     now = 1001.5
     found.step()
     assert starts == [1001.5]
+
+
+def test_a_server_is_ready_only_when_its_nginx_lets_requests_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload of nginx takes a moment; who asks then is told that the server is away."""
+    told: list[str] = []
+    found, shown, passing = made(tmp_path, told), list[str | None](), iter([False, False, True])
+    found.process, found.slow_at, found.logs = Fake(None), math.inf, Logs(tmp_path)  # type: ignore[assignment]
+    addresses = {"inference_address": "http://127.0.0.1:1", "metrics_address": "http://127.0.0.1:3"}
+    monkeypatch.setattr(member.Member, "client", Client(tmp_path, addresses))
+    monkeypatch.setattr(member.Member, "_serves", lambda self, client, name: True)
+    monkeypatch.setattr(Client, "token", lambda self, kind: "a token")
+    monkeypatch.setattr(nginx.MemberNginx, "show", lambda self, token: shown.append(token))
+    monkeypatch.setattr(nginx.MemberNginx, "passes", lambda self: next(passing))
+    ready = list[bool]()
+    for _ in range(3):
+        found.step()
+        ready.append(found.ready)
+    assert ready == [False, False, True]
+    assert set(shown) == {"a token"}
+    assert len(told) == 1
+
+
+def test_the_nginx_of_a_server_starts_with_its_first_token(tmp_path: Path) -> None:
+    one = plan.plans([], 1, free_block(plan.STEP), tmp_path)[0]
+    front = nginx.MemberNginx(one, nginx_program(), KEY)
+    with pings(one.ports["inference"]) as authorizations:
+        front.show(None)
+        assert front.process is None
+        try:
+            for token in ("first", "second"):
+                front.show(token)
+                until(partial(passes_with, token, front, authorizations), 10)
+                front.show(None)
+                until(lambda: not front.passes(), 10)
+        finally:
+            front.stop()
+
+
+def passes_with(token: str, front: nginx.MemberNginx, authorizations: list[str]) -> bool:
+    return passes(front) and authorizations[-1] == f"Bearer {token}"
+
+
+def passes(front: nginx.MemberNginx) -> bool:
+    try:
+        return front.passes()
+    except OSError:
+        return False  # it has only just been started
+
+
+@contextlib.contextmanager
+def pings(port: int) -> Iterator[list[str]]:
+    """A server that answers GET, and the tokens that it got."""
+    got = list[str]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            got.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield got
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_the_script_says_what_it_does() -> None:

@@ -124,6 +124,8 @@ class Member:
             client = self.client
             if all(self._serves(client, model.partition("=")[0]) for model in self.models):
                 self.nginx.show(client.token("inference"))
+                if not self.nginx.passes():  # or clients' nginx would take this server for one that is away
+                    return
                 self.ready, self.ready_at = True, now
                 self.report(f"{self.plan} is ready: {client.inference}, {client.config['metrics_address']}/metrics")
 

@@ -13,13 +13,16 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.http import request
 from server.paths import ROOT
 from server.ports import HOST
+from server.tokens import bearer
 
 from per_gpu.plan import Plan
 
 TEMPLATE = ROOT / "scripts" / "deployment" / "nginx" / "member.conf"
 STOP_S = 5.0
+ASK_S = 2.0
 
 
 def text(plan: Plan, key: str, token: str | None) -> str:
@@ -47,6 +50,7 @@ class MemberNginx:
     program: str
     key: str
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    token: str | None = field(default=None, init=False)
 
     @property
     def folder(self) -> Path:
@@ -54,7 +58,13 @@ class MemberNginx:
         return self.plan.folder / "nginx"
 
     def show(self, token: str | None) -> None:
-        """Let requests through to the server with this token, or with None answer that it is away."""
+        """Let requests through to the server with this token, or with None answer that it is away.
+
+        It is started with the first token, since nobody asks it before. passes() says when this has taken effect.
+        """
+        if token == self.token:
+            return
+        self.token = token
         self.folder.mkdir(parents=True, exist_ok=True)
         half = self.folder / ".member.conf.new"
         half.write_text(text(self.plan, self.key, token), encoding="utf-8")
@@ -65,6 +75,11 @@ class MemberNginx:
         as_root = ["-g", "user root;"] if os.geteuid() == 0 else []  # its workers could not read this folder
         command = [self.program, "-p", f"{self.folder}/", "-c", "member.conf", "-e", "stderr", *as_root]
         self.process = subprocess.Popen(command, start_new_session=True)
+
+    def passes(self) -> bool:
+        """Whether a request gets through to the server. Raises OSError if nobody listens."""
+        url = f"http://{HOST}:{self.plan.ports['rest']}/ping"
+        return request("GET", url, headers=bearer(self.key), timeout_s=ASK_S).status == 200
 
     def ended(self) -> bool:
         """Whether it has ended by itself."""

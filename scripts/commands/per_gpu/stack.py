@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from server.ports import HOST
 from server.tokens import KEY_FILE
 
 from per_gpu.member import Member, Report
-from per_gpu.nginx import MemberNginx
+from per_gpu.nginx import ASK_S, MemberNginx
 from per_gpu.plan import Plan
 
 FRONT = ROOT / "scripts" / "deployment" / "front.py"
@@ -39,6 +40,7 @@ class Stack:
         self.chosen, self.plans, self.report = chosen, plans, report
         self.key = secrets.token_urlsafe(32)  # between clients' nginx and those of the servers
         self.front: subprocess.Popen[bytes] | None = None
+        self.open = False  # whether clients can connect
         self.members = [
             Member(
                 plan,
@@ -71,10 +73,16 @@ class Stack:
             raise ServerError(f"the nginx for clients has ended by itself, exit status {self.front.returncode}")
         if self.front is None and all(member.ready for member in self.members):
             self.front = subprocess.Popen(self.front_command(self.clients_keys()), start_new_session=True)
+        if self.front is not None and not self.open:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Say where clients are served, as soon as they are."""
+        host, port = self.chosen.host, self.chosen.port
+        with contextlib.suppress(OSError), socket.create_connection((host, port), ASK_S):
+            self.open = True
             scheme = "https" if self.chosen.tls else "http"
-            self.report(
-                f"all {len(self.members)} servers are ready: {scheme}://{self.chosen.host}:{self.chosen.port}"
-            )
+            self.report(f"all {len(self.members)} servers are ready: {scheme}://{host}:{port}")
 
     def clients_keys(self) -> Path:
         """The file of the clients' keys; it is made if none was named. Writes the servers' key too."""
