@@ -13,10 +13,10 @@ from pathlib import Path
 from argument_types import port, positive, seconds
 from per_gpu import plan
 from per_gpu.stack import Stack
+from server import mps
 from server.errors import ServerError
 from server.paths import CONFIG, MODEL_STORE, ROOT
 from server.ports import HOST
-from serving_bench import mps
 
 PROGRAMS = ("/usr/sbin", str(ROOT / ".venv" / "debian" / "usr" / "sbin"))  # not on each PATH
 DESCRIPTION = """\

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from argument_types import positive
+from server import mps
 from server.client import silent
 from server.errors import ServerError
 from server.options import add_server_options, client_of
 from server.paths import MODEL_STORE
-from serving_bench import apply_choice, archives, command, mps, reference_answers
+from serving_bench import apply_choice, archives, command, reference_answers
 from serving_bench.archives import Archive
 from serving_bench.fleet import Fleet
 from serving_bench.generator import Load

@@ -22,9 +22,11 @@ from typing import Any
 import bench_serving
 import psutil
 import pytest
+from server import mps
 from server.config import config_on_free_ports, read_properties
 from server.errors import ServerError
-from serving_bench import command, environment, fleet, layouts, mps, page, reference_answers, report, scaling, sweep
+from server.gpus import DEVICES
+from serving_bench import command, environment, fleet, layouts, page, reference_answers, report, scaling, sweep
 from serving_bench.fleet import Fleet
 from serving_bench.generator import Endpoint, Generator, GeneratorError, Load, together
 from serving_bench.layouts import Layout
@@ -145,7 +147,7 @@ def test_wrong_answers_of_any_server_are_found(servers: list[Echo]) -> None:
 
 
 def test_layouts_in_all_combinations_and_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(layouts.DEVICES, raising=False)
+    monkeypatch.delenv(DEVICES, raising=False)
     found = layouts.layouts([1, 2, 4], ["one", "per-gpu"], [False, True], 4)
     assert [(one.gpus, one.servers, one.mps) for one in found] == [
         *((1, 1, False), (1, 1, True)),
@@ -163,10 +165,10 @@ def test_layouts_in_all_combinations_and_none_twice(monkeypatch: pytest.MonkeyPa
 
 
 def test_only_visible_gpus_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(layouts.DEVICES, "2,5")
+    monkeypatch.setenv(DEVICES, "2,5")
     (found,) = layouts.layouts([2], ["per-gpu"], [None], 8)
-    assert [layouts.environment_of(share)[layouts.DEVICES] for share in found.shares] == ["2", "5"]
-    monkeypatch.setenv(layouts.DEVICES, "GPU-1234")
+    assert [layouts.environment_of(share)[DEVICES] for share in found.shares] == ["2", "5"]
+    monkeypatch.setenv(DEVICES, "GPU-1234")
     with pytest.raises(ValueError, match="has to hold numbers"):
         layouts.layouts([1], ["one"], [None], 8)
 
@@ -188,9 +190,9 @@ def test_what_cannot_be_is_said_before_the_start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.delenv(layouts.DEVICES, raising=False)
+    monkeypatch.delenv(DEVICES, raising=False)
     monkeypatch.setattr(command, "gpu_names", lambda: ["a GPU"] * 4)
-    monkeypatch.setattr("serving_bench.mps.shutil.which", lambda _: None)
+    monkeypatch.setattr("server.mps.shutil.which", lambda _: None)
     load = ("--body", str(archive), "--content-type", "text/plain")
     assert bench_serving.main([str(archive), *load, *arguments]) == 1
     assert said in capsys.readouterr().err
@@ -270,7 +272,7 @@ def of(found: Fleet) -> list[Any]:
 @pytest.mark.usefixtures("fakes")
 def test_a_fleet_divides_gpus_and_workers() -> None:
     with Fleet(Layout((0, 1, 2, 3), 2), {"job_queue_size": "9"}, {"KEY": "value"}) as found:
-        assert [server.environment[layouts.DEVICES] for server in of(found)] == ["0,1", "2,3"]
+        assert [server.environment[DEVICES] for server in of(found)] == ["0,1", "2,3"]
         assert {server.environment["KEY"] for server in of(found)} == {"value"}
         assert {server.settings["number_of_gpu"] for server in of(found)} == {"2"}
         assert {server.settings["job_queue_size"] for server in of(found)} == {"9"}
@@ -327,7 +329,7 @@ PLAN = sweep.Plan([2], [8], [None], [None], [], True, ["stock", "ray", "litserve
 
 
 def test_workers_clients_and_peers_of_each_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(layouts.DEVICES, raising=False)
+    monkeypatch.delenv(DEVICES, raising=False)
     seen: list[Any] = []
 
     class Nothing:
@@ -550,7 +552,7 @@ def fake_mps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     log = tmp_path / "mps.log"
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_MPS_LOG", str(log))
-    monkeypatch.setenv(layouts.DEVICES, "1")
+    monkeypatch.setenv(DEVICES, "1")
     return log
 
 
@@ -590,7 +592,8 @@ def test_ctrl_c_ends_mps_after_the_servers(fake_mps: Path, tmp_path: Path) -> No
     program = tmp_path / "program.py"
     program.write_text(
         f"import argparse, sys, time\nsys.path[:0] = [{COMMANDS!r}]\n"
-        "from serving_bench import command, mps\n"
+        "from server import mps\n"
+        "from serving_bench import command\n"
         "def run(chosen):\n"
         "    with mps.chosen(True):\n"
         "        print('ready', flush=True)\n"
@@ -640,4 +643,4 @@ def test_ray_gets_gpus_fronts_and_environment(monkeypatch: pytest.MonkeyPatch, t
     (model,) = told["job"]["args"]["models"]
     assert (model["replicas"], model["num_gpus"], model["num_cpus"]) == (32, 0.125, 2)
     assert told["job"]["args"]["fronts"] == 8
-    assert told["around"][layouts.DEVICES] == "0,1,2,3"
+    assert told["around"][DEVICES] == "0,1,2,3"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.gpus import BY_BUS, DEVICES
 from server.ports import HOST, why_taken
-from serving_bench.layouts import BY_BUS, DEVICES
 
 STEP = 10  # from a server's first port to the next server's: room for names() and a number that is easy to remember
 HIGHEST_PORT = 65535

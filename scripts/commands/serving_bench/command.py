@@ -13,11 +13,12 @@ from typing import Any
 
 import demo
 from benchmarks.conditions import slug
+from server import mps
 from server.errors import ServerError
 from server.options import client_of
 from server.paths import MODEL_STORE, ROOT
 
-from serving_bench import address, archives, engine_speed, layouts, mps, page, report, sweep
+from serving_bench import address, archives, engine_speed, layouts, page, report, sweep
 from serving_bench.archives import Archive
 from serving_bench.environment import environment, gpu_names
 from serving_bench.generator import Generator, GeneratorError

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from server.gpus import BY_BUS, DEVICES
+
 ONE, PER_GPU = "one", "per-gpu"
-DEVICES = "CUDA_VISIBLE_DEVICES"
-# CUDA would number the fastest GPU 0, nvidia-smi numbers them by their bus.
-BY_BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from server import mps
 from server.errors import ServerError
 
-from serving_bench import archives, mps, reference_answers
+from serving_bench import archives, reference_answers
 from serving_bench.address import RunningServer
 from serving_bench.archives import Archive
 from serving_bench.fleet import Fleet

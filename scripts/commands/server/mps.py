@@ -1,4 +1,4 @@
-"""NVIDIA's MPS for the time of a measurement: a control daemon of this program's own.
+"""NVIDIA's MPS while a program runs: a control daemon of its own.
 
 Under MPS the kernels of several processes run side by side on a GPU. Source: docs.nvidia.com/deploy/mps.
 """
@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
-from server.errors import ServerError
 
-from serving_bench.layouts import DEVICES
+from server.errors import ServerError
+from server.gpus import DEVICES
 
 PROGRAM = "nvidia-cuda-mps-control"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
