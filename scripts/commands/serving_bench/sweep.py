@@ -260,8 +260,9 @@ def points(
     """Measure the closed loop with each number of clients, then the open loop at each rate."""
     servers = len(subject.endpoint().each)
     counts = [clients for clients in plan.clients if clients % servers == 0]
-    for clients in set(plan.clients) - set(counts):
-        bench.skip(f"{subject.name}, {clients} clients", f"they cannot be divided evenly between {servers} servers")
+    for clients in plan.clients:
+        if clients not in counts:
+            bench.skip(f"{subject.name}, clients: {clients}", f"not to be divided evenly between {servers} servers")
     bench.warm_up_java(subject, load, max(counts, default=servers))
     rows = [bench.closed(subject, load, reference, setting, clients, **more) for clients in counts]
     most = max((row["requests_per_s"] for row in rows), default=0.0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from server.http import request
 from server.paths import ROOT
 
+from serving_bench import prometheus
 from serving_bench.archives import Archive
 from serving_bench.peers import Start, archive_objection, open_inference, unpack_for
 from serving_bench.peers.needs import Needs
@@ -46,7 +48,12 @@ def served(start: Start) -> Iterator[Programs]:
 
     with contextlib.ExitStack() as running:
         members = [
-            running.enter_context(program(start, arguments_of(index), open_inference.PATH))
+            running.enter_context(program(start, arguments_of(index), open_inference.PATH, figures))
             for index in range(start.workers)
         ]
         yield Programs(start.name, members)
+
+
+def figures(address: str) -> dict[str, float]:
+    """What the handlers tell of batches."""
+    return prometheus.of_model(request("GET", f"{address}/metrics").body.decode(), "model")

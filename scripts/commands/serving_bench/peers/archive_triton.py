@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from server.errors import ServerError
+from server.http import request
 from server.paths import ROOT
 from triton_host import export
 
@@ -48,5 +49,14 @@ def served(start: Start) -> Iterator[Program]:
     def arguments(port: int) -> list[str]:
         return ["-m", "triton_host.wheel_server", str(repository), "--http-port", str(port)]
 
-    with program(start, arguments, open_inference.PATH) as found:
+    with program(start, arguments, open_inference.PATH, figures) as found:
         yield found
+
+
+def figures(address: str) -> dict[str, float]:
+    """Requests and batches, as Triton's statistics count them."""
+    (found,) = request("GET", f"{address}/v2/models/model/stats").json()["model_stats"]
+    return {
+        "BatchSize_sum": found["inference_stats"]["success"]["count"],
+        "BatchSize_count": found["execution_count"],
+    }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from server.errors import ServerError
@@ -20,6 +21,7 @@ from server.paths import ROOT
 from server.ports import free_ports
 
 from handlers import cpus
+from serving_bench.fleet import summed
 from serving_bench.generator import Endpoint, Load, together
 from serving_bench.peers import Start
 from serving_bench.resource_usage import Groups
@@ -28,6 +30,7 @@ START_TIMEOUT_S = 300
 REFUSALS = (400, 413, 415, 422)  # not 404: a server may answer before it has loaded its model
 END_TIMEOUT_S = 20
 Arguments = Callable[[int], Sequence[str]]  # of the interpreter; called with the port to listen on
+Figures = Callable[[str], Mapping[str, float]]  # called with the server's address; returns what `metrics` does
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Program:
     name: str
     url: str
     process: subprocess.Popen[bytes]
+    figures: Figures
     kind: str = "peer"
 
     def endpoint(self) -> Endpoint:
@@ -47,7 +51,8 @@ class Program:
         return {"server": [root, *root.children(recursive=True)]}
 
     def metrics(self) -> Mapping[str, float]:
-        return {}
+        parts = urlsplit(self.url)
+        return self.figures(f"{parts.scheme}://{parts.netloc}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,12 @@ class Programs:
         return {"server": [process for member in self.members for process in member.groups()["server"]]}
 
     def metrics(self) -> Mapping[str, float]:
-        return {}
+        return summed([member.metrics() for member in self.members])
+
+
+def no_figures(address: str) -> Mapping[str, float]:
+    """Of a server that counts no batches."""
+    return {}
 
 
 def with_job(start: Start, file: Path, job: Mapping[str, Any]) -> Arguments:
@@ -80,8 +90,10 @@ def with_job(start: Start, file: Path, job: Mapping[str, Any]) -> Arguments:
 
 
 @contextlib.contextmanager
-def program(start: Start, arguments: Arguments, path: str) -> Iterator[Program]:
+def program(start: Start, arguments: Arguments, path: str, figures: Figures = no_figures) -> Iterator[Program]:
     """Run the peer's interpreter; wait until it answers 200 to the load's first body, sent to `path`.
+
+    figures: counters and histograms of the model, by TorchServe's names.
 
     Raises ServerError with the end of its output.
     """
@@ -96,7 +108,7 @@ def program(start: Start, arguments: Arguments, path: str) -> Iterator[Program]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    found = Program(start.name, f"http://127.0.0.1:{port}{path}", process)
+    found = Program(start.name, f"http://127.0.0.1:{port}{path}", process, figures)
     try:
         _wait(found, log, start.load)
         yield found
