@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import re
@@ -25,7 +26,8 @@ from serving_bench import (
     command,
     loads,
     option_types,
-    options,
+    page,
+    report,
     rows,
     sweep,
 )
@@ -210,7 +212,7 @@ def test_an_environment_that_is_there_is_found(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("text", ["stock=/bin/sh", "nobody=/bin/sh", "triton", "triton=", "triton=/none", "triton=/"])
 def test_a_wrong_python_is_refused(text: str) -> None:
-    with pytest.raises(options.argparse.ArgumentTypeError, match="wanted:"):
+    with pytest.raises(argparse.ArgumentTypeError, match="wanted:"):
         option_types.peer_python(text)
     assert option_types.peer_python("triton=/bin/sh") == ("triton", Path("/bin/sh"))
 
@@ -345,9 +347,9 @@ def test_wrong_answers_of_a_host_are_the_exit_status(tmp_path: Path) -> None:
     about: dict[str, Any] = {"conditions": {"gpu": "cpu", "commit": "x"}, "settings": {}, "archives": {}}
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
-        patched.setattr(command.report, "table", lambda content: "")
-        patched.setattr(command.report, "write", lambda out, content: None)
-        patched.setattr(command.page, "write", lambda out, content: None)
+        patched.setattr(report, "table", lambda content: "")
+        patched.setattr(report, "write", lambda out, content: None)
+        patched.setattr(page, "write", lambda out, content: None)
         row = {"target": "triton-x", "answers_wrong": 0, "same_archive": True, "agrees": "8 of 8"}
         bench.rows.append(row)
         assert command.finish(bench, tmp_path / "out", about, False) == 0
