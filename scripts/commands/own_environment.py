@@ -28,6 +28,13 @@ def python(name: str, requirements: Path) -> Path:
     return made(name, requirements.read_text(encoding="utf-8"), ["-r", str(requirements)], over_this_one=True)
 
 
+def existing(name: str, requirements: Path) -> Path | None:
+    """Return what `python` returns if that environment was made before, else None."""
+    packages = ["-r", str(requirements)]
+    folder, _ = _folder(name, requirements.read_text(encoding="utf-8"), packages, over_this_one=True)
+    return folder / "bin" / "python" if (folder / "complete").exists() else None
+
+
 def made(name: str, content: str, packages: Sequence[str], *, over_this_one: bool) -> Path:
     """Return the environment's interpreter. Makes the environment if there is none, which takes some minutes.
 
@@ -39,9 +46,7 @@ def made(name: str, content: str, packages: Sequence[str], *, over_this_one: boo
 
     Raises subprocess.CalledProcessError if pip fails, for example without a network.
     """
-    beneath = sysconfig.get_path("purelib") if over_this_one else ""
-    key = f"{content}{sys.version_info[:2]}{list(packages)}{beneath}".encode()
-    folder = ROOT / "build" / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}"
+    folder, beneath = _folder(name, content, packages, over_this_one=over_this_one)
     if (folder / "complete").exists():  # also in a container whose file system is read-only
         return folder / "bin" / "python"
     folder.parent.mkdir(exist_ok=True)
@@ -50,6 +55,13 @@ def made(name: str, content: str, packages: Sequence[str], *, over_this_one: boo
         if not (folder / "complete").exists():
             _make(folder, packages, beneath)
     return folder / "bin" / "python"
+
+
+def _folder(name: str, content: str, packages: Sequence[str], *, over_this_one: bool) -> tuple[Path, str]:
+    """The environment's folder, and the site-packages beneath it ("" for none)."""
+    beneath = sysconfig.get_path("purelib") if over_this_one else ""
+    key = f"{content}{sys.version_info[:2]}{list(packages)}{beneath}".encode()
+    return ROOT / "build" / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}", beneath
 
 
 def _make(folder: Path, packages: Sequence[str], beneath: str) -> None:

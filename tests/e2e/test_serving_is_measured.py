@@ -22,6 +22,8 @@ from serving_bench import apply_choice, archives
 from serving_bench.search import Choice
 from serving_bench.temporary_server import TemporaryServer
 
+from tests.e2e import host_process
+
 pytestmark = pytest.mark.e2e
 
 
@@ -99,6 +101,23 @@ def test_two_servers_share_load_and_workers(model_store: Path, tmp_path: Path) -
     assert [row["servers"] for row in rows(content, "noop")] == [1, 2]
     assert "workers_per_gpu" not in found[0]  # this is also for machines without a GPU
     assert content["settings"]["servers"] == ["1", "2"]
+
+
+def test_triton_and_kserve_serve_the_same_archive_in_the_same_run(model_store: Path, tmp_path: Path) -> None:
+    hosts = ("triton", "kserve")
+    for host in hosts:
+        host_process.environment(host)
+    short = ("--seconds", "1", "--warm-up", "1", "--workers", "1", "--clients", "4", "--rate", "none", "--no-noop")
+    _, content = measured(tmp_path / "found", model_store / "digits.mar", "--peer", ",".join(hosts), *short)
+    assert not content["skipped"]
+    assert content["peers"].keys() == set(hosts)
+    check(rows(content, "digits"))
+    for host in hosts:
+        (row,) = rows(content, f"{host}-digits")
+        check([row])
+        assert (row["kind"], row["agrees"]) == ("peer", "2 of 2")
+        assert row["mean_batch"] >= 1
+        assert row["cores"]["server"] > 0
 
 
 def test_stopped_it_leaves_nothing_behind(model_store: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from serving_bench.fleet import Fleet
 from serving_bench.generator import Endpoint, Generator, GeneratorError, Load, together
 from serving_bench.layouts import Layout
 from serving_bench.measure import Bench, Setting
-from serving_bench.peers import ray_serve
+from serving_bench.peers import Start, ray_serve
 from serving_bench.resource_usage import GpuMonitor, GpuSample
 from serving_bench.rows import line_of, troubles
 from serving_bench.stream_generator import StreamGenerator
@@ -628,8 +628,8 @@ def test_ray_gets_gpus_fronts_and_environment(monkeypatch: pytest.MonkeyPatch, t
     told: dict[str, Any] = {}
 
     @contextlib.contextmanager
-    def program(name: str, file: Path, job: Any, path: str, folder: Path, load: Load, around: Any) -> Iterator[str]:
-        told.update(job=job, around=around)
+    def program(start: Start, arguments: Callable[[int], Sequence[str]], path: str) -> Iterator[str]:
+        told.update(start=start, job=json.loads(Path(arguments(7)[-1]).read_text(encoding="utf-8")))
         yield "started"
 
     from serving_bench import archives
@@ -638,9 +638,9 @@ def test_ray_gets_gpus_fronts_and_environment(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("handlers.cpus.usable", lambda: 64)
     archive = archives.make_noop(tmp_path, "noop", 1)
     around = layouts.environment_of((0, 1, 2, 3))
-    with ray_serve.served(archive, tmp_path / "x", TWO, 32, 64, 5, 4, around):
+    with ray_serve.served(Start("ray-noop", archive, tmp_path, Path(sys.executable), TWO, 32, 64, 5, 4, around)):
         pass
     (model,) = told["job"]["args"]["models"]
     assert (model["replicas"], model["num_gpus"], model["num_cpus"]) == (32, 0.125, 2)
-    assert told["job"]["args"]["fronts"] == 8
-    assert told["around"][DEVICES] == "0,1,2,3"
+    assert (told["job"]["args"]["fronts"], told["job"]["port"]) == (8, 7)
+    assert told["start"].environment[DEVICES] == "0,1,2,3"

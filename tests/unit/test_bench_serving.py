@@ -41,7 +41,6 @@ from serving_bench import (
     prometheus,
     reference_answers,
     report,
-    sweep,
     wrk_generator,
 )
 from serving_bench.address import find
@@ -605,19 +604,18 @@ def test_the_usual_hugging_face_handler_answers_as_the_archive_does(tmp_path: Pa
     assert found[2] == pytest.approx(found[0], abs=1e-6)
 
 
-def test_a_peer_that_cannot_run_says_why(tmp_path: Path) -> None:
-    archive = archives.make_noop(tmp_path, "noop", 1)
-    for peer in sweep.PEERS.values():
-        assert "not packaged by this project" in str(peer.objection(archive))
-    assert peers.missing("json", "no_such_module") == "not installed: no_such_module"
-    assert "No module named 'no_such_module'" in str(peers.import_error("no_such_module"))
-    assert peers.import_error("json") is None
+def start_of(folder: Path, load: Load = TWO, **more: Any) -> peers.Start:
+    archive = archives.Archive("tiny", folder / "tiny.mar")
+    named: dict[str, Any] = {"python": Path(sys.executable), "workers": 1, "batch_size": 8, "delay_ms": 5, **more}
+    return peers.Start("peer", archive, folder, load=load, **named)
 
 
 def test_a_peer_that_does_not_start_says_its_last_words(tmp_path: Path) -> None:
     server = tmp_path / "server.py"
     server.write_text("raise SystemExit('no such GPU')")
-    with pytest.raises(ServerError, match="no such GPU"), processes.program("peer", server, {}, "/", tmp_path, TWO):
+    start = start_of(tmp_path)
+    arguments = processes.with_job(start, server, {})
+    with pytest.raises(ServerError, match="no such GPU"), processes.program(start, arguments, "/"):
         pass
 
 
@@ -632,7 +630,8 @@ def test_a_peer_is_started_asked_and_ended(tmp_path: Path) -> None:
         "job = json.load(open(sys.argv[1]))\n"
         "http.server.HTTPServer(('127.0.0.1', job['port']), Handler).serve_forever()\n"
     )
-    with processes.program("peer", server, {}, "/", tmp_path, TWO) as program:
+    start = start_of(tmp_path)
+    with processes.program(start, processes.with_job(start, server, {}), "/") as program:
         assert reference_answers.ask(program.endpoint(), TWO).answers == [b"ok", b"ok"]
         assert [process.pid for process in program.groups()["server"]] == [program.process.pid]
     assert program.process.poll() is not None

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from triton_host import binary_tensors, export
 
-from handlers.hosts.unpacking import check
+from handlers.hosts.unpacking import check, unpack
 from tests.made_archives import added_files, code_files, write_mar
 
 IMAGES = {"batchSize": 8, "maxBatchDelay": 5, "maxWorkers": 2, "handler": {"task": "classification", "maxInputs": 64}}
@@ -73,6 +73,20 @@ def test_the_config_has_the_archives_settings(tmp_path: Path) -> None:
         'name: "indices" data_type: TYPE_INT64 dims: [-1]',
     ):
         assert line in text
+
+
+def test_edited_settings_are_said_to_be_so(tmp_path: Path) -> None:
+    """The model's own check of the archive would refuse them else."""
+    folder = tmp_path / "folder"
+    unpack(made(tmp_path, IMAGES), folder)
+    text = {}
+    for name, settings in (("as-packaged", IMAGES), ("edited", {**IMAGES, "batchSize": 3})):
+        (folder / "model-config.yaml").write_text(json.dumps(settings))
+        assert run(folder, tmp_path / "repository", "--name", name, "--edited-settings") == 0
+        text[name] = (tmp_path / "repository" / name / "config.pbtxt").read_text()
+    assert 'key: "edited_settings" value { string_value: "true" }' in text["edited"]
+    assert "edited_settings" not in text["as-packaged"]
+    assert "preferred_batch_size: [ 3 ]" in text["edited"]
 
 
 def test_pairs_and_a_batch_that_is_larger_than_a_request(tmp_path: Path) -> None:

@@ -70,6 +70,27 @@ def test_the_device_and_the_number_of_processes(module: Any) -> None:
     assert module._instances({}) == 1
 
 
+@pytest.mark.parametrize("edited", [True, False])
+def test_settings_that_were_edited_before_the_export_are_taken(
+    module: Any, monkeypatch: pytest.MonkeyPatch, edited: bool
+) -> None:
+    told: dict[str, Any] = {}
+
+    def load_archive(path: object, **options: object) -> Any:
+        told.update(options)
+        return SimpleNamespace(interface=SimpleNamespace(task="embeddings"))
+
+    monkeypatch.setattr("handlers.load_archive", load_archive)
+    parameters = {"archive_digest": {"string_value": "sha256:0"}}
+    if edited:
+        parameters["edited_settings"] = {"string_value": "true"}
+    config = {"parameters": parameters, "output": [{"name": "embeddings", "data_type": "TYPE_FP32"}]}
+    args = {"model_config": json.dumps(config), "model_name": "x", "model_instance_kind": "CPU"}
+    module.TritonPythonModel().initialize(args)
+    assert told["edited_settings"] is edited
+    assert told["digest"] == "sha256:0"
+
+
 def test_requests_together_are_one_run_and_an_error_is_one_requests(module: Any) -> None:
     calls: list[Any] = []
 

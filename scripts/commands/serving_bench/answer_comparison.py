@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from serving_bench.answer_forms import parsed
+
 VECTOR = 8  # a list of so many numbers or more is a vector, compared by its direction
 LEAST_COSINE = 0.999
 MOST_DIFFERENCE = 0.02  # between probabilities, or scores
@@ -25,11 +27,11 @@ ENCODED = 64  # a string of so many characters or more may be numbers in base64
 def difference(found: bytes, wanted: bytes) -> str | None:
     """What differs, in a few words; None if both mean the same."""
     try:
-        parsed = json.loads(wanted)
+        content = parsed(wanted)
     except ValueError:
         return _of_bytes(found, wanted)
     try:
-        return _of_json(json.loads(found), parsed)
+        return _of_json(parsed(found), content)
     except ValueError:
         return "is no JSON"
 
@@ -84,37 +86,63 @@ def _is_ranking(value: Sequence[Any]) -> bool:
 def agree(one: bytes, other: bytes) -> bool | None:
     """Whether two servers' answers to the same request mean the same; None if their forms cannot be compared.
 
-    Only the likeliest label counts, or a vector's direction: preprocessing may differ a little from server to server.
+    Of each input only the likeliest label counts, or its vector's direction: preprocessing may differ a little from
+    server to server.
     """
-    meanings = [_meaning(_parsed(answer)) for answer in (one, other)]
-    if None in meanings or type(meanings[0]) is not type(meanings[1]):
+    meanings = [_meanings(_content(answer)) for answer in (one, other)]
+    if meanings == [[], []]:
+        return _of_bytes(one, other) is None if _are_numbers(one, other) else None
+    for index, raw in enumerate((one, other)):
+        meanings[index] = meanings[index] or _as_vectors(raw, meanings[1 - index])
+    if not all(meanings) or type(meanings[0][0]) is not type(meanings[1][0]):
         return None
-    if isinstance(meanings[0], str):
+    if isinstance(meanings[0][0], str):
         return bool(meanings[0] == meanings[1])
-    return len(meanings[0]) == len(meanings[1]) and _of_vectors(*map(np.asarray, meanings)) is None
+    if [len(vector) for vector in meanings[0]] != [len(vector) for vector in meanings[1]]:
+        return False
+    return all(_of_vectors(*pair) is None for pair in zip(*meanings, strict=True))
 
 
-def _parsed(answer: bytes) -> Any:
+def _content(answer: bytes) -> Any:
     try:
-        return json.loads(answer)
+        return parsed(answer)
     except ValueError:
         return None
 
 
-def _meaning(value: Any) -> Any:
-    """The first label, or the first vector, however deep it lies."""
+def _meanings(value: Any) -> list[Any]:
+    """The likeliest label of each input, or the vector of each, however deep they lie."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            return _meaning(json.loads(value))
-        return None
+            return _meanings(json.loads(value))
+        return []
     if isinstance(value, dict) and len(value) > 1 and all(map(_is_number, value.values())):
-        return str(_ranked(value)[0]["label"])
+        return [str(_ranked(value)[0]["label"])]
     if isinstance(value, dict):
         inside = value.get("predictions") or value.get("output") or value.get("outputs") or value.get("data")
-        return str(value["label"]) if "label" in value else _meaning(inside)
+        return [str(value["label"])] if "label" in value else _meanings(inside)
     if isinstance(value, list) and value:
-        return value if len(value) >= VECTOR and all(map(_is_number, value)) else _meaning(value[0])
-    return None
+        if len(value) >= VECTOR and all(map(_is_number, value)):
+            return [np.asarray(value, np.float64)]
+        found = [_meanings(item) for item in value]
+        return found[0] if _is_ranking(value) else [meaning for of_item in found for meaning in of_item]
+    return []
+
+
+def _as_vectors(raw: bytes, like: list[Any]) -> list[Any]:
+    """Raw numbers as vectors of the lengths of `like`; none if they are not as many."""
+    if not like or isinstance(like[0], str):
+        return []
+    ends = np.cumsum([len(vector) for vector in like])
+    for kind in ("<f4", "<f2"):
+        if len(raw) == ends[-1] * np.dtype(kind).itemsize:
+            return list(np.split(np.frombuffer(raw, kind).astype(np.float64), ends[:-1]))
+    return []
+
+
+def _are_numbers(one: bytes, other: bytes) -> bool:
+    """Whether two answers without JSON may be raw vectors: as long as each other, and not tiny."""
+    return len(one) == len(other) >= VECTOR * 2 and all(_content(answer) is None for answer in (one, other))
 
 
 def _ranked(scores: Mapping[str, float]) -> list[dict[str, Any]]:

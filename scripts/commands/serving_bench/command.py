@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from server.errors import ServerError
 from server.options import client_of
 from server.paths import MODEL_STORE, ROOT
 
-from serving_bench import address, archives, engine_speed, layouts, page, report, sweep
+from serving_bench import address, archives, engine_speed, layouts, page, report, rows, sweep
 from serving_bench.archives import Archive
 from serving_bench.environment import environment, gpu_names
 from serving_bench.generator import Generator, GeneratorError
@@ -26,6 +27,8 @@ from serving_bench.generator_options import generators
 from serving_bench.layouts import Layout
 from serving_bench.load_options import load_for
 from serving_bench.measure import Bench
+from serving_bench.peers import needs
+from serving_bench.peers.needs import Interpreter
 from serving_bench.resource_usage import GpuMonitor
 from serving_bench.stream_generator import StreamGenerator
 
@@ -71,6 +74,10 @@ def run(chosen: argparse.Namespace) -> int:
     """
     if chosen.redraw is not None:
         return redraw(chosen.redraw)
+    if chosen.install_peers:
+        for line in needs.install({name: sweep.PEERS[name] for name in chosen.install_peers}):
+            print_now(line)
+        return 0
     if chosen.quick:
         vars(chosen).update(QUICK)
     if chosen.archives and chosen.address:
@@ -94,9 +101,12 @@ def run_archives(chosen: argparse.Namespace) -> int:
     pairs = [(archive, load_for(archive, chosen)) for archive in chosen.archives]
 
     found = layouts_of(chosen)
+    interpreters = interpreters_of(chosen)
 
     def measure(bench: Bench, about: dict[str, Any]) -> None:
-        measured = sweep.run_layouts(bench, found, dict(chosen.setting), plan_of(chosen), pairs)
+        about["peers"] = {name: dict(python.versions) for name, python in interpreters.items()}
+        plan = replace(plan_of(chosen), interpreters=interpreters)
+        measured = sweep.run_layouts(bench, found, dict(chosen.setting), plan, pairs)
         about["archives"] |= measured
 
     return _run(chosen, "-".join(names), measure)
@@ -115,10 +125,22 @@ def layouts_of(chosen: argparse.Namespace) -> list[Layout]:
     return found
 
 
+def interpreters_of(chosen: argparse.Namespace) -> dict[str, Interpreter]:
+    """The interpreters of the peers that are asked for. Raises ValueError, which names what is missing."""
+    given = dict(chosen.peer_python)
+    if unasked := given.keys() - set(chosen.peer):
+        raise ValueError(f"--peer-python names {', '.join(sorted(unasked))}, which --peer does not")
+    if chosen.peer:
+        print_now(f"looking for the packages of {', '.join(chosen.peer)}")
+    return needs.interpreters({name: sweep.PEERS[name] for name in chosen.peer}, chosen.archives, given)
+
+
 def run_address(chosen: argparse.Namespace) -> int:
     """Measure a server that runs already."""
     if chosen.gpus or chosen.servers != [layouts.ONE] or chosen.mps != [None]:
         raise ValueError("--gpus, --servers and --mps are for servers that this program starts, not for --address")
+    if chosen.peer:
+        raise ValueError("--peer needs archives: peers take the network from them, not from --address")
     server = address.find(chosen.address, client_of(chosen))
     load = load_for(None, chosen)
 
@@ -155,12 +177,17 @@ def redraw(file: Path) -> int:
 
 
 def finish(bench: Bench, out: Path, about: dict[str, Any], quick: bool) -> int:
-    """Write everything. Exit status 1 if an answer was wrong, or if a check of --quick fails."""
+    """Write everything.
+
+    The exit status is 1 if an answer was wrong, if a host of the same archive answered something else than
+    TorchServe, or if a check of --quick fails.
+    """
     content = report.document(bench, about)
     report.write(out, content)
     page.write(out.with_name(f"{out.name}.html"), content)
     print(f"\n{report.table(content)}\n\nwritten: {out}.html, .json and .csv")
     failures = [f"{row['target']}: wrong answers" for row in bench.rows if row.get("answers_wrong")]
+    failures += sorted({f"{row['target']}: {trouble}" for row in bench.rows for trouble in rows.disagreements(row)})
     failures += quick_failures(bench) if quick else []
     for failure in failures:
         print(f"FAILED: {failure}")
@@ -168,12 +195,12 @@ def finish(bench: Bench, out: Path, about: dict[str, Any], quick: bool) -> int:
 
 
 def quick_failures(bench: Bench) -> list[str]:
-    """What --quick checks besides the answers: no errors, and batches of more than one request."""
-    found = []
+    """What --quick checks besides the answers: all was run, no errors, and batches of more than one request."""
+    found = [f"{item['name']}: not run, {item['reason']}" for item in bench.skipped]
     for row in bench.rows:
         if row["errors"]:
             found.append(f"{row['target']}: {row['errors']} requests failed")
-        if row["kind"] == "archive" and not row["answers_right"]:
+        if row["kind"] != "no-op" and not row["answers_right"]:
             found.append(f"{row['target']}: no answer could be checked")
         if row["kind"] == "archive" and row["loop"] == "closed" and (row["mean_batch"] or 0) < QUICK_BATCH:
             found.append(f"{row['target']}: {row['mean_batch']} requests in the mean batch; wanted: {QUICK_BATCH}")

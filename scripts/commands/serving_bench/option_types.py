@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from argument_types import checked, parts
 
 from serving_bench import archives, layouts, sweep
 from serving_bench.archives import Archive
+from serving_bench.peers import stock
 
 
 @checked
@@ -68,6 +71,20 @@ def peers(text: str) -> list[str]:
         if part not in sweep.PEERS:
             raise ValueError(f"{part!r}; wanted: {', '.join(sweep.PEERS)}")
     return found
+
+
+@checked
+def peer_python(text: str) -> tuple[str, Path]:
+    """A peer and the interpreter that runs it: "triton=/opt/triton/bin/python"."""
+    name, _, path = text.partition("=")
+    known = [other for other in sweep.PEERS if other != stock.NAME]
+    if name not in known or not path:
+        raise ValueError(
+            f"{text!r}; wanted: NAME=PATH with one of {', '.join(known)} ({stock.NAME} runs in the same TorchServe)"
+        )
+    if not os.access(path, os.X_OK) or Path(path).is_dir():
+        raise ValueError(f"{path!r} is no program; wanted: the path of an interpreter, such as venv/bin/python")
+    return name, Path(path).absolute()  # resolved, a virtual environment's would be the one beneath it
 
 
 @checked

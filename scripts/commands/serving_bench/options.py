@@ -34,6 +34,8 @@ examples:
   scripts/bench_serving bert-large.mar --engine-items-per-second docs/benchmarks/bert-large-h200.json:32x128
   scripts/bench_serving model_store/resnet101.mar --setting job_queue_size=1024 --clients 512
   scripts/bench_serving model_store/resnet101.mar --gpus 1,2,4 --servers one,per-gpu --mps off,on
+  scripts/bench_serving --install-peers triton,kserve
+  scripts/bench_serving model_store/resnet101.mar --peer triton,kserve,ray --workers 1
   scripts/bench_serving --quick model_store/digits.mar model_store/sentences.mar
   scripts/bench_serving --redraw build/serving/resnet101-h200.json             write CSV and page again
 
@@ -142,8 +144,26 @@ def _add_peers(group: argparse._ArgumentGroup) -> None:
         type=option_types.peers,
         default=[],
         metavar="LIST",
-        help=f"measure the same network and load through other servers too. {known}. A peer that cannot run here is "
-        "skipped, and the report gives the reason",
+        help=f"measure the same network and load through other servers too. {known}. If a package of one is missing, "
+        "nothing is started, and the message has the command that installs it. A peer that cannot serve an archive "
+        "is skipped, and the report gives the reason",
+    )
+    group.add_argument(
+        "--peer-python",
+        action="append",
+        default=[],
+        type=option_types.peer_python,
+        metavar="NAME=PATH",
+        help="the Python of another environment that runs this peer; may be repeated (default: the one that "
+        "--install-peers has made, else the Python that runs this program)",
+    )
+    group.add_argument(
+        "--install-peers",
+        type=option_types.peers,
+        default=[],
+        metavar="LIST",
+        help="make environments for these peers in build/, and measure nothing. They see this environment's packages "
+        "behind their own, and leave it as it is",
     )
 
 

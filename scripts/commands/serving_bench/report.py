@@ -21,11 +21,13 @@ COLUMNS = (
     *(
         "cores_java",
         "cores_workers",
+        "cores_server",
         "cores_other",
         "cores_generator",
         "cores_elsewhere",
         "rss_mib_java",
         "rss_mib_workers",
+        "rss_mib_server",
     ),
     *("gpu_busy", "gpu_memory_mib", "gpu_mib_per_worker", "ready_s"),
     *("noop_requests_per_s", "headroom", "share_of_engine", "answer_bytes", "generator", "late_p99_ms", "seconds"),

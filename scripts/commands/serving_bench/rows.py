@@ -139,12 +139,23 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{row['answers_wrong']} WRONG ANSWERS beside {row['answers_right']} right ones: it {row['wrong']}"
         )
+    found += disagreements(row)
     if (headroom := row.get("headroom")) is not None and headroom < HEADROOM:
         found.append(f"the no-op is only {headroom:.2f} times as fast: the front end or the generator limits")
     if spread := row.get("workers_per_gpu"):
         counts = set(spread.split(","))
         found += [f"the workers are spread unevenly over the GPUs: {spread}"] if len(counts) > 1 else []
     return found
+
+
+def disagreements(row: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the answers of a host that serves the same archive, compared with TorchServe's."""
+    if not row.get("same_archive"):
+        return []
+    if row["agrees"] is None:
+        return ["its answers could not be compared with TorchServe's"]
+    same, _, all_of_them = row["agrees"].partition(" of ")
+    return [] if same == all_of_them else [f"only {row['agrees']} answers are TorchServe's"]
 
 
 def _troubles(row: Mapping[str, Any]) -> str:

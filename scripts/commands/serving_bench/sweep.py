@@ -8,9 +8,8 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from server import mps
@@ -23,12 +22,15 @@ from serving_bench.fleet import Fleet
 from serving_bench.generator import Endpoint, GeneratorError, Load
 from serving_bench.layouts import Layout, environment_of
 from serving_bench.measure import Bench, Setting, Subject
-from serving_bench.peers import lit, nv_triton, ray_serve, stock, unpack
+from serving_bench.peers import Start, archive_kserve, archive_triton, lit, nv_triton, ray_serve, stock
+from serving_bench.peers.needs import HERE, Interpreter
 from serving_bench.reference_answers import ReferenceAnswers
 from serving_bench.resource_usage import Groups
 from serving_bench.rows import rounded
 
-PEERS: Mapping[str, Any] = {module.NAME: module for module in (stock, lit, nv_triton, ray_serve)}
+PEERS: Mapping[str, Any] = {
+    module.NAME: module for module in (stock, lit, nv_triton, archive_triton, archive_kserve, ray_serve)
+}
 NOOP = "noop"
 NOOP_BATCH = 64  # beside servers whose own batch size is unknown
 
@@ -38,7 +40,7 @@ class Plan:
     """What to measure.
 
     batch_sizes, delays_ms: None among them stands for what the archive says. rates: of the open loop, in requests/s
-    ("500"), or as a share of what the closed loop reached ("70%").
+    ("500"), or as a share of what the closed loop reached ("70%"). interpreters: of peers; this one for others.
     """
 
     workers: Sequence[int]
@@ -48,6 +50,7 @@ class Plan:
     rates: Sequence[str]
     noop: bool = True
     peers: Sequence[str] = ()
+    interpreters: Mapping[str, Interpreter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,44 +154,41 @@ def _peer(
             made = stock.make(archive, server.store)
             _archive(bench, server, plan, made, load, batch_size, delay_ms, "peer")
         else:
-            unpacked = unpack(archive, server.folder)
-            own = archive.batching
-            setting = (batch_size or own["batchSize"], delay_ms or own["maxBatchDelay"])
-            _program(bench, plan, PEERS[peer], archive, unpacked, load, setting, environment)
+            start = Start(
+                name=name,
+                archive=archive,
+                folder=server.folder,
+                python=plan.interpreters.get(peer, HERE).path,
+                load=PEERS[peer].translated(load),
+                workers=1,
+                batch_size=batch_size or archive.batching["batchSize"],
+                delay_ms=delay_ms or archive.batching["maxBatchDelay"],
+                gpus=bench.layout.gpus,
+                environment={**environment, **environment_of(bench.layout.devices)},
+            )
+            _program(bench, plan, PEERS[peer], start)
     except (ServerError, GeneratorError, OSError, subprocess.CalledProcessError) as error:
         bench.skip(name, str(error))
 
 
 def _several(peer: str, layout: Layout) -> str | None:
     """Why a peer cannot be measured on that many GPUs, or None."""
-    on_all = peer in (stock.NAME, ray_serve.NAME)
-    return None if on_all or layout.factor == 1 else f"it is measured on one GPU only, not on {layout.factor}"
+    is_fit = PEERS[peer].ON_SEVERAL_GPUS or layout.factor == 1
+    return None if is_fit else f"it is measured on one GPU only, not on {layout.factor}"
 
 
-def _program(
-    bench: Bench,
-    plan: Plan,
-    peer: Any,
-    archive: Archive,
-    unpacked: Path,
-    load: Load,
-    setting: tuple[int, int],
-    environment: Mapping[str, str],
-) -> None:
+def _program(bench: Bench, plan: Plan, peer: Any, start: Start) -> None:
     """A peer that is a program of its own, started anew for each count of workers."""
-    bodies = [peer.request(body, load) for body in load.bodies]
-    headers = load.headers if peer.CONTENT_TYPE is None else {"Content-Type": peer.CONTENT_TYPE}
-    its_own = Load(load.name, bodies, headers, load.unit, load.items)
     reference: ReferenceAnswers | None = None
-    around = {**environment, **environment_of(bench.layout.devices)}
     for workers in plan.workers:
         free = bench.gpus.memory_mib()
-        with peer.served(archive, unpacked, its_own, workers, *setting, bench.layout.gpus, around) as program:
-            reference = reference or reference_answers.ask(program.endpoint(), its_own)
-            more: dict[str, Any] = {"answer_bytes": reference.mean_bytes}
+        with peer.served(replace(start, workers=workers)) as program:
+            reference = reference or reference_answers.ask(program.endpoint(), start.load)
+            more: dict[str, Any] = {"answer_bytes": reference.mean_bytes, "same_archive": peer.SAME_ARCHIVE}
             more["gpu_mib_per_worker"] = _per_worker(bench, free, workers)
             more["servers"] = 1 if bench.layout.named else None
-            points(bench, plan, program, its_own, reference, Setting(workers, *setting), more)
+            setting = Setting(workers, start.batch_size, start.delay_ms)
+            points(bench, plan, program, start.load, reference, setting, more)
 
 
 def _archive(
@@ -259,8 +259,13 @@ def points(
     more: Mapping[str, Any],
 ) -> None:
     """Measure the closed loop with each number of clients, then the open loop at each rate."""
-    bench.warm_up_java(subject, load, max(plan.clients))
-    rows = [bench.closed(subject, load, reference, setting, clients, **more) for clients in plan.clients]
+    servers = len(subject.endpoint().each)
+    counts = [clients for clients in plan.clients if clients % servers == 0]
+    for clients in plan.clients:
+        if clients not in counts:
+            bench.skip(f"{subject.name}, clients: {clients}", f"not to be divided evenly between {servers} servers")
+    bench.warm_up_java(subject, load, max(counts, default=servers))
+    rows = [bench.closed(subject, load, reference, setting, clients, **more) for clients in counts]
     most = max((row["requests_per_s"] for row in rows), default=0.0)
     for rate in plan.rates:
         asked = rate_of(rate, most)

@@ -44,7 +44,9 @@ IMAGES = (
 )
 
 
-def of_archive(listed: Contents, settings: Mapping[str, Any], name: str, *, max_waiting: int) -> str:
+def of_archive(
+    listed: Contents, settings: Mapping[str, Any], name: str, *, max_waiting: int, are_edited: bool = False
+) -> str:
     """Return the config of the model that runs an archive in the Python backend.
 
     Args:
@@ -52,6 +54,7 @@ def of_archive(listed: Contents, settings: Mapping[str, Any], name: str, *, max_
         settings: its model-config.yaml.
         name: of the model in the repository.
         max_waiting: requests that may wait; the next one gets a 503.
+        are_edited: whether the settings are others than those that were packaged.
     """
     section = settings["handler"]
     most = max(int(settings.get("batchSize") or 1), int(section.get("maxInputs") or 1))
@@ -59,6 +62,7 @@ def of_archive(listed: Contents, settings: Mapping[str, Any], name: str, *, max_
     outputs = [
         Tensor(found.name, found.datatype, found.shape[1:] or (1,)) for found in declared(task_of(listed, section))
     ]
+    edited = 'parameters { key: "edited_settings" value { string_value: "true" } }\n' if are_edited else ""
     return f"""\
 # Written by scripts/export-triton from the archive {listed.name!r} {listed.provenance["version"]!r}; may be edited.
 # A batch is counted in inputs, not in requests as TorchServe does.
@@ -75,7 +79,7 @@ dynamic_batching {{
 # On GPUs, the count is per GPU.
 instance_group [ {{ count: {int(settings.get("maxWorkers") or 1)} kind: {KINDS[section.get("device") or "auto"]} }} ]
 parameters {{ key: "archive_digest" value {{ string_value: {json.dumps(listed.digest)} }} }}
-"""
+{edited}"""
 
 
 def inputs_of(listed: Contents, section: Mapping[str, Any]) -> Sequence[Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from handlers.hosts.contents import CONFIG, ArchiveError, Contents
-from handlers.hosts.unpacking import archive_folder
+from handlers.hosts.unpacking import archive_folder, settings_were_edited
 from triton_host import config
 from triton_host.config import Plan
 
@@ -93,7 +93,8 @@ def _described(folder: Path, listed: Contents, name: str, max_waiting: int) -> t
     """The archive's settings, and the model's config.pbtxt. Raises ArchiveError."""
     try:
         settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        return settings, config.of_archive(listed, settings, name, max_waiting=max_waiting)
+        edited = settings_were_edited(folder, listed)
+        return settings, config.of_archive(listed, settings, name, max_waiting=max_waiting, are_edited=edited)
     except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
         raise ArchiveError(f"{CONFIG} of the archive cannot be read ({type(error).__name__})") from None
 

@@ -36,12 +36,14 @@ class TritonPythonModel:
         from handlers import load_archive
 
         config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.model = load_archive(
             ARCHIVE,
             name=args["model_name"],
             device=_device(args),
             workers=_instances(config),
-            digest=config["parameters"]["archive_digest"]["string_value"],
+            digest=parameters["archive_digest"],
+            edited_settings=parameters.get("edited_settings") == "true",
         )
         self.datatypes = {output["name"]: output["data_type"] for output in config["output"]}
         self._refuse_other_outputs()

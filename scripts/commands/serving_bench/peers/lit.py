@@ -5,50 +5,50 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from serving_bench.archives import Archive
 from serving_bench.generator import Load
-from serving_bench.peers import common_objection, missing
-from serving_bench.peers.processes import Program, program
+from serving_bench.peers import Start, network_objection, unpack
+from serving_bench.peers.needs import Needs
+from serving_bench.peers.processes import Program, program, with_job
 
 NAME = "litserve"
-WHAT = "LitServe with transformers' network, fp16 on a GPU (pip install litserve)"
-CONTENT_TYPE = "application/json"
+WHAT = "LitServe with transformers' network, fp16 on a GPU"
+NEEDS = Needs(
+    "litserve",
+    "litserve",
+    requirements=Path(__file__).resolve().with_name("lit_requirements.txt"),
+    environment="litserve",
+)
+SAME_ARCHIVE = False
+ON_SEVERAL_GPUS = False
 SERVER = Path(__file__).with_name("lit_server.py")
+objection = network_objection
 
 
-def objection(archive: Archive) -> str | None:
-    """Why it cannot run here, or None."""
-    return common_objection(archive) or missing("litserve")
+def needs(archive: Archive) -> Needs | None:
+    """What it needs to serve this archive."""
+    return NEEDS
 
 
-def request(body: bytes, load: Load) -> bytes:
-    """The body in base64, in JSON."""
-    return json.dumps({"body": base64.b64encode(body).decode()}).encode()
+def translated(load: Load) -> Load:
+    """The bodies in base64, in JSON."""
+    bodies = [json.dumps({"body": base64.b64encode(body).decode()}).encode() for body in load.bodies]
+    return Load(load.name, bodies, {"Content-Type": "application/json"}, load.unit, load.items)
 
 
 @contextlib.contextmanager
-def served(
-    archive: Archive,
-    unpacked: Path,
-    load: Load,
-    workers: int,
-    batch_size: int,
-    delay_ms: int,
-    gpus: int | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[Program]:
-    """Run LitServe with `workers` workers per GPU. load: as `request` makes it."""
+def served(start: Start) -> Iterator[Program]:
+    """Run LitServe with so many workers per GPU."""
     job = {
-        "folder": str(unpacked),
-        "kind": archive.kind,
-        "handler": archive.handler,
-        "workers": workers,
-        "batch_size": batch_size,
-        "delay_s": delay_ms / 1000,
+        "folder": str(unpack(start.archive, start.folder)),
+        "kind": start.archive.kind,
+        "handler": start.archive.handler,
+        "workers": start.workers,
+        "batch_size": start.batch_size,
+        "delay_s": start.delay_ms / 1000,
     }
-    name = f"{NAME}-{archive.name}"
-    with program(name, SERVER, job, "/predict", unpacked.parent, load, environment) as found:
+    with program(start, with_job(start, SERVER, job), "/predict") as found:
         yield found

@@ -5,51 +5,48 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from serving_bench.archives import Archive
 from serving_bench.generator import Load
-from serving_bench.peers import common_objection, missing
-from serving_bench.peers.processes import Program, program
+from serving_bench.peers import Start, network_objection, unpack
+from serving_bench.peers.archive_triton import NEEDS
+from serving_bench.peers.needs import Needs
+from serving_bench.peers.processes import Program, program, with_job
 
-NAME = "triton"
-WHAT = "NVIDIA Triton with transformers' network, fp16 on a GPU (pip install nvidia-pytriton)"
-CONTENT_TYPE = "application/json"
+NAME = "pytriton"
+WHAT = "a Python function behind NVIDIA Triton, with transformers' network, fp16 on a GPU"
+SAME_ARCHIVE = False
+ON_SEVERAL_GPUS = False
 SERVER = Path(__file__).with_name("nv_triton_server.py")
+objection = network_objection
 
 
-def objection(archive: Archive) -> str | None:
-    """Why it cannot run here, or None."""
-    return common_objection(archive) or missing("pytriton")
+def needs(archive: Archive) -> Needs | None:
+    """What it needs to serve this archive."""
+    return NEEDS
 
 
-def request(body: bytes, load: Load) -> bytes:
-    """The body in base64, in JSON of the Open Inference Protocol."""
-    data = [base64.b64encode(body).decode()]
-    return json.dumps({"inputs": [{"name": "body", "shape": [1, 1], "datatype": "BYTES", "data": data}]}).encode()
+def translated(load: Load) -> Load:
+    """The bodies in base64, in JSON of the Open Inference Protocol."""
+    bodies = []
+    for body in load.bodies:
+        tensor = {"name": "body", "shape": [1, 1], "datatype": "BYTES", "data": [base64.b64encode(body).decode()]}
+        bodies.append(json.dumps({"inputs": [tensor]}).encode())
+    return Load(load.name, bodies, {"Content-Type": "application/json"}, load.unit, load.items)
 
 
 @contextlib.contextmanager
-def served(
-    archive: Archive,
-    unpacked: Path,
-    load: Load,
-    workers: int,
-    batch_size: int,
-    delay_ms: int,
-    gpus: int | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[Program]:
-    """Run Triton with `workers` instances of the model. load: as `request` makes it."""
+def served(start: Start) -> Iterator[Program]:
+    """Run Triton with so many instances of the function."""
     job = {
-        "folder": str(unpacked),
-        "kind": archive.kind,
-        "handler": archive.handler,
-        "workers": workers,
-        "batch_size": batch_size,
-        "delay_us": delay_ms * 1000,
+        "folder": str(unpack(start.archive, start.folder)),
+        "kind": start.archive.kind,
+        "handler": start.archive.handler,
+        "workers": start.workers,
+        "batch_size": start.batch_size,
+        "delay_us": start.delay_ms * 1000,
     }
-    name = f"{NAME}-{archive.name}"
-    with program(name, SERVER, job, "/v2/models/model/infer", unpacked.parent, load, environment) as found:
+    with program(start, with_job(start, SERVER, job), "/v2/models/model/infer") as found:
         yield found

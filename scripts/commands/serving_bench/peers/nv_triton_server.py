@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,9 @@ def infer_function(network: Any) -> Callable[..., Any]:
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    # Triton's Python stub loads the first libpython that it finds, and must find the one of this interpreter.
+    libraries = [sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH")]
+    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
     gpus = torch.cuda.device_count()
     devices = [f"cuda:{index % gpus}" if gpus else "cpu" for index in range(job["workers"])]
     networks = {device: plain.load(job, device) for device in set(devices)}

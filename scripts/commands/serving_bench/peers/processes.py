@@ -7,13 +7,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import sysconfig
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from server.errors import ServerError
@@ -21,12 +20,17 @@ from server.http import request
 from server.paths import ROOT
 from server.ports import free_ports
 
-from serving_bench.generator import Endpoint, Load
+from handlers import cpus
+from serving_bench.fleet import summed
+from serving_bench.generator import Endpoint, Load, together
+from serving_bench.peers import Start
 from serving_bench.resource_usage import Groups
 
 START_TIMEOUT_S = 300
 REFUSALS = (400, 413, 415, 422)  # not 404: a server may answer before it has loaded its model
 END_TIMEOUT_S = 20
+Arguments = Callable[[int], Sequence[str]]  # of the interpreter; called with the port to listen on
+Figures = Callable[[str], Mapping[str, float]]  # called with the server's address; returns what `metrics` does
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Program:
     name: str
     url: str
     process: subprocess.Popen[bytes]
+    figures: Figures
     kind: str = "peer"
 
     def endpoint(self) -> Endpoint:
@@ -46,52 +51,77 @@ class Program:
         return {"server": [root, *root.children(recursive=True)]}
 
     def metrics(self) -> Mapping[str, float]:
-        return {}
+        parts = urlsplit(self.url)
+        return self.figures(f"{parts.scheme}://{parts.netloc}")
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Several programs that serve the same model; the load is spread evenly over them."""
+
+    name: str
+    members: Sequence[Program]
+    kind: str = "peer"
+
+    def endpoint(self) -> Endpoint:
+        return together([member.endpoint() for member in self.members])
+
+    def groups(self) -> Groups:
+        return {"server": [process for member in self.members for process in member.groups()["server"]]}
+
+    def metrics(self) -> Mapping[str, float]:
+        return summed([member.metrics() for member in self.members])
+
+
+def no_figures(address: str) -> Mapping[str, float]:
+    """Of a server that counts no batches."""
+    return {}
+
+
+def with_job(start: Start, file: Path, job: Mapping[str, Any]) -> Arguments:
+    """The arguments for a server of this folder: its file, and a file in which it finds its job and its port."""
+
+    def arguments(port: int) -> Sequence[str]:
+        settings = start.folder / f"{start.name}-{port}.json"
+        settings.write_text(json.dumps({**job, "port": port}), encoding="utf-8")
+        return str(file), str(settings)
+
+    return arguments
 
 
 @contextlib.contextmanager
-def program(
-    name: str,
-    file: Path,
-    job: dict[str, Any],
-    path: str,
-    folder: Path,
-    load: Load,
-    variables: Mapping[str, str] | None = None,
-) -> Iterator[Program]:
-    """Run `file` with its job; wait until it answers 200 to the load's first body.
+def program(start: Start, arguments: Arguments, path: str, figures: Figures = no_figures) -> Iterator[Program]:
+    """Run the peer's interpreter; wait until it answers 200 to the load's first body, sent to `path`.
 
-    variables: of its environment, besides this process's own. Raises ServerError with the end of its output.
+    figures: counters and histograms of the model, by TorchServe's names.
+
+    Raises ServerError with the end of its output.
     """
     (port,) = free_ports(1)
-    settings, log = folder / f"{name}.json", folder / f"{name}.log"
-    settings.write_text(json.dumps({**job, "port": port}), encoding="utf-8")
-    # Triton's Python stub loads the first libpython that it finds, and must find the one of this interpreter.
-    paths = {
-        "PYTHONPATH": [str(ROOT), str(ROOT / "scripts" / "commands")],
-        "LD_LIBRARY_PATH": [sysconfig.get_config_var("LIBDIR")],
-    }
-    environment = {**os.environ, **(variables or {}), **{key: _prepended(key, of) for key, of in paths.items()}}
+    log = start.folder / f"{start.name}-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, str(file), str(settings)],
-            cwd=folder,
-            env=environment,
+            [str(start.python), *arguments(port)],
+            cwd=start.folder,
+            env=_environment(start),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    found = Program(name, f"http://127.0.0.1:{port}{path}", process)
+    found = Program(start.name, f"http://127.0.0.1:{port}{path}", process, figures)
     try:
-        _wait(found, log, load)
+        _wait(found, log, start.load)
         yield found
     finally:
         _end(process)
 
 
-def _prepended(key: str, paths: Sequence[str | None]) -> str:
-    """An environment variable's paths, with `paths` before them."""
-    return os.pathsep.join(filter(None, [*paths, os.environ.get(key)]))
+def _environment(start: Start) -> dict[str, str]:
+    """This process's variables and the start's, with this tree first on PYTHONPATH."""
+    paths = [str(ROOT), str(ROOT / "scripts" / "commands"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    found = {**os.environ, **start.environment, "PYTHONPATH": os.pathsep.join(paths)}
+    cpus.wait_patiently(found)  # as TorchServe's workers do
+    return found
 
 
 def _wait(found: Program, log: Path, load: Load) -> None:

@@ -4,68 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from handlers import cpus
-from serving_bench import layouts
-from serving_bench.archives import IMAGES, TEXTS, Archive
-from serving_bench.environment import gpu_names
+from serving_bench.archives import Archive
 from serving_bench.generator import Load
-from serving_bench.peers import missing
-from serving_bench.peers.processes import Program, program
+from serving_bench.peers import Start, archive_objection
+from serving_bench.peers.needs import Needs
+from serving_bench.peers.processes import Program, program, with_job
 
 NAME = "ray"
-WHAT = "the same archive on Ray Serve (scripts/setup ray)"
-CONTENT_TYPE = None
+WHAT = "the same archive on Ray Serve"
+NEEDS = Needs("ray", "ray.serve", packages=("-c", "constraints.txt", "ray[serve]"))
+SAME_ARCHIVE = True
+ON_SEVERAL_GPUS = True
 SERVER = Path(__file__).with_name("ray_serve_server.py")
+objection = archive_objection
 
 
-def objection(archive: Archive) -> str | None:
-    """Why it cannot run here, or None."""
-    if archive.kind not in (IMAGES, TEXTS):
-        return f"{archive.file.name} was not packaged by this project"
-    return missing("ray")
+def needs(archive: Archive) -> Needs | None:
+    """What it needs to serve this archive."""
+    return NEEDS
 
 
-def request(body: bytes, load: Load) -> bytes:
-    """The body as it is."""
-    return body
+def translated(load: Load) -> Load:
+    """The load as it is."""
+    return load
 
 
 @contextlib.contextmanager
-def served(
-    archive: Archive,
-    unpacked: Path,
-    load: Load,
-    workers: int,
-    batch_size: int,
-    delay_ms: int,
-    gpus: int | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[Program]:
-    """Run Ray with `workers` replicas, divided evenly between the GPUs.
+def served(start: Start) -> Iterator[Program]:
+    """Run Ray with a replica per worker, divided evenly between the GPUs.
 
-    Without `gpus` there is one front, which reads HTTP; else as `fronts_for` says.
+    If the number of GPUs is not given there is one front, which reads HTTP; else as many as `fronts_for` says.
     """
-    there = len(layouts.visible(os.environ, len(gpu_names()))) if gpus is None else gpus
     model = {
-        "archive": str(archive.file.resolve()),
+        "archive": str(start.archive.file.resolve()),
         "name": "model",
-        "replicas": workers,
-        "batch_size": batch_size,
-        "max_delay_ms": delay_ms,
-        "num_gpus": share_of_gpu(there, workers),
-        "num_cpus": cpus.share(workers),  # as many threads as a worker of TorchServe has
+        "replicas": start.workers,
+        "batch_size": start.batch_size,
+        "max_delay_ms": start.delay_ms,
+        "num_gpus": share_of_gpu(start.gpus_seen, start.workers),
+        "num_cpus": cpus.share(start.workers),  # as many threads as a worker of TorchServe has
         "edited_settings": True,
         "allow_other_version": True,
     }
-    fronts = 1 if gpus is None else fronts_for(gpus, cpus.usable())
-    job = {"args": {"models": [model], "fronts": fronts, "front_num_cpus": 0}, "workers": workers}
-    with program(
-        f"{NAME}-{archive.name}", SERVER, job, "/predictions/model", unpacked.parent, load, environment
-    ) as found:
+    fronts = 1 if start.gpus is None else fronts_for(start.gpus, cpus.usable())
+    job = {"args": {"models": [model], "fronts": fronts, "front_num_cpus": 0}, "workers": start.workers}
+    with program(start, with_job(start, SERVER, job), "/predictions/model") as found:
         yield found
 
 

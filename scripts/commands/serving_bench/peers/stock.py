@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import warnings
 from pathlib import Path
@@ -12,19 +13,24 @@ import torch
 from handlers.engines import networks
 from serving_bench import archives
 from serving_bench.archives import IMAGES, Archive
-from serving_bench.peers import common_objection, import_error, unpack
+from serving_bench.peers import network_objection, unpack
+from serving_bench.peers.needs import Needs
 
 NAME = "stock"
 WHAT = "TorchServe's image_classifier (TorchScript, fp32), or the usual Hugging Face handler (fp32)"
 STOCK_HANDLER = "image_classifier"
 TEXT_HANDLER = Path(__file__).with_name("hf_text_handler.py")
+# pip would replace PyTorch by the one that fits the newest torchvision.
+PYTORCH = f"torch=={importlib.metadata.version('torch')}"
+NEEDS = Needs("captum", f"ts.torch_handler.{STOCK_HANDLER}", packages=("captum", "torchvision", PYTORCH))
+SAME_ARCHIVE = False
+ON_SEVERAL_GPUS = True
+objection = network_objection
 
 
-def objection(archive: Archive) -> str | None:
-    """Why it cannot run here, or None."""
-    if found := common_objection(archive):
-        return found
-    return import_error(f"ts.torch_handler.{STOCK_HANDLER}") if archive.kind == IMAGES else None
+def needs(archive: Archive) -> Needs | None:
+    """What it needs to serve this archive: the handler for text encoders comes with this project."""
+    return NEEDS if archive.kind == IMAGES else None
 
 
 def make(archive: Archive, store: Path) -> Archive:
