@@ -132,7 +132,7 @@ def args_of(chosen: argparse.Namespace) -> dict[str, Any]:
             ]
         except (yaml.YAMLError, LookupError, TypeError) as error:
             raise ValueError(f"{chosen.config} has no args of an application: {type(error).__name__}") from None
-        return {**found, "front_num_cpus": 0}
+        return {**_with_absolute(found), "front_num_cpus": 0}
     fewest, most = chosen.replicas
     share = max(1, cpus.usable() // ((most or fewest) * len(chosen.archives)))
     common = {
@@ -169,8 +169,21 @@ def _named(word: str) -> dict[str, Any]:
     return {"archive": _absolute(word)}
 
 
+def _with_absolute(args: dict[str, Any]) -> dict[str, Any]:
+    """The args with absolute paths. What AppOptions refuses stays as it is."""
+    models = args.get("models")
+    if not isinstance(models, list):
+        return args
+    return {**args, "models": [_with_absolute_archive(model) for model in models]}
+
+
+def _with_absolute_archive(model: Any) -> Any:
+    is_given = isinstance(model, dict) and isinstance(model.get("archive"), str) and model["archive"]
+    return {**model, "archive": _absolute(model["archive"])} if is_given else model
+
+
 def _absolute(archive: str) -> str:
-    """Replicas run in folders of their own."""
+    """A path that holds in the replicas, too: they run in another folder."""
     return archive if "://" in archive else str(Path(archive).resolve())
 
 
