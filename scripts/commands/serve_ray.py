@@ -74,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--config", type=Path, metavar="FILE.yaml", help="a file for `serve deploy`, in their place")
     found.add_argument("--port", type=port, default=8080, metavar="PORT", help="(default: %(default)s)")
     found.add_argument("--host", default=local.HERE, help="address to listen at (default: %(default)s)")
+    found.add_argument(
+        "--grpc-port",
+        type=port,
+        metavar="PORT",
+        help="answer gRPC, too, on all addresses of this machine: Ray Serve cannot do so on one (default: no gRPC)",
+    )
     each = found.add_argument_group("for each model")
     each.add_argument(
         "--replicas", type=replicas, default=(1, None), metavar="N[:MOST]", help="processes; with MOST, by the load"
@@ -112,9 +118,11 @@ def run(chosen: argparse.Namespace) -> int:
         archives.head(archives.local(model.archive, model.digest))
     if reason := why_taken(chosen.host, chosen.port):
         raise OSError(f"{chosen.host}:{chosen.port} is taken ({reason}); choose another one with --port")
+    if chosen.grpc_port and (reason := why_taken("0.0.0.0", chosen.grpc_port)):  # noqa: S104 - Ray Serve listens there
+        raise OSError(f"port {chosen.grpc_port} is taken ({reason}); choose another one with --grpc-port")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "scripts" / "commands")])
     started = time.monotonic()
-    logs = local.start(chosen.host, chosen.port, _most_replicas(options))
+    logs = local.start(chosen.host, chosen.port, _most_replicas(options), chosen.grpc_port)
     print(f"Ray is there after {time.monotonic() - started:.1f} s (its logs: {logs}); loading", flush=True)
     local.run(args, logs)
     print(f"all models are ready after {time.monotonic() - started:.1f} s", flush=True)

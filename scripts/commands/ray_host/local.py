@@ -24,12 +24,14 @@ NICENESS = "RAY_worker_niceness"  # Ray's own spelling
 SLOW = "timed out during startup"  # in Ray's error
 
 
-def start(host: str, port: int, least_cpus: int = 1) -> str:
+def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = None) -> str:
     """Start Ray and Ray Serve's HTTP server. Returns the folder of Ray's logs.
 
     Args:
         host, port: at which requests are answered.
         least_cpus: Ray counts at least so many CPUs, so that each replica finds one.
+        grpc_port: at which gRPC calls are answered, on all addresses of this machine: Ray Serve has no setting for
+            that. None for no gRPC.
 
     Raises RuntimeError, in one line, if Ray does not start.
     """
@@ -47,7 +49,7 @@ def start(host: str, port: int, least_cpus: int = 1) -> str:
                 _node_ip_address=HERE,
             )
         quiet = {"enable_access_log": False, "log_level": "WARNING"}
-        serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+        serve.start(http_options={"host": host, "port": port}, logging_config=quiet, **_grpc(grpc_port))
     except Exception as error:  # Ray raises the class Exception itself, and AssertionError, too
         raise RuntimeError(failures.of_start(error)) from None
     return f"{context.address_info['session_dir']}/logs"
@@ -109,6 +111,13 @@ def _init(**options: Any) -> Any:
         with contextlib.suppress(psutil.Error):
             process.kill()
     return ray.init(**options)
+
+
+def _grpc(port: int | None) -> dict[str, Any]:
+    """The option of serve.start for gRPC, if a port is given."""
+    functions = ["ray_host.grpc_service.add_to_server"]
+    options = {"port": port, "grpc_servicer_functions": functions, "enable_reflection": False}
+    return {} if port is None else {"grpc_options": options}
 
 
 @contextlib.contextmanager
