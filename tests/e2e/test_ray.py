@@ -127,7 +127,7 @@ def test_grpcs_answer_is_the_runners(
     ("message", "status", "told"),
     [
         (lambda: sent("digits", data=png("seven"), top_k=b"none"), "INVALID_ARGUMENT", "top_k"),
-        (lambda: sent("digits", data=b"no picture"), "INVALID_ARGUMENT", "image"),
+        (lambda: sent("digits", data=b"no picture"), "INVALID_ARGUMENT", "none of JPEG"),
         (lambda: sent("none", data=b"x"), "NOT_FOUND", "no model of this name"),
         (lambda: b"\xff\xff", "INVALID_ARGUMENT", "no PredictionsRequest"),
         (lambda: sent("digits", data=b"x" * ((16 << 20) + 1)), "INVALID_ARGUMENT", "more than"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_without_locks_the_folder_serves_and_nothing_is_removed(
     def none(descriptor: int, kind: int) -> None:
         raise OSError("no locks")
 
-    monkeypatch.setattr(private_folders.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     (parent / f"{private_folders.PREFIX}old").mkdir()
     aged(parent / f"{private_folders.PREFIX}old")
     with private_folders.private_folder() as own:

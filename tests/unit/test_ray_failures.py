@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import serve_ray
 from ray_host import archives, failures, local, progress
+from server.paths import ROOT
 
 # What Ray Serve 2.60 gives as a deployment's message, shortened.
 RAISED = """\
@@ -155,11 +156,16 @@ def test_replicas_that_find_no_other_room_are_refused(given: dict[str, Any], tol
 def test_ray_starts_in_this_tree_whatever_the_folder(
     ray: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    init, folders = ray.init, []
-    ray.init = lambda **options: folders.append(Path.cwd()) or init(**options)
+    init, folders = ray.init, list[Path]()
+
+    def noting(**options: object) -> Any:
+        folders.append(Path.cwd())
+        return init(**options)
+
+    ray.init = noting
     monkeypatch.chdir(tmp_path)
     local.start(local.HERE, 1)
-    assert (folders, Path.cwd()) == ([local.ROOT], tmp_path)
+    assert (folders, Path.cwd()) == ([ROOT], tmp_path)
 
 
 def test_replicas_have_the_same_priority_as_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
