@@ -25,6 +25,7 @@ class HttpRequest:
         door: by which of TorchServe's paths the request came; see `routed`.
         arrived: when the host had the request whole, in time.time()'s seconds. X-Timeout-Ms and the figure QueueTime
             count from it, unless a proxy has set X-Request-Start. None for a request that waits for nothing.
+        entries: of the map `input`, if the request came by gRPC's Predictions; then nothing else of it counts.
     """
 
     path: str = ""
@@ -33,6 +34,7 @@ class HttpRequest:
     query: str = ""
     door: Door = "predictions"
     arrived: float | None = None
+    entries: Mapping[str, bytes] | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
         """Return the headers as pairs, in the order in which they came."""

@@ -25,6 +25,8 @@ def row_of(request: HttpRequest) -> tuple[Parameters, Sent]:
 
     Raises RequestError for a form that cannot be read whole.
     """
+    if request.entries is not None:
+        return dict(request.entries), {}  # TorchServe hands a gRPC call over without any header
     sent = _headers(request)
     parameters: Parameters = {}
     types: dict[str, str] = {}

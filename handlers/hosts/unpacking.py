@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from handlers import digests
-from handlers.hosts import contents
+from handlers.hosts import contents, private_folders
 from handlers.hosts.contents import ArchiveError, Contents
 
 MOST_FILES = 10_000
@@ -28,7 +27,8 @@ DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 def archive_folder(path: Path, *, edited_settings: bool = False) -> Iterator[tuple[Path, Contents]]:
     """Yield the checked folder of an archive, and its contents.
 
-    A .mar is unpacked into a folder that only this user can read, and that is removed afterwards. A folder is taken
+    A .mar is unpacked into a folder that only this user can read, and that is removed afterwards, see
+    private_folders.py. A folder is taken
     as an archive that was unpacked before, and stays.
 
     Args:
@@ -40,8 +40,8 @@ def archive_folder(path: Path, *, edited_settings: bool = False) -> Iterator[tup
     if path.is_dir():
         yield path, check(path, edited_settings=edited_settings)
         return
-    with tempfile.TemporaryDirectory(prefix="archive-", ignore_cleanup_errors=True) as private:
-        yield Path(private), unpack(path, Path(private), edited_settings=edited_settings)
+    with private_folders.private_folder() as private:
+        yield private, unpack(path, private, edited_settings=edited_settings)
 
 
 def unpack(mar: Path, folder: Path, *, edited_settings: bool = False) -> Contents:

@@ -74,6 +74,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--config", type=Path, metavar="FILE.yaml", help="a file for `serve deploy`, in their place")
     found.add_argument("--port", type=port, default=8080, metavar="PORT", help="(default: %(default)s)")
     found.add_argument("--host", default=local.HERE, help="address to listen at (default: %(default)s)")
+    found.add_argument(
+        "--grpc-port",
+        type=port,
+        metavar="PORT",
+        help="answer gRPC, too, on all addresses of this machine: Ray Serve cannot do so on one (default: no gRPC)",
+    )
     each = found.add_argument_group("for each model")
     each.add_argument(
         "--replicas", type=replicas, default=(1, None), metavar="N[:MOST]", help="processes; with MOST, by the load"
@@ -112,9 +118,11 @@ def run(chosen: argparse.Namespace) -> int:
         archives.head(archives.local(model.archive, model.digest))
     if reason := why_taken(chosen.host, chosen.port):
         raise OSError(f"{chosen.host}:{chosen.port} is taken ({reason}); choose another one with --port")
+    if chosen.grpc_port and (reason := why_taken("0.0.0.0", chosen.grpc_port)):  # noqa: S104 - Ray Serve listens there
+        raise OSError(f"port {chosen.grpc_port} is taken ({reason}); choose another one with --grpc-port")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "scripts" / "commands")])
     started = time.monotonic()
-    logs = local.start(chosen.host, chosen.port, _most_replicas(options))
+    logs = local.start(chosen.host, chosen.port, _most_replicas(options), chosen.grpc_port)
     print(f"Ray is there after {time.monotonic() - started:.1f} s (its logs: {logs}); loading", flush=True)
     local.run(args, logs)
     print(f"all models are ready after {time.monotonic() - started:.1f} s", flush=True)
@@ -132,7 +140,7 @@ def args_of(chosen: argparse.Namespace) -> dict[str, Any]:
             ]
         except (yaml.YAMLError, LookupError, TypeError) as error:
             raise ValueError(f"{chosen.config} has no args of an application: {type(error).__name__}") from None
-        return {**found, "front_num_cpus": 0}
+        return {**_with_absolute(found), "front_num_cpus": 0}
     fewest, most = chosen.replicas
     share = max(1, cpus.usable() // ((most or fewest) * len(chosen.archives)))
     common = {
@@ -169,8 +177,21 @@ def _named(word: str) -> dict[str, Any]:
     return {"archive": _absolute(word)}
 
 
+def _with_absolute(args: dict[str, Any]) -> dict[str, Any]:
+    """The args with absolute paths. What AppOptions refuses stays as it is."""
+    models = args.get("models")
+    if not isinstance(models, list):
+        return args
+    return {**args, "models": [_with_absolute_archive(model) for model in models]}
+
+
+def _with_absolute_archive(model: Any) -> Any:
+    is_given = isinstance(model, dict) and isinstance(model.get("archive"), str) and model["archive"]
+    return {**model, "archive": _absolute(model["archive"])} if is_given else model
+
+
 def _absolute(archive: str) -> str:
-    """Replicas run in folders of their own."""
+    """A path that holds in the replicas, too: they run in another folder."""
     return archive if "://" in archive else str(Path(archive).resolve())
 
 

@@ -27,7 +27,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,16 @@ PATIENCE_S = 180
 DEPLOYER = """
 import json, sys, ray
 from ray import serve
+from ray_host import failures
 from ray_host.app import build
-ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+logs = ray.init(address="auto", log_to_driver=False, logging_level="ERROR").address_info["session_dir"] + "/logs"
 quiet = {"enable_access_log": False, "log_level": "WARNING"}
 options = {"host": "0.0.0.0", "port": %d, "location": "EveryNode"}
 serve.start(proxy_location="EveryNode", http_options=options, logging_config=quiet)
-serve.run(build(json.loads(sys.argv[1])), name="models", route_prefix="/")
+try:
+    serve.run(build(json.loads(sys.argv[1])), name="models", route_prefix="/")
+except RuntimeError as error:
+    sys.exit(failures.of_models(serve.status().applications, "models", error, logs))
 print("ready", flush=True)
 for line in sys.stdin:
     found = {}
@@ -68,14 +72,14 @@ def address(host: str) -> str:
 
 
 @contextlib.contextmanager
-def namespaces() -> Iterator[None]:
-    """A network with all hosts, and with this machine as .254. Raises OSError or CalledProcessError."""
+def namespaces(hosts: Sequence[str] = HOSTS) -> Iterator[None]:
+    """A network with these hosts, and with this machine as .254. Raises OSError or CalledProcessError."""
     with contextlib.ExitStack() as made:
         ip("link", "add", BRIDGE, "type", "bridge")
         made.callback(ip, "link", "del", BRIDGE)
         ip("addr", "add", f"{SUBNET}.254/24", "dev", BRIDGE)
         ip("link", "set", BRIDGE, "up")
-        for host in HOSTS:
+        for host in hosts:
             ip("netns", "add", host)
             made.callback(ip, "netns", "del", host)
             ip("link", "add", f"v-{host}", "type", "veth", "peer", "name", "eth0", "netns", host)
@@ -94,15 +98,26 @@ def inside(host: str, *command: str) -> list[str]:
     return ["ip", "netns", "exec", host, *command]
 
 
-def start(host: str, folder: str, environment: dict[str, str], log: Any) -> None:
-    """Start Ray's processes of a host. folder: for the files of the head and the others."""
+def start(host: str, folder: str, environment: dict[str, str], log: Any, cpus: int = 2) -> None:
+    """Start Ray's processes of a host. folder: for the files of the head and the others. cpus: that Ray counts."""
     role = [f"--address={address(HOSTS[0])}:{RAY_PORT}"]
     if host == HOSTS[0]:
         role = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false", f"--temp-dir={folder}"]
     ray = str(Path(sys.executable).with_name("ray"))
-    options = ["start", *role, f"--node-ip-address={address(host)}", "--num-cpus=2"]
+    options = ["start", *role, f"--node-ip-address={address(host)}", f"--num-cpus={cpus}"]
     options += ["--object-store-memory=100000000", "--disable-usage-stats"]
     subprocess.run(inside(host, ray, *options), env=environment, check=True, stdout=log, stderr=log, timeout=120)
+
+
+def ray_environment() -> dict[str, str]:
+    """Return the environment of all programs of one cluster, with a token of its own."""
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts' / 'commands'}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_worker_niceness": "0",  # as scripts/deployment/ray/node has it
+    }
 
 
 def end(host: str) -> None:
@@ -141,9 +156,9 @@ class Load:
         return found
 
 
-def ask(digit: int) -> tuple[str, bool]:
-    """The status, or the error, of one request, and whether the answer is right."""
-    url = f"http://{address(HOSTS[0])}:{HTTP_PORT}/predictions/digits"
+def ask(digit: int, host: str = HOSTS[0]) -> tuple[str, bool]:
+    """The status, or the error, of one request, and whether the answer is right. host: that is asked."""
+    url = f"http://{address(host)}:{HTTP_PORT}/predictions/digits"
     request = urllib.request.Request(
         url, (SAMPLES / f"{WORDS[digit]}.png").read_bytes(), {"Content-Type": "image/png"}
     )
@@ -231,12 +246,7 @@ def main() -> int:
     found.add_argument("--seconds", type=float, default=5, help="of load before and after (default: %(default)s)")
     found.add_argument("--log", type=Path, default=Path("ray_hosts.log"))
     chosen = found.parse_args()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts' / 'commands'}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
+    environment = ray_environment()
     model = {"archive": str(chosen.archive.resolve()), "replicas": chosen.replicas, "num_gpus": 0, "name": "digits"}
     with contextlib.ExitStack() as stack, chosen.log.open("w") as log:
         try:

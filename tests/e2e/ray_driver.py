@@ -1,4 +1,4 @@
-"""Serves with a Ray of its own, for tests: `ray_driver.py PORT`, run by Ray's environment.
+"""Serves with a Ray of its own, for tests: `ray_driver.py PORT GRPC_PORT`, run by Ray's environment.
 
 Each line of the standard input is the `args` of an application in JSON; "ready" or "error: ..." answers it.
 """
@@ -12,7 +12,7 @@ from ray_host import local
 
 
 def main() -> None:
-    logs = local.start(local.HERE, int(sys.argv[1]), least_cpus=8)
+    logs = local.start(local.HERE, int(sys.argv[1]), least_cpus=8, grpc_port=int(sys.argv[2]))
     try:
         for line in sys.stdin:
             try:

@@ -32,8 +32,8 @@ def python() -> Path:
 class RayServer:
     """A driver (ray_driver.py) and what it has started."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
-        self.process, self.address = process, f"http://127.0.0.1:{port}"
+    def __init__(self, process: subprocess.Popen[str], port: int, grpc_port: int) -> None:
+        self.process, self.address, self.grpc = process, f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}"
 
     def serve(self, args: dict[str, Any]) -> None:
         """Serve these models in place of those before. Raises RuntimeError."""
@@ -58,14 +58,14 @@ class RayServer:
 @contextmanager
 def ray_server(folder: Path) -> Iterator[RayServer]:
     """Yield a Ray Serve without models. folder: gets its output."""
-    (port,) = free_ports(1)
+    port, grpc_port = free_ports(2)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{COMMANDS}"}
-    command = [str(python()), str(ROOT / "tests" / "e2e" / "ray_driver.py"), str(port)]
+    command = [str(python()), str(ROOT / "tests" / "e2e" / "ray_driver.py"), str(port), str(grpc_port)]
     pipe = subprocess.PIPE
     with (folder / "ray.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=log)
         try:
-            yield RayServer(process, port)
+            yield RayServer(process, port, grpc_port)
         finally:
             started = psutil.Process(process.pid).children(recursive=True)
             try:

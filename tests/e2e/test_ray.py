@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from server.http import request
 
-from handlers import Model, load_archive
+from handlers import HttpRequest, Model, load_archive
 from handlers.hosts.messages import routed
 from tests.e2e.programs import until
 from tests.e2e.ray_server import RayServer, ray_server
@@ -81,6 +81,61 @@ def test_a_body_that_is_too_long_is_refused(ray: RayServer) -> None:
     answer = request("POST", f"{ray.address}/predictions/digits", b"x" * ((16 << 20) + 1))
     assert answer.status == 413
     assert answer.json()["type"] == "TooLarge"
+
+
+def called(ray: RayServer, sent: bytes) -> tuple[str, str, bytes]:
+    """Call Predictions. Returns the status, its details, and the response on the wire."""
+    grpc = pytest.importorskip("grpc", reason="needs the test extra's grpcio")
+    with grpc.insecure_channel(ray.grpc) as channel:
+        call = channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")
+        try:
+            return "OK", "", call(sent, timeout=WAIT_S)
+        except grpc.RpcError as error:
+            return error.code().name, error.details(), b""
+
+
+def sent(model: str, **entries: bytes) -> bytes:
+    """A PredictionsRequest on the wire."""
+    pytest.importorskip("google.protobuf", reason="needs the test extra's grpcio-tools")
+    from ray_host import grpc_service
+
+    written: bytes = grpc_service.message("PredictionsRequest")(model_name=model, input=entries).SerializeToString()
+    return written
+
+
+@pytest.mark.parametrize(
+    ("model", "entries"),
+    [
+        ("digits", {"data": png("seven"), "top_k": b"1"}),
+        ("digits", {"one": png("seven"), "two": png("one")}),
+        ("sentences", {"data": b'["a text", "and another"]'}),
+        ("sentences", {"body": b"a text"}),
+    ],
+)
+def test_grpcs_answer_is_the_runners(
+    model: str, entries: dict[str, bytes], ray: RayServer, models: dict[str, Model]
+) -> None:
+    from ray_host import grpc_service
+
+    answer = models[model].answer(HttpRequest(entries=entries))
+    status, _, response = called(ray, sent(model, **entries))
+    assert (answer.status, status) == (200, "OK")
+    assert grpc_service.message("PredictionResponse").FromString(response).prediction == answer.body
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "told"),
+    [
+        (lambda: sent("digits", data=png("seven"), top_k=b"none"), "INVALID_ARGUMENT", "top_k"),
+        (lambda: sent("digits", data=b"no picture"), "INVALID_ARGUMENT", "none of JPEG"),
+        (lambda: sent("none", data=b"x"), "NOT_FOUND", "no model of this name"),
+        (lambda: b"\xff\xff", "INVALID_ARGUMENT", "no PredictionsRequest"),
+        (lambda: sent("digits", data=b"x" * ((16 << 20) + 1)), "INVALID_ARGUMENT", "more than"),
+    ],
+)
+def test_grpcs_refusals_have_a_status_and_a_reason(message: Any, status: str, told: str, ray: RayServer) -> None:
+    code, details, _ = called(ray, message())
+    assert (code, told in details) == (status, True), details
 
 
 class Load:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +16,8 @@ from typing import Any
 
 import pytest
 import serve_ray
-from ray_host import archives, failures, local
+from ray_host import archives, failures, local, progress
+from server.paths import ROOT
 
 # What Ray Serve 2.60 gives as a deployment's message, shortened.
 RAISED = """\
@@ -55,7 +57,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
     found.serve = ModuleType("ray.serve")
     found.init = lambda **options: SimpleNamespace(address_info={"session_dir": "/tmp/ray/session"})  # noqa: S108
     found.is_initialized = lambda: True
-    found.cluster_resources = lambda: {"CPU": 8.0, "GPU": 2.0}
+    found.cluster_resources = lambda: {"CPU": 16.0, "GPU": 2.0}
     found.shutdown = found.serve.start = found.serve.shutdown = lambda **options: None
     for name, module in {"ray": found, "ray.serve": found.serve}.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -126,11 +128,74 @@ def test_without_a_status_the_error_of_ray_serve_stands(status: Any, ray: Any) -
         local.run(ARGS, "/logs")
 
 
-@pytest.mark.parametrize(("share", "replicas"), [(0.1666, 13), (0.6, 3), (1, 3)])
-def test_replicas_that_find_no_gpu_are_refused(share: float, replicas: int, ray: Any) -> None:
+@pytest.mark.parametrize(("share", "replicas"), [(0.1666, 13), (0.6, 3), (1, 3), (None, 3)])
+def test_replicas_that_find_no_gpu_are_refused(share: float | None, replicas: int, ray: Any) -> None:
     wrong = {"models": [{"archive": "bert.mar", "num_gpus": share, "replicas": replicas}]}
-    with pytest.raises(ValueError, match=rf"{replicas} replicas of bert.mar.*{share} of a GPU.*Ray sees 2 GPUs"):
+    with pytest.raises(ValueError, match=rf"{replicas} replicas of bert.mar.*{share or 1} of a GPU.*Ray sees 2 GPUs"):
         local.run(wrong, "/logs")
+
+
+def test_without_a_share_and_without_gpus_nothing_is_refused(ray: Any) -> None:
+    ray.cluster_resources = lambda: {"CPU": 16.0}
+    ray.serve.run = lambda *args, **options: None
+    local.run({"models": [{"archive": "bert.mar", "replicas": 3}]}, "/logs")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"num_cpus": 6, "replicas": 3, "num_gpus": 0}, "each with 6 of a CPU, find no room: Ray sees 16 CPUs"),
+        ({"resources": {"big": 1}, "num_gpus": 0}, "each with 1 of a big, find no room: Ray sees 0 bigs"),
+    ],
+)
+def test_replicas_that_find_no_other_room_are_refused(given: dict[str, Any], told: str, ray: Any) -> None:
+    with pytest.raises(ValueError, match=told):
+        local.run({"models": [{"archive": "bert.mar", **given}]}, "/logs")
+
+
+def test_ray_starts_in_this_tree_whatever_the_folder(
+    ray: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    init, folders = ray.init, list[Path]()
+
+    def noting(**options: object) -> Any:
+        folders.append(Path.cwd())
+        return init(**options)
+
+    ray.init = noting
+    monkeypatch.chdir(tmp_path)
+    local.start(local.HERE, 1)
+    assert (folders, Path.cwd()) == ([ROOT], tmp_path)
+
+
+def test_replicas_have_the_same_priority_as_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (local.NICENESS, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "x")  # so that it is set again after this test
+        monkeypatch.delenv(name)
+    local._set_environment()
+    assert os.environ[local.NICENESS] == "0"
+
+
+def test_a_files_archives_have_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").write_text(
+        "applications: [{args: {models: [{archive: a.mar}, {archive: 's3://b/c.mar'}, x]}}]", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    args = serve_ray.args_of(serve_ray.parser().parse_args(["--config", "file.yaml"]))
+    assert args["models"] == [{"archive": str(tmp_path / "a.mar")}, {"archive": "s3://b/c.mar"}, "x"]
+
+
+def test_a_load_that_takes_long_says_how_far_it_is(ray: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    waits = "2 replicas have taken\nmore than 30s to be scheduled"
+    model = SimpleNamespace(replica_states={"RUNNING": 4, "STARTING": 2}, message=waits)
+    applications = {local.APP: SimpleNamespace(deployments={"model": model})}
+    with progress.shown(lambda: applications, local.APP, every_s=0.01):
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("s: model: 4 RUNNING, 2 STARTING (2 replicas have taken more than 30s to be scheduled)")
+    time.sleep(0.05)
+    assert capsys.readouterr().err == ""
+    assert progress.line(None) == ""
 
 
 def test_models_that_find_no_gpu_together_are_refused(ray: Any) -> None:

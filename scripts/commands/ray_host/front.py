@@ -1,4 +1,4 @@
-"""HTTP requests of all paths -> the replica of the model that the path names."""
+"""HTTP requests of all paths, and gRPC's Predictions -> the replica of the model that they name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from handlers.hosts.messages import HttpRequest, HttpResponse, routed
+from ray_host import grpc_service
 from ray_host.gone import ReplicaGoneError
 
 MOST_BYTES = 16 << 20  # of a body; as config.properties has it for TorchServe
@@ -69,6 +70,23 @@ class Front:
         except Refusal as refusal:
             answer = refusal.response()
         return Response(answer.body, answer.status, dict(answer.headers))
+
+    async def Predictions(self, request: bytes, grpc_context: Any) -> grpc_service.Prediction:  # noqa: N802
+        """Answer a gRPC call of this name. Never raises, as `__call__`. request: a PredictionsRequest on the wire."""
+        try:
+            answer = await self._predict(request)
+        except Refusal as refusal:
+            answer = refusal.response()
+        return grpc_service.answered(answer, grpc_context)
+
+    async def _predict(self, sent: bytes) -> HttpResponse:
+        if len(sent) > MOST_BYTES:
+            message = f"the call has more than {MOST_BYTES} bytes"
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "TooLarge", message)
+        found = grpc_service.routed(sent)
+        if found is None:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "BadRequest", "the bytes are no PredictionsRequest")
+        return await self._ask(self._model(found.model, found.version), found.request)
 
     async def _answer(self, request: Request) -> HttpResponse:
         target = asgi_requests.target(request)

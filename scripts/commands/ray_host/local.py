@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
+from server.paths import ROOT
 
 from handlers import cpus
-from ray_host import failures
-from ray_host.options import AppOptions
+from ray_host import failures, progress
+from ray_host.options import AppOptions, ModelOptions
 
 APP = "models"
 HERE = "127.0.0.1"
+NICENESS = "RAY_worker_niceness"  # Ray's own spelling
 SLOW = "timed out during startup"  # in Ray's error
 
 
-def start(host: str, port: int, least_cpus: int = 1) -> str:
+def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = None) -> str:
     """Start Ray and Ray Serve's HTTP server. Returns the folder of Ray's logs.
 
     Args:
         host, port: at which requests are answered.
         least_cpus: Ray counts at least so many CPUs, so that each replica finds one.
+        grpc_port: at which gRPC calls are answered, on all addresses of this machine: Ray Serve has no setting for
+            that. None for no gRPC.
 
     Raises RuntimeError, in one line, if Ray does not start.
     """
@@ -33,16 +39,17 @@ def start(host: str, port: int, least_cpus: int = 1) -> str:
     from ray import serve
 
     try:
-        context = _init(
-            address="local",  # also if this machine is part of a cluster
-            num_cpus=max(cpus.usable(), least_cpus),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _node_ip_address=HERE,
-        )
+        with _in_root():
+            context = _init(
+                address="local",  # also if this machine is part of a cluster
+                num_cpus=max(cpus.usable(), least_cpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _node_ip_address=HERE,
+            )
         quiet = {"enable_access_log": False, "log_level": "WARNING"}
-        serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+        serve.start(http_options={"host": host, "port": port}, logging_config=quiet, **_grpc(grpc_port))
     except Exception as error:  # Ray raises the class Exception itself, and AssertionError, too
         raise RuntimeError(failures.of_start(error)) from None
     return f"{context.address_info['session_dir']}/logs"
@@ -56,7 +63,7 @@ def run(args: Mapping[str, Any], logs: str) -> None:
         logs: what `start` returned, for the message of an error.
 
     Raises:
-        ValueError: as `app.build`, or there are more replicas than the GPUs take.
+        ValueError: as `app.build`, or there are more replicas than this machine has room for.
         ArchiveError: as `app.build`.
         RuntimeError: a model does not load. One line, with the error of its replica.
     """
@@ -67,7 +74,8 @@ def run(args: Mapping[str, Any], logs: str) -> None:
     _refuse_too_many(AppOptions.of(args))
     application = build(args)
     try:
-        serve.run(application, name=APP, route_prefix="/")
+        with progress.shown(_applications, APP):
+            serve.run(application, name=APP, route_prefix="/")
     except Exception as error:  # it names the deployments that failed, and not why; Ray has many classes of errors
         raise RuntimeError(failures.of_models(_applications(), APP, error, logs)) from None
 
@@ -105,21 +113,54 @@ def _init(**options: Any) -> Any:
     return ray.init(**options)
 
 
+def _grpc(port: int | None) -> dict[str, Any]:
+    """The option of serve.start for gRPC, if a port is given."""
+    functions = ["ray_host.grpc_service.add_to_server"]
+    options = {"port": port, "grpc_servicer_functions": functions, "enable_reflection": False}
+    return {} if port is None else {"grpc_options": options}
+
+
+@contextlib.contextmanager
+def _in_root() -> Iterator[None]:
+    """Let Ray start in this tree: it puts the folder that it starts in first on the replicas' sys.path.
+
+    Another folder could hold other handlers, such as those of an unpacked archive, or a file named like a package.
+    """
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def _refuse_too_many(options: AppOptions) -> None:
-    """Raises ValueError for replicas that have no GPU: Ray Serve would wait for another machine, for ever."""
+    """Raises ValueError for replicas that find no room: Ray Serve would wait for another machine, for ever."""
     import ray
 
-    there = int(ray.cluster_resources().get("GPU", 0))
-    free = float(there)
+    there: Mapping[str, float] = ray.cluster_resources()
+    free = dict(there)
     for model in options.models:
-        share = model.num_gpus or 0.0
-        on_each = int(1 / share + 1e-9) if share else 0
-        free -= model.replicas * share
-        if share and (model.replicas > on_each * there or free < -1e-6):
-            raise ValueError(
-                f"{model.replicas} replicas of {model.archive}, each with {share:g} of a GPU, find no room: Ray sees "
-                f"{there} GPUs here, and all models share them"
-            )
+        for name, share in _shares(model, there).items():
+            free[name] = free.get(name, 0.0) - model.replicas * share
+            room = (
+                int(1 / share + 1e-9) * int(there.get(name, 0)) if name == "GPU" else math.inf
+            )  # each is on one GPU
+            if free[name] < -1e-6 or model.replicas > room:
+                raise ValueError(
+                    f"{model.replicas} replicas of {model.archive}, each with {share:g} of a {name}, find no room: "
+                    f"Ray sees {there.get(name, 0):g} {name}s here, and all models share them"
+                )
+
+
+def _shares(model: ModelOptions, there: Mapping[str, float]) -> dict[str, float]:
+    """What Ray sets aside for each replica, by Ray's names; without what a replica does not need.
+
+    num_gpus is None: as app.gpus has it.
+    """
+    gpus = model.num_gpus if model.num_gpus is not None else min(1.0, there.get("GPU", 0.0))
+    wanted = {"CPU": model.num_cpus, "GPU": gpus, **model.resources}
+    return {name: float(share) for name, share in wanted.items() if share}
 
 
 def _applications() -> Mapping[str, Any]:
@@ -139,6 +180,7 @@ def _set_environment() -> None:
     Ray's processes inherit all of it.
     """
     cpus.wait_patiently(os.environ)
+    os.environ.setdefault(NICENESS, "0")  # Ray's default is 15: any other program would come first
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -1,0 +1,45 @@
+"""What scripts/research/ray_spread.py counts, with hosts that answer at once; without Ray."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray_hosts
+import ray_spread
+
+
+def test_only_answers_after_the_warm_up_count_and_all_hosts_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ask(digit: int, host: str) -> tuple[str, bool]:
+        asked.append(host)
+        time.sleep(0.02)
+        return "200", True
+
+    monkeypatch.setattr(ray_hosts, "ask", ask)
+    chosen = ray_spread.parser().parse_args(["a.mar", "--seconds", "0.4", "--warm-up", "0.2", "--wait", "0.02"])
+    found = ray_spread.measured(["rayhead", "rayone"], 2, chosen)
+    assert set(asked) == {"rayhead", "rayone"}
+    assert (found["most_per_s"], found["wrong"], set(found["statuses"])) == (100, 0, {"200"})
+    assert found["statuses"]["200"] < len(asked)
+    assert found["ms_p50"] >= 20
+
+
+@pytest.mark.parametrize(("wrong", "status"), [(0, 0), (1, 1)])
+def test_the_most_replicas_are_measured_on_one_host_too(
+    wrong: int, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    points: list[tuple[int, int]] = []
+
+    def row(hosts: list[str], replicas: int, *rest: Any) -> dict[str, Any]:
+        points.append((len(hosts), replicas))
+        return {"wrong": wrong, "statuses": {"200": 1}}
+
+    monkeypatch.setattr(ray_spread, "row", row)
+    monkeypatch.setattr(ray_spread, "conditions", lambda chosen: {})
+    monkeypatch.setattr("sys.argv", ["ray_spread", "a.mar", "--log", str(tmp_path / "log")])
+    assert ray_spread.main() == status
+    assert points == [(1, 2), (2, 4), (3, 6), (1, 6)]
