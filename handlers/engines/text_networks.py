@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from handlers import LOCAL, tasks
+from handlers import LOCAL, phases, tasks
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import sparse_logits
+from handlers.engines import bert_folders, sparse_logits
 from handlers.engines.base import EngineSpec
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
@@ -29,11 +29,13 @@ def load_transformer(folder: Any, task: str, **options: Any) -> Any:
         task: a key of AUTO_MODELS.
         options: for `from_pretrained`; dtype, for instance.
     """
-    import transformers
+    with phases.phase("weights"):
+        import transformers
 
-    config = _config(folder)
-    options |= without_pooling(config, task)
-    return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, config=config, **LOCAL, **options)
+        transformers.utils.logging.disable_progress_bar()  # it is drawn for a terminal, and this is a log
+        config = _config(folder)
+        options |= without_pooling(config, task)
+        return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, config=config, **LOCAL, **options)
 
 
 def empty_transformer(folder: Any, task: str) -> Any:
@@ -58,7 +60,12 @@ def without_pooling(config: Any, task: str) -> dict[str, bool]:
 
 
 def why_not_fused(spec: EngineSpec) -> str | None:
-    """Return why handlers.encoder cannot fuse the network, or None. Builds it on the meta device, without weights."""
+    """Return why handlers.encoder cannot fuse the network, or None.
+
+    Builds it on the meta device, without weights, unless it is one that is read without transformers.
+    """
+    if bert_folders.read(spec):
+        return None
     from handlers.encoder.packed import check_embeddings
     from handlers.encoder.swap import swap_encoder
 
@@ -76,6 +83,8 @@ def why_not_fused(spec: EngineSpec) -> str | None:
 
 def fused_config(spec: EngineSpec) -> Any:
     """Return the handlers.encoder.fused.EncoderConfig of a network that can be fused, without reading its weights."""
+    if folder := bert_folders.read(spec):
+        return folder.config
     from handlers.encoder.swap import fused_encoder, swap_encoder
 
     with torch.device("meta"):
