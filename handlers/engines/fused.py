@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 
-from handlers import kernels, phases, tasks
+from handlers import kernels, phases
 from handlers.encoder import fp8
 from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import bert_folders
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.graphs import SharedOutput, capture_graph
-from handlers.engines.placing import place
-from handlers.engines.text_networks import Packed, fused_config, load_transformer, sparse_pooling, why_not_fused
+from handlers.engines.text_networks import Packed, fused_config, packed_model, sparse_pooling, why_not_fused
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 # Token counts that graphs are captured for. Larger batches are launched kernel by kernel: a slow CPU needs as long to
@@ -55,23 +53,13 @@ class Fused(Engine):
 
     def load(self, spec: EngineSpec) -> LoadedEngine:
         """Load the network with its encoder swapped. Raises ValueError for what cannot be fused exactly."""
-        model = bert_folders.load(spec) or _load_swapped(spec)
+        model = packed_model(spec)
         if spec.precision == "fp8":
             model.to_fp8(fp8.read(spec.model_dir))
         return _load_on_gpu(model, spec) if spec.device.type == "cuda" else _load_on_cpu(model, spec)
 
 
 ENGINE = Fused()
-
-
-def _load_swapped(spec: EngineSpec) -> Any:
-    """Load a network through transformers, swap its encoder, and cast it once."""
-    from handlers.encoder.packed import PackedModel
-
-    network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
-    with phases.phase("weights"):
-        model = PackedModel(network, spec.task, tasks.head(spec.task).rows).eval()
-        return place(model, spec.device, spec.dtype)
 
 
 def _why_not_on_gpu(spec: EngineSpec) -> str | None:

@@ -15,6 +15,7 @@ from handlers import LOCAL, phases, tasks
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import bert_folders, sparse_logits
 from handlers.engines.base import EngineSpec
+from handlers.engines.placing import place
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 # transformers' class for each task.
@@ -36,6 +37,24 @@ def load_transformer(folder: Any, task: str, **options: Any) -> Any:
         config = _config(folder)
         options |= without_pooling(config, task)
         return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, config=config, **LOCAL, **options)
+
+
+def packed_model(spec: EngineSpec) -> Any:
+    """Load a network as a handlers.encoder.packed.PackedModel, in eval mode, on the spec's device and in its dtype.
+
+    Raises ValueError for what cannot be fused exactly.
+    """
+    return bert_folders.load(spec) or swapped_transformer(spec)
+
+
+def swapped_transformer(spec: EngineSpec) -> Any:
+    """Do the same for any network, through transformers."""
+    from handlers.encoder.packed import PackedModel
+
+    network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
+    with phases.phase("weights"):
+        model = PackedModel(network, spec.task, tasks.head(spec.task).rows).eval()
+        return place(model, spec.device, spec.dtype)
 
 
 def empty_transformer(folder: Any, task: str) -> Any:

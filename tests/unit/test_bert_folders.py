@@ -74,7 +74,7 @@ def edit(folder: Path, **values: object) -> None:
 @torch.inference_mode()
 def test_both_ways_give_the_same_model(save: Save, model_type: str, values: dict[str, Any], precision: str) -> None:
     spec = spec_of(save(model_type, **values), precision)
-    direct, swapped = bert_folders.load(spec), fused._load_swapped(spec)
+    direct, swapped = bert_folders.load(spec), text_networks.swapped_transformer(spec)
     assert direct is not None
     found, wanted = direct.state_dict(), swapped.state_dict()
     assert list(found) == list(wanted)
@@ -92,14 +92,14 @@ def test_both_ways_give_the_same_model(save: Save, model_type: str, values: dict
 
 def test_it_is_what_the_engine_serves(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(save())
-    wanted = fused._load_swapped(spec).hidden(BATCH.input_ids, BATCH.token_type_ids, BATCH.segments)
+    wanted = text_networks.swapped_transformer(spec).hidden(BATCH.input_ids, BATCH.token_type_ids, BATCH.segments)
     config = text_networks.fused_config(spec)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("transformers was asked")
 
     monkeypatch.setattr(text_networks, "empty_transformer", refuse)
-    monkeypatch.setattr(fused, "load_transformer", refuse)
+    monkeypatch.setattr(text_networks, "load_transformer", refuse)
     assert text_networks.why_not_fused(spec) is None
     assert text_networks.fused_config(spec) == config
     assert torch.equal(fused.ENGINE.load(spec).run(BATCH), wanted)
