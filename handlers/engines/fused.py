@@ -16,7 +16,7 @@ from handlers.encoder import fp8
 from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
-from handlers.engines.graphs import SharedOutput, capture_graph
+from handlers.engines.graphs import SharedOutput, capture_graph, capture_stream, on_side_stream
 from handlers.engines.text_networks import Packed, fused_config, packed_model, sparse_pooling, why_not_fused
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
@@ -140,7 +140,7 @@ class Graphed(Packed):
         """Return the last layer's outputs (T, H)."""
         key = self.graph_for(batch.tokens, len(batch))
         if key is None:
-            return super().hidden(batch)
+            return self._launched(batch.input_ids, batch.token_type_ids, batch.segments)
         from handlers.kernels.encoder import copy_to_graph_inputs
 
         graph, (ids, types, offsets), hidden = self.graphs[key]
@@ -179,7 +179,16 @@ class Graphed(Packed):
         """
         for tokens in (GRAPH_TOKENS[-1] + 64, GRAPH_TOKENS[-1] + 1):
             ids, offsets = self._blank(tokens, sequence_counts(tokens)[0])
-            self.model.hidden(ids, torch.zeros_like(ids), Segments(offsets))
+            self._launched(ids, torch.zeros_like(ids), Segments(offsets))
+
+    def _launched(self, ids: torch.Tensor, types: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """Run a batch kernel by kernel, on the stream that graphs are captured on.
+
+        cuBLAS has a workspace of 32 MB for that stream already, and would take another one for the current stream.
+        """
+        with on_side_stream(capture_stream(self.device)):
+            hidden: torch.Tensor = self.model.hidden(ids, types, segments)
+            return hidden
 
     @torch.inference_mode()
     def capture(self, tokens: int, sequences: int) -> None:
