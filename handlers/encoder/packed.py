@@ -155,6 +155,8 @@ class PackedModel(nn.Module):
         UnsupportedError: the fused encoder would not compute the model exactly.
     """
 
+    head: Any
+
     def __init__(self, network: Any, task: str, rows: Rows | None = None) -> None:
         super().__init__()
         rows = _rows_of(task) if rows is None else rows
@@ -193,7 +195,7 @@ class PackedModel(nn.Module):
         self.encoder: FusedEncoder | Fp8Encoder = encoder
         self.base = _PrecomputedBase(pooler)
         self.task = task
-        self.head: Any = None
+        self.head = None
 
     def calibrate_fp8(self, batches: Iterable[TokenBatch]) -> list[dict[str, float]]:
         """Run batches and record the largest magnitude that each linear layer reads.

@@ -19,12 +19,13 @@ class Model:
     """Stands in for a PackedModel: returns the ids, and notes the stream that it ran on."""
 
     def __init__(self, streams: list[str]) -> None:
-        self.streams, self.ran = streams, []
+        self.streams = streams
+        self.ran: list[tuple[int, str]] = []
 
     def hidden(self, ids: torch.Tensor, types: torch.Tensor, segments: Any) -> torch.Tensor:
         assert ids.shape == types.shape
         assert int(segments.cu_seqlens[-1]) == len(ids)
-        self.ran: list[tuple[int, str]] = [*self.ran, (len(ids), self.streams[-1])]
+        self.ran.append((len(ids), self.streams[-1]))
         return ids.unsqueeze(1)
 
 

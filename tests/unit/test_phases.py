@@ -17,7 +17,7 @@ from handlers import phases
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which a test sets by clock[0]."""
     now = [100.0]
-    monkeypatch.setattr(phases.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("handlers.phases.time.monotonic", lambda: now[0])
     return now
 
 
