@@ -16,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoModelForImageClassification,
-    CLIPVisionModelWithProjection,
-    ResNetForImageClassification,
-)
-from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer
-from transformers.utils.logging import disable_progress_bar
 
 from handlers import LOCAL, phases
+
+with phases.phase("transformers"):  # it takes seconds
+    from transformers import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_MAPPING,
+        AutoConfig,
+        AutoModelForImageClassification,
+        CLIPVisionModelWithProjection,
+        ResNetForImageClassification,
+    )
+    from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer
+    from transformers.utils.logging import disable_progress_bar
 
 TOWERS = (CLIPVisionModelWithProjection,)  # image encoders that AutoModel does not choose
 PLAIN = {"groups": 1, "width_per_group": 64}

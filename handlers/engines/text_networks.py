@@ -30,13 +30,15 @@ def load_transformer(folder: Any, task: str, **options: Any) -> Any:
         task: a key of AUTO_MODELS.
         options: for `from_pretrained`; dtype, for instance.
     """
-    with phases.phase("weights"):
+    with phases.phase("transformers"):
         import transformers
 
         transformers.utils.logging.disable_progress_bar()  # it is drawn for a terminal, and this is a log
         config = _config(folder)
         options |= without_pooling(config, task)
-        return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, config=config, **LOCAL, **options)
+        auto_model = getattr(transformers, AUTO_MODELS[task])
+    with phases.phase("weights"):
+        return auto_model.from_pretrained(folder, config=config, **LOCAL, **options)
 
 
 def packed_model(spec: EngineSpec) -> Any:
@@ -59,11 +61,12 @@ def swapped_transformer(spec: EngineSpec) -> Any:
 
 def empty_transformer(folder: Any, task: str) -> Any:
     """Build the same model with random weights, in eval mode. On the meta device this only shows its structure."""
-    import transformers
+    with phases.phase("transformers"):
+        import transformers
 
-    config = _config(folder)
-    options = {"trust_remote_code": False, **without_pooling(config, task)}
-    return getattr(transformers, AUTO_MODELS[task]).from_config(config, **options).eval()
+        config = _config(folder)
+        options = {"trust_remote_code": False, **without_pooling(config, task)}
+        return getattr(transformers, AUTO_MODELS[task]).from_config(config, **options).eval()
 
 
 def without_pooling(config: Any, task: str) -> dict[str, bool]:
