@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
+import threading
+from concurrent.futures import Future
 from pathlib import Path
+
+AT_ONCE = 1 << 20  # bytes
+
+_Key = tuple[Path, int, int, int]
+_found: dict[_Key, Future[str]] = {}  # also of files that a thread is still reading
+_lock = threading.Lock()
 
 
 def of_file(path: Path) -> str:
-    """Return the digest of a file's content. A process reads a file once, unless its time or size changes."""
-    found = path.stat()
-    return _of_file(path, found.st_mtime_ns, found.st_size)
+    """Return the digest of a file's content. A process reads a file once, unless its time or size changes.
+
+    If a thread is reading the file already, this waits for it. Raises OSError.
+    """
+    key, digest, is_new = _claimed(path)
+    if is_new:
+        _read(key, digest)
+    return digest.result()
+
+
+def start(path: Path) -> None:
+    """Have a thread read a file, for a later `of_file`. It does nothing if there is no such file, or no more thread.
+
+    hashlib computes without Python's lock, so imports and a GPU's start-up go on meanwhile.
+    """
+    with contextlib.suppress(OSError):
+        key, digest, is_new = _claimed(path)
+        if is_new:
+            _read_in_thread(key, digest)
 
 
 def of_text(text: str) -> str:
@@ -18,10 +42,33 @@ def of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@functools.cache
-def _of_file(path: Path, mtime_ns: int, size: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+def _claimed(path: Path) -> tuple[_Key, Future[str], bool]:
+    """Return a file's key, its digest, and whether the caller has to read it. Raises OSError."""
+    found = path.stat()
+    key = (path.resolve(), found.st_ino, found.st_mtime_ns, found.st_size)
+    with _lock:
+        is_new = key not in _found
+        return key, _found.setdefault(key, Future()), is_new
+
+
+def _read_in_thread(key: _Key, digest: Future[str]) -> None:
+    try:
+        threading.Thread(target=_read, args=(key, digest), name="digest", daemon=True).start()
+    except RuntimeError:  # the process may start no more threads
+        with _lock:
+            del _found[key]
+
+
+def _read(key: _Key, digest: Future[str]) -> None:
+    """Read a file, and give its digest or its error to all who wait. After an error the next call reads it again."""
+    try:
+        found = hashlib.sha256()
+        with key[0].open("rb") as file:
+            while part := file.read(AT_ONCE):
+                found.update(part)
+    except BaseException as error:
+        with _lock:
+            del _found[key]
+        digest.set_exception(error)
+    else:
+        digest.set_result(found.hexdigest())

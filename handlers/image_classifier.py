@@ -6,14 +6,17 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from handlers import load_errors
+from handlers import digests, load_errors
+
+digests.start(Path(__file__).parent / "model.safetensors")  # read while the imports go on; loading checks it
 
 with load_errors.explained():
     import torch
 
-    from handlers import cpus, image_tasks, loading, tasks
+    from handlers import cpus, image_tasks, loading, phases, tasks
     from handlers.engines.graphs import sizes_up_to
     from handlers.images import gpu_decoder, npy_files, payloads, pipelines
     from handlers.protocol.context import Context
@@ -74,7 +77,8 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         self.memory = MemoryLimit(self.model.description, "images")
         self.search = LayerSearch(self.model.engine.layers)
         self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
-        self._warm_up()
+        with phases.phase("first run"):
+            self._warm_up()
         loading.give_back_memory(self.model.device)
         self.start_reporting()
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
-from handlers import caches, faults, placement, settings, unpacked_files
+from handlers import caches, faults, phases, placement, settings, unpacked_files
 from handlers.engines import EngineSpec, LoadedEngine
 from handlers.protocol.context import Context
 from handlers.selection import choosing
@@ -61,22 +60,25 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     Raises ValueError (SettingsError among them) with what to do about it.
     """
     started = time.monotonic()
-    disable_progress_bar()  # transformers draws it for a terminal, and this is a log
-    folder = Path(context.system_properties["model_dir"])
+    properties = context.system_properties
+    phases.begin(is_worker="host" not in properties)  # TorchServe starts a process for each load
+    folder = Path(properties["model_dir"])
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))
     provenance = _provenance(folder)
-    edited = unpacked_files.check(folder, provenance)
-    properties = context.system_properties
     host = properties.get("host", "TorchServe")
-    device, why_device = placement.choose_device(chosen.device, properties.get("gpu_id"), host)
-    _prepare_process(device, chosen.cpu_threads, int(config.get("maxWorkers", 1)))
+    with phases.phase("device"):
+        device, why_device = placement.choose_device(chosen.device, properties.get("gpu_id"), host)
+        _prepare_process(device, chosen.cpu_threads, int(config.get("maxWorkers", 1)))
+    with phases.phase("files"):  # a thread has read the weights since the entry was imported
+        edited = unpacked_files.check(folder, provenance)
     precisions = placement.precisions(chosen.precision, device, provenance.get("parity", {}))
     batch_size = _batch_size(context, config)
     specs = [engine_spec(kind, folder, device, precision, chosen, batch_size) for precision in precisions]
     # Packaging asks for every precision and compares them itself: one that misses must not stop the others.
     at_gate = bool(context.system_properties.get(PARITY_GATE))
-    name, spec, engine = choosing.load_best(chosen.engine, specs, check=not at_gate)
+    with phases.phase("engine"):
+        name, spec, engine = choosing.load_best(chosen.engine, specs, check=not at_gate)
     why_precision = _why_precision(spec, engine, precisions)
     engine = dataclasses.replace(engine, run=faults.around(engine.run))
     description = _description(name, spec, engine, why_precision, why_device, provenance)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
-from handlers import load_errors
+from handlers import digests, load_errors
+
+digests.start(Path(__file__).parent / "model.safetensors")  # read while the imports go on; loading checks it
 
 with load_errors.explained():
     import torch
 
-    from handlers import loading, tasks
+    from handlers import loading, phases, tasks
     from handlers.encoder.packing import TokenBatch
     from handlers.protocol import zero_shot
     from handlers.protocol.context import Context
@@ -82,7 +85,8 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         self.memory = MemoryLimit(self.model.description, "tokens")
         self.search = LayerSearch(self.model.engine.layers)
         self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
-        self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
+        with phases.phase("first run"):
+            self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
         self.start_reporting()
 

@@ -43,19 +43,20 @@ class PackedEmbeddings(nn.Module):
     Args:
         vanilla: the `embeddings` of a transformers model.
         projection: a Linear from E to H after the LayerNorm, as ELECTRA has it, or None.
+        positions: how `vanilla` counts positions, if that is known. None finds it out by running `vanilla`.
 
     Raises:
         UnsupportedError: `vanilla` computes something else.
     """
 
-    def __init__(self, vanilla: Any, projection: nn.Module | None) -> None:
+    def __init__(self, vanilla: Any, projection: nn.Module | None, positions: Positions | None = None) -> None:
         super().__init__()
         self.word_embeddings = vanilla.word_embeddings
         self.token_type_embeddings = getattr(vanilla, "token_type_embeddings", None)
         self.position_embeddings = vanilla.position_embeddings
         self.norm = vanilla.LayerNorm
         self.projection = projection
-        self.positions = _find_positions(vanilla, self)
+        self.positions = _find_positions(vanilla, self) if positions is None else positions
 
     def forward(
         self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, ops: EncoderOps
@@ -154,20 +155,47 @@ class PackedModel(nn.Module):
         UnsupportedError: the fused encoder would not compute the model exactly.
     """
 
+    head: Any
+
     def __init__(self, network: Any, task: str, rows: Rows | None = None) -> None:
         super().__init__()
-        self.rows = _rows_of(task) if rows is None else rows
+        rows = _rows_of(task) if rows is None else rows
         check_embeddings(network)
         base = network.base_model
-        self.embeddings = PackedEmbeddings(base.embeddings, getattr(base, "embeddings_project", None))
+        embeddings = PackedEmbeddings(base.embeddings, getattr(base, "embeddings_project", None))
         swap_encoder(network)
-        self.encoder: FusedEncoder | Fp8Encoder = fused_encoder(network)
-        self.base = _PrecomputedBase(getattr(base, "pooler", None))
-        self.task = task
-        self.head: Any = None
+        self._assemble(embeddings, fused_encoder(network), getattr(base, "pooler", None), task, rows)
         if network is not base:
             setattr(network, network.base_model_prefix, self.base)
             self.head = network
+
+    @classmethod
+    def of_parts(
+        cls, embeddings: PackedEmbeddings, encoder: FusedEncoder, task: str, rows: Rows | None = None
+    ) -> PackedModel:
+        """Build a model without a head from its parts, which are not copied.
+
+        Args:
+            embeddings, encoder: on one device, in one dtype.
+            task, rows: as of the class.
+
+        Raises:
+            ValueError: `task` is unknown, and `rows` is None.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._assemble(embeddings, encoder, None, task, _rows_of(task) if rows is None else rows)
+        return model
+
+    def _assemble(
+        self, embeddings: PackedEmbeddings, encoder: FusedEncoder, pooler: nn.Module | None, task: str, rows: Rows
+    ) -> None:
+        self.rows = rows
+        self.embeddings = embeddings
+        self.encoder: FusedEncoder | Fp8Encoder = encoder
+        self.base = _PrecomputedBase(pooler)
+        self.task = task
+        self.head = None
 
     def calibrate_fp8(self, batches: Iterable[TokenBatch]) -> list[dict[str, float]]:
         """Run batches and record the largest magnitude that each linear layer reads.

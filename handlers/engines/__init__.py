@@ -15,14 +15,16 @@ those with a default are optional. The file's name is the engine's name in setti
 
     ENGINE = DoublingEngine()
 
-Files without ENGINE are parts that engines share: networks and text_networks load models, folding and onnx_networks
-transform them, graphs captures CUDA graphs, plans keeps TensorRT's files.
+Files without ENGINE are parts that engines share: networks and text_networks load models, bert_folders does so
+without transformers, placing moves them to their device, folding and onnx_networks transform them, graphs captures
+CUDA graphs, plans keeps TensorRT's files.
 """
 
 from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 
 from handlers.engines.base import DTYPES, Engine, EngineSpec, LoadedEngine
 
@@ -46,10 +48,17 @@ def load(name: str, spec: EngineSpec) -> LoadedEngine:
 
 
 def _all() -> dict[str, Engine]:
-    """Import every file of this folder, and return the engines by file name. Raises TypeError for a wrong ENGINE."""
-    modules = {item.name: import_module(f"{__name__}.{item.name}") for item in pkgutil.iter_modules(__path__)}
+    """Import the engines of this folder, and return them by file name. Raises TypeError for a wrong ENGINE."""
+    names = [item.name for item in pkgutil.iter_modules(__path__) if _mentions_engine(item.name)]
+    modules = {name: import_module(f"{__name__}.{name}") for name in names}
     offered = {name: module.ENGINE for name, module in modules.items() if hasattr(module, "ENGINE")}
     for name, engine in offered.items():
         if not isinstance(engine, Engine):
             raise TypeError(f"ENGINE of handlers/engines/{name}.py is {engine!r}; wanted: an object of Engine")
     return offered
+
+
+def _mentions_engine(name: str) -> bool:
+    """Whether a file may offer an ENGINE. The others stay unread: `networks` imports seconds of transformers."""
+    files = [path for folder in __path__ if (path := Path(folder) / f"{name}.py").is_file()]
+    return not files or any("ENGINE" in file.read_text(encoding="utf-8") for file in files)

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from handlers import kernels, tasks
+from handlers import kernels, phases
 from handlers.encoder import fp8
 from handlers.encoder.ops import Segments
 from handlers.encoder.packing import TokenBatch
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
-from handlers.engines.graphs import SharedOutput, capture_graph
-from handlers.engines.text_networks import Packed, fused_config, load_transformer, sparse_pooling, why_not_fused
+from handlers.engines.graphs import SharedOutput, capture_graph, capture_stream, on_side_stream
+from handlers.engines.text_networks import Packed, fused_config, packed_model, sparse_pooling, why_not_fused
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 # Token counts that graphs are captured for. Larger batches are launched kernel by kernel: a slow CPU needs as long to
@@ -52,11 +52,8 @@ class Fused(Engine):
         return why_not_fused(spec) or (_why_not_in_fp8(spec) if spec.precision == "fp8" else None)
 
     def load(self, spec: EngineSpec) -> LoadedEngine:
-        """Load the network, swap its encoder and cast it once. Raises ValueError for what cannot be fused exactly."""
-        from handlers.encoder.packed import PackedModel
-
-        network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
-        model = PackedModel(network, spec.task, tasks.head(spec.task).rows).eval().to(spec.device, spec.dtype)
+        """Load the network with its encoder swapped. Raises ValueError for what cannot be fused exactly."""
+        model = packed_model(spec)
         if spec.precision == "fp8":
             model.to_fp8(fp8.read(spec.model_dir))
         return _load_on_gpu(model, spec) if spec.device.type == "cuda" else _load_on_cpu(model, spec)
@@ -95,8 +92,9 @@ def _load_on_cpu(model: Any, spec: EngineSpec) -> LoadedEngine:
 def _load_on_gpu(model: Any, spec: EngineSpec) -> LoadedEngine:
     model.encoder.ops = _triton(spec)
     graphed = Graphed(model, spec.device, sparse_pooling(spec))
-    graphed.capture_all()
-    graphed.compile_larger()
+    with phases.phase("graphs"):
+        graphed.capture_all()
+        graphed.compile_larger()
     details = {
         **_details(),
         "kernels": f"cuBLAS, and Triton {importlib.metadata.version('triton')}",
@@ -142,7 +140,7 @@ class Graphed(Packed):
         """Return the last layer's outputs (T, H)."""
         key = self.graph_for(batch.tokens, len(batch))
         if key is None:
-            return super().hidden(batch)
+            return self._launched(batch.input_ids, batch.token_type_ids, batch.segments)
         from handlers.kernels.encoder import copy_to_graph_inputs
 
         graph, (ids, types, offsets), hidden = self.graphs[key]
@@ -181,7 +179,16 @@ class Graphed(Packed):
         """
         for tokens in (GRAPH_TOKENS[-1] + 64, GRAPH_TOKENS[-1] + 1):
             ids, offsets = self._blank(tokens, sequence_counts(tokens)[0])
-            self.model.hidden(ids, torch.zeros_like(ids), Segments(offsets))
+            self._launched(ids, torch.zeros_like(ids), Segments(offsets))
+
+    def _launched(self, ids: torch.Tensor, types: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """Run a batch kernel by kernel, on the stream that graphs are captured on.
+
+        cuBLAS has a workspace of 32 MB for that stream already, and would take another one for the current stream.
+        """
+        with on_side_stream(capture_stream(self.device)):
+            hidden: torch.Tensor = self.model.hidden(ids, types, segments)
+            return hidden
 
     @torch.inference_mode()
     def capture(self, tokens: int, sequences: int) -> None:

@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoModelForImageClassification,
-    CLIPVisionModelWithProjection,
-    ResNetForImageClassification,
-)
-from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer
 
-from handlers import LOCAL
+from handlers import LOCAL, phases
+
+with phases.phase("transformers"):  # it takes seconds
+    from transformers import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_MAPPING,
+        AutoConfig,
+        AutoModelForImageClassification,
+        CLIPVisionModelWithProjection,
+        ResNetForImageClassification,
+    )
+    from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer, ResNetConvLayer
+    from transformers.utils.logging import disable_progress_bar
 
 TOWERS = (CLIPVisionModelWithProjection,)  # image encoders that AutoModel does not choose
 PLAIN = {"groups": 1, "width_per_group": 64}
@@ -116,9 +119,11 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
         ValueError: if it is a timm network, and timm cannot be imported.
     """
     _refuse_without_timm(folder)
+    disable_progress_bar()  # it is drawn for a terminal, and this is a log
     config = AutoConfig.from_pretrained(folder, **LOCAL)
     network_class = encoder_class_of(config) or class_of(config)
-    return network_class.from_pretrained(folder, config=config, dtype=dtype, **LOCAL).eval()
+    with phases.phase("weights"):
+        return network_class.from_pretrained(folder, config=config, dtype=dtype, **LOCAL).eval()
 
 
 def _refuse_without_timm(folder: Path) -> None:

@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from handlers import tasks
 from handlers.encoder.ops import Segments, TorchEncoderOps
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.folding import fold_resnet, why_not_foldable
 from handlers.engines.image_inputs import why_not_squares
 from handlers.engines.onnx_graph import Graph
 from handlers.engines.onnx_networks import HIDDEN, IMAGES, LENGTHS, encoder, resnet, why_no_encoder
-from handlers.engines.text_networks import Packed, fused_config, load_transformer, sparse_pooling, why_not_fused
+from handlers.engines.text_networks import Packed, fused_config, packed_model, sparse_pooling, why_not_fused
 
 MISSING = (
     "the package onnxruntime, which is faster than PyTorch on many CPUs, is not installed: scripts/setup serve cpu, "
@@ -96,10 +95,7 @@ def _load_images(spec: EngineSpec) -> LoadedEngine:
 
 
 def _load_texts(spec: EngineSpec) -> LoadedEngine:
-    from handlers.encoder.packed import PackedModel
-
-    network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
-    model: Any = PackedModel(network, spec.task, tasks.head(spec.task).rows).eval()
+    model = packed_model(spec)
     model.encoder = OnnxEncoder(session(*encoder(model.encoder)))
     details = {**_details(), "padding": f"up to {PADDING} tokens among texts of like length"}
     packed = Packed(model, sparse_pooling(spec))

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from handlers import LOCAL, tasks
+from handlers import LOCAL, phases, tasks
 from handlers.encoder.packing import TokenBatch
-from handlers.engines import sparse_logits
+from handlers.engines import bert_folders, sparse_logits
 from handlers.engines.base import EngineSpec
+from handlers.engines.placing import place
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 # transformers' class for each task.
@@ -29,20 +30,43 @@ def load_transformer(folder: Any, task: str, **options: Any) -> Any:
         task: a key of AUTO_MODELS.
         options: for `from_pretrained`; dtype, for instance.
     """
-    import transformers
+    with phases.phase("transformers"):
+        import transformers
 
-    config = _config(folder)
-    options |= without_pooling(config, task)
-    return getattr(transformers, AUTO_MODELS[task]).from_pretrained(folder, config=config, **LOCAL, **options)
+        transformers.utils.logging.disable_progress_bar()  # it is drawn for a terminal, and this is a log
+        config = _config(folder)
+        options |= without_pooling(config, task)
+        auto_model = getattr(transformers, AUTO_MODELS[task])
+    with phases.phase("weights"):
+        return auto_model.from_pretrained(folder, config=config, **LOCAL, **options)
+
+
+def packed_model(spec: EngineSpec) -> Any:
+    """Load a network as a handlers.encoder.packed.PackedModel, in eval mode, on the spec's device and in its dtype.
+
+    Raises ValueError for what cannot be fused exactly.
+    """
+    return bert_folders.load(spec) or swapped_transformer(spec)
+
+
+def swapped_transformer(spec: EngineSpec) -> Any:
+    """Do the same for any network, through transformers."""
+    from handlers.encoder.packed import PackedModel
+
+    network = load_transformer(spec.model_dir, spec.task, dtype=torch.float32).eval()
+    with phases.phase("weights"):
+        model = PackedModel(network, spec.task, tasks.head(spec.task).rows).eval()
+        return place(model, spec.device, spec.dtype)
 
 
 def empty_transformer(folder: Any, task: str) -> Any:
     """Build the same model with random weights, in eval mode. On the meta device this only shows its structure."""
-    import transformers
+    with phases.phase("transformers"):
+        import transformers
 
-    config = _config(folder)
-    options = {"trust_remote_code": False, **without_pooling(config, task)}
-    return getattr(transformers, AUTO_MODELS[task]).from_config(config, **options).eval()
+        config = _config(folder)
+        options = {"trust_remote_code": False, **without_pooling(config, task)}
+        return getattr(transformers, AUTO_MODELS[task]).from_config(config, **options).eval()
 
 
 def without_pooling(config: Any, task: str) -> dict[str, bool]:
@@ -58,7 +82,12 @@ def without_pooling(config: Any, task: str) -> dict[str, bool]:
 
 
 def why_not_fused(spec: EngineSpec) -> str | None:
-    """Return why handlers.encoder cannot fuse the network, or None. Builds it on the meta device, without weights."""
+    """Return why handlers.encoder cannot fuse the network, or None.
+
+    Builds it on the meta device, without weights, unless it is one that is read without transformers.
+    """
+    if bert_folders.read(spec):
+        return None
     from handlers.encoder.packed import check_embeddings
     from handlers.encoder.swap import swap_encoder
 
@@ -76,6 +105,8 @@ def why_not_fused(spec: EngineSpec) -> str | None:
 
 def fused_config(spec: EngineSpec) -> Any:
     """Return the handlers.encoder.fused.EncoderConfig of a network that can be fused, without reading its weights."""
+    if folder := bert_folders.read(spec):
+        return folder.config
     from handlers.encoder.swap import fused_encoder, swap_encoder
 
     with torch.device("meta"):

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from handlers import engines, tasks
+from handlers import engines, phases, tasks
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import EngineSpec, LoadedEngine, image_inputs
 from handlers.engines.graphs import sizes_up_to
@@ -221,7 +221,8 @@ def worst_that_fit(compare: Callable[[T], Deviation], batches: Sequence[T]) -> D
     found: list[Deviation] = []
     for index, batch in enumerate(batches):
         try:
-            found.append(compare(batch))
+            with phases.phase("comparison"):
+                found.append(compare(batch))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             if not found and index == len(batches) - 1:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from handlers import phases
 from handlers.loading import Model
 from handlers.protocol import internal_errors, writer
 from handlers.protocol.context import Context
@@ -21,6 +23,8 @@ from handlers.serving.metrics import BatchMetrics
 from handlers.serving.steps import Steps
 from handlers.serving.watchdog import Watchdog
 from handlers.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
 I = TypeVar("I")  # noqa: E741 - an input, as the network takes it
@@ -41,6 +45,9 @@ class Handler(ABC, Generic[S, I]):
         """Report batches from now on; call it when the model is loaded and has run once."""
         self.metrics.start()
         self.spans = spans.load(self.metrics.worker)
+        if start := phases.end():
+            self.model.description["start"] = start
+            logger.info("%s: %s", self.metrics.worker.model, phases.line(start))
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
         """Answer one batch of TorchServe's rows, in order; never raises, unless the process is to end."""

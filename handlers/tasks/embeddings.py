@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig
 
 from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
@@ -206,7 +205,7 @@ def _cut(embeddings: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
 
 def make(archive: Archive) -> TextTask:
     """Return the task of an archive."""
-    hidden = AutoConfig.from_pretrained(archive.folder).hidden_size  # under whatever name the family has it
+    hidden = _hidden_size(archive)
     settings = archive.settings
     return Embeddings(
         settings.pooling,
@@ -216,6 +215,16 @@ def make(archive: Archive) -> TextTask:
         embedding_head.read(archive.folder),
         settings.truncate_dim,
     )
+
+
+def _hidden_size(archive: Archive) -> int:
+    """Return the length of a token's vector, under whatever name the family has it."""
+    plain = archive.config.get("hidden_size")
+    if type(plain) is int:
+        return plain
+    from transformers import AutoConfig  # slow to import, and few families need it
+
+    return int(AutoConfig.from_pretrained(archive.folder).hidden_size)
 
 
 def _length(whole: int, trained: Sequence[int]) -> OptionReader:

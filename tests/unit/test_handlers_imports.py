@@ -22,21 +22,23 @@ ROOT = Path(__file__).parents[2]
 # that TorchServe loads. handlers/__init__.py may be imported by all.
 ALLOWED: Mapping[str, set[str]] = {
     "entries": {
-        "cpus", "encoder", "engines", "image_tasks", "images", "isolation", "loading",
-        "protocol", "serving", "settings", "tasks", "texts", "load_errors",
+        "cpus", "digests", "encoder", "engines", "image_tasks", "images", "isolation", "loading",
+        "phases", "protocol", "serving", "settings", "tasks", "texts", "load_errors",
     },
     # Runs an archive without TorchServe: as TorchServe does, it loads the entries, and nothing else imports it.
     "hosts": {"digests", "entries", "load_errors", "loading", "protocol", "serving"},
-    "loading": {"caches", "engines", "faults", "placement", "protocol", "selection", "settings", "unpacked_files"},
-    "selection": {"digests", "encoder", "engines", "placement", "tasks", "texts"},
+    "loading": {
+        "caches", "engines", "faults", "phases", "placement", "protocol", "selection", "settings", "unpacked_files",
+    },
+    "selection": {"digests", "encoder", "engines", "phases", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks"},
     "settings": {"images", "tasks"},
     "images": {"engines", "isolation", "kernels", "protocol"},
     "unpacked_files": {"digests"},
-    "engines": {"caches", "digests", "encoder", "kernels", "tasks"},
+    "engines": {"caches", "digests", "encoder", "kernels", "phases", "tasks"},
     "tasks": {"encoder", "protocol", "texts"},
     "texts": {"protocol"},
-    "serving": {"isolation", "loading", "protocol", "settings"},
+    "serving": {"isolation", "loading", "phases", "protocol", "settings"},
     "encoder": {"kernels", "misfits"},
     "isolation": {"protocol"},
     "placement": {"cpus"},
@@ -45,6 +47,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "caches": set(),
     "digests": set(),
     "faults": set(),
+    "phases": set(),
     "cpus": set(),
     "load_errors": set(),
     "misfits": set(),
