@@ -162,8 +162,8 @@ def test_what_is_no_archive_of_ours_is_refused(command: str, digits_mar: Path, r
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
     """As in `scripts/package show FILE.mar | head -1`."""
-    program = "import archive.inspection, archive.__main__ as m, sys\narchive.inspection.show = lambda mar: 'x\\n' * 10**6\n"
-    program += "sys.exit(m.main(['show', 'FILE.mar']))"
+    program = "import archive.inspection, archive.__main__ as m, sys\n"
+    program += "archive.inspection.show = lambda mar: 'x\\n' * 10**6\nsys.exit(m.main(['show', 'FILE.mar']))"
     running = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
