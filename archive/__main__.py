@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from archive.signing.keys import PrivateKey  # imports cryptography
 
 TRACEBACK = "PACKAGING_TRACEBACK"  # an environment variable
+NO_HINTS = "PACKAGING_NO_HINTS"  # an environment variable, for programs that serve the archive themselves
 # Options that name files. Their folders on this machine are private, so the last part of a path is recorded.
 PATHS = ("weights", "labels", "parity_data", "tokenizer")
 
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             _package(options)
     except BaseException as error:
+        if isinstance(error, BrokenPipeError):  # `| head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+            return 1
         if not is_failure(error):
             raise
         if os.environ.get(TRACEBACK):
@@ -110,6 +114,15 @@ def _build(options: PackagingOptions, inputs: str, recorded: Mapping[str, object
     size_mb = mar.stat().st_size / 1e6
     digest = inspection.read_provenance(mar)["digest"]
     print(f"{mar}: {size_mb:.1f} MB in {time.monotonic() - started:.0f} s, {digest}")
+    if not os.environ.get(NO_HINTS):
+        print(next_steps(mar, is_text=isinstance(options, TextOptions)))
+
+
+def next_steps(mar: Path, *, is_text: bool) -> str:
+    """Return the commands that try and serve an archive, for a person."""
+    mar = mar.relative_to(Path.cwd()) if mar.is_relative_to(Path.cwd()) else mar
+    try_it = f'scripts/predict {mar} --text "one text"' if is_text else f"scripts/predict {mar} photo.jpg"
+    return f"try it:    {try_it}\nserve it:  scripts/serve {mar}"
 
 
 def _signing_key(options: PackagingOptions) -> PrivateKey | None:

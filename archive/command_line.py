@@ -56,7 +56,9 @@ provenance file. Before the archive is put in place, packaging
 An archive that misses the stated tolerances is refused. COMMAND --help says more.
 """
 EPILOG = """\
-Afterwards:  torchserve --start --ncs --ts-config config.properties --model-store MODEL_STORE --models NAME.mar
+Afterwards:
+  scripts/predict model_store/resnet101.mar photo.jpg      asks the archive at a terminal, without a server
+  scripts/serve model_store/resnet101.mar                  serves it with TorchServe
 If packaging fails and its message is not enough, PACKAGING_TRACEBACK=1 in the environment shows where.
 """
 IMAGE = """\

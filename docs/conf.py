@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HOME = "docs/index"
 MENU = {
-    "Use": ["docs/quickstart", "docs/packaging", "docs/api", "docs/troubleshooting"],
+    "Use": ["docs/quickstart", "docs/packaging", "docs/api", "docs/troubleshooting", "docs/glossary"],
     "Clients": [
         "docs/clients/python",
         "docs/clients/openai",

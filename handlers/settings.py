@@ -83,7 +83,7 @@ class ImageSettings(Settings):
 
     Attributes:
         task: "classification", or "embeddings" for an image encoder.
-        normalize: Scale each embedding of an image encoder to length 1. A request may ask for the other.
+        normalize: Scale each embedding of an image encoder to length 1. A request may ask for the opposite.
         preprocess: How an image becomes the network's input: the keys below.
         top_k: The number of classes in an answer. A request may ask for another number. Embeddings do not use it.
         max_pixels: The largest image, as width x height. It is checked before the image is decoded. The images of one
@@ -98,8 +98,8 @@ class ImageSettings(Settings):
         plan_buckets: The batch sizes that a TensorRT plan is built for, ascending, 1 to 256. Batches larger than the
             last one are cut.
         on_mismatch: What happens if a TensorRT plan was built for another GPU or another release of TensorRT.
-            "rebuild" builds a new plan at the first load, which takes minutes. "refuse" does not load the model. The
-            engine "auto" takes another engine rather than build.
+            "rebuild" builds a new plan at the first load, which takes minutes. "refuse" does not load the model. With
+            the engine "auto" no plan is built, and another engine serves.
         plan_cache: The folder for what a worker makes once and finds again: TensorRT plans built at load, the
             measured times of engines, and the results of the comparison with fp32. "" is
             $XDG_CACHE_HOME/torchserve-fast-handlers/plans, or ~/.cache/torchserve-fast-handlers/plans if that
@@ -143,7 +143,7 @@ class TextSettings(Settings):
     Attributes:
         task: "embeddings", "sparse-embeddings", "sequence-classification", "token-classification" or "fill-mask".
         max_tokens: The longest input in tokens, special tokens counted.
-        truncate: Cut longer inputs to `maxTokens`. If false, they get a 400. A request may ask for the other.
+        truncate: Cut longer inputs to `maxTokens`. If false, they get a 400. A request may ask for the opposite.
         pooling: How token vectors become an embedding: the keys below. Only embeddings use it.
         sparse_pooling: How token logits become a sparse embedding: the keys below. Only sparse-embeddings use it.
         dimensions: Shorter embeddings that the checkpoint was trained for (Matryoshka), as numbers of an embedding. A

@@ -190,7 +190,8 @@ def _refuse_model_type(config_json: Mapping[str, object]) -> None:
         raise CheckpointError(
             f"config.json says model_type {config_json.get('model_type')!r}, for which transformers "
             f"{transformers.__version__} has no image classifier. Wanted: 'resnet', another that "
-            "AutoModelForImageClassification knows, or timm's, with an architecture"
+            "AutoModelForImageClassification knows, or timm's, with an architecture. For a model of texts use the "
+            "command text-encoder"
         )
 
 

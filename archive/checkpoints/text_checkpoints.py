@@ -138,8 +138,12 @@ def _task(config: Mapping[str, Any]) -> str:
     for suffix, task in TASKS.items():
         if architecture.endswith(suffix):
             return task
+    if "Image" in architecture:
+        raise CheckpointError(
+            f"the checkpoint is for images ({architecture}); use the command image-classifier or image-encoder"
+        )
     raise CheckpointError(
-        f"the checkpoint is for {architecture}, which none of the tasks serves; wanted: "
+        f"the checkpoint is for {architecture}, which none of the tasks serves; wanted: an architecture that ends in "
         f"{', '.join(sorted(TASKS))}. --task takes the encoder for another task, if its head is in the file"
     )
 

@@ -40,7 +40,9 @@ def from_base64(value: object) -> bytes:
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidInput(f"a string of {len(value)} characters came that is not base64") from None
+        raise InvalidInput(
+            f"a string of {len(value)} characters came that is not base64; wanted: the image's file in base64"
+        ) from None
     if not data:
         raise EmptyRequest("an empty string came where an image belongs")
     charsets.refuse_compressed(data, "the image")

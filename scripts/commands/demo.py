@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,12 @@ def package_demo() -> None:
     """
     image = ["--weights", "archive/digits", "--parity-data", "archive/digits/samples"]
     text = ["--weights", str(demo_text_encoder())]
+    environment = {**os.environ, "PACKAGING_NO_HINTS": "1"}
     for command, name, arguments in (("image-classifier", DIGITS, image), ("text-encoder", SENTENCES, text)):
         target = ["--name", name, "--export-path", str(MODEL_STORE)]
-        subprocess.run([sys.executable, "-m", "archive", command, *arguments, *target], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "archive", command, *arguments, *target], cwd=ROOT, env=environment, check=True
+        )
 
 
 def demo_text_encoder() -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from argument_types import positive, seconds
 from server.client import Client
 from server.errors import ServerError
-from server.options import add_server_options, client_of
+from server.options import add_server_options, client_of, explained
 from updates import comparison, deployment
 from updates.interrupts import Interrupted, Interrupts
 from updates.locking import locked
@@ -22,6 +22,8 @@ Have the archive FILE serve the model NAME, in place of the version that serves 
 The new version is registered beside the old one and gets as many workers. It is warmed up, and both are asked the
 same samples. If the answers agree, the new version becomes the default. The old one finishes what it has, and is
 removed. If a step fails, or at Ctrl-C or SIGTERM, all steps are taken back and the old version serves as before.
+
+NAME must be registered: this command replaces a model. docs/quickstart.md says how to add one to a running server.
 """
 EPILOG = """\
 examples:
@@ -36,7 +38,7 @@ Samples: .json, .txt, .npy and pictures, by the name's ending.
 Both versions are in memory for some time. If they do not fit, the command says so and changes nothing.
 Requests that name the old version (/predictions/NAME/VERSION) would get a 404 when it is removed. If some come
 meanwhile, the command goes back; --keep-old leaves the old version beside the new one.
-A restart of TorchServe loads what its --models names: name the new file there.
+A restart of TorchServe loads what it is told to: give scripts/serve, or torchserve --models, the new file.
 
 Exit status: 0 if the new version serves; 1 if not, and all is as before; 2 for a wrong command line; 3 if something
 could not be taken back: the last line says what is left to do.
@@ -57,7 +59,7 @@ def main() -> int:
         print("stopped; all is as before", file=sys.stderr)
         return 1
     except (OSError, ServerError) as error:
-        print(f"error: {error}\nall is as before", file=sys.stderr)
+        print(f"error: {explained(error, chosen)}\nall is as before", file=sys.stderr)
         return 1
 
 
@@ -104,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("name", metavar="NAME", help="the name that the model is registered by")
+    found.add_argument("name", metavar="NAME", help="the model's name in requests, as in /predictions/NAME")
     found.add_argument("file", metavar="FILE", nargs="?", type=Path, help="the archive; copied to the model store")
     found.add_argument("--dry-run", action="store_true", help="look, say what would be done, and change nothing")
     found.add_argument(
@@ -112,18 +114,33 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_comparison(found.add_argument_group("comparison"))
     limits = found.add_argument_group("workers and waits")
-    limits.add_argument("--workers", type=positive, metavar="N", help="of the new version (default: as the old one)")
-    limits.add_argument("--keep-old", action="store_true", help="leave the old version registered, with its workers")
-    limits.add_argument("--ignore-memory", action="store_true", help="try although both versions do not fit")
     limits.add_argument(
-        "--timeout", type=seconds, default=900.0, metavar="S", help="for the workers to load (default: %(default)g)"
+        "--workers", type=positive, metavar="N", help="workers of the new version (default: as many as the old one)"
+    )
+    limits.add_argument("--keep-old", action="store_true", help="leave the old version registered, with its workers")
+    limits.add_argument(
+        "--ignore-memory", action="store_true", help="try even if both versions do not fit into memory together"
     )
     limits.add_argument(
-        "--drain-timeout", type=seconds, default=180.0, metavar="S", help="for the old version (default: %(default)g)"
+        "--timeout",
+        type=seconds,
+        default=900.0,
+        metavar="S",
+        help="seconds for the workers to load (default: %(default)g)",
+    )
+    limits.add_argument(
+        "--drain-timeout",
+        type=seconds,
+        default=180.0,
+        metavar="S",
+        help="seconds for the old version to finish what it has (default: %(default)g)",
     )
     server = found.add_argument_group("server")
     server.add_argument(
-        "--model-store", type=Path, metavar="DIR", help="TorchServe's (default: model_store of --ts-config)"
+        "--model-store",
+        type=Path,
+        metavar="DIR",
+        help="the model store of TorchServe (default: model_store of --ts-config)",
     )
     add_server_options(server)
     return found

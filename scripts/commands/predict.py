@@ -135,7 +135,7 @@ def run(chosen: argparse.Namespace) -> int:
         try:
             answers = model.predict([item.value for item in inputs], return_errors=True, **options)
         except RequestError as error:
-            raise ValueError(error.message) from None
+            raise ValueError(f"{'--top: ' if chosen.top else ''}{error.message}") from None
     for item, answer in zip(inputs, answers, strict=True):
         show(item, answer, as_json=chosen.json)
     return int(any(isinstance(answer, RequestError) for answer in answers))

@@ -17,7 +17,7 @@ from server.client import Client, refusal
 from server.errors import ServerError
 from server.http import Answer
 from server.logs import Logs
-from server.options import add_server_options, client_of
+from server.options import add_server_options, client_of, explained
 
 AT_ONCE = 8  # models that are asked at the same time
 TIMEOUT_S = 10.0
@@ -59,7 +59,7 @@ def main() -> int:
         if not names:
             raise ServerError("no model is registered")
     except (OSError, ServerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explained(error, chosen)}", file=sys.stderr)
         return 1
     with ThreadPoolExecutor(AT_ONCE) as pool:
         failures = [*pool.map(lambda name: show(client, name, deadline), names)]

@@ -7,8 +7,8 @@ import sys
 import time
 
 from argument_types import seconds
-from server.errors import ServerError
-from server.options import add_server_options, client_of
+from server.errors import NotReadyError, ServerError
+from server.options import add_server_options, client_of, explained
 from updates.locking import locked
 from updates.scaling import scale
 
@@ -40,8 +40,9 @@ def main() -> int:
         with locked(chosen.folder):
             scale(client_of(chosen), chosen.name, chosen.workers, chosen.timeout, Changes(), now=chosen.now)
     except (OSError, ServerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        print("TorchServe may go on trying; scale to another number of workers to end that", file=sys.stderr)
+        print(f"error: {explained(error, chosen)}", file=sys.stderr)
+        if isinstance(error, NotReadyError):
+            print(f"TorchServe may go on starting workers; scripts/scale {chosen.name} 0 ends that", file=sys.stderr)
         return 1
     print(f"done in {time.monotonic() - started:.1f} s")
     return 0
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("name", metavar="NAME", help="the name that the model is registered by")
+    found.add_argument("name", metavar="NAME", help="the model's name in requests, as in /predictions/NAME")
     found.add_argument("workers", metavar="WORKERS", type=_workers, help=f"how many, 0 to {MOST}")
     found.add_argument(
         "--timeout", type=seconds, default=600.0, metavar="S", help="seconds to wait for them (default: %(default)g)"

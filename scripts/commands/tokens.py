@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from server.errors import ServerError
-from server.options import add_server_options, client_of
+from server.options import add_server_options, client_of, explained
 
 EPILOG = """\
 examples:
@@ -39,7 +39,7 @@ def main() -> int:
     try:
         print(client_of(chosen).token(chosen.kind))
     except (OSError, ServerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explained(error, chosen)}", file=sys.stderr)
         return 1
     return 0
 

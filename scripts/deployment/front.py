@@ -27,6 +27,14 @@ HERE = Path(__file__).resolve().parent
 KEY = re.compile(r"[A-Za-z0-9._~+/=-]{32,256}")
 ADDRESSES = {"rest": "127.0.0.1:8080", "grpc": "127.0.0.1:7070"}
 LOOK_EVERY_S = 1.0
+EPILOG = """\
+example, with TorchServe running in this folder, a certificate in certificates/ and keys in the file keys:
+  mkdir -p run/nginx
+  .venv/bin/python scripts/deployment/front.py --folder run/nginx --torchserve . --tls certificates --keys keys
+
+docs/deployment.md says more. Exit status: 0 after SIGTERM or Ctrl-C; 1 for a failure, with the reason; 2 for a wrong
+command line.
+"""
 
 
 class FrontError(RuntimeError):
@@ -34,22 +42,50 @@ class FrontError(RuntimeError):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    made.add_argument("--folder", type=Path, default=Path("/run/nginx"), help="to run in (default: %(default)s)")
+    made = argparse.ArgumentParser(
+        prog="scripts/deployment/front.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     made.add_argument(
-        "--torchserve", type=Path, default=Path("/run/torchserve"), help="where TorchServe runs; has key_file.json"
+        "--folder",
+        type=Path,
+        default=Path("/run/nginx"),
+        help="folder that nginx runs in; it must exist (default: %(default)s)",
+    )
+    made.add_argument(
+        "--torchserve",
+        type=Path,
+        default=Path("/run/torchserve"),
+        help="folder that TorchServe was started in; it holds key_file.json (default: %(default)s)",
     )
     made.add_argument("--tls", type=Path, help="folder with tls.crt and tls.key; without it, HTTP without TLS")
-    made.add_argument("--keys", type=Path, help="file with a client's key a line; # begins a comment")
-    made.add_argument("--port", type=int, default=8443, help="(default: %(default)s)")
+    made.add_argument(
+        "--keys",
+        type=Path,
+        help="file with the keys of clients, one per line; # begins a comment (default: clients send the token)",
+    )
+    made.add_argument("--port", type=int, default=8443, help="port for clients (default: %(default)s)")
     made.add_argument("--host", help="address to listen on (default: all)")
     made.add_argument(
-        "--rest", default=ADDRESSES["rest"], help="TorchServe's inference, or A,B,... (default: %(default)s)"
+        "--rest",
+        default=ADDRESSES["rest"],
+        help="address of TorchServe's inference API, or several with commas (default: %(default)s)",
     )
-    made.add_argument("--grpc", default=ADDRESSES["grpc"], help="its gRPC port, or A,B,... (default: %(default)s)")
+    made.add_argument(
+        "--grpc",
+        default=ADDRESSES["grpc"],
+        help="address of its gRPC port, or several with commas (default: %(default)s)",
+    )
     made.add_argument("--processes", type=int, default=2, help="nginx's worker processes (default: %(default)s)")
-    made.add_argument("--nginx", default="nginx", help="the program (default: the PATH's)")
-    made.add_argument("--drain-s", type=float, default=10.0, help="seconds from SIGTERM on (default: %(default)s)")
+    made.add_argument("--nginx", default="nginx", help="the program nginx (default: from the PATH)")
+    made.add_argument(
+        "--drain-s",
+        type=float,
+        default=10.0,
+        help="seconds after SIGTERM in which new connections are still taken (default: %(default)s)",
+    )
     return made
 
 

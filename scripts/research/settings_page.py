@@ -67,7 +67,7 @@ TORCHSERVE = """\
 ## Keys of TorchServe
 
 They stand at the top of `model-config.yaml`, outside `handler:`. TorchServe reads them when the model is registered.
-They come before those of `config.properties`.
+They override those of `config.properties`.
 
 ### `minWorkers`, `maxWorkers`
 
@@ -79,7 +79,7 @@ Packaging writes `8`, the presets `64`, or what `--batch-size` says. The most re
 
 ### `maxBatchDelay`
 
-Packaging writes `5`, or what `--max-batch-delay-ms` says. Milliseconds that a batch waits for more requests.
+Packaging writes `1`, or what `--max-batch-delay-ms` says. Milliseconds that a batch waits for more requests.
 TorchServe takes 0 for 100.
 
 ### `responseTimeout`

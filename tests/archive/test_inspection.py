@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from archive import inspection
+from archive.__main__ import next_steps
+
+ROOT = Path(__file__).parents[2]
 
 Run = Callable[..., tuple[int, str]]
 
@@ -153,3 +158,25 @@ def test_what_is_no_archive_of_ours_is_refused(command: str, digits_mar: Path, r
     assert run(command, tmp_path)[0] == 1
     foreign = rewritten(digits_mar, tmp_path / "foreign.mar", {inspection.PROVENANCE: None})
     assert "holds no provenance.json" in run(command, foreign)[1]
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As in `scripts/package show FILE.mar | head -1`."""
+    program = "import archive.inspection, archive.__main__ as m, sys\n"
+    program += "archive.inspection.show = lambda mar: 'x\\n' * 10**6\nsys.exit(m.main(['show', 'FILE.mar']))"
+    running = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert running.stdout is not None
+    assert running.stderr is not None
+    assert running.stdout.readline() == b"x\n"
+    running.stdout.close()
+    assert (running.wait(timeout=60), running.stderr.read()) == (1, b"")
+    running.stderr.close()
+
+
+def test_after_packaging_it_says_how_to_go_on(tmp_path: Path) -> None:
+    said = next_steps(tmp_path / "mine.mar", is_text=True).splitlines()
+    assert said[0].endswith(f'scripts/predict {tmp_path / "mine.mar"} --text "one text"')
+    assert said[1].endswith(f"scripts/serve {tmp_path / 'mine.mar'}")
+    assert "photo.jpg" in next_steps(tmp_path / "mine.mar", is_text=False)

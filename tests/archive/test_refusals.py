@@ -297,6 +297,15 @@ def test_an_architecture_that_no_task_serves(text_folder: Path, refuse: Callable
     )
 
 
+def test_a_checkpoint_for_images(text_folder: Path, refuse: Callable[..., str]) -> None:
+    (text_folder / "modules.json").unlink()
+    edit_json(text_folder / "config.json", architectures=["ResNetForImageClassification"])
+    message = refuse("text-encoder", "--weights", text_folder)
+    assert (
+        "is for images (ResNetForImageClassification); use the command image-classifier or image-encoder" in message
+    )
+
+
 def test_random_weights_without_a_tokenizer(refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "demo_model", lambda: None)
     assert "--tokenizer FOLDER" in refuse("bert-large", "--random-weights")

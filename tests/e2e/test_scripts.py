@@ -37,7 +37,8 @@ def test_scale_and_token(server: Server, client: Client) -> None:
     assert run("scale.py", "sentences", "1", *where(server)).returncode == 0
     unknown = run("scale.py", "nobody", "1", *where(server))
     assert unknown.returncode == 1
-    assert "nobody" in unknown.stderr
+    assert "404 Model not found: nobody; registered models: digits, sentences" in unknown.stderr
+    assert "go on starting workers" not in unknown.stderr
 
 
 BROKEN = """\
@@ -195,6 +196,10 @@ def test_serve_checks_serves_and_leaves_nothing_behind(
             assert f"http://127.0.0.1:{port}/predictions/digits" in output_text
             assert f"scripts/scale digits 2 --ts-config {written}" in output_text
             assert run("ready.py", "--ts-config", str(ROOT / written)).returncode == 0
+            used = (ROOT / written).read_text()
+            again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            assert (again.returncode, (ROOT / written).read_text()) == (1, used)  # the running server reads it
+            assert f"another server runs in {ROOT}" in again.stderr
             second = [*program, "--ts-config", str(config_maker(tmp_path / "second.properties"))]
             refused = subprocess.run(second, capture_output=True, text=True, timeout=120, check=False)
             assert refused.returncode == 1
@@ -206,3 +211,24 @@ def test_serve_checks_serves_and_leaves_nothing_behind(
             serving.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def test_serve_serves_archives_of_ones_own(server: Server, tmp_path: Path, other_config: Path) -> None:
+    """One of this project, and one that has another's handler, from a folder of their own."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "mine.mar").write_bytes((server.model_store / "digits.mar").read_bytes())
+    archive_of(store, "foreign", "pass")
+    files = (f"numbers={store / 'mine.mar'}", str(store / "foreign.mar"))
+    done = run("serve.py", "--check", "--ts-config", str(other_config), *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"numbers answers after", done.stdout)
+    assert re.search(r"^numbers: engine \w+, precision fp32", done.stdout, re.MULTILINE)
+    assert "foreign: its handler is not of this project" in done.stdout
+
+
+def test_serve_says_why_an_archive_of_ones_own_does_not_load(tmp_path: Path, other_config: Path) -> None:
+    archive_of(tmp_path, "broken", "raise ValueError('the weights are missing')")
+    done = run("serve.py", "--check", "--ts-config", str(other_config), str(tmp_path / "broken.mar"))
+    assert done.returncode == 1
+    assert "error: broken cannot be loaded: ValueError: the weights are missing (all of it: " in done.stderr

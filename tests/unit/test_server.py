@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import json
 import socket
 import threading
@@ -15,9 +17,11 @@ import pytest
 from server import config, ports
 from server.client import Client
 from server.errors import ServerError
-from server.http import request
+from server.http import Answer, request
 from server.logs import Logs, load_errors, read_from
+from server.options import explained
 from server.paths import CONFIG
+from server.process import check_folder_free
 
 
 @dataclass
@@ -298,3 +302,36 @@ def test_a_port_that_is_taken_is_named_with_the_way_out() -> None:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServerError, match=rf"{address} is taken .*--port 9080.*config.properties"):
             ports.check_free(address, CONFIG)
+
+
+def test_a_folder_in_which_a_server_runs_is_not_free(tmp_path: Path) -> None:
+    check_folder_free(tmp_path)
+    (tmp_path / "logs").mkdir()
+    with (tmp_path / "logs" / ".lock").open("w") as lock:
+        check_folder_free(tmp_path)  # a file that a server left behind
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ServerError, match=f"another server runs in {tmp_path}"):
+            check_folder_free(tmp_path)
+    check_folder_free(tmp_path)
+
+
+def test_a_model_that_is_not_there_comes_with_those_that_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def answer(self: Client, method: str, path: str, *_: object) -> Answer:
+        if path == "/models":
+            return Answer(200, {}, b'{"models": [{"modelName": "digits"}, {"modelName": "sentences"}]}')
+        return Answer(404, {}, b'{"message": "Model not found: digit"}')
+
+    monkeypatch.setattr(Client, "manage", answer)
+    with pytest.raises(ServerError, match=r"/models/digit: 404 .*; registered models: digits, sentences"):
+        Client(tmp_path, {}).describe("digit")
+
+
+def test_if_nobody_answers_the_message_says_what_to_do(tmp_path: Path) -> None:
+    chosen = argparse.Namespace(folder=tmp_path, ts_config=CONFIG)
+    refused = ConnectionError("http://127.0.0.1:8081/models did not answer: refused")
+    assert "start one: scripts/serve" in explained(refused, chosen)
+    assert "--ts-config FILE" in explained(refused, chosen)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "serve-9080.properties").touch()
+    assert f"--ts-config {tmp_path}/logs/serve-9080.properties" in explained(refused, chosen)
+    assert explained(ServerError("no workers"), chosen) == "no workers"

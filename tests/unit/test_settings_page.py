@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pytest
 import settings_page
 
+from archive import resolve
+from archive.presets import of_command
 from handlers import settings
 from handlers.settings import ImageSettings, TextSettings
 from handlers.tasks.shared.pooling import POOLINGS, Pooling
@@ -20,6 +22,17 @@ def test_page_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
 def test_stale_page_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_page, "page", lambda: "another page")
     assert settings_page.main(["--check"]) == 1
+
+
+def test_what_packaging_writes_is_what_it_says() -> None:
+    usual, *presets = (of_command(name) for name in ("text-encoder", "resnet101", "bert-large"))
+    assert {preset.max_batch_delay_ms for preset in presets} == {usual.max_batch_delay_ms}
+    (most,) = {preset.batch_size for preset in presets}
+    text = settings_page.page()
+    assert f"Packaging writes `{usual.batch_size}`, the presets `{most}`, or what `--batch-size` says" in text
+    assert f"Packaging writes `{usual.max_batch_delay_ms}`, or what `--max-batch-delay-ms` says" in text
+    assert f"Packaging writes `{resolve.RESPONSE_TIMEOUT_S}`. Seconds for one batch" in text
+    assert f"Packaging writes `{resolve.STARTUP_TIMEOUT_S}`, or more if TensorRT" in text
 
 
 @pytest.mark.parametrize(("kind", "within"), [(ImageSettings, ""), (TextSettings, ""), (Pooling, "pooling.")])

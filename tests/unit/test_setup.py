@@ -76,3 +76,23 @@ def test_a_missing_python_is_named(clone: Path) -> None:
     done = call(clone, "token")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no Python 3.10 to 3.13 found" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_installs_nothing(clone: Path, option: str) -> None:
+    shutil.copy(ROOT / "scripts" / "test", clone / "scripts" / "test")
+    for script, says in (("setup", "scripts/setup EXTRA"), ("test", "scripts/test tests/unit")):
+        done = call(clone, script, option)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert says in done.stdout
+        assert "Exit status" in done.stdout
+        assert "set -e" not in done.stdout
+    assert not (clone / ".venv").exists()
+
+
+def test_an_extra_that_does_not_exist_is_refused_before_anything_is_installed(clone: Path) -> None:
+    done = call(clone, "setup", "serve", "tensor")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no extra 'tensor'; wanted: serve gpu" in done.stderr
+    assert "tensorrt" in done.stderr
+    assert not (clone / ".venv").exists()

@@ -17,7 +17,21 @@ from kserve_host.archive_model import ArchiveModel
 from kserve_host.figures import Figures
 from kserve_host.routes import Door
 
-DESCRIPTION = "Serve model archives by KServe's own model server, without TorchServe and without Java."
+DESCRIPTION = """\
+Serve model archives by KServe's own model server, without TorchServe and without Java.
+
+Most people need only --http_port, --host and the options that follow --host. The others are KServe's own.
+"""
+EPILOG = """\
+examples:
+  scripts/serve-kserve model_store/digits.mar
+  scripts/serve-kserve --http_port 9080 model_store/digits.mar model_store/sentences.mar
+  curl -X POST -T archive/digits/samples/seven.png http://127.0.0.1:9080/predictions/digits
+
+There are no tokens: whoever reaches the port is answered. docs/kserve-triton.md has more.
+
+Exit status: 0 after Ctrl-C; 1 if an archive cannot be served, with the reason; 2 for a wrong command line.
+"""
 MOST_BYTES = 16 << 20  # as TorchServe has it in this tree's config.properties
 MOST_WAITING = 1000
 
@@ -66,7 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; KServe's own options are among its options."""
-    found = argparse.ArgumentParser(prog="scripts/serve-kserve", description=DESCRIPTION, parents=[kserve_parser])
+    raw = argparse.RawDescriptionHelpFormatter
+    found = argparse.ArgumentParser(
+        prog="scripts/serve-kserve",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=raw,
+        parents=[kserve_parser],
+    )
     found.set_defaults(model_name=None)
     found.add_argument(
         "archive", nargs="+", type=Path, metavar="FILE.mar",
@@ -77,8 +98,20 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--digest", metavar="sha256:...", help="refuse an archive with another content digest")
     found.add_argument("--edited-settings", action="store_true", help="take an edited model-config.yaml")
     found.add_argument("--other-version", action="store_true", help="take an archive of other handlers than these")
-    found.add_argument("--max-waiting", type=int, default=MOST_WAITING, help="then 503 (default: %(default)s)")
-    found.add_argument("--max-body-bytes", type=int, default=MOST_BYTES, help="then 413 (default: %(default)s)")
+    found.add_argument(
+        "--max-waiting",
+        type=int,
+        default=MOST_WAITING,
+        metavar="N",
+        help="requests that may wait; the next one gets a 503 (default: %(default)s)",
+    )
+    found.add_argument(
+        "--max-body-bytes",
+        type=int,
+        default=MOST_BYTES,
+        metavar="N",
+        help="a larger body gets a 413 (default: %(default)s)",
+    )
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from server import tokens
-from server.errors import ServerError
+from server.errors import NotReadyError, ServerError
 from server.http import TIMEOUT_S, Answer, request
 from server.logs import GRACE_S, Logs
 
@@ -104,7 +104,8 @@ class Client:
     ) -> dict[str, Any]:
         answer = self.manage("GET", path, query, timeout_s, headers)
         if answer.status != 200:
-            raise ServerError(f"{path}: {refusal(answer)}")
+            there = f"; registered models: {', '.join(self.models()) or 'none'}" if answer.status == 404 else ""
+            raise ServerError(f"{path}: {refusal(answer)}{there}")
         description: dict[str, Any] = answer.json()[0]
         return description
 
@@ -130,7 +131,8 @@ class Client:
         loses none. If all workers have failed before, they are started again at once. TorchServe itself waits longer
         from try to try, and gives up after some minutes. Workers that are still loading are waited for.
 
-        Raises ServerError if TorchServe refuses, if a worker cannot load the model, or after `timeout_s`.
+        Raises ServerError if TorchServe refuses, and NotReadyError if a worker cannot load the model or after
+        `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         logs = Logs(self.folder)
@@ -142,13 +144,13 @@ class Client:
         self.set_workers(model, workers, version)
         while time.monotonic() < deadline:
             if error := logs.load_error(model):
-                raise ServerError(f"a worker of {model} cannot load: {error} (all of it: {logs.workers})")
+                raise NotReadyError(f"a worker of {model} cannot load: {error} (all of it: {logs.workers})")
             states = [worker["status"] for worker in self.describe(model, version)["workers"]]
             report(f"{model}: {states.count('READY')} of {workers} workers ready (was {len(before)})")
             if states == ["READY"] * workers:
                 return
             time.sleep(POLL_S)
-        raise ServerError(
+        raise NotReadyError(
             f"{model} did not reach {workers} ready workers in {round(timeout_s, 2):g} s (log: {logs.workers})"
         )
 

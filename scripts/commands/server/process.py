@@ -77,7 +77,7 @@ class Server:
         """
         java_home = self.check()
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        _lock(self.log.parent / ".lock", self.held)  # two servers would take each other's tokens and log
+        _lock(_lock_file(self.folder), self.held)  # two servers would take each other's tokens and log
         (self.folder / KEY_FILE).unlink(missing_ok=True)
         # TorchServe keeps its pid file, sockets and unpacked models there, so each server needs its own.
         self.temporary = tempfile.mkdtemp(prefix="torchserve-")
@@ -173,6 +173,18 @@ def _group_lives(group: int) -> bool:
             if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
                 return True
     return False
+
+
+def check_folder_free(folder: Path) -> None:
+    """Raises ServerError if a Server runs in `folder`."""
+    lock = _lock_file(folder)
+    if lock.is_file():
+        with contextlib.ExitStack() as held:
+            _lock(lock, held)
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder / "logs" / ".lock"
 
 
 def _lock(path: Path, held: contextlib.ExitStack) -> None:

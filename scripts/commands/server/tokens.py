@@ -46,8 +46,8 @@ def read_keys(folder: Path) -> dict[str, Any]:
         keys: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ServerError(
-            f"there is no {path}. TorchServe writes it at its start, into the folder it is started in: if it runs "
-            "in another folder, give that one with --folder"
+            f"there is no {path}. TorchServe writes it at its start, into the folder it is started in. If none runs, "
+            "start one: scripts/serve. If it runs in another folder, give that one with --folder"
         ) from None
     except ValueError:  # read while TorchServe writes it
         raise ServerError(f"{path} is being written; try again") from None

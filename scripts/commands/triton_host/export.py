@@ -31,6 +31,17 @@ Write a model archive into a model repository of NVIDIA Triton. Every file of th
 runs in Triton's Python backend with the handlers that the archive carries, and Triton batches its requests. If the
 archive holds a TensorRT plan, a second model NAME-tensorrt runs it in Triton's own backend.
 """
+EPILOG = """\
+examples:
+  scripts/export-triton model_store/digits.mar triton-models
+  scripts/export-triton model_store/digits.mar triton-models --name numbers --version 2
+  tritonserver --model-repository triton-models                serves what was written
+
+docs/kserve-triton.md says what Triton needs, and how to ask it.
+
+Exit status: 0 after the paths of the folders that were written; 1 if the archive is refused, with the reason; 2 for a
+wrong command line.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,16 +58,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    found = argparse.ArgumentParser(prog="scripts/export-triton", description=DESCRIPTION, formatter_class=raw)
+    found = argparse.ArgumentParser(
+        prog="scripts/export-triton", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
+    )
     found.add_argument(
         "archive", type=Path, metavar="FILE.mar", help="an archive, or a folder that one was unpacked into"
     )
     found.add_argument("repository", type=Path, metavar="REPOSITORY", help="a folder; it is made if it is not there")
-    found.add_argument("--name", help="of the model (default: the archive's)")
-    found.add_argument("--version", type=int, default=1, metavar="N", help="Triton's (default: %(default)s)")
+    found.add_argument("--name", help="name of the model in Triton (default: the archive's)")
+    found.add_argument(
+        "--version", type=int, default=1, metavar="N", help="version of the model in Triton (default: %(default)s)"
+    )
     found.add_argument("--digest", metavar="sha256:...", help="refuse an archive with another content digest")
     found.add_argument("--edited-settings", action="store_true", help="take an edited model-config.yaml")
-    found.add_argument("--max-waiting", type=int, default=1000, metavar="N", help="requests (default: %(default)s)")
+    found.add_argument(
+        "--max-waiting",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="requests that may wait; the next one is refused (default: %(default)s)",
+    )
     return found
 
 
