@@ -76,7 +76,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         self._warm_up()
         loading.give_back_memory(self.model.device)
-        self.start_reporting()
+        self.start_serving()
 
     def close(self) -> None:
         """Report no more, and end the threads that decode."""

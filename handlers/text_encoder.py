@@ -83,7 +83,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
-        self.start_reporting()
+        self.start_serving()
 
     def prepare(self, inputs: Inputs[object]) -> Inputs[Encoded]:
         """Return texts as clients sent them as token ids."""

@@ -32,6 +32,7 @@ from costing import models
 from costing.front_end import Case, FrontEnd
 from serving_bench import loads
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.model_service_worker import TorchModelServiceWorker  # noqa: F401 - tells handlers that TorchServe reads
 from ts.protocol.otf_message_handler import create_predict_response, retrieve_msg
 from ts.service import Service
 
@@ -104,8 +105,9 @@ class Bench:
         self.handler, self.size, self.seconds = handler, size, seconds
         self.service = _service(handler)
         self.message = case.message(size)
-        answer = self._worker_once(_Bytes(self.message))
-        self.answer_size = len(answer)
+        front = FrontEnd(self.message, 0)
+        self.answer_size = len(self._worker_once(front.worker))
+        front.close()
         headers, self.rows, identities = Service.retrieve_data_for_inference(self.batch)
         self.context = self.service.context
         self.context.request_ids, self.context.request_processor = identities, headers
@@ -220,17 +222,6 @@ class Stand:
         return getattr(self.whole, name)
 
 
-class _Bytes:
-    """A connection that holds one message."""
-
-    def __init__(self, message: bytes) -> None:
-        self.message, self.at = message, 0
-
-    def recv(self, length: int) -> bytes:
-        self.at += length
-        return self.message[self.at - length : self.at]
-
-
 def _service(handler: Any) -> Any:
     metrics = MetricsCacheYamlImpl(str(ROOT / "handlers" / "metrics.yaml"))
     metrics.initialize_cache()
@@ -268,6 +259,6 @@ def show(figures: Figures, others: Figures | None) -> None:
 
 
 if __name__ == "__main__":
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # TorchServe's worker logs so, to a pipe
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:  # TorchServe's worker logs so, to a pipe
         logging.basicConfig(stream=nowhere, format="%(message)s", level=logging.INFO)
         sys.exit(main())

