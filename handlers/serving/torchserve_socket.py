@@ -1,7 +1,7 @@
 """Reads what TorchServe's front end sends in large pieces, in the place of its worker's function for small ones.
 
 TorchServe 0.12.0's worker asks the socket for every length and every value by itself. A request with ten headers
-takes 50 system calls, and more CPU time than this package's own reading: scripts/research/request_cost.py measures it.
+takes 50 system calls, and more CPU time than this package's own reading (scripts/research/request_cost.py).
 The format stays TorchServe's business: its code asks for as many bytes as before, and gets the same ones.
 """
 

