@@ -80,7 +80,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         with phases.phase("first run"):
             self._warm_up()
         loading.give_back_memory(self.model.device)
-        self.start_reporting()
+        self.start_serving()
 
     def close(self) -> None:
         """Report no more, and end the threads that decode."""

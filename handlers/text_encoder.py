@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +87,7 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         with phases.phase("first run"):
             self.predict([(self.tokenizer.sample, {})])  # the first request shall not pay the first run's cost
         loading.give_back_memory(self.model.device)
-        self.start_reporting()
+        self.start_serving()
 
     def prepare(self, inputs: Inputs[object]) -> Inputs[Encoded]:
         """Return texts as clients sent them as token ids."""
@@ -116,12 +115,14 @@ class TextEncoder(Handler[TextSettings, Encoded]):
             token_ids.refuse_many(len(payload), settings.max_chars)
             return Ids(payload, truncate, from_left)
         text = payloads.read(payload, settings, self.task.takes_pairs, truncate)
-        text = dataclasses.replace(text, from_left=from_left, only_first=zero_shot.LABELS in options)
+        if options:
+            text = text._replace(from_left=from_left, only_first=zero_shot.LABELS in options)
         return self.prompts.before(text, options)
 
     def encode(self, inputs: Sequence[payloads.Text | Ids]) -> list[Encoded | RequestError]:
         """Return the tokens of each input, or its error, in order; texts are tokenized in one call."""
-        texts = iter(self.tokenizer.encode([item for item in inputs if isinstance(item, payloads.Text)]))
+        plain = [item for item in inputs if isinstance(item, payloads.Text)]
+        texts = iter(self.tokenizer.encode(plain, self.task.reads_offsets))
         return [self.known_ids(item) if isinstance(item, Ids) else next(texts) for item in inputs]
 
     def batch_of(self, values: Sequence[Encoded]) -> TokenBatch:

@@ -31,9 +31,12 @@ class Adapter(ABC):
     Args:
         priority: if several adapters claim a row, the one with the highest priority reads it. 0 is TorchServe's own,
             which claims every row. 1 is the usual value. 2 goes before an adapter of 1 that would claim the same row.
+        by_path: whether the adapter claims no row for which Row.is_plain is true. It is not asked for these, which
+            are most rows.
     """
 
     priority = 1
+    by_path = False
 
     @abstractmethod
     def claims(self, row: Row) -> bool:

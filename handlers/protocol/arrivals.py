@@ -21,7 +21,7 @@ def of(value: str, now: float) -> float | None:
         value: of X-Request-Start; "" if it did not come.
         now: in time.time()'s seconds, as the result.
     """
-    found = _FORMS.fullmatch(value)
+    found = _FORMS.fullmatch(value) if value else None
     if found is None:
         return None
     seconds = float(f"{found[1]}.{found[2] or found[3]}")

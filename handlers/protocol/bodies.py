@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from handlers.protocol import charsets
 from handlers.protocol.errors import EmptyRequest, InvalidInput, InvalidJson, UnsupportedMediaType
@@ -22,8 +22,7 @@ FILES = (
 )
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What is known of a value before it is read.
 
     Args:
@@ -42,8 +41,7 @@ class Part:
         return self.media_type == charsets.JSON or self.media_type.endswith("+json")
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(NamedTuple):
     """A value that was read: parsed JSON, or what the client sent, decoded if the model takes texts."""
 
     value: object

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import encodings
+import functools
 import pkgutil
 import re
 from encodings.aliases import aliases
@@ -22,6 +23,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+EVERY_MARK = tuple(mark for mark, _ in MARKS)
 COMPRESSED = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -31,6 +33,7 @@ COMPRESSED = (
     (b"x\x9c", "zlib"),
     (b"x\xda", "zlib"),
 )
+MAY_BE_COMPRESSED = (*(magic for magic, _ in COMPRESSED), b"BZh")  # NPZ begins as a zip does
 BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 NPZ = re.compile(rb"PK\x03\x04.{26}[^/]{1,80}?\.npy", re.DOTALL)  # a zip archive whose first file is a .npy
 # Codecs of Python that no client means by a charset: escapes, and parts of domain names.
@@ -57,7 +60,7 @@ def text(data: bytes | bytearray, charset: str | None = None, what: str = "the t
     """
     if charset is None:
         refuse_compressed(data, what)
-    mark, marked = next(((mark, name) for mark, name in MARKS if data.startswith(mark)), (b"", None))
+    mark, marked = _mark_of(data)
     name = marked or "utf-8" if charset is None else _codec(charset)
     if marked and not _agree(name, marked):
         raise InvalidInput(f"{what} came as charset {charset!r} and begins with the byte order mark of {marked}")
@@ -80,6 +83,8 @@ def text(data: bytes | bytearray, charset: str | None = None, what: str = "the t
 
 def refuse_compressed(data: bytes | bytearray, what: str) -> None:
     """Raises UnsupportedMediaType for bytes that begin as a compressed file does, or as NumPy's .npz."""
+    if not data.startswith(MAY_BE_COMPRESSED):
+        return
     if NPZ.match(data):
         raise UnsupportedMediaType(f"{what} is a .npz file, which holds several arrays; send one as a .npy file")
     name = next((name for magic, name in COMPRESSED if data.startswith(magic)), None)
@@ -97,7 +102,7 @@ def json(value: bytes | bytearray, charset: str | None, what: str) -> object:
         what: names the JSON in messages.
     """
     refuse_compressed(value, what)
-    other = charset is not None or value.startswith(tuple(mark for mark, _ in MARKS))
+    other = charset is not None or value.startswith(EVERY_MARK)
     try:
         return orjson.loads(text(value, charset, what) if other else value)
     except orjson.JSONDecodeError as error:
@@ -128,6 +133,7 @@ def refuse_other_charset(charset: str | None, what: str) -> None:
         raise UnsupportedMediaType(f"{what} came as charset {charset[:40]!r}; send it in UTF-8")
 
 
+@functools.lru_cache(256)  # most requests have the same one
 def content_type(value: str) -> tuple[str, str | None]:
     """Return a Content-Type header's media type in lower case ("" for none), and the charset if one is declared.
 
@@ -142,6 +148,7 @@ def content_type(value: str) -> tuple[str, str | None]:
     return media_type.strip().lower(), ", ".join(sorted(set(charsets))) if charsets else None
 
 
+@functools.lru_cache(256)
 def _codec(charset: str) -> str:
     """Return Python's name of a charset. Raises UnsupportedMediaType for one that Python does not know."""
     several = charset.split(", ")
@@ -157,6 +164,13 @@ def _codec(charset: str) -> str:
         return codecs.lookup(name).name
     except LookupError:
         raise _unknown(charset) from None
+
+
+def _mark_of(data: bytes | bytearray) -> tuple[bytes, str | None]:
+    """The byte order mark that a text begins with, and its charset; (b"", None) if it has none."""
+    if not data.startswith(EVERY_MARK):
+        return b"", None
+    return next((mark, name) for mark, name in MARKS if data.startswith(mark))
 
 
 def _unknown(charset: str) -> UnsupportedMediaType:

@@ -21,6 +21,8 @@ def decoded(row: Row) -> Row:
 
     Raises InvalidInput or PayloadTooLarge.
     """
+    if "content-encoding" not in row.headers:
+        return row
     coding = row.header("content-encoding").strip().lower()
     body = row.parameters.get("body")
     if coding not in FORMATS or row.is_multipart or not isinstance(body, (bytes, bytearray)):

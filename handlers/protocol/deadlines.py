@@ -21,6 +21,8 @@ def of(row: Row, now: float | None = None) -> float | None:
 
     Raises InvalidOption if X-Timeout-Ms is no whole number from 1 to LONGEST_MS.
     """
+    if TIMEOUT not in row.headers and ENVOY not in row.headers:
+        return None
     now = time.time() if now is None else now
     limits = [_milliseconds(row.header(name), name) for name in (TIMEOUT, ENVOY) if name in row.headers]
     known = [limit for limit in limits if limit is not None]

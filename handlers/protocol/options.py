@@ -66,6 +66,8 @@ def of_row(row: Row, model: Interface) -> dict[str, object]:
     A parameter goes before the header of the same option. Raises InvalidOption.
     """
     refuse_misspelt(row.headers, model)
+    if model.headers.isdisjoint(row.headers) and model.options.keys().isdisjoint(row.parameters):
+        return {}
     found: dict[str, object] = {}
     for name in model.options:
         header = header_of(name)
@@ -106,13 +108,18 @@ def refuse_misspelt(headers: Iterable[str], model: Interface) -> None:
     That is any header whose name differs from an option's in case, hyphens, underscores or the X- alone (Top-K,
     top_k, X-TopK), and one with X- that resembles an option's name (X-Top-N, X-Truncated).
     """
-    for header in headers:
-        if header not in model.headers and _resembles(header, model.every_option):
-            wanted = ", ".join(sorted(model.headers)) or "none"
-            raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {wanted}")
+    header = _misspelt(tuple(headers), model.headers, model.every_option)
+    if header is not None:
+        wanted = ", ".join(sorted(model.headers)) or "none"
+        raise InvalidOption(f"unknown header {names_of([header])}; options that this model has: {wanted}")
 
 
-@functools.lru_cache(4096)  # most requests have the same headers
+@functools.lru_cache(256)  # most requests have headers of the same names, in the same order
+def _misspelt(headers: tuple[str, ...], own: frozenset[str], options: tuple[str, ...]) -> str | None:
+    return next((header for header in headers if header not in own and _resembles(header, options)), None)
+
+
+@functools.lru_cache(4096)
 def _resembles(header: str, options: tuple[str, ...]) -> bool:
     meaning = _letters(header).removeprefix("x")
     if meaning in map(_letters, options):

@@ -21,7 +21,6 @@ dict. A request header is a string. So the name of a part or entry is never mist
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,8 +68,9 @@ class Row:
         types: dict[str, str] = {}
         for name, value in sent.items():
             if isinstance(value, str):
-                if headers.setdefault(name.lower(), value) != value:
-                    headers[name.lower()] = _both(name.lower(), sent)
+                name = name.lower()
+                if headers.setdefault(name, value) != value:
+                    headers[name] = _both(name, sent)
             elif isinstance(value, Mapping):
                 types[name] = str(value.get("content-type") or "")
         return cls(parameters, headers, types)
@@ -79,7 +79,7 @@ class Row:
         """Return the value of a request header by its lower-case name; "" if it did not come."""
         return self.headers.get(name, "")
 
-    @functools.cached_property
+    @property
     def content_type(self) -> tuple[str, str | None]:
         """The whole body's media type in lower case ("" for none), and its charset if one is declared."""
         return charsets.content_type(self.header("content-type"))
@@ -89,10 +89,20 @@ class Row:
         """Whether the body is a form in parts, which TorchServe has taken apart."""
         return self.content_type[0].startswith("multipart/")
 
-    @functools.cached_property  # every adapter asks for it
+    @property
+    def is_plain(self) -> bool:
+        """Whether the row came by HTTP to /predictions/NAME itself, and does not ask for the description.
+
+        Then the path says no more of its protocol; the body may.
+        """
+        headers = self.headers
+        return headers.get("url_path") == "" and "content-length" in headers and "describe" not in headers
+
+    @property
     def url_path(self) -> str:
         """What follows /predictions/NAME/VERSION/ in the path, as "v1/embeddings"; "" for nothing."""
-        return ", ".join(path for path in self.header("url_path").split(", ") if path).strip("/ ")
+        sent = self.headers.get("url_path")
+        return ", ".join(path for path in sent.split(", ") if path).strip("/ ") if sent else ""
 
     @property
     def is_kserve(self) -> bool:
@@ -144,8 +154,7 @@ class Row:
         if isinstance(body, (bytes, bytearray)):
             media_type = self.content_type[0]
             may_be_json = media_type.endswith("json") or media_type in charsets.UNSPECIFIC
-            begins = body[:64].lstrip().startswith(b"{")
-            if not (may_be_json and begins) or f'"{key}"'.encode() not in body:
+            if not (may_be_json and body[:64].lstrip().startswith(b"{")) or f'"{key}"'.encode() not in body:
                 return None
             try:
                 body = orjson.loads(body)

@@ -12,6 +12,7 @@ from handlers.protocol.errors import RequestError
 from handlers.protocol.request import Request
 
 STREAM_NEXT = "ts_stream_next"
+PHRASES = {int(status): status.phrase for status in HTTPStatus}
 
 
 def fail(requests: Iterable[Request], error: RequestError) -> None:
@@ -26,7 +27,7 @@ def write(requests: Sequence[Request], context: Context) -> list[bytes]:
     bodies = []
     for index, request in enumerate(requests):
         answer = _answer(request)
-        context.set_response_status(answer.status, HTTPStatus(answer.status).phrase, index)
+        context.set_response_status(answer.status, PHRASES[answer.status], index)
         context.set_response_content_type(index, answer.media_type)
         for name, value in (*request.ids.headers().items(), *answer.headers.items()):
             context.set_response_header(index, name, value)

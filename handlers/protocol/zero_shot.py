@@ -46,6 +46,8 @@ def spread(request: Request, model: Interface) -> None:
     Raises RequestError.
     """
     chosen = request.options
+    if not chosen:
+        return
     if LABELS not in chosen:
         lonely = [name for name in (TEMPLATE, MULTI) if name in chosen]
         if lonely:

@@ -14,7 +14,7 @@ from handlers.protocol.context import Context
 from handlers.protocol.errors import NotFinite
 from handlers.protocol.reader import Reader
 from handlers.protocol.request import Request
-from handlers.serving import error_log, spans
+from handlers.serving import error_log, spans, torchserve_socket
 from handlers.serving.inputs import Inputs, Options, inputs_of, joined
 from handlers.serving.isolation import run_isolated
 from handlers.serving.layers import LayerSearch
@@ -41,8 +41,10 @@ class Handler(ABC, Generic[S, I]):
     search: LayerSearch | None = None
     spans: spans.BatchSpans | None = None
 
-    def start_reporting(self) -> None:
-        """Report batches from now on; call it when the model is loaded and has run once."""
+    def start_serving(self) -> None:
+        """Report batches, and read requests ahead, from now on; call it when the model is loaded and has run once."""
+        if reading := torchserve_socket.read_ahead():
+            self.model.description["reading"] = reading
         self.metrics.start()
         self.spans = spans.load(self.metrics.worker)
         if start := phases.end():

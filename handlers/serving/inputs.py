@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 from handlers.protocol import deadlines
 from handlers.protocol.errors import RequestError
-from handlers.protocol.request import Request, caught
+from handlers.protocol.request import Request
 
 T = TypeVar("T")
 R = TypeVar("R")
 Options = Mapping[str, Any]
+Span = tuple[Request, int, int]  # a request, the index of its first input, and that behind its last
 
 
-@dataclass(frozen=True)
 class Inputs(Generic[T]):
     """One value per input, those of a request one behind the other, in the order of the batch.
 
     Each step returns new ones. An input that fails gives its whole request the error; the request's other inputs
     are left out of what follows, and no other request notices.
+
+    Args:
+        values: one per input.
+        requests: each input's request.
+        spans: each request once, with the indices of its inputs, if they are known already.
     """
 
-    values: Sequence[T]
-    requests: Sequence[Request]
+    def __init__(self, values: Sequence[T], requests: Sequence[Request], spans: Sequence[Span] | None = None) -> None:
+        _refuse_other_count(values, requests)
+        self.values, self.requests = values, requests
+        self._spans = _spans_of(requests) if spans is None else spans
 
     def __len__(self) -> int:
         return len(self.values)
@@ -32,10 +39,13 @@ class Inputs(Generic[T]):
     def each(self, work: Callable[[T, Options], R]) -> Inputs[R]:
         """Return `work(value, its request's options)` per input. A RequestError that it raises is the input's."""
 
-        def work_on(pair: tuple[T, Options]) -> R:
-            return work(*pair)
+        def attempt(value: T, request: Request) -> R | RequestError:
+            try:
+                return work(value, request.options)
+            except RequestError as error:
+                return error
 
-        return self._become(list(map(caught(work_on), self.with_options())))
+        return self._become(list(map(attempt, self.values, self.requests)))
 
     def together(self, work: Callable[[Sequence[T]], Sequence[R | RequestError]]) -> Inputs[R]:
         """Return what `work` makes of all values in one call: one result per value, or its error."""
@@ -43,16 +53,16 @@ class Inputs(Generic[T]):
 
     def checked(self, refuse: Callable[[Sequence[T], Options], None]) -> Inputs[T]:
         """Return the inputs of those requests for which refuse(values, options) raises no RequestError."""
-        for request, values in self._by_request():
+        for request, start, end in self._spans:
             try:
-                refuse(values, request.options)
+                refuse(self.values[start:end], request.options)
             except RequestError as error:
                 request.error = error
         return self._become(self.values)
 
     def in_time(self) -> Inputs[T]:
         """Return the inputs of those requests whose deadline has not passed."""
-        for request, _ in self._by_request():
+        for request, _, _ in self._spans:
             request.error = request.error or deadlines.refusal(request.deadline)
         return self._become(self.values)
 
@@ -65,8 +75,9 @@ class Inputs(Generic[T]):
 
     def sized(self, size: Callable[[T], int]) -> Inputs[T]:
         """Return the inputs themselves; each request now knows how large its own are (Request.sizes)."""
-        for request, values in self._by_request():
-            request.sizes = [size(value) for value in values]
+        sizes = list(map(size, self.values))
+        for request, start, end in self._spans:
+            request.sizes = sizes[start:end]
         return self
 
     def with_options(self) -> list[tuple[T, Options]]:
@@ -75,16 +86,18 @@ class Inputs(Generic[T]):
 
     def owners(self) -> list[int]:
         """Return the index of each input's request among the requests that have inputs here; ascending."""
-        return [index for index, (_, values) in enumerate(self._by_request()) for _ in values]
+        return [index for index, (_, start, end) in enumerate(self._spans) for _ in range(start, end)]
 
     def hand_back(self, answers: Sequence[object]) -> None:
         """Give each request its inputs' answers; one that is a RequestError becomes its request's error."""
-        for request, mine in Inputs(answers, self.requests)._by_request():
-            request.error, request.answers = _first_error(mine, request), mine
+        _refuse_other_count(answers, self.requests)
+        for request, start, end in self._spans:
+            request.answers = answers[start:end]
+            request.error = _first_error(request.answers, request)
 
     def check_answers(self, refuse: Callable[[Sequence[object]], None]) -> None:
         """Give a request the RequestError that refuse(its answers) raises."""
-        for request, _ in self._by_request():
+        for request, _, _ in self._spans:
             try:
                 refuse(request.answers)
             except RequestError as error:
@@ -92,22 +105,18 @@ class Inputs(Generic[T]):
 
     def _become(self, results: Sequence[R | RequestError]) -> Inputs[R]:
         """These results in place of the values; those of requests with an error are left out."""
-        for request, mine in Inputs(results, self.requests)._by_request():
-            request.error = request.error or _first_error(mine, request)
+        if not any(isinstance(result, RequestError) for result in results):
+            good: Any = results
+            if all(request.error is None for request, _, _ in self._spans):
+                return Inputs(good, self.requests, self._spans)
+        for request, start, end in self._spans:
+            request.error = request.error or _first_error(results[start:end], request)
         kept = [
             (result, request)
             for result, request in zip(results, self.requests, strict=True)
             if request.error is None and not isinstance(result, RequestError)
         ]
         return Inputs([result for result, _ in kept], [request for _, request in kept])
-
-    def _by_request(self) -> Iterator[tuple[Request, list[T]]]:
-        found: list[tuple[Request, list[T]]] = []
-        for value, request in zip(self.values, self.requests, strict=True):
-            if not found or found[-1][0] is not request:
-                found.append((request, []))
-            found[-1][1].append(value)
-        return iter(found)
 
 
 def inputs_of(requests: Sequence[Request]) -> Inputs[object]:
@@ -134,3 +143,13 @@ def _first_error(results: Sequence[object], request: Request) -> RequestError | 
                 return result
             return type(result)(f"{request.place(number, len(results))}: {result.message}")
     return None
+
+
+def _refuse_other_count(values: Sequence[object], requests: Sequence[Request]) -> None:
+    if len(values) != len(requests):
+        raise ValueError(f"{len(values)} results came for {len(requests)} inputs")
+
+
+def _spans_of(requests: Sequence[Request]) -> list[Span]:
+    starts = [index for index, request in enumerate(requests) if not index or request is not requests[index - 1]]
+    return [(requests[start], start, end) for start, end in pairwise([*starts, len(requests)])]

@@ -96,6 +96,7 @@ class Embeddings(TextTask):
     """
 
     media_types = encodings.MEDIA_TYPES
+    reads_offsets = False
 
     def __init__(
         self,

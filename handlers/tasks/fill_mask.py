@@ -26,6 +26,8 @@ MAX_FILLINGS = 1000  # per request: each is decoded with the whole text around i
 class FillMask(TextTask):
     """Answers with the likeliest tokens at the mask; with a list of such lists if a text has several masks."""
 
+    reads_offsets = False
+
     def __init__(self, mask_token: str, tokenizer: Tokenizer, count: int) -> None:
         self.tokenizer, self.mask_token = tokenizer.whole, mask_token
         self.mask_id = self.tokenizer.encode(mask_token, add_special_tokens=False).ids[0]

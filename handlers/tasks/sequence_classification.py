@@ -30,6 +30,7 @@ class SequenceClassification(TextTask):
     """Answers with labels and their scores, likeliest first."""
 
     takes_pairs = True
+    reads_offsets = False
 
     def __init__(self, config: Mapping[str, Any], count: int) -> None:
         self.labels = labels_of(config)

@@ -61,6 +61,8 @@ class SparseEmbeddings(TextTask):
         digits: significant decimal digits of a value in JSON.
     """
 
+    reads_offsets = False
+
     def __init__(self, pooling: SparsePooling, vocabulary: int, digits: int = encodings.DIGITS["fp32"]) -> None:
         self.pooling, self.digits = pooling, digits
         self.options = {"max_active_dims": whole_number(1, vocabulary)}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from handlers.protocol.errors import EmptyRequest, InvalidInput, PayloadTooLarge
 from handlers.protocol.wording import kind_of, names_of
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 MEDIA_TYPES = ("", "text/plain", "application/octet-stream")
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """What a client sent as one input.
 
     text: the text, or the first of a pair.

@@ -6,7 +6,6 @@ is joined to the text without a space between them, and goes before the first te
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ class Prompts:
         if not prompt:
             return text
         prompt = prompt.lower() if self.lower_case else prompt
-        return dataclasses.replace(text, text=prompt + text.text, left_out=self.left_out.get(name, 0))
+        return text._replace(text=prompt + text.text, left_out=self.left_out.get(name, 0))
 
     def refuse_ids(self, options: Mapping[str, Any]) -> None:
         """Raises InvalidInput for token ids that a prompt would have to stand before."""

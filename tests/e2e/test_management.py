@@ -33,6 +33,7 @@ def test_description_says_what_serves(client: Client) -> None:
     assert described["precision"] == {"name": "fp32", "why": "asked for"}
     assert described["device"]["name"]
     assert described["archive"]["digest"].startswith("sha256:")
+    assert described["reading"] == "up to 16384 bytes at once"
     assert client.customized("sentences")["task"] == "embeddings"
 
 

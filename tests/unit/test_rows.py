@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from handlers.protocol import adapters
 from handlers.protocol.errors import RequestError
 from handlers.protocol.row import Row
 
@@ -119,3 +120,26 @@ def test_kserve_paths_are_known_by_what_the_others_have() -> None:
 def test_a_header_in_two_spellings_has_both_values() -> None:
     headers = Row.of({}, {"x-top-k": "2", "X-Top-K": "3", "Accept": "a", "accept": "a"}).headers
     assert headers == {"x-top-k": "2, 3", "accept": "a"}
+
+
+BODIES: list[Any] = [
+    b"a text", bytearray(b'{"inputs": "a"}'), b'{"inputs": [{"datatype": "BYTES"}]}', b'{"instances": ["a"]}',
+    b'{"texts": ["a"], "query": "b"}', {"inputs": "a"}, {"input": "a"}, {}, ["a"], "a", None,
+]  # fmt: skip
+MORE: list[dict[str, Any]] = [
+    {}, {"describe": "True"}, {"Describe": "False"}, {"Content-Type": "application/json"},
+    {"Content-Type": "multipart/form-data; boundary=b"}, {"Url_Path": "embed"}, {"url_path": "rerank"},
+    {"url_path": "v2"}, {"url_path": " "}, {"Inference-Header-Content-Length": "3"}, {"body": {"content-type": "a"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", MORE, ids=str)
+@pytest.mark.parametrize("sent", [PREDICTIONS, KSERVE, REST, GRPC, {}], ids=["own", "kserve", "rest", "grpc", "none"])
+def test_adapters_that_are_not_asked_would_not_have_claimed_the_row(
+    sent: dict[str, Any], more: dict[str, Any]
+) -> None:
+    for body in BODIES:
+        for parameters in ({"body": body}, {"data": body}, {}):
+            row = Row.of(parameters, {**sent, **more})
+            claiming = next(adapter for adapter in adapters.ADAPTERS if adapter.claims(row))
+            assert adapters.adapter_of(row) is claiming

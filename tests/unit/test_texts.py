@@ -151,6 +151,22 @@ class TestTokenizer:
             assert encoded(result).ids == wanted["input_ids"]
             assert encoded(result).type_ids == wanted["token_type_ids"]
 
+    @pytest.mark.parametrize(
+        "text", ["Hello, wörld!", "a b " * 30, "", "  ", "\u200b", "日本 x\u0301", "[MASK] [CLS]"]
+    )
+    @pytest.mark.parametrize("pair", [None, "c d e", "f " * 40])
+    def test_offsets_change_no_token(self, tokenizer: Tokenizer, text: str, pair: str | None) -> None:
+        for only_first in (False, True):
+            sent = [Text(text, pair, True, only_first=only_first)]
+            (one,), (other,) = tokenizer.encode(sent), tokenizer.encode(sent, with_offsets=False)
+            if isinstance(one, RequestError):
+                assert isinstance(other, RequestError)
+                assert (type(one), one.message) == (type(other), other.message)
+                continue
+            first, second = encoded(one), encoded(other)
+            assert (first.ids, first.type_ids) == (second.ids, second.type_ids)
+            assert first.encoding.special_tokens_mask == second.encoding.special_tokens_mask
+
     def test_nothing(self, tokenizer: Tokenizer) -> None:
         assert tokenizer.encode([]) == []
 
@@ -200,7 +216,10 @@ class TestTokenizer:
         wanted = AutoTokenizer.from_pretrained(folder)(text, pair, truncation=True, max_length=16)
         assert encoded(result).ids == wanted["input_ids"]
 
-    def test_what_the_tokenizer_cannot_read_is_that_text_s_own_error(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("with_offsets", [True, False])
+    def test_what_the_tokenizer_cannot_read_is_that_text_s_own_error(
+        self, tmp_path: Path, with_offsets: bool
+    ) -> None:
         """A WordPiece vocabulary without its token for the unknown: the library raises."""
         bare = tokenizers.Tokenizer(tokenizers.models.WordPiece({"warm": 0, "-": 1, "up": 2}))
         bare.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -209,7 +228,7 @@ class TestTokenizer:
             bare.encode("secret")
         tokenizer = Tokenizer(tmp_path, SETTINGS)
         sent = [Text(text, None, False) for text in ("warm", "secret", "warm up", "  ")]
-        warm, secret, both, blank = tokenizer.encode(sent)
+        warm, secret, both, blank = tokenizer.encode(sent, with_offsets)
         assert (encoded(warm).ids, encoded(both).ids) == ([0], [0, 2])
         assert isinstance(secret, InvalidInput)
         assert secret.status == 400

@@ -19,9 +19,13 @@ def _found() -> tuple[Adapter, ...]:
 
 
 ADAPTERS = _found()
+FOR_PLAIN_ROWS = tuple(adapter for adapter in ADAPTERS if not adapter.by_path)
 DEFAULT = ADAPTERS[-1]  # TorchServe's own, which claims every row
 
 
 def adapter_of(row: Row) -> Adapter:
     """Return the adapter that reads this row."""
-    return next(adapter for adapter in ADAPTERS if adapter.claims(row))
+    for adapter in FOR_PLAIN_ROWS if row.is_plain else ADAPTERS:
+        if adapter.claims(row):
+            return adapter
+    return DEFAULT

@@ -27,6 +27,8 @@ WANTED = (
 class KServeV1(Adapter):
     """Takes the path of KServe v1, and what comes by v2's and is none of v2: TorchServe hands both over alike."""
 
+    by_path = True
+
     def claims(self, row: Row) -> bool:
         return row.is_kserve
 

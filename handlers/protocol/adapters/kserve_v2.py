@@ -28,6 +28,7 @@ class KServeV2(Adapter):
     """Reads tensors of texts, of images' files, and of pixels."""
 
     priority = 2  # the path of KServe v1 looks the same
+    by_path = True
 
     def claims(self, row: Row) -> bool:
         if row.is_kserve:

@@ -18,6 +18,8 @@ class Management(Adapter):
     finished the batch that it had before.
     """
 
+    by_path = True
+
     def claims(self, row: Row) -> bool:
         return row.wants_description
 

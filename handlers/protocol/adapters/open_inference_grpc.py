@@ -31,6 +31,7 @@ class OpenInferenceGrpc(Adapter):
     """Answers in the one form that TorchServe can send on; an answer in any other form would end the worker."""
 
     priority = 2
+    by_path = True
 
     def claims(self, row: Row) -> bool:
         return row.is_open_inference_grpc

@@ -26,6 +26,8 @@ OF_INPUT = (EmptyRequest, InputTooLong)
 class OpenAI(Adapter):
     """Embeddings as numbers or base64, with the tokens that they cost."""
 
+    by_path = True
+
     def claims(self, row: Row) -> bool:
         return row.url_path in PATHS
 

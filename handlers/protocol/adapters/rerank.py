@@ -28,6 +28,8 @@ WANTED = 'a list of strings, or of objects {"text": "..."}'
 class Rerank(Adapter):
     """A query and documents -> the documents' scores, the best first."""
 
+    by_path = True
+
     def claims(self, row: Row) -> bool:
         return row.url_path in PATHS
 

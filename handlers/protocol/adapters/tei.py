@@ -58,6 +58,7 @@ class TextEmbeddingsInference(Adapter):
     """One path per operation. TEI's /rerank is told from Jina's and Cohere's by its field "texts"."""
 
     priority = 2
+    by_path = True
 
     def claims(self, row: Row) -> bool:
         if row.url_path == "rerank":

@@ -46,6 +46,7 @@ class TextTask:
         labels: that scores belong to, in the order of the logits; none if the task gives no scores by label.
         media_types: that an answer can come as, the default first. Others than JSON take answers that are arrays.
         details: what the model's description says of the task.
+        reads_offsets: whether the task reads offsets into the texts, which cost a fifth of the time of tokenizing.
     """
 
     takes_pairs = False
@@ -53,6 +54,7 @@ class TextTask:
     options: Mapping[str, OptionReader] = {}
     media_types: Sequence[str] = (encodings.JSON,)
     details: Mapping[str, object] = {}
+    reads_offsets = True
 
     def check(self, encoded: Encoded) -> Encoded:
         """Return the input itself. Raises RequestError if the task cannot answer it."""

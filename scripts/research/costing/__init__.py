@@ -1,0 +1,1 @@
+"""Parts of scripts/research/request_cost.py."""
