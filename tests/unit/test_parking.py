@@ -28,10 +28,10 @@ def test_the_description_names_the_worker() -> None:
     assert described({}) == {"kind": "image-classifier", "worker": {"pid": os.getpid()}}
 
 
-@pytest.mark.parametrize("pid", ["", "1", "x", f"{os.getpid()} ", f"-{os.getpid()}"])
+@pytest.mark.parametrize("pid", ["", "1", "x", "{} ", "-{}"])
 def test_another_worker_answers_at_once(pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("parked"))
-    assert described({parking.HEADER: pid})
+    assert described({parking.HEADER: pid.format(os.getpid())})
 
 
 def test_the_named_worker_waits_and_then_answers(monkeypatch: pytest.MonkeyPatch) -> None:
