@@ -5,6 +5,8 @@ One Ray with the demo's two models on the CPU serves all tests here, in order.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,11 +16,12 @@ from typing import Any
 
 import pytest
 from server.http import request
+from server.paths import ROOT
 
 from handlers import HttpRequest, Model, load_archive
 from handlers.hosts.messages import routed
 from tests.e2e.programs import until
-from tests.e2e.ray_server import RayServer, ray_server
+from tests.e2e.ray_server import COMMANDS, RayServer, python, ray_server
 from tests.hosts_table import IMAGES, TEXTS, Asked, Reply, png
 
 pytestmark = pytest.mark.e2e
@@ -173,6 +176,25 @@ def load(server: RayServer) -> Iterator[Load]:
         found.ends.set()
         for client in clients:
             client.join()
+
+
+HELD = """
+from ray_host.app import deployment_options
+from ray_host.archives import Head
+from ray_host.options import ModelOptions
+for size in (1, 8, 64):
+    options = deployment_options(ModelOptions("a.mar", num_gpus=0), Head("a", "1.0", "", size), "a")
+    print(size, options["max_ongoing_requests"], options["request_router_config"].max_backoff_s)
+"""
+
+
+def test_replicas_hold_enough_and_the_router_looks_again_soon() -> None:
+    """With Ray's own 0.5 s and three batches of 8 a replica idled most of the time at 64 clients."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{COMMANDS}"}
+    told = subprocess.run(
+        [python(), "-c", HELD], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines() == ["1 64 0.016", "8 64 0.016", "64 192 0.016"]
 
 
 def test_a_replica_that_dies_under_load_loses_no_request(ray: RayServer) -> None:

@@ -396,7 +396,6 @@ def test_triton_gets_the_archive_with_its_instances(
     text = (Path(repository) / "model" / "config.pbtxt").read_text()
     assert (module, port) == ("triton_host.wheel_server", "7000")
     assert "count: 3 kind: KIND_AUTO" in text  # on each of the two GPUs
-    assert "preferred_batch_size: [ 4 ]" in text
     assert "max_queue_delay_microseconds: 7000" in text
     assert re.search(r'key: "edited_settings" value { string_value: "true" }', text)
     with (

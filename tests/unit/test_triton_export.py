@@ -63,7 +63,6 @@ def test_the_config_has_the_archives_settings(tmp_path: Path) -> None:
     for line in (
         'name: "other"',
         "max_batch_size: 64",
-        "preferred_batch_size: [ 8 ]",
         "max_queue_delay_microseconds: 5000",
         "max_queue_size: 7",
         "count: 2 kind: KIND_AUTO",
@@ -80,13 +79,13 @@ def test_edited_settings_are_said_to_be_so(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     unpack(made(tmp_path, IMAGES), folder)
     text = {}
-    for name, settings in (("as-packaged", IMAGES), ("edited", {**IMAGES, "batchSize": 3})):
+    for name, settings in (("as-packaged", IMAGES), ("edited", {**IMAGES, "maxBatchDelay": 3})):
         (folder / "model-config.yaml").write_text(json.dumps(settings))
         assert run(folder, tmp_path / "repository", "--name", name, "--edited-settings") == 0
         text[name] = (tmp_path / "repository" / name / "config.pbtxt").read_text()
     assert 'key: "edited_settings" value { string_value: "true" }' in text["edited"]
     assert "edited_settings" not in text["as-packaged"]
-    assert "preferred_batch_size: [ 3 ]" in text["edited"]
+    assert "max_queue_delay_microseconds: 3000" in text["edited"]
 
 
 def test_pairs_and_a_batch_that_is_larger_than_a_request(tmp_path: Path) -> None:

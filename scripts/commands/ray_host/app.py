@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
 from handlers.hosts.contents import ArchiveError
 from ray_host import archives
@@ -21,9 +22,12 @@ from ray_host.options import AppOptions, ModelOptions
 from ray_host.replica import Replica
 
 FRONT = "front"
-# A replica holds a batch that runs, one that waits for it, and one on the way.
+# A replica holds a batch that runs, one that waits for it, and one on the way. Small batches end sooner than that
+# helps, so it holds LEAST_HELD requests at least.
 BATCHES_HELD = 3
-LEAST_HELD = 8
+LEAST_HELD = 64
+# If all replicas hold that many, Ray's router looks again after a while: 25 ms, then up to 500, while replicas idle.
+LOOK_AGAIN_S, LONGEST_S = 0.002, 0.016
 FRONT_HOLDS = 10_000  # requests; models have bounds of their own
 HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 DRAIN_S = 60  # that a replica gets for its last answers
@@ -65,6 +69,7 @@ def deployment_options(model: ModelOptions, told: Head, name: str) -> dict[str, 
         **_replicas(model, batch_size),
         "max_ongoing_requests": max(LEAST_HELD, BATCHES_HELD * batch_size),
         "max_queued_requests": model.max_queued,
+        "request_router_config": RequestRouterConfig(initial_backoff_s=LOOK_AGAIN_S, max_backoff_s=LONGEST_S),
         "graceful_shutdown_timeout_s": DRAIN_S,
         "ray_actor_options": {
             "num_cpus": model.num_cpus,

@@ -65,14 +65,14 @@ def of_archive(
     edited = 'parameters { key: "edited_settings" value { string_value: "true" } }\n' if are_edited else ""
     return f"""\
 # Written by scripts/export-triton from the archive {listed.name!r} {listed.provenance["version"]!r}; may be edited.
-# A batch is counted in inputs, not in requests as TorchServe does.
+# A batch is counted in inputs, not in requests as TorchServe does. Triton advises against preferred_batch_size for
+# models that take any batch size.
 name: {json.dumps(name)}
 backend: "python"
 max_batch_size: {most}
 {_tensors("input", inputs_of(listed, section), is_input=True)}
 {_tensors("output", outputs, is_input=False)}
 dynamic_batching {{
-  preferred_batch_size: [ {int(settings.get("batchSize") or 1)} ]
   max_queue_delay_microseconds: {delay_us}
   default_queue_policy {{ max_queue_size: {max_waiting} }}
 }}
