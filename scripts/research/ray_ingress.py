@@ -2,7 +2,7 @@
 
 Run it on a machine with nothing else to do, with an interpreter that has Ray, grpcio, TorchServe and this project:
 
-    .venv/bin/python scripts/research/ray_ingress.py model_store/sentences.mar --out ray-ingress.json
+    PYTHONPATH=.:scripts/commands python scripts/research/ray_ingress.py model_store/sentences.mar --out ray-ingress.json
 
 Both clients are one process with an event loop: HTTP by serving_bench/stream_client.py, gRPC by grpc.aio, whose
 calls take more CPU time. "client_cpu_s" says how much, for the clients share this machine's cores with the servers.
@@ -26,7 +26,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,8 @@ def main() -> int:
     chosen = parser().parse_args()
     archive = archives.read(str(chosen.archive.resolve()))
     load = loads.texts(None, chosen.texts_per_request) if archive.kind == TEXTS else loads.images(None, loads.SIZE)
+    # A number alone is refused by gRPC: it has no content type that says whether it is a text or JSON.
+    load = replace(load, bodies=[body for body in load.bodies if not body.isdigit()])
     told: dict[str, Any] = {"conditions": conditions(chosen, load), "rows": []}
     for server in (torchserve, ray):
         with server(archive, chosen) as served:
