@@ -188,14 +188,14 @@ def serving_conditions(runs: Sequence[str]) -> list[str]:
 
 GPUS_H100 = ("serving-resnet101-gpus-h100", "serving-bert-large-32-raw-h100")
 PEERS_H100 = ("serving-bert-large-peers-h100",)
-RAY_CPU = ("serving-ray-cpu",)
+HOSTS_CPU = ("serving-hosts-cpu",)
 
 TABLES: dict[str, Table] = {
     "gpus-h100": functools.partial(by_gpus, GPUS_H100),
     "peers-h100": functools.partial(peers, PEERS_H100),
-    "ray-cpu": functools.partial(peers, RAY_CPU),
+    "hosts-cpu": functools.partial(peers, HOSTS_CPU),
     "serving-conditions-h100": functools.partial(serving_conditions, (*GPUS_H100, *PEERS_H100)),
-    "serving-conditions-cpu": functools.partial(serving_conditions, RAY_CPU),
+    "serving-conditions-cpu": functools.partial(serving_conditions, HOSTS_CPU),
     "resnet101-h200": functools.partial(engines, "batch", RESNET_H200, IMAGES),
     "bert-large-h200": functools.partial(engines, "sequences x tokens", BERT_H200, TEXTS),
     "bert-large-h100": functools.partial(engines, "sequences x tokens", BERT_H100, TEXTS),

@@ -2,7 +2,8 @@
 
 Run it on a machine with nothing else to do, with an interpreter that has Ray, grpcio, TorchServe and this project:
 
-    PYTHONPATH=.:scripts/commands python scripts/research/ray_ingress.py model_store/sentences.mar --out ray-ingress.json
+    export PYTHONPATH=.:scripts/commands
+    python scripts/research/ray_ingress.py model_store/sentences.mar --out ray-ingress.json
 
 Both clients are one process with an event loop: HTTP by serving_bench/stream_client.py, gRPC by grpc.aio, whose
 calls take more CPU time. "client_cpu_s" says how much, for the clients share this machine's cores with the servers.
