@@ -27,9 +27,8 @@ DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 def archive_folder(path: Path, *, edited_settings: bool = False) -> Iterator[tuple[Path, Contents]]:
     """Yield the checked folder of an archive, and its contents.
 
-    A .mar is unpacked into a folder that only this user can read, and that is removed afterwards, see
-    private_folders.py. A folder is taken
-    as an archive that was unpacked before, and stays.
+    A .mar is unpacked into a folder that only this user can read (private_folders.py). It is removed afterwards.
+    A folder is taken as an archive that was unpacked before, and stays.
 
     Args:
         path: of a .mar or a folder.

@@ -14,14 +14,14 @@ from argument_types import checked
 from ready import ask, check_workers, described
 from server.client import Client
 from server.paths import MODEL_STORE
-from serving_bench.archives import Archive, read
+from serving_bench.archives import IMAGES, TEXTS, Archive, read
 
 from archive.command_line import is_name
 
 ASK_TIMEOUT_S = 30.0  # of one request, while the models load
 LEAST_TIMEOUT_S = 300.0
 SPARE_S = 60.0  # after which TorchServe itself has written that it gave up
-KNOWN_KINDS = ("image-classifier", "text-encoder")
+KNOWN_KINDS = (IMAGES, TEXTS)
 
 
 @checked
@@ -77,8 +77,8 @@ def summary(name: str, about: Mapping[str, Any]) -> str:
 
 def example(about: Mapping[str, Any]) -> str:
     """Options of curl that send a model of this kind a request; "" if the kind is not known."""
-    if about.get("kind") == "image-classifier":
+    if about.get("kind") == IMAGES:
         return "-T photo.jpg"
-    if about.get("kind") == "text-encoder":
+    if about.get("kind") == TEXTS:
         return f"-H \"Content-Type: application/json\" -d '{json.dumps(['one text', 'and another'])}'"
     return ""

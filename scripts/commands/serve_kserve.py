@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import own_environment
-from server.paths import ROOT
+from server.paths import python_path
 
 from handlers import cpus
 
@@ -20,8 +20,7 @@ def main() -> None:
         python = own_environment.python("kserve", REQUIREMENTS)
     except subprocess.CalledProcessError as error:
         sys.exit(f"error: KServe could not be installed (pip ended with {error.returncode}); pip's message is above")
-    paths = [str(ROOT), str(ROOT / "scripts" / "commands"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH"))
     cpus.wait_patiently(os.environ)
     os.execv(python, [str(python), "-m", "kserve_host.server", *sys.argv[1:]])  # noqa: S606 - this process becomes the server
 

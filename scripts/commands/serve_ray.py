@@ -16,7 +16,7 @@ import yaml
 from argument_types import checked, port, positive
 from ray_host import archives, local
 from ray_host.options import AppOptions
-from server.paths import ROOT
+from server.paths import ROOT, python_path
 from server.ports import why_taken
 
 from handlers import cpus
@@ -120,7 +120,7 @@ def run(chosen: argparse.Namespace) -> int:
         raise OSError(f"{chosen.host}:{chosen.port} is taken ({reason}); choose another one with --port")
     if chosen.grpc_port and (reason := why_taken("0.0.0.0", chosen.grpc_port)):  # noqa: S104 - Ray Serve listens there
         raise OSError(f"port {chosen.grpc_port} is taken ({reason}); choose another one with --grpc-port")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "scripts" / "commands")])
+    os.environ["PYTHONPATH"] = python_path()
     started = time.monotonic()
     logs = local.start(chosen.host, chosen.port, _most_replicas(options), chosen.grpc_port)
     print(f"Ray is there after {time.monotonic() - started:.1f} s (its logs: {logs}); loading", flush=True)

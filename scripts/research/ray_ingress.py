@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_host import grpc_service
-from server.paths import ROOT
+from server.paths import ROOT, python_path
 from server.ports import free_ports
 from serving_bench import archives, loads
 from serving_bench.archives import TEXTS, Archive
@@ -61,7 +61,7 @@ def ray(archive: Archive, chosen: argparse.Namespace) -> Iterator[Served]:
     """Ray Serve with as many replicas as TorchServe has workers."""
     from ray_host import local
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "scripts" / "commands")])
+    os.environ["PYTHONPATH"] = python_path()
     port, grpc_port = free_ports(2)
     model = {
         "archive": str(archive.file.resolve()),

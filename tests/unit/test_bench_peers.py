@@ -79,7 +79,8 @@ def start_of(archive: Archive, folder: Path, **more: Any) -> Start:
 
 
 def peer(wanted: Needs | None, objection: str | None = None) -> Any:
-    return SimpleNamespace(NEEDS=wanted, needs=lambda archive: wanted, objection=lambda archive: objection)
+    nothing = Needs("nothing", "nothing", kinds=())
+    return SimpleNamespace(NEEDS=wanted or nothing, objection=lambda archive: objection)
 
 
 @pytest.fixture

@@ -17,11 +17,10 @@ from server.errors import ServerError
 from server.logs import Logs, read_from
 from server.paths import ROOT
 
-from per_gpu.nginx import MemberNginx
+from per_gpu.nginx import ASK_S, MemberNginx
 from per_gpu.plan import Plan
 
 START = ROOT / "scripts" / "deployment" / "start"
-ASK_S = 2.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 STEADY_S = 300.0  # who has served this long is started again without a longer delay
 SLOW_S = 60.0  # who loads for longer is named once

@@ -22,7 +22,7 @@ from per_gpu.plan import Plan
 
 TEMPLATE = ROOT / "scripts" / "deployment" / "nginx" / "member.conf"
 STOP_S = 5.0
-ASK_S = 2.0
+ASK_S = 2.0  # for an answer of a process of this machine
 
 
 def text(plan: Plan, key: str, token: str | None) -> str:

@@ -143,9 +143,8 @@ def _refuse_too_many(options: AppOptions) -> None:
     for model in options.models:
         for name, share in _shares(model, there).items():
             free[name] = free.get(name, 0.0) - model.replicas * share
-            room = (
-                int(1 / share + 1e-9) * int(there.get(name, 0)) if name == "GPU" else math.inf
-            )  # each is on one GPU
+            # A replica is on one GPU: two halves of different GPUs are no room.
+            room = int(1 / share + 1e-9) * int(there.get(name, 0)) if name == "GPU" else math.inf
             if free[name] < -1e-6 or model.replicas > room:
                 raise ValueError(
                     f"{model.replicas} replicas of {model.archive}, each with {share:g} of a {name}, find no room: "

@@ -2,8 +2,7 @@
 
 A peer is a module with:
   NAME, WHAT            its name, and one line for --help
-  NEEDS                 the packages that it needs
-  needs(archive)        NEEDS, or None if this archive needs none of them
+  NEEDS                 the packages that it needs, and for which kinds of archives
   SAME_ARCHIVE          whether it serves the archive itself, so that its answers have to be TorchServe's
   ON_SEVERAL_GPUS       whether it can be measured on more than one GPU
   objection(archive)    why it cannot serve this archive, or None

@@ -9,7 +9,6 @@ from server.http import request
 from server.paths import ROOT
 
 from serving_bench import prometheus
-from serving_bench.archives import Archive
 from serving_bench.peers import Start, archive_objection, open_inference, unpack_for
 from serving_bench.peers.needs import Needs
 from serving_bench.peers.processes import Programs, program
@@ -26,11 +25,6 @@ SAME_ARCHIVE = True
 ON_SEVERAL_GPUS = True
 objection = archive_objection
 translated = open_inference.translated
-
-
-def needs(archive: Archive) -> Needs | None:
-    """What it needs to serve this archive."""
-    return NEEDS
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving_bench.archives import Archive
 from serving_bench.generator import Load
 from serving_bench.peers import Start, network_objection, unpack
 from serving_bench.peers.needs import Needs
@@ -26,11 +25,6 @@ SAME_ARCHIVE = False
 ON_SEVERAL_GPUS = False
 SERVER = Path(__file__).with_name("lit_server.py")
 objection = network_objection
-
-
-def needs(archive: Archive) -> Needs | None:
-    """What it needs to serve this archive."""
-    return NEEDS
 
 
 def translated(load: Load) -> Load:

@@ -1,6 +1,6 @@
 """What peers need beside the packages that serve archives, and which interpreter has it.
 
-All of it is looked up before anything is started: a peer that lacks a package would be noticed after minutes else.
+All of it is looked up before anything is started. Otherwise a missing package would be noticed only after minutes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import own_environment
-from server.paths import ROOT
+from server.paths import ROOT, python_path
 
-from serving_bench.archives import Archive
+from serving_bench.archives import IMAGES, TEXTS, Archive
 
 TIMEOUT_S = 300
 BASE = ("handlers.image_classifier", "handlers.text_encoder")  # with all that they import
@@ -41,7 +41,7 @@ class Needs:
 
     distribution: the one whose version reports name. module: what is imported of it. packages: what pip is told to
     install. requirements: a file of pip's in their place, if they would change packages of this environment, and so
-    belong into one of their own, whose folder's name begins with `environment`.
+    belong into one of their own, whose folder's name begins with `environment`. kinds: of archives that need them.
     """
 
     distribution: str
@@ -49,6 +49,7 @@ class Needs:
     packages: tuple[str, ...] = ()
     requirements: Path | None = None
     environment: str = ""
+    kinds: tuple[str, ...] = (IMAGES, TEXTS)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ def interpreters(
     asked = [
         name
         for name, peer in peers.items()
-        if any(peer.needs(archive) for archive in archives if not peer.objection(archive))
+        if any(archive.kind in peer.NEEDS.kinds for archive in archives if not peer.objection(archive))
     ]
     with ThreadPoolExecutor() as pool:  # each takes seconds to import
         looked_up = list(pool.map(lambda name: _looked_up(peers[name].NEEDS, name, given.get(name)), asked))
@@ -133,8 +134,7 @@ def _interpreter(name: str, needs: Needs, given: Path | None) -> Interpreter:
 def _checked(python: Path, needs: Needs, advice: str) -> Interpreter:
     """The interpreter with its versions. Raises MissingPackageError with the advice if an import fails there."""
     command = [str(python), "-c", CHECK, needs.distribution, *BASE, needs.module]
-    paths = [str(ROOT), str(ROOT / "scripts" / "commands"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    around = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    around = {**os.environ, "PYTHONPATH": python_path(os.environ.get("PYTHONPATH"))}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=around)
     except (OSError, subprocess.TimeoutExpired) as error:

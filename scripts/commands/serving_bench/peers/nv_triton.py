@@ -8,24 +8,17 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving_bench.archives import Archive
 from serving_bench.generator import Load
-from serving_bench.peers import Start, network_objection, unpack
-from serving_bench.peers.archive_triton import NEEDS
-from serving_bench.peers.needs import Needs
+from serving_bench.peers import Start, archive_triton, network_objection, unpack
 from serving_bench.peers.processes import Program, program, with_job
 
 NAME = "pytriton"
 WHAT = "a Python function behind NVIDIA Triton, with transformers' network, fp16 on a GPU"
+NEEDS = archive_triton.NEEDS
 SAME_ARCHIVE = False
 ON_SEVERAL_GPUS = False
 SERVER = Path(__file__).with_name("nv_triton_server.py")
 objection = network_objection
-
-
-def needs(archive: Archive) -> Needs | None:
-    """What it needs to serve this archive."""
-    return NEEDS
 
 
 def translated(load: Load) -> Load:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 from server.errors import ServerError
 from server.http import request
-from server.paths import ROOT
+from server.paths import python_path
 from server.ports import free_ports
 
 from handlers import cpus
@@ -118,8 +118,8 @@ def program(start: Start, arguments: Arguments, path: str, figures: Figures = no
 
 def _environment(start: Start) -> dict[str, str]:
     """This process's variables and the start's, with this tree first on PYTHONPATH."""
-    paths = [str(ROOT), str(ROOT / "scripts" / "commands"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    found = {**os.environ, **start.environment, "PYTHONPATH": os.pathsep.join(paths)}
+    behind = os.environ.get("PYTHONPATH")
+    found = {**os.environ, **start.environment, "PYTHONPATH": python_path(behind)}
     cpus.wait_patiently(found)  # as TorchServe's workers do
     return found
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from handlers import cpus
-from serving_bench.archives import Archive
 from serving_bench.generator import Load
 from serving_bench.peers import Start, archive_objection
 from serving_bench.peers.needs import Needs
@@ -21,11 +20,6 @@ SAME_ARCHIVE = True
 ON_SEVERAL_GPUS = True
 SERVER = Path(__file__).with_name("ray_serve_server.py")
 objection = archive_objection
-
-
-def needs(archive: Archive) -> Needs | None:
-    """What it needs to serve this archive."""
-    return NEEDS
 
 
 def translated(load: Load) -> Load:

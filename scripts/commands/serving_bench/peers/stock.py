@@ -22,15 +22,13 @@ STOCK_HANDLER = "image_classifier"
 TEXT_HANDLER = Path(__file__).with_name("hf_text_handler.py")
 # pip would replace PyTorch by the one that fits the newest torchvision.
 PYTORCH = f"torch=={importlib.metadata.version('torch')}"
-NEEDS = Needs("captum", f"ts.torch_handler.{STOCK_HANDLER}", packages=("captum", "torchvision", PYTORCH))
+# The handler for texts comes with this project.
+NEEDS = Needs(
+    "captum", f"ts.torch_handler.{STOCK_HANDLER}", packages=("captum", "torchvision", PYTORCH), kinds=(IMAGES,)
+)
 SAME_ARCHIVE = False
 ON_SEVERAL_GPUS = True
 objection = network_objection
-
-
-def needs(archive: Archive) -> Needs | None:
-    """What it needs to serve this archive: the handler for text encoders comes with this project."""
-    return NEEDS if archive.kind == IMAGES else None
 
 
 def make(archive: Archive, store: Path) -> Archive:
