@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from handlers import caches, faults, phases, placement, settings, unpacked_files
+from handlers import caches, faults, gpu_memory, phases, placement, settings, unpacked_files
 from handlers.engines import EngineSpec, LoadedEngine
 from handlers.protocol.context import Context
 from handlers.selection import choosing
@@ -61,7 +61,10 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     """
     started = time.monotonic()
     properties = context.system_properties
-    phases.begin(is_worker="host" not in properties)  # TorchServe starts a process for each load
+    is_worker = "host" not in properties  # TorchServe starts a process for each load
+    phases.begin(is_worker=is_worker)
+    if is_worker and torch.version.cuda:
+        gpu_memory.spare()
     folder = Path(properties["model_dir"])
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))

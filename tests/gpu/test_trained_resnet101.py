@@ -20,7 +20,11 @@ pytestmark = [
 
 IMAGES = 2880
 BUCKET = 64
-MAX_RELATIVE_ERROR = 2e-2  # of the worst image; the vanilla fp16 network itself reaches 1.2e-2
+MAX_RELATIVE_ERROR = 2e-2  # of the worst image but one in a hundred
+MAX_MEDIAN_ERROR = 5e-3
+# Of the worst image, as a multiple of the vanilla network's own in fp16. Training ends elsewhere each time: that error
+# was 1.2e-2 in one run, and 3.2e-2 in another.
+MAX_TIMES_VANILLA = 1.5
 MIN_AGREEMENT = 0.999
 
 
@@ -59,25 +63,40 @@ def reference(spec: EngineSpec, images: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+@pytest.fixture(scope="module")
+def vanilla_error(spec: EngineSpec, images: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest error of transformers' own network in fp16."""
+    return float(errors(run(load("torch_eager", spec), images.half(), BUCKET), reference).max())
+
+
+def errors(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """(N, classes) twice -> (N,), relative to the reference."""
+    return (logits - reference).norm(dim=1) / reference.norm(dim=1)
+
+
 def run(engine: LoadedEngine, images: torch.Tensor, batch: int) -> torch.Tensor:
     return torch.cat([engine.run(part) for part in images.split(batch)]).float()
 
 
 @pytest.mark.parametrize("name", ["cudnn", "tensorrt", "torch_eager"])
-def test_fp16_reads_as_fp32(name: str, spec: EngineSpec, images: torch.Tensor, reference: torch.Tensor) -> None:
+def test_fp16_reads_as_fp32(
+    name: str, spec: EngineSpec, images: torch.Tensor, reference: torch.Tensor, vanilla_error: float
+) -> None:
     try:
         choose(name, spec)
     except ValueError as objection:
         pytest.skip(str(objection))
     engine, half = load(name, spec), images.half()
     logits = run(engine, half, BUCKET)
-    errors = (logits - reference).norm(dim=1) / reference.norm(dim=1)
+    found = errors(logits, reference)
     agreement = (logits.argmax(dim=1) == reference.argmax(dim=1)).float().mean().item()
-    print(f"{name}: relative error {errors.max():.2e}, top-1 agreement {agreement:.4%} of {IMAGES}")
-    assert errors.max() <= MAX_RELATIVE_ERROR
+    print(f"{name}: relative error {found.max():.2e}, top-1 agreement {agreement:.4%} of {IMAGES}")
+    assert found.median() <= MAX_MEDIAN_ERROR
+    assert found.quantile(0.99) <= MAX_RELATIVE_ERROR
+    assert found.max() <= MAX_TIMES_VANILLA * max(vanilla_error, MAX_RELATIVE_ERROR)
     assert agreement >= MIN_AGREEMENT
     # Alone, in a batch, and in one that is padded to its bucket.
     few = logits[:BUCKET]
     for other in (run(engine, half[:BUCKET], 1), run(engine, half[:BUCKET], 33)):
-        assert ((other - few).norm(dim=1) / few.norm(dim=1)).max() <= MAX_RELATIVE_ERROR
+        assert errors(other, few).max() <= MAX_RELATIVE_ERROR
         assert torch.equal(other.argmax(dim=1), few.argmax(dim=1))
