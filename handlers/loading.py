@@ -63,7 +63,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     properties = context.system_properties
     is_worker = "host" not in properties  # TorchServe starts a process for each load
     phases.begin(is_worker=is_worker)
-    if is_worker and torch.version.cuda:
+    if is_worker and torch.version.cuda:  # other hosts decide for themselves: their process may do other work
         gpu_memory.spare()
     folder = Path(properties["model_dir"])
     config = context.model_yaml_config or {}

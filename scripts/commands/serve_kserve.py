@@ -10,7 +10,7 @@ from pathlib import Path
 import own_environment
 from server.paths import python_path
 
-from handlers import cpus
+from handlers import cpus, gpu_memory
 
 REQUIREMENTS = Path(__file__).parent / "kserve_host" / "requirements.txt"
 
@@ -22,6 +22,7 @@ def main() -> None:
         sys.exit(f"error: KServe could not be installed (pip ended with {error.returncode}); pip's message is above")
     os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH"))
     cpus.wait_patiently(os.environ)
+    gpu_memory.spare(os.environ)
     os.execv(python, [str(python), "-m", "kserve_host.server", *sys.argv[1:]])  # noqa: S606 - this process becomes the server
 
 

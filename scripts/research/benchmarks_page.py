@@ -126,7 +126,7 @@ def serving(runs: Sequence[str]) -> list[str]:
     )
     lines = [line(head), line(["---", "---", *["---:"] * 8])]
     for run in runs:
-        rows = _rows(run, kind="archive")
+        rows = _rows(run, kind="archive", loop="closed")
         for size in sorted({row["batch_size"] for row in rows}):
             lines.append(
                 _served(max((r for r in rows if r["batch_size"] == size), key=lambda r: float(r["items_per_s"])))
@@ -136,7 +136,7 @@ def serving(runs: Sequence[str]) -> list[str]:
 
 def by_workers(run: str) -> list[str]:
     """Items/s and p99 with a row per count of workers, a column per count of clients."""
-    rows = _rows(run, kind="archive")
+    rows = _rows(run, kind="archive", loop="closed")
     clients, workers = (sorted({row[name] for row in rows}) for name in ("clients", "workers"))
     found = {(row["workers"], row["clients"]): f"{row['items_per_s']:,.0f} ({row['p99_ms']:.0f})" for row in rows}
     lines = [line(["workers", *(f"{count} clients" for count in clients)]), line(["---:"] * (len(clients) + 1))]
@@ -156,11 +156,12 @@ def by_gpus(runs: Sequence[str]) -> list[str]:
         "of linear",
         "p50 ms",
         "p99 ms",
+        "p99 ms at 70 %",
         "GPU busy",
     )
     lines = [line(head), line(["---", "---", *["---:"] * (len(head) - 2)])]
     for run in runs:
-        lines += [_on_gpus(row) for row in _rows(run, loop="closed")]
+        lines += [_on_gpus(row, _rows(run, loop="open")) for row in _rows(run, loop="closed")]
     return lines
 
 
@@ -187,24 +188,30 @@ def serving_conditions(runs: Sequence[str]) -> list[str]:
 
 
 GPUS_H100 = ("serving-resnet101-gpus-h100", "serving-bert-large-32-raw-h100")
-PEERS_H100 = ("serving-bert-large-peers-h100",)
+GPUS_H200 = ("serving-resnet101-gpus-h200", "serving-bert-large-32-raw-gpus-h200")
+SERVING_H100 = ("serving-resnet101-jpeg-h100", "serving-bert-large-one-text-batch64-h100")
+PEERS_H100 = ("serving-resnet101-peers-h100", "serving-bert-large-peers-h100")
 HOSTS_CPU = ("serving-hosts-cpu",)
 
 TABLES: dict[str, Table] = {
+    "gpus-h200": functools.partial(by_gpus, GPUS_H200),
     "gpus-h100": functools.partial(by_gpus, GPUS_H100),
     "peers-h100": functools.partial(peers, PEERS_H100),
     "hosts-cpu": functools.partial(peers, HOSTS_CPU),
-    "serving-conditions-h100": functools.partial(serving_conditions, (*GPUS_H100, *PEERS_H100)),
+    "serving-conditions-h100": functools.partial(serving_conditions, (*SERVING_H100, *GPUS_H100, *PEERS_H100)),
     "serving-conditions-cpu": functools.partial(serving_conditions, HOSTS_CPU),
     "resnet101-h200": functools.partial(engines, "batch", RESNET_H200, IMAGES),
     "bert-large-h200": functools.partial(engines, "sequences x tokens", BERT_H200, TEXTS),
     "bert-large-h100": functools.partial(engines, "sequences x tokens", BERT_H100, TEXTS),
     "serving-h200": functools.partial(serving, SERVING_H200),
+    "serving-h100": functools.partial(serving, SERVING_H100),
+    "jpeg-by-workers-h100": functools.partial(by_workers, "serving-resnet101-jpeg-h100"),
+    "text-by-workers-h100": functools.partial(by_workers, "serving-bert-large-one-text-batch64-h100"),
     "jpeg-by-workers-h200": functools.partial(by_workers, "serving-resnet101-jpeg-h200"),
     "text-by-workers-h200": functools.partial(by_workers, "serving-bert-large-one-text-h200"),
     "engine-conditions-h200": functools.partial(conditions, ENGINE_RUNS_H200),
     "engine-conditions-h100": functools.partial(conditions, ("bert-large-h100",)),
-    "serving-conditions-h200": functools.partial(serving_conditions, SERVING_H200),
+    "serving-conditions-h200": functools.partial(serving_conditions, (*SERVING_H200, *GPUS_H200)),
 }
 
 
@@ -251,13 +258,16 @@ def _served(row: Row) -> str:
     )
 
 
-def _on_gpus(row: Row) -> str:
+def _on_gpus(row: Row, open_loop: Sequence[Row]) -> str:
+    """The line of a closed loop. open_loop: the run's rows, of which that of the same servers gives the last p99."""
     share = row.get("share_of_linear")
+    same = ("target", "gpus", "servers", "workers")
+    at_70 = [other for other in open_loop if all(other[key] == row[key] for key in same)]
     return line(
         [
             *(row["load"], row["target"], row["gpus"], row["servers"], row["workers"], row["clients"]),
             *(f"{row['items_per_s']:,.0f}", f"{share:.0%}" if share else "-"),
-            *(f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}"),
+            *(f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}", f"{at_70[0]['p99_ms']:.0f}" if at_70 else "-"),
             " ".join(f"{busy:.0%}" for busy in row["gpu_busy"]),
         ]
     )

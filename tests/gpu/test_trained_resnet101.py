@@ -22,7 +22,7 @@ IMAGES = 2880
 BUCKET = 64
 MAX_RELATIVE_ERROR = 2e-2  # of the worst image but one in a hundred
 MAX_MEDIAN_ERROR = 5e-3
-# Of the worst image, as a multiple of the vanilla network's own in fp16. Training ends elsewhere each time: that error
+# Of the worst image, as a multiple of the vanilla network in fp16. Training ends elsewhere each time: that error
 # was 1.2e-2 in one run, and 3.2e-2 in another.
 MAX_TIMES_VANILLA = 1.5
 MIN_AGREEMENT = 0.999

@@ -28,7 +28,8 @@ ALLOWED: Mapping[str, set[str]] = {
     # Runs an archive without TorchServe: as TorchServe does, it loads the entries, and nothing else imports it.
     "hosts": {"digests", "entries", "load_errors", "loading", "protocol", "serving"},
     "loading": {
-        "caches", "engines", "faults", "phases", "placement", "protocol", "selection", "settings", "unpacked_files",
+        "caches", "engines", "faults", "gpu_memory", "phases", "placement", "protocol", "selection", "settings",
+        "unpacked_files",
     },
     "selection": {"digests", "encoder", "engines", "phases", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks"},
@@ -47,6 +48,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "caches": set(),
     "digests": set(),
     "faults": set(),
+    "gpu_memory": set(),
     "phases": set(),
     "cpus": set(),
     "load_errors": set(),
