@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import csv
@@ -45,6 +46,7 @@ from serving_bench import (
 )
 from serving_bench.address import find
 from serving_bench.generator import Endpoint, Generator, GeneratorError, Load
+from serving_bench.generator_options import generators
 from serving_bench.measure import Bench, Setting
 from serving_bench.peers import processes
 from serving_bench.resource_usage import GpuMonitor, ProcessMonitor, read_sample
@@ -430,6 +432,22 @@ def test_a_no_op_that_is_no_faster_is_said(server: tuple[Endpoint, Seen], bench:
     row = bench.closed(Echo(endpoint), TWO, reference_answers.ask(endpoint, TWO), Setting(1), 1)
     row["headroom"] = 1.1
     assert any("the front end or the generator limits" in said for said in troubles(row))
+
+
+@pytest.mark.parametrize(("late", "told"), [(None, False), (1.0, False), (30.0, True)])
+def test_a_generator_that_is_late_is_told(late: float | None, told: bool) -> None:
+    row = {"errors": 0, "p99_ms": 90.0, "late_p99_ms": late}
+    assert any("ms late" in said for said in troubles(row)) is told
+
+
+@pytest.mark.parametrize(("cores", "closed", "open_loop"), [(1, 1, 1), (2, 1, 1), (16, 4, 8)])
+def test_an_open_loop_gets_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, closed: int, open_loop: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    asked = argparse.Namespace(generator="streams", wrk=None, generator_threads=None)
+    assert generators(asked) == (StreamGenerator(closed), StreamGenerator(open_loop))
+    assert generators(argparse.Namespace(**{**vars(asked), "generator_threads": 3})) == (StreamGenerator(3),) * 2
 
 
 def test_report_and_page(server: tuple[Endpoint, Seen], bench: Bench, tmp_path: Path) -> None:

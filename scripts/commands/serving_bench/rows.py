@@ -15,6 +15,7 @@ from serving_bench.scaling import HEADROOM
 Row = dict[str, Any]
 
 QUEUE_FULL = "503"
+MOST_LATE = 0.25  # share of the p99 by which an open loop may send late before the report mentions it
 MOST_ELSEWHERE = 0.1  # share of the cores that other programs may take before the report mentions it
 STEP = "StepTime."  # how histograms of a handler's steps are named here: StepTime.read
 
@@ -142,6 +143,11 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
     found += disagreements(row)
     if (headroom := row.get("headroom")) is not None and headroom < HEADROOM:
         found.append(f"the no-op is only {headroom:.2f} times as fast: the front end or the generator limits")
+    if (late := row.get("late_p99_ms")) is not None and late > MOST_LATE * (row["p99_ms"] or 0):
+        found.append(
+            f"requests were sent {late:.1f} ms late (p99), which is part of the latencies: a lower --rate, more "
+            f"--generator-threads, or a generator on another machine"
+        )
     if spread := row.get("workers_per_gpu"):
         counts = set(spread.split(","))
         found += [f"the workers are spread unevenly over the GPUs: {spread}"] if len(counts) > 1 else []
