@@ -15,9 +15,9 @@ those with a default are optional. The file's name is the engine's name in setti
 
     ENGINE = DoublingEngine()
 
-Files without ENGINE are parts that engines share: networks and text_networks load models, bert_folders does so
-without transformers, placing moves them to their device, folding and onnx_networks transform them, graphs captures
-CUDA graphs, plans keeps TensorRT's files.
+Files without ENGINE are parts that engines share: networks and text_networks load models, bert_folders and
+resnet_folders do so without transformers, placing moves them to their device, folding and onnx_networks transform
+them, graphs captures CUDA graphs, plans keeps TensorRT's files.
 """
 
 from __future__ import annotations

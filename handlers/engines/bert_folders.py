@@ -10,7 +10,7 @@ Sources: transformers/models/bert/modeling_bert.py and .../roberta/modeling_robe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +27,8 @@ from handlers.encoder.ops import Positions
 from handlers.encoder.packed import PackedEmbeddings, PackedModel
 from handlers.encoder.weights import build_encoder
 from handlers.engines.base import EngineSpec
+from handlers.engines.weight_files import WEIGHTS, Header, has_other_files, headers
 
-WEIGHTS = "model.safetensors"
 COUNTS_FROM_0 = ("bert",)
 COUNTS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")  # see Positions
 ACTIVATIONS = ("gelu", "relu")
@@ -52,7 +52,6 @@ WITHOUT_EFFECT = {
     *("pooler_size_per_head", "pooler_type", "id2label", "label2id", "problem_type", "finetuning_task"),
 }
 KNOWN = {*SIZES, *FIXED, *WITHOUT_EFFECT, "hidden_act", "layer_norm_eps"}
-OTHER_FILES = ("adapter_config.json",)  # transformers would load an adapter too
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,13 @@ class BertFolder:
             shapes |= {name: (rows // len(names), *rest) for name in names}
         return shapes
 
+    def headers(self) -> dict[str, Header]:
+        """Return the type and shape of each tensor in the file, by name.
+
+        Packaging writes fp32. Another type would be fp32 in between if transformers loaded it.
+        """
+        return {name: ("F32", shape) for name, shape in self.shapes().items()}
+
     def table(self) -> dict[str, list[str]]:
         """Map a FusedEncoder's names to those of the tensors in the file that are stacked in it."""
         names = BERT.table(self.config.layers, final_norm=False)
@@ -98,12 +104,12 @@ class BertFolder:
 def read(spec: EngineSpec) -> BertFolder | None:
     """Return a model's folder; None if it has to go through transformers. Reads no weights."""
     path = spec.model_dir
-    if not tasks.head(spec.task).is_embedding or any((path / name).exists() for name in OTHER_FILES):
+    if not tasks.head(spec.task).is_embedding or has_other_files(path):
         return None
     try:
         content = json.loads((path / "config.json").read_text(encoding="utf-8"))
         found = _folder(path, content) if _is_known(content) else None
-        return found if found and dict(_tensors(path / WEIGHTS)) == found.shapes() else None
+        return found if found and headers(path) == found.headers() else None
     except (OSError, ValueError, SafetensorError):  # whatever is wrong with it, transformers says it
         return None
 
@@ -173,16 +179,3 @@ def _folder(path: Path, content: Mapping[str, Any]) -> BertFolder | None:
         eps=content["layer_norm_eps"],
     )
     return BertFolder(path, content, config, positions)
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names and shapes of the tensors in a file. Raises ValueError if one is not fp32, and what safetensors does.
-
-    Packaging writes fp32. Another type would be fp32 in between if transformers loaded it.
-    """
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
-            part = file.get_slice(name)
-            if part.get_dtype() != "F32":
-                raise ValueError(f"{name} is {part.get_dtype()}")
-            yield name, tuple(part.get_shape())

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from handlers.engines import resnet_folders
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
-from handlers.engines.folding import Convolution, ResNetOps, fold_resnet, pad_stem, run, why_not_foldable
+from handlers.engines.folding import Convolution, ResNetOps, pad_stem, run, why_not_foldable
 from handlers.engines.graphs import BUCKETS, GraphedByBucket
 from handlers.engines.image_inputs import why_not_squares
+from handlers.engines.titles import title
 
 # Crossover points measured on an H200; up to them Triton is faster than cuDNN.
 # 1x1 convolution: N*H*W*O*I^2 <= SMALL and I <= DEEPEST. 3x3 convolution and classifier: batch size <= FEW_IMAGES.
@@ -47,15 +49,12 @@ class Cudnn(Engine):
 
     def load(self, spec: EngineSpec) -> LoadedEngine:
         """Load the network, fold it and cast it once. Raises ValueError if it cannot be fused."""
-        from handlers.engines import networks
-
-        model = networks.load(spec.model_dir, torch.float32)
-        network = pad_stem(fold_resnet(model, spec.device, spec.dtype), STEM_CHANNELS)
+        network = pad_stem(resnet_folders.folded(spec), STEM_CHANNELS)
         operations = best_operations()
         graphed = GraphedByBucket(functools.partial(run, network, operations=operations), STEM_CHANNELS)
         details: dict[str, object] = {
             "library": f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}",
-            "network": networks.title(spec.model_dir),
+            "network": title(spec.model_dir),
             "kernels": _described(operations),
             "memoryFormat": "channels_last",
             "graphs": list(BUCKETS),

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,42 @@ class Convolution:
     stride: int
     padding: int
     groups: int = 1
+
+
+class BatchNorm(NamedTuple):
+    """An affine map of each channel, as BatchNorm applies it at inference. All tensors are (O,)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """A square convolution without dilation, and the BatchNorm after it.
+
+    Args:
+        weight: (O, I / groups, k, k).
+        norm: what follows.
+        stride, padding, groups: as in Convolution.
+        bias: (O,), of the convolution; None if it has none.
+    """
+
+    weight: torch.Tensor
+    norm: BatchNorm
+    stride: int
+    padding: int
+    groups: int = 1
+    bias: torch.Tensor | None = None
+
+    def scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the output channels without bias are scaled by, and shifted by: (O,), (O,), in fp64."""
+        norm = self.norm
+        scale = norm.weight.double() / (norm.variance.double() + norm.eps).sqrt()
+        before = 0 if self.bias is None else self.bias.double()
+        return scale, norm.bias.double() + (before - norm.mean.double()) * scale
 
 
 @dataclass(frozen=True)
@@ -177,28 +214,42 @@ def fold_resnet(model: Any, device: torch.device, dtype: torch.dtype) -> FoldedR
     """
     if model.config.hidden_act != "relu":
         raise ValueError(f"the activation is {model.config.hidden_act}; only relu can be fused")
-
-    def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, extra: torch.Tensor | None = None) -> Convolution:
-        return _fold(conv, norm, device, dtype, extra)
-
-    def fold_block(block: Any) -> Block:
-        *first, last = [(layer.convolution, layer.normalization) for layer in block.layer]
-        shortcut, extra = None, None
-        if not isinstance(block.shortcut, nn.Identity):
-            convolution, norm = block.shortcut.children()
-            shortcut = fold(convolution, norm)
-            extra = _scale_and_bias(convolution, norm)[1]
-            shortcut = dataclasses.replace(shortcut, bias=torch.zeros_like(shortcut.bias))
-        return Block((*(fold(*pair) for pair in first), fold(*last, extra)), shortcut)
-
-    blocks = [fold_block(block) for stage in model.resnet.encoder.stages for block in stage.layers]
+    blocks = (_unfolded_block(block) for stage in model.resnet.encoder.stages for block in stage.layers)
     stem, classifier = model.resnet.embedder.embedder, model.classifier[-1]
-    return FoldedResNet(
-        fold(stem.convolution, stem.normalization),
-        tuple(blocks),
-        classifier.weight.detach().to(device, dtype),
-        classifier.bias.detach().to(device, dtype),
+    return fold(
+        _unfolded(stem.convolution, stem.normalization), blocks, (classifier.weight, classifier.bias), device, dtype
     )
+
+
+@torch.no_grad()
+def fold(
+    stem: Unfolded,
+    blocks: Iterable[tuple[Sequence[Unfolded], Unfolded | None]],
+    classifier: tuple[torch.Tensor, torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> FoldedResNet:
+    """Fold the layers of a ResNet: computed in fp64, then cast once. The result shares no memory with them.
+
+    Args:
+        stem: the first convolution.
+        blocks: body and shortcut of each residual block, in order. Each is folded before the next one is asked for.
+        classifier: (classes, hidden), (classes,).
+        device: of the result.
+        dtype: of the result.
+    """
+
+    def fold_block(body: Sequence[Unfolded], shortcut: Unfolded | None) -> Block:
+        *first, last = body
+        folded = [_fold(layer, device, dtype) for layer in first]
+        if shortcut is None:
+            return Block((*folded, _fold(last, device, dtype)), None)
+        projected, extra = _fold(shortcut, device, dtype), shortcut.scale_and_bias()[1]
+        without_bias = dataclasses.replace(projected, bias=torch.zeros_like(projected.bias))
+        return Block((*folded, _fold(last, device, dtype, extra)), without_bias)
+
+    weight, bias = (values.to(device, dtype, copy=True) for values in classifier)
+    return FoldedResNet(_fold(stem, device, dtype), tuple(fold_block(*block) for block in blocks), weight, bias)
 
 
 def contiguous(network: FoldedResNet) -> FoldedResNet:
@@ -223,21 +274,27 @@ def pad_stem(network: FoldedResNet, channels: int) -> FoldedResNet:
     return dataclasses.replace(network, stem=stem)
 
 
-def _fold(conv: Any, norm: Any, device: torch.device, dtype: torch.dtype, extra: torch.Tensor | None) -> Convolution:
-    """Fold `norm` into `conv`. extra: (O,) fp64, added to the bias; or None."""
+def _unfolded_block(block: Any) -> tuple[list[Unfolded], Unfolded | None]:
+    """Return body and shortcut of a residual block of transformers."""
+    body = [_unfolded(layer.convolution, layer.normalization) for layer in block.layer]
+    return body, None if isinstance(block.shortcut, nn.Identity) else _unfolded(*block.shortcut.children())
+
+
+def _unfolded(conv: Any, norm: Any) -> Unfolded:
+    """Return a Conv2d and its BatchNorm2d. Raises ValueError if the convolution is not a Convolution's kind."""
     plain = conv.dilation == (1, 1) and isinstance(conv.padding, tuple)
     if not plain or any(len(set(sides)) != 1 for sides in (conv.kernel_size, conv.stride, conv.padding)):
         raise ValueError(f"{conv} is dilated or not square, which this does not fuse")
-    scale, bias = _scale_and_bias(conv, norm)
-    weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
+    statistics = BatchNorm(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+    return Unfolded(conv.weight, statistics, conv.stride[0], conv.padding[0], conv.groups, conv.bias)
+
+
+def _fold(
+    layer: Unfolded, device: torch.device, dtype: torch.dtype, extra: torch.Tensor | None = None
+) -> Convolution:
+    """Fold one layer. extra: (O,) fp64, added to the bias; or None."""
+    scale, bias = layer.scale_and_bias()
+    weight = layer.weight * scale.view(-1, 1, 1, 1)  # in fp64, as the scale is, without a copy of the weight in fp64
     folded = weight.to(device, dtype).to(memory_format=torch.channels_last)
     bias = bias if extra is None else bias + extra
-    return Convolution(folded, bias.to(device, dtype), conv.stride[0], conv.padding[0], conv.groups)
-
-
-@torch.no_grad()
-def _scale_and_bias(conv: Any, norm: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the output channels of `conv` without bias are scaled by, and shifted by: (O,), (O,), in fp64."""
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    before = 0 if conv.bias is None else conv.bias.double()
-    return scale, norm.bias.double() + (before - norm.running_mean.double()) * scale
+    return Convolution(folded, bias.to(device, dtype), layer.stride, layer.padding, layer.groups)

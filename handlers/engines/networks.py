@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from handlers import LOCAL, phases
+from handlers.engines.titles import PLAIN
 
 with phases.phase("transformers"):  # it takes seconds
     from transformers import (
@@ -32,7 +33,6 @@ with phases.phase("transformers"):  # it takes seconds
     from transformers.utils.logging import disable_progress_bar
 
 TOWERS = (CLIPVisionModelWithProjection,)  # image encoders that AutoModel does not choose
-PLAIN = {"groups": 1, "width_per_group": 64}
 
 
 class ResNeXtForImageClassification(ResNetForImageClassification):
@@ -146,15 +146,3 @@ def timm_problem() -> str | None:
 
 def _resnet(config: Any) -> Any:
     return ResNetForImageClassification if breadth(config) == PLAIN else ResNeXtForImageClassification
-
-
-def title(folder: Path) -> str:
-    """Return a name for people: the network's class, and its timm architecture or its groups and width."""
-    config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    name = str((config.get("architectures") or [config.get("model_type", "unnamed")])[0])
-    if config.get("model_type") == "timm_wrapper":
-        return f"{name} ({config.get('architecture')})"
-    groups, width = (config.get(key, plain) for key, plain in PLAIN.items())
-    if config.get("model_type") != "resnet" or (groups, width) == tuple(PLAIN.values()):
-        return name
-    return f"{name} ({groups} group{'' if groups == 1 else 's'}, width {width} a group)"

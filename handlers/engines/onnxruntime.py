@@ -21,12 +21,14 @@ import torch
 from torch import nn
 
 from handlers.encoder.ops import Segments, TorchEncoderOps
+from handlers.engines import resnet_folders
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
-from handlers.engines.folding import fold_resnet, why_not_foldable
+from handlers.engines.folding import why_not_foldable
 from handlers.engines.image_inputs import why_not_squares
 from handlers.engines.onnx_graph import Graph
 from handlers.engines.onnx_networks import HIDDEN, IMAGES, LENGTHS, encoder, resnet, why_no_encoder
 from handlers.engines.text_networks import Packed, fused_config, packed_model, sparse_pooling, why_not_fused
+from handlers.engines.titles import title
 
 MISSING = (
     "the package onnxruntime, which is faster than PyTorch on many CPUs, is not installed: scripts/setup serve cpu, "
@@ -81,17 +83,14 @@ def _why_not_texts(spec: EngineSpec) -> str | None:
 
 
 def _load_images(spec: EngineSpec) -> LoadedEngine:
-    from handlers.engines import networks
-
-    folded = fold_resnet(networks.load(spec.model_dir, torch.float32), spec.device, torch.float32)
-    network = session(*resnet(folded, spec.image_size))
+    network = session(*resnet(resnet_folders.folded(spec), spec.image_size))
     at_once = max(1, PIXELS // spec.image_size**2)
 
     def run(images: torch.Tensor) -> torch.Tensor:
         parts = [part.contiguous().numpy() for part in images.split(at_once)]
         return torch.cat([torch.from_numpy(network.run(None, {IMAGES: part})[0]) for part in parts])
 
-    return LoadedEngine(run, {**_details(), "network": networks.title(spec.model_dir), "batchNorm": "folded"})
+    return LoadedEngine(run, {**_details(), "network": title(spec.model_dir), "batchNorm": "folded"})
 
 
 def _load_texts(spec: EngineSpec) -> LoadedEngine:

@@ -32,6 +32,7 @@ from handlers.engines import plans
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.graphs import BUCKETS, GraphedByBucket, bucket_of, on_side_stream
 from handlers.engines.image_inputs import why_not_squares
+from handlers.engines.titles import title
 
 ONNX, PLAN_FOLDER = "model.onnx", "plan"  # in the archive
 INPUT, OUTPUT = "images", "logits"  # names in the network
@@ -94,14 +95,12 @@ class TensorRT(Engine):
 
     def load(self, spec: EngineSpec) -> LoadedEngine:
         """Find or build the plan, and deserialise it. Raises plans.PlanError, a ValueError that names both sides."""
-        from handlers.engines import networks
-
         wanted, archived = fingerprint(spec), spec.model_dir / PLAN_FOLDER
         plan = plans.obtain(archived, spec.plan_cache, wanted, spec.on_mismatch, lambda: build(spec))
         runner = PlanRunner(plan.content, spec.buckets, spec.device)
         details: dict[str, object] = {
             "library": f"TensorRT {wanted.tensorrt}",
-            "network": networks.title(spec.model_dir),
+            "network": title(spec.model_dir),
             "plan": plan.source,
             "profiles": list(spec.buckets),
             "graphs": list(runner.graphed.buckets)

@@ -18,6 +18,7 @@ from handlers.engines import sparse_logits
 from handlers.engines.base import Engine, EngineSpec, LoadedEngine
 from handlers.engines.image_inputs import ImageInputs, outputs
 from handlers.engines.text_networks import load_transformer, sparse_pooling
+from handlers.engines.titles import title
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
 TOKEN_BUDGET = 16_384
@@ -50,15 +51,13 @@ def load_classifier(spec: EngineSpec) -> Any:
 
 
 def _load_image_classifier(spec: EngineSpec) -> LoadedEngine:
-    from handlers.engines import networks
-
     network = load_classifier(spec)
 
     @torch.inference_mode()
     def run(images: ImageInputs) -> torch.Tensor:
         return outputs(network, images)  # (N, classes) or (N, features)
 
-    details = {"library": f"torch {torch.__version__}", "network": networks.title(spec.model_dir)}
+    details = {"library": f"torch {torch.__version__}", "network": title(spec.model_dir)}
     return LoadedEngine(run, {**details, "memoryFormat": "channels_last"}, layers=(run, network))
 
 

@@ -10,7 +10,7 @@ import torch
 import train_digits
 from transformers import ResNetForImageClassification
 
-from handlers.engines import EngineSpec, LoadedEngine, cudnn
+from handlers.engines import EngineSpec, LoadedEngine, cudnn, networks, resnet_folders
 from handlers.engines.folding import Convolution, TorchResNetOps
 from handlers.images.batching import Batcher
 from handlers.images.preparation import prepare
@@ -69,6 +69,21 @@ def test_logits_of_every_batch_size(
     errors = (logits - reference[:count]).norm(dim=1) / reference[:count].norm(dim=1)
     assert errors.max() < 1e-2
     assert torch.equal(logits.argmax(dim=1), reference[:count].argmax(dim=1))
+
+
+def test_it_is_loaded_without_transformers(
+    monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, engine: LoadedEngine
+) -> None:
+    """With the weights that transformers' network gives, bit for bit."""
+    direct, through = resnet_folders.load(spec()), resnet_folders.through_transformers(spec())
+    assert direct is not None
+    for found, wanted in zip(direct.blocks, through.blocks, strict=True):
+        for one, other in zip(found.body, wanted.body, strict=True):
+            assert one.weight.is_cuda
+            assert torch.equal(one.weight, other.weight)
+            assert torch.equal(one.bias, other.bias)
+    monkeypatch.setattr(networks, "load", lambda *_: pytest.fail("transformers was asked"))
+    assert torch.equal(run(cudnn.ENGINE.load(spec()), images[:3]), run(engine, images[:3]))
 
 
 def test_answers_survive_later_batches(engine: LoadedEngine, images: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import ResNetConfig, ViTConfig
 
 from archive import onnx_export, random_weights, sample_images
-from handlers.engines import EngineSpec, cudnn, networks, tensorrt
+from handlers.engines import EngineSpec, cudnn, networks, tensorrt, titles
 from handlers.images.batching import Batcher
 from handlers.images.preparation import prepare
 from handlers.images.preprocess import Preprocess
@@ -60,7 +60,7 @@ def test_cudnn_runs_groups_and_widths(
     folder, network = broad
     spec = spec_of(folder, precision)
     engine = cudnn.ENGINE.load(spec)
-    assert engine.details["network"] == networks.title(folder) != "ResNetForImageClassification"
+    assert engine.details["network"] == titles.title(folder) != "ResNetForImageClassification"
     batch = images[:count].to("cuda", spec.dtype).contiguous(memory_format=torch.channels_last)
     reference = network(images[:count]).logits
     errors = (engine.run(batch).float().cpu() - reference).norm(dim=1) / reference.norm(dim=1)

@@ -129,4 +129,10 @@ def test_no_engine_imports_another() -> None:
 
 def test_imports_in_functions_and_by_name_count() -> None:
     assert "handlers.kernels.resnet" in IMPORTS["handlers.engines.cudnn"]  # import_module
-    assert "handlers.engines.networks" in IMPORTS["handlers.engines.cudnn"]  # in a method
+    assert "handlers.engines.networks" in IMPORTS["handlers.engines.torch_eager"]  # in a function
+
+
+def test_image_workers_import_transformers_networks_in_two_files_only() -> None:
+    """The import takes seconds. An engine that folds ResNets, or has a plan, can do without."""
+    asking = {module for module, others in IMPORTS.items() if "handlers.engines.networks" in others}
+    assert asking == {"handlers.engines.torch_eager", "handlers.engines.resnet_folders"}

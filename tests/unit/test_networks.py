@@ -11,7 +11,7 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig
 
 from handlers import engines
-from handlers.engines import EngineSpec, networks
+from handlers.engines import EngineSpec, networks, titles
 
 TINY: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 2], "num_labels": 5}
 
@@ -103,7 +103,7 @@ def test_another_classifier_is_served_and_named(tmp_path: Path) -> None:
 )
 def test_titles(tmp_path: Path, config: dict[str, Any], title: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert networks.title(tmp_path) == title
+    assert titles.title(tmp_path) == title
 
 
 def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from archive.checkpoints.errors import CheckpointError  # noqa: E402
 from archive.checkpoints.image_checkpoints import read  # noqa: E402
-from handlers.engines import networks  # noqa: E402
+from handlers.engines import networks, titles  # noqa: E402
 
 CLASSES = 5
 NAMES = [f"kind {index}" for index in range(CLASSES)]
@@ -164,7 +164,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
         "labels": found.labels,
         "layout": found.layout,
         "notes": found.notes,
-        "title": networks.title(folder / "served"),
+        "title": titles.title(folder / "served"),
         "config": json.loads((folder / "served" / "config.json").read_text(encoding="utf-8")),
         "scale": float(wanted.abs().max()),
         "read": float((found.network()(images).logits - wanted).abs().max()),
