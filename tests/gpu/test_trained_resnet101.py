@@ -71,7 +71,8 @@ def vanilla_error(spec: EngineSpec, images: torch.Tensor, reference: torch.Tenso
 
 def errors(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """(N, classes) twice -> (N,), relative to the reference."""
-    return (logits - reference).norm(dim=1) / reference.norm(dim=1)
+    found: torch.Tensor = (logits - reference).norm(dim=1) / reference.norm(dim=1)
+    return found
 
 
 def run(engine: LoadedEngine, images: torch.Tensor, batch: int) -> torch.Tensor:
