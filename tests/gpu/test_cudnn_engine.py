@@ -83,7 +83,8 @@ def test_it_is_loaded_without_transformers(
             assert torch.equal(one.weight, other.weight)
             assert torch.equal(one.bias, other.bias)
     monkeypatch.setattr(networks, "load", lambda *_: pytest.fail("transformers was asked"))
-    assert torch.equal(run(cudnn.ENGINE.load(spec()), images[:3]), run(engine, images[:3]))
+    again, before = run(cudnn.ENGINE.load(spec()), images[:3]), run(engine, images[:3])
+    assert (again - before).norm() / before.norm() < 1e-2  # each load chooses its kernels by measuring
 
 
 def test_answers_survive_later_batches(engine: LoadedEngine, images: torch.Tensor) -> None:
