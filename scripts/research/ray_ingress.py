@@ -238,6 +238,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     found.add_argument("--ways", nargs="+", choices=("HTTP", "gRPC"), default=["HTTP", "gRPC"])
     found.add_argument("--texts-per-request", type=int, default=1)
+    found.add_argument(
+        "--pixels", type=int, help="width and height of the pictures; 28: next to no work for the model, so hosts show"
+    )
     found.add_argument("--seconds", type=float, default=5)
     found.add_argument("--warm-up", type=float, default=3)
     found.add_argument("--rounds", type=int, default=3)
@@ -245,10 +248,14 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def _size(chosen: argparse.Namespace) -> tuple[int, int]:
+    return (chosen.pixels, chosen.pixels) if chosen.pixels else loads.SIZE
+
+
 def main() -> int:
     chosen = parser().parse_args()
     archive = archives.read(str(chosen.archive.resolve()))
-    load = loads.texts(None, chosen.texts_per_request) if archive.kind == TEXTS else loads.images(None, loads.SIZE)
+    load = loads.texts(None, chosen.texts_per_request) if archive.kind == TEXTS else loads.images(None, _size(chosen))
     # A number alone is refused by gRPC: it has no content type that says whether it is a text or JSON.
     load = replace(load, bodies=[body for body in load.bodies if not body.isdigit()])
     told: dict[str, Any] = {"conditions": conditions(chosen, load), "rows": []}

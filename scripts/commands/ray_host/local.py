@@ -15,7 +15,7 @@ import psutil
 from server.paths import ROOT
 
 from handlers import cpus
-from ray_host import failures, progress
+from ray_host import failures, progress, tunables
 from ray_host.options import AppOptions, ModelOptions
 
 APP = "models"
@@ -35,8 +35,11 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
 
     Raises RuntimeError, in one line, if Ray does not start.
     """
-    _set_environment()
+    _set_environment(host)
     from ray import serve
+
+    # HAProxy listens at `host`, and all behind it on this machine alone.
+    address = HERE if tunables.is_haproxy(os.environ) else host
 
     try:
         with _in_root():
@@ -49,7 +52,7 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
                 _node_ip_address=HERE,
             )
         quiet = {"enable_access_log": False, "log_level": "WARNING"}
-        serve.start(http_options={"host": host, "port": port}, logging_config=quiet, **_grpc(grpc_port))
+        serve.start(http_options={"host": address, "port": port}, logging_config=quiet, **_grpc(grpc_port))
     except Exception as error:  # Ray raises the class Exception itself, and AssertionError, too
         raise RuntimeError(failures.of_start(error)) from None
     return f"{context.address_info['session_dir']}/logs"
@@ -89,6 +92,7 @@ def stop() -> None:
         with contextlib.suppress(Exception):  # Ray itself is gone or half started: nothing is left to be answered
             serve.shutdown()
         ray.shutdown()
+    tunables.forget(os.environ)
 
 
 def _init(**options: Any) -> Any:
@@ -173,11 +177,13 @@ def _applications() -> Mapping[str, Any]:
         return {}
 
 
-def _set_environment() -> None:
+def _set_environment(host: str) -> None:
     """Before Ray is imported: it sends no usage statistics, and its ports want a token, which is in no file.
 
     Ray's processes inherit all of it.
     """
+    if reason := tunables.choose(os.environ, host):
+        print(f"Ray's own proxy reads the requests: {reason}. HAProxy would take less CPU time", file=sys.stderr)
     cpus.wait_patiently(os.environ)
     os.environ.setdefault(NICENESS, "0")  # Ray's default is 15: any other program would come first
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
