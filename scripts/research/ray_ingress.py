@@ -239,7 +239,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--ways", nargs="+", choices=("HTTP", "gRPC"), default=["HTTP", "gRPC"])
     found.add_argument("--texts-per-request", type=int, default=1)
     found.add_argument(
-        "--pixels", type=int, help="width and height of the pictures; 28: next to no work for the model, so hosts show"
+        "--pixels",
+        type=int,
+        help="width and height of the pictures; 28: next to no work for the model, so hosts show",
     )
     found.add_argument("--seconds", type=float, default=5)
     found.add_argument("--warm-up", type=float, default=3)

@@ -35,10 +35,11 @@ class _Call:
 
 
 class Gathering:
-    """The requests of one model. A few calls are on their way; what comes meanwhile goes together with the next one.
+    """The requests of one model. A few calls are on their way; what comes meanwhile goes together in the next one.
 
-    No request waits for company: if there is room for a call, it goes at once, with those that came in the same turn of
-    the event loop. A request that is given up is left out of its call, or of the model's answers if it has gone.
+    No request waits for others: if there is room for a call, it goes at once, with those of the same turn of
+    the event loop. One that is given up while it waits is not sent. A call is cancelled if all of its requests are
+    given up.
 
     Args:
         send: see Send.

