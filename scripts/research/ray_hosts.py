@@ -244,10 +244,12 @@ def main() -> int:
     found.add_argument("--death", choices=("kill", "cut"), default="kill")
     found.add_argument("--replicas", type=int, default=3)
     found.add_argument("--seconds", type=float, default=5, help="of load before and after (default: %(default)s)")
+    found.add_argument("--other-version", action="store_true", help="take an archive of other handlers than these")
     found.add_argument("--log", type=Path, default=Path("ray_hosts.log"))
     chosen = found.parse_args()
     environment = ray_environment()
     model = {"archive": str(chosen.archive.resolve()), "replicas": chosen.replicas, "num_gpus": 0, "name": "digits"}
+    model["allow_other_version"] = chosen.other_version
     with contextlib.ExitStack() as stack, chosen.log.open("w") as log:
         try:
             stack.enter_context(namespaces())

@@ -238,6 +238,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     found.add_argument("--ways", nargs="+", choices=("HTTP", "gRPC"), default=["HTTP", "gRPC"])
     found.add_argument("--texts-per-request", type=int, default=1)
+    found.add_argument("--raw", action="store_true", help="ask for raw vectors in place of JSON, by HTTP")
     found.add_argument(
         "--pixels",
         type=int,
@@ -258,6 +259,8 @@ def main() -> int:
     chosen = parser().parse_args()
     archive = archives.read(str(chosen.archive.resolve()))
     load = loads.texts(None, chosen.texts_per_request) if archive.kind == TEXTS else loads.images(None, _size(chosen))
+    if chosen.raw:
+        load = replace(load, headers={**load.headers, "Accept": "application/octet-stream"})
     # A number alone is refused by gRPC: it has no content type that says whether it is a text or JSON.
     load = replace(load, bodies=[body for body in load.bodies if not body.isdigit()])
     told: dict[str, Any] = {"conditions": conditions(chosen, load), "rows": []}

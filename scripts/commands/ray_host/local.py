@@ -16,7 +16,7 @@ from server.paths import ROOT
 
 from handlers import cpus
 from ray_host import failures, progress, tunables
-from ray_host.options import AppOptions, ModelOptions
+from ray_host.options import AppOptions, ModelOptions, fronts_for
 
 APP = "models"
 HERE = "127.0.0.1"
@@ -30,8 +30,8 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
     Args:
         host, port: at which requests are answered.
         least_cpus: Ray counts at least so many CPUs, so that each replica finds one.
-        grpc_port: at which gRPC calls are answered, on all addresses of this machine: Ray Serve has no setting for
-            that. None for no gRPC.
+        grpc_port: at which gRPC calls are answered; None for no gRPC. HAProxy answers at `host`, and the fronts behind
+            it listen on all addresses of this machine. So does Ray's own proxy: Ray Serve has no setting for that.
 
     Raises RuntimeError, in one line, if Ray does not start.
     """
@@ -62,7 +62,7 @@ def run(args: Mapping[str, Any], logs: str) -> None:
     """Serve these models; in place of those before, without a gap. Returns when all are ready.
 
     Args:
-        args: as AppOptions has them.
+        args: as AppOptions has them; without `fronts`, as many as `fronts_for` says.
         logs: what `start` returned, for the message of an error.
 
     Raises:
@@ -74,8 +74,9 @@ def run(args: Mapping[str, Any], logs: str) -> None:
 
     from ray_host.app import build
 
-    _refuse_too_many(AppOptions.of(args))
-    application = build(args)
+    options = AppOptions.of(args)
+    _refuse_too_many(options)
+    application = build({"fronts": _fronts(options), **args})
     try:
         with progress.shown(_applications, APP):
             serve.run(application, name=APP, route_prefix="/")
@@ -136,6 +137,15 @@ def _in_root() -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+def _fronts(options: AppOptions) -> int:
+    """How many fronts suit the GPUs that the models use, and the cores of this machine."""
+    import ray
+
+    there: Mapping[str, float] = ray.cluster_resources()
+    uses_gpus = any("GPU" in _shares(model, there) for model in options.models)
+    return fronts_for(int(there.get("GPU", 0)) if uses_gpus else 0, cpus.usable())
 
 
 def _refuse_too_many(options: AppOptions) -> None:
