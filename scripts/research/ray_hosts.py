@@ -116,7 +116,12 @@ def ray_environment() -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts' / 'commands'}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_worker_niceness": "0",  # as scripts/deployment/ray/node has it
+        # As scripts/deployment/ray/node has them:
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "180",
     }
 
 

@@ -30,8 +30,8 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
     Args:
         host, port: at which requests are answered.
         least_cpus: Ray counts at least so many CPUs, so that each replica finds one.
-        grpc_port: at which gRPC calls are answered; None for no gRPC. HAProxy answers at `host`, and the fronts behind
-            it listen on all addresses of this machine. So does Ray's own proxy: Ray Serve has no setting for that.
+        grpc_port: at which gRPC calls are answered; None for no gRPC. HAProxy answers at `host`. The fronts behind it
+            listen on all addresses of this machine, and so does Ray's own proxy: Ray Serve has no setting for that.
 
     Raises RuntimeError, in one line, if Ray does not start.
     """
