@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,9 +151,9 @@ def _status(answer: bytes) -> str:
     return "refused" if body.startswith(b'{"code"') or not body else "OK"
 
 
-def servers_cpu_s() -> Counter[str]:
+def servers_cpu_s() -> dict[str, float]:
     """Return the CPU seconds of all processes that this one has started, by what they are, up to now."""
-    found: Counter[str] = Counter()
+    found: dict[str, float] = defaultdict(float)
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
@@ -200,10 +200,10 @@ def _with_cpu(ask: Any, served: Served, load: Load, clients: int, seconds: float
     """The figures of a round, and the CPU time of the server's processes: in all, and those with the most."""
     before = servers_cpu_s()
     figures: dict[str, Any] = ask(served, load, clients, seconds)
-    used = servers_cpu_s()
-    used.subtract(before)
+    used = {name: spent - before.get(name, 0.0) for name, spent in servers_cpu_s().items()}
     answered = max(1, figures["statuses"].get("OK", 0))
-    by_process = {name: round(spent * 1e3 / answered, 2) for name, spent in used.most_common(8) if spent > 0}
+    most = sorted(used.items(), key=lambda item: -item[1])[:8]
+    by_process = {name: round(spent * 1e3 / answered, 2) for name, spent in most if spent > 0}
     return {**figures, "server_cpu_ms": round(sum(used.values()) * 1e3 / answered, 2), "by_process_ms": by_process}
 
 

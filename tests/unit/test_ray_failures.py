@@ -172,7 +172,7 @@ def test_replicas_have_the_same_priority_as_other_programs(monkeypatch: pytest.M
     for name in (local.NICENESS, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
         monkeypatch.setenv(name, "x")  # so that it is set again after this test
         monkeypatch.delenv(name)
-    monkeypatch.setattr(local.tunables, "choose", lambda environment, host: None)
+    monkeypatch.setattr("ray_host.tunables.choose", lambda environment, host: None)
     local._set_environment(local.HERE)
     assert os.environ[local.NICENESS] == "0"
 

@@ -98,7 +98,7 @@ def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path
         tunables.HOST: host,
         tunables.PROGRAM: str(program(tmp_path, 'echo "$@"')),
     }
-    command = [tunables.OWN_HAPROXY, "-db", "-f", config, "-sf", "7"]
+    command = [str(tunables.OWN_HAPROXY), "-db", "-f", str(config), "-sf", "7"]
     told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     assert told.stdout == f"-db -f {config}.own -sf 7\n"
     assert config.read_text() == CONFIG

