@@ -78,7 +78,13 @@ def parser() -> argparse.ArgumentParser:
         "--grpc-port",
         type=port,
         metavar="PORT",
-        help="answer gRPC, too, on all addresses of this machine: Ray Serve cannot do so on one (default: no gRPC)",
+        help="answer gRPC, too; the fronts behind it listen on all addresses of this machine (default: no gRPC)",
+    )
+    found.add_argument(
+        "--fronts",
+        type=positive,
+        metavar="N",
+        help="processes that read requests (default: one for 4 cores, and 3 per GPU at most; one without a GPU)",
     )
     each = found.add_argument_group("for each model")
     each.add_argument(
@@ -140,7 +146,7 @@ def args_of(chosen: argparse.Namespace) -> dict[str, Any]:
             ]
         except (yaml.YAMLError, LookupError, TypeError) as error:
             raise ValueError(f"{chosen.config} has no args of an application: {type(error).__name__}") from None
-        return {**_with_absolute(found), "front_num_cpus": 0}
+        return {**_with_absolute(found), **_fronts(chosen), "front_num_cpus": 0}
     fewest, most = chosen.replicas
     share = max(1, cpus.usable() // ((most or fewest) * len(chosen.archives)))
     common = {
@@ -154,7 +160,8 @@ def args_of(chosen: argparse.Namespace) -> dict[str, Any]:
         "edited_settings": chosen.edited_settings,
         "allow_other_version": chosen.other_version,
     }
-    return {"models": [{**_named(word), **common} for word in chosen.archives], "front_num_cpus": 0}
+    models = [{**_named(word), **common} for word in chosen.archives]
+    return {"models": models, **_fronts(chosen), "front_num_cpus": 0}
 
 
 def next_steps(host: str, number: int) -> str:
@@ -167,6 +174,10 @@ Serving until Ctrl-C. In another terminal, from {ROOT}:
   curl -T archive/digits/samples/seven.png {address}/predictions/digits
   curl -H "Content-Type: application/json" -d '["one sentence", "and another"]' {address}/predictions/sentences
 """
+
+
+def _fronts(chosen: argparse.Namespace) -> dict[str, int]:
+    return {} if chosen.fronts is None else {"fronts": chosen.fronts}
 
 
 def _named(word: str) -> dict[str, Any]:

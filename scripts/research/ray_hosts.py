@@ -116,7 +116,12 @@ def ray_environment() -> dict[str, str]:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts' / 'commands'}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_worker_niceness": "0",  # as scripts/deployment/ray/node has it
+        # As scripts/deployment/ray/node has them:
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "180",
     }
 
 
@@ -244,10 +249,12 @@ def main() -> int:
     found.add_argument("--death", choices=("kill", "cut"), default="kill")
     found.add_argument("--replicas", type=int, default=3)
     found.add_argument("--seconds", type=float, default=5, help="of load before and after (default: %(default)s)")
+    found.add_argument("--other-version", action="store_true", help="take an archive of other handlers than these")
     found.add_argument("--log", type=Path, default=Path("ray_hosts.log"))
     chosen = found.parse_args()
     environment = ray_environment()
     model = {"archive": str(chosen.archive.resolve()), "replicas": chosen.replicas, "num_gpus": 0, "name": "digits"}
+    model["allow_other_version"] = chosen.other_version
     with contextlib.ExitStack() as stack, chosen.log.open("w") as log:
         try:
             stack.enter_context(namespaces())

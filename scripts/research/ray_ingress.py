@@ -21,16 +21,18 @@ import datetime
 import importlib.metadata
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray_host import grpc_service
 from server.paths import ROOT, python_path
 from server.ports import free_ports
@@ -149,6 +151,24 @@ def _status(answer: bytes) -> str:
     return "refused" if body.startswith(b'{"code"') or not body else "OK"
 
 
+def servers_cpu_s() -> dict[str, float]:
+    """Return the CPU seconds of all processes that this one has started, by what they are, up to now."""
+    found: dict[str, float] = defaultdict(float)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            found[_kind(" ".join(process.cmdline()))] += times.user + times.system
+    return found
+
+
+def _kind(command: str) -> str:
+    """What a process is: Ray's workers name themselves, the others are known by their files."""
+    if found := re.match(r"ray::(\w+(?::\w+)*)", command):
+        return found[1]
+    known = ("gcs_server", "raylet/raylet", "dashboard/agent", "runtime_env/agent", "log_monitor", "haproxy", "java")
+    return next((name for name in known if name in command), "other")
+
+
 def _figures(statuses: dict[str, int], seconds: float, ms: Any, cpu_s: float) -> dict[str, Any]:
     return {
         "requests_per_s": round(statuses.get("OK", 0) / seconds, 1),
@@ -161,19 +181,30 @@ def _figures(statuses: dict[str, int], seconds: float, ms: Any, cpu_s: float) ->
 
 def rounds(served: Served, load: Load, chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row for HTTP and one for gRPC, per number of clients: the round with the median of the requests/s."""
-    ways = {"HTTP": by_http, "gRPC": by_grpc}
+    ways = {way: ask for way, ask in {"HTTP": by_http, "gRPC": by_grpc}.items() if way in chosen.ways}
     for clients in chosen.clients:
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         for ask in ways.values():
             ask(served, load, clients, chosen.warm_up)
         for _ in range(chosen.rounds):
             for way, ask in ways.items():
-                found[way].append(ask(served, load, clients, chosen.seconds))
+                found[way].append(_with_cpu(ask, served, load, clients, chosen.seconds))
         for way, of_way in found.items():
             ordered = sorted(of_way, key=lambda figures: float(figures["requests_per_s"]))
             all_rates = [figures["requests_per_s"] for figures in of_way]
             row = {"server": f"{served.name} {way}", "clients": clients, **ordered[len(ordered) // 2]}
             yield {**row, "rounds_per_s": all_rates, "failed": any(set(one["statuses"]) != {"OK"} for one in of_way)}
+
+
+def _with_cpu(ask: Any, served: Served, load: Load, clients: int, seconds: float) -> dict[str, Any]:
+    """The figures of a round, and the CPU time of the server's processes: in all, and those with the most."""
+    before = servers_cpu_s()
+    figures: dict[str, Any] = ask(served, load, clients, seconds)
+    used = {name: spent - before.get(name, 0.0) for name, spent in servers_cpu_s().items()}
+    answered = max(1, figures["statuses"].get("OK", 0))
+    most = sorted(used.items(), key=lambda item: -item[1])[:8]
+    by_process = {name: round(spent * 1e3 / answered, 2) for name, spent in most if spent > 0}
+    return {**figures, "server_cpu_ms": round(sum(used.values()) * 1e3 / answered, 2), "by_process_ms": by_process}
 
 
 def conditions(chosen: argparse.Namespace, load: Load) -> dict[str, Any]:
@@ -193,6 +224,9 @@ def conditions(chosen: argparse.Namespace, load: Load) -> dict[str, Any]:
     }
 
 
+SERVERS = {"torchserve": torchserve, "ray": ray}
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,7 +235,15 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--fronts", type=int, default=1, help="Ray's processes that read requests")
     found.add_argument("--gpu-share", type=float, default=0, help="of a GPU per replica (default: the CPU)")
     found.add_argument("--clients", type=int, nargs="+", default=[1, 16])
+    found.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
+    found.add_argument("--ways", nargs="+", choices=("HTTP", "gRPC"), default=["HTTP", "gRPC"])
     found.add_argument("--texts-per-request", type=int, default=1)
+    found.add_argument("--raw", action="store_true", help="ask for raw vectors in place of JSON, by HTTP")
+    found.add_argument(
+        "--pixels",
+        type=int,
+        help="width and height of the pictures; 28: next to no work for the model, so hosts show",
+    )
     found.add_argument("--seconds", type=float, default=5)
     found.add_argument("--warm-up", type=float, default=3)
     found.add_argument("--rounds", type=int, default=3)
@@ -209,15 +251,21 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def _size(chosen: argparse.Namespace) -> tuple[int, int]:
+    return (chosen.pixels, chosen.pixels) if chosen.pixels else loads.SIZE
+
+
 def main() -> int:
     chosen = parser().parse_args()
     archive = archives.read(str(chosen.archive.resolve()))
-    load = loads.texts(None, chosen.texts_per_request) if archive.kind == TEXTS else loads.images(None, loads.SIZE)
+    load = loads.texts(None, chosen.texts_per_request) if archive.kind == TEXTS else loads.images(None, _size(chosen))
+    if chosen.raw:
+        load = replace(load, headers={**load.headers, "Accept": "application/octet-stream"})
     # A number alone is refused by gRPC: it has no content type that says whether it is a text or JSON.
     load = replace(load, bodies=[body for body in load.bodies if not body.isdigit()])
     told: dict[str, Any] = {"conditions": conditions(chosen, load), "rows": []}
-    for server in (torchserve, ray):
-        with server(archive, chosen) as served:
+    for name in chosen.servers:
+        with SERVERS[name](archive, chosen) as served:
             for row in rounds(served, load, chosen):
                 told["rows"].append(row)
                 print(json.dumps(row), flush=True)

@@ -102,8 +102,10 @@ def sent(model: str, **entries: bytes) -> bytes:
     pytest.importorskip("google.protobuf", reason="needs the test extra's grpcio-tools")
     from ray_host import grpc_service
 
-    written: bytes = grpc_service.message("PredictionsRequest")(model_name=model, input=entries).SerializeToString()
-    return written
+    made = grpc_service.message("PredictionsRequest")
+    # One after the other: a map is written in an order that differs from process to process.
+    parts = [made(model_name=model), *(made(input={key: value}) for key, value in entries.items())]
+    return b"".join(part.SerializeToString() for part in parts)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import bench_serving
 import psutil
 import pytest
+from ray_host.options import fronts_for
 from server import mps
 from server.config import config_on_free_ports, read_properties
 from server.errors import ServerError
@@ -620,8 +620,9 @@ def test_rays_replicas_share_the_gpus() -> None:
     assert ray_serve.share_of_gpu(0, 4) == 0.0
     for gpus, per_gpu in ((1, 3), (4, 3), (8, 7)):
         assert 1 >= per_gpu * ray_serve.share_of_gpu(gpus, gpus * per_gpu) > 1 - 1 / (per_gpu + 1)
-    assert Counter(ray_serve.fronts_for(gpus, 64) for gpus in (1, 2, 4)) == {4: 1, 8: 2}
-    assert ray_serve.fronts_for(4, 2) == 1
+    assert [fronts_for(gpus, 64) for gpus in (0, 1, 2, 4, 8)] == [1, 3, 6, 12, 16]
+    assert [fronts_for(gpus, 16) for gpus in (0, 1, 2, 4)] == [1, 3, 4, 4]
+    assert fronts_for(4, 2) == 1
 
 
 def test_ray_gets_gpus_fronts_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -642,5 +643,5 @@ def test_ray_gets_gpus_fronts_and_environment(monkeypatch: pytest.MonkeyPatch, t
         pass
     (model,) = told["job"]["args"]["models"]
     assert (model["replicas"], model["num_gpus"], model["num_cpus"]) == (32, 0.125, 2)
-    assert (told["job"]["args"]["fronts"], told["job"]["port"]) == (8, 7)
+    assert (told["job"]["args"]["fronts"], told["job"]["port"]) == (12, 7)
     assert told["start"].environment[DEVICES] == "0,1,2,3"

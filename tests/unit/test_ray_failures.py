@@ -64,7 +64,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Any:
     app: Any = ModuleType("ray_host.app")
     app.build = lambda args: "the application"
     monkeypatch.setitem(sys.modules, "ray_host.app", app)
-    monkeypatch.setattr(local, "_set_environment", lambda: None)
+    monkeypatch.setattr(local, "_set_environment", lambda host: None)
     return found
 
 
@@ -172,7 +172,8 @@ def test_replicas_have_the_same_priority_as_other_programs(monkeypatch: pytest.M
     for name in (local.NICENESS, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
         monkeypatch.setenv(name, "x")  # so that it is set again after this test
         monkeypatch.delenv(name)
-    local._set_environment()
+    monkeypatch.setattr("ray_host.tunables.choose", lambda environment, host: None)
+    local._set_environment(local.HERE)
     assert os.environ[local.NICENESS] == "0"
 
 

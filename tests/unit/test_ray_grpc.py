@@ -38,6 +38,15 @@ def test_a_request_on_the_wire_is_read_whole() -> None:
     assert rows.row_of(found.request) == ({"data": b"\0\xff", "top_k": b"1"}, {})
 
 
+@pytest.mark.parametrize("order", [("one", "two", "three"), ("three", "two", "one")])
+def test_entries_stay_in_the_order_of_the_wire(order: tuple[str, ...]) -> None:
+    made = grpc_service.message("PredictionsRequest")
+    sent = b"".join(made(input={key: key.encode()}).SerializeToString() for key in order)
+    found = grpc_service.routed(made(model_name="a").SerializeToString() + sent)
+    assert found is not None
+    assert list((found.request.entries or {}).items()) == [(key, key.encode()) for key in order]
+
+
 @pytest.mark.parametrize("sent", [b"\xff", b"\x0a\x05a", b"\x0a\x02\xff\xff"])
 def test_other_bytes_are_no_request(sent: bytes) -> None:
     assert grpc_service.routed(sent) is None

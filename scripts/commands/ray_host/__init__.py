@@ -4,9 +4,11 @@
     archives  where an archive lies: a path or a URL -> a file on this machine, and what it says of itself
     replica   one model in a process of its own, with its share of a GPU
     front     HTTP requests -> the model that the path names
-    gone      the error of a replica that ends
+    gathering several requests -> one call to a replica
+    gone      the errors of a replica
     app       all of them as one application: what `serve deploy` builds
     local     a Ray of one machine, for scripts/serve-ray and the tests
+    tunables  Ray Serve's settings for many requests per CPU second, and HAProxy's addresses; haproxy is its program
     failures  why Ray or a model did not start, in one line
     crashes   how a replica's process died, by its log
 

@@ -7,6 +7,7 @@ many models that are rarely asked; here loading takes seconds, as an engine is c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,8 @@ def build(args: Mapping[str, Any]) -> Any:
         device = "cuda" if gpus(model) else "cpu"
         own_name = f"{name}-{told.version}" if versions else name  # an update finds a model by it
         deployment = serve.deployment(Replica).options(**deployment_options(model, told, own_name))
-        versions.append(Served(told.version, deployment.bind(model, told.digest, device), model.timeout_s))
+        bound = deployment.bind(model, told.digest, device)
+        versions.append(Served(told.version, bound, model.timeout_s, **gathering(model, told, options.fronts)))
     front = serve.deployment(Front).options(
         name=FRONT,
         num_replicas=options.fronts,
@@ -64,11 +66,12 @@ def build(args: Mapping[str, Any]) -> Any:
 def deployment_options(model: ModelOptions, told: Head, name: str) -> dict[str, Any]:
     """Return how Ray Serve runs the replicas of a model. name: of the deployment."""
     batch_size = model.batch_size or told.batch_size
+    is_gathered = gathering(model, told, 1)["per_call"] > 1
     return {
         "name": name,
         **_replicas(model, batch_size),
         "max_ongoing_requests": max(LEAST_HELD, BATCHES_HELD * batch_size),
-        "max_queued_requests": model.max_queued,
+        "max_queued_requests": -1 if is_gathered else model.max_queued,  # the front counts requests, and Ray calls
         "request_router_config": RequestRouterConfig(initial_backoff_s=LOOK_AGAIN_S, max_backoff_s=LONGEST_S),
         "graceful_shutdown_timeout_s": DRAIN_S,
         "ray_actor_options": {
@@ -78,6 +81,17 @@ def deployment_options(model: ModelOptions, told: Head, name: str) -> dict[str, 
         },
         **HEALTH,
     }
+
+
+def gathering(model: ModelOptions, told: Head, fronts: int) -> dict[str, int]:
+    """Return how a front sends a model's requests, by Served's names: a batch in each call.
+
+    A model that scales by its load gets a call per request: Ray counts calls, and starts replicas by their number.
+    """
+    if model.max_replicas not in (None, model.replicas):
+        return {"per_call": 1}
+    calls = max(2, math.ceil(BATCHES_HELD * model.replicas / fronts))
+    return {"per_call": model.batch_size or told.batch_size, "calls": calls, "max_queued": model.max_queued}
 
 
 def gpus(model: ModelOptions) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -21,10 +21,10 @@ from starlette.responses import Response
 
 from handlers.hosts.messages import HttpRequest, HttpResponse, routed
 from ray_host import grpc_service
-from ray_host.gone import ReplicaGoneError
+from ray_host.gathering import FullError, Gathering
+from ray_host.gone import AnswerError, ReplicaGoneError
 
 MOST_BYTES = 16 << 20  # of a body; as config.properties has it for TorchServe
-TRIES = 2  # an answer depends on the request alone, so asking again is safe; a third time might kill a third replica
 JSON = {"content-type": "application/json"}
 
 logger = logging.getLogger("ray.serve")
@@ -32,11 +32,22 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class Served:
-    """A model: its version, the handle of its replicas, and seconds until a request gets a 504."""
+    """A model.
+
+    Args:
+        handle: of its replicas.
+        timeout_s: seconds until a request gets a 504.
+        per_call: requests in one call to a replica, at most; 1 for a call per request, which Ray queues.
+        calls: with several requests each that are on their way from one front, at most.
+        max_queued: requests that wait in a front for such a call, at most.
+    """
 
     version: str
     handle: Any
     timeout_s: float
+    per_call: int = 1
+    calls: int = 1
+    max_queued: int = 0
 
 
 class Refusal(Exception):
@@ -61,7 +72,7 @@ class Front:
     """
 
     def __init__(self, models: Mapping[str, list[Served]]) -> None:
-        self.models = models
+        self.models = {name: [_Asked(model) for model in versions] for name, versions in models.items()}
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request. Never raises for what a client sent, nor for a replica that is gone."""
@@ -103,7 +114,7 @@ class Front:
             return await self._of_all(sent)
         return await self._ask(self._model(found.model, found.version), sent)
 
-    def _model(self, name: str, version: str) -> Served:
+    def _model(self, name: str, version: str) -> _Asked:
         versions = self.models.get(name, [])
         if not name and len(self.models) == 1:  # /invocations without a name
             versions = next(iter(self.models.values()))
@@ -118,8 +129,8 @@ class Front:
         answers = [await self._ask(model, request) for versions in self.models.values() for model in versions]
         return next((answer for answer in answers if answer.status != HTTPStatus.OK), answers[-1])
 
-    async def _ask(self, model: Served, request: HttpRequest) -> HttpResponse:
-        answer: HttpResponse = await _told(model, lambda: model.handle.answer.remote(request))
+    async def _ask(self, model: _Asked, request: HttpRequest) -> HttpResponse:
+        answer: HttpResponse = await _told(model, model.answer(request))
         return answer
 
     async def _described(self, path: str) -> HttpResponse:
@@ -128,33 +139,67 @@ class Front:
             return _json({name: [model.version for model in versions] for name, versions in self.models.items()})
         name, _, version = rest.partition("/")
         model = self._model(unquote(name), unquote(version))
-        return _json(await _told(model, lambda: model.handle.describe.remote()))
+        return _json(await _told(model, model.describe()))
 
 
-async def _told(model: Served, ask: Any) -> Any:
-    """What a replica says; another one if the first is gone. Raises Refusal."""
+class _Asked:
+    """A model as a front asks it. Another replica is asked if the first is gone.
+
+    That is safe, because an answer depends on the request alone. It happens once, and for each request alone: one
+    that kills a process must not kill all of them, nor take those with it that came with it.
+    """
+
+    def __init__(self, model: Served) -> None:
+        self.version, self.timeout_s = model.version, model.timeout_s
+        # Both sides have the same classes, so Python's own pickle does, which takes less time than cloudpickle.
+        self._handle = model.handle.options(request_serialization="pickle", response_serialization="pickle")
+        self._gathering = Gathering(self._send, model.per_call, model.calls, model.max_queued)
+        self._first = self._gathering.ask if model.per_call > 1 else self._alone
+
+    async def answer(self, request: HttpRequest) -> HttpResponse:
+        """Return the response. Raises as Ray Serve, FullError, ReplicaGoneError and AnswerError."""
+        try:
+            return await self._first(request)
+        except (RayActorError, ReplicaGoneError) as error:
+            _tell_of_another(error)
+        return await self._alone(request)
+
+    async def describe(self) -> Any:
+        """Return how the model runs and why. Raises as `answer`."""
+        try:
+            return await self._handle.describe.remote()
+        except (RayActorError, ReplicaGoneError) as error:
+            _tell_of_another(error)
+        return await self._handle.describe.remote()
+
+    async def _alone(self, request: HttpRequest) -> HttpResponse:
+        answer: HttpResponse = await self._handle.answer.remote(request)
+        return answer
+
+    async def _send(self, requests: Sequence[HttpRequest]) -> Sequence[Any]:
+        outcomes: Sequence[Any] = await self._handle.answer_all.remote(requests)
+        return outcomes
+
+
+def _tell_of_another(error: Exception) -> None:
+    logger.warning(f"a replica is gone, another one is asked: {type(error).__name__}")
+
+
+async def _told(model: _Asked, asked: Coroutine[Any, Any, Any]) -> Any:
+    """What a replica says. Raises Refusal."""
     try:
-        return await asyncio.wait_for(_asked(ask), model.timeout_s)
+        return await asyncio.wait_for(asked, model.timeout_s)
     except (asyncio.TimeoutError, TimeoutError):
         raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "Timeout", f"no answer within {model.timeout_s:g} s") from None
-    except BackPressureError:
+    except (BackPressureError, FullError):
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Busy", "too many requests wait; try again later") from None
     except RayServeException as error:
         logger.warning(f"a request got no answer: {type(error).__name__}")
         message = "no replica of the model runs; `serve status` says why"
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "ModelUnavailable", message) from None
-    except (RayError, ReplicaGoneError) as error:
+    except (RayError, ReplicaGoneError, AnswerError) as error:
         logger.warning(f"a request got no answer: {type(error).__name__}")
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "ReplicaGone", "the model's process ended; try again") from None
-
-
-async def _asked(ask: Any) -> Any:
-    for _ in range(TRIES - 1):
-        try:
-            return await ask()
-        except (RayActorError, ReplicaGoneError) as error:
-            logger.warning(f"a replica is gone, another one is asked: {type(error).__name__}")
-    return await ask()
 
 
 async def _body(request: Request) -> bytes:

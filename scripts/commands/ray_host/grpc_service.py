@@ -21,7 +21,7 @@ PACKAGE = "org.pytorch.serve.grpc.inference"
 SERVICE = f"{PACKAGE}.InferenceAPIsService"
 METHOD = "Predictions"  # the front has a method of this name
 _BYTES, _TEXT, _MESSAGE = "TYPE_BYTES", "TYPE_STRING", "TYPE_MESSAGE"
-_REQUEST = {
+_REQUEST: dict[str, Any] = {
     "name": "PredictionsRequest",
     "field": [
         {"name": "model_name", "number": 1, "type": _TEXT, "label": "LABEL_OPTIONAL"},
@@ -63,7 +63,23 @@ CODES = {  # names of grpc.StatusCode; any other status is INTERNAL
 @functools.cache
 def message(name: str) -> Any:
     """Return the class of a message: "PredictionsRequest" or "PredictionResponse"."""
-    file = {"name": "ray_host.proto", "package": PACKAGE, "syntax": "proto3", "messageType": [_REQUEST, _RESPONSE]}
+    return _class(name, [_REQUEST, _RESPONSE])
+
+
+@functools.cache
+def _in_order() -> Any:
+    """The class of a PredictionsRequest whose `input` is a list of entries, as it is on the wire.
+
+    A map of Python's protobuf has an order of its own, another one in each process. Answers come in the order of the
+    entries, as under TorchServe, whose maps keep that of the wire.
+    """
+    (entry,) = _REQUEST["nestedType"]
+    plain = {key: value for key, value in entry.items() if key != "options"}
+    return _class("PredictionsRequest", [{**_REQUEST, "nestedType": [plain]}])
+
+
+def _class(name: str, messages: list[Any]) -> Any:
+    file = {"name": "ray_host.proto", "package": PACKAGE, "syntax": "proto3", "messageType": messages}
     pool = descriptor_pool.DescriptorPool()
     pool.Add(json_format.ParseDict(file, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
@@ -80,10 +96,11 @@ def add_to_server(servicer: Any, server: Any) -> None:
 def routed(sent: bytes) -> Routed | None:
     """Return which model a PredictionsRequest asks, and the request; None for bytes that are no such message."""
     try:
-        found = message("PredictionsRequest").FromString(sent)
+        found = _in_order().FromString(sent)
     except DecodeError:
         return None
-    return Routed(found.model_name, found.model_version, HttpRequest(entries=dict(found.input)))
+    entries = {entry.key: entry.value for entry in found.input}
+    return Routed(found.model_name, found.model_version, HttpRequest(entries=entries))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import psutil
 from server.paths import ROOT
 
 from handlers import cpus
-from ray_host import failures, progress
-from ray_host.options import AppOptions, ModelOptions
+from ray_host import failures, progress, tunables
+from ray_host.options import AppOptions, ModelOptions, fronts_for
 
 APP = "models"
 HERE = "127.0.0.1"
@@ -30,13 +30,16 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
     Args:
         host, port: at which requests are answered.
         least_cpus: Ray counts at least so many CPUs, so that each replica finds one.
-        grpc_port: at which gRPC calls are answered, on all addresses of this machine: Ray Serve has no setting for
-            that. None for no gRPC.
+        grpc_port: at which gRPC calls are answered; None for no gRPC. HAProxy answers at `host`. The fronts behind it
+            listen on all addresses of this machine, and so does Ray's own proxy: Ray Serve has no setting for that.
 
     Raises RuntimeError, in one line, if Ray does not start.
     """
-    _set_environment()
+    _set_environment(host)
     from ray import serve
+
+    # HAProxy listens at `host`, and all behind it on this machine alone.
+    address = HERE if tunables.is_haproxy(os.environ) else host
 
     try:
         with _in_root():
@@ -49,7 +52,7 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
                 _node_ip_address=HERE,
             )
         quiet = {"enable_access_log": False, "log_level": "WARNING"}
-        serve.start(http_options={"host": host, "port": port}, logging_config=quiet, **_grpc(grpc_port))
+        serve.start(http_options={"host": address, "port": port}, logging_config=quiet, **_grpc(grpc_port))
     except Exception as error:  # Ray raises the class Exception itself, and AssertionError, too
         raise RuntimeError(failures.of_start(error)) from None
     return f"{context.address_info['session_dir']}/logs"
@@ -59,7 +62,7 @@ def run(args: Mapping[str, Any], logs: str) -> None:
     """Serve these models; in place of those before, without a gap. Returns when all are ready.
 
     Args:
-        args: as AppOptions has them.
+        args: as AppOptions has them; without `fronts`, as many as `fronts_for` says.
         logs: what `start` returned, for the message of an error.
 
     Raises:
@@ -71,8 +74,9 @@ def run(args: Mapping[str, Any], logs: str) -> None:
 
     from ray_host.app import build
 
-    _refuse_too_many(AppOptions.of(args))
-    application = build(args)
+    options = AppOptions.of(args)
+    _refuse_too_many(options)
+    application = build({"fronts": _fronts(options), **args})
     try:
         with progress.shown(_applications, APP):
             serve.run(application, name=APP, route_prefix="/")
@@ -89,6 +93,7 @@ def stop() -> None:
         with contextlib.suppress(Exception):  # Ray itself is gone or half started: nothing is left to be answered
             serve.shutdown()
         ray.shutdown()
+    tunables.forget(os.environ)
 
 
 def _init(**options: Any) -> Any:
@@ -134,6 +139,15 @@ def _in_root() -> Iterator[None]:
         os.chdir(before)
 
 
+def _fronts(options: AppOptions) -> int:
+    """How many fronts suit the GPUs that the models use, and the cores of this machine."""
+    import ray
+
+    there: Mapping[str, float] = ray.cluster_resources()
+    uses_gpus = any("GPU" in _shares(model, there) for model in options.models)
+    return fronts_for(int(there.get("GPU", 0)) if uses_gpus else 0, cpus.usable())
+
+
 def _refuse_too_many(options: AppOptions) -> None:
     """Raises ValueError for replicas that find no room: Ray Serve would wait for another machine, for ever."""
     import ray
@@ -173,11 +187,13 @@ def _applications() -> Mapping[str, Any]:
         return {}
 
 
-def _set_environment() -> None:
+def _set_environment(host: str) -> None:
     """Before Ray is imported: it sends no usage statistics, and its ports want a token, which is in no file.
 
     Ray's processes inherit all of it.
     """
+    if reason := tunables.choose(os.environ, host):
+        print(f"Ray's own proxy reads the requests: {reason}. HAProxy would take less CPU time", file=sys.stderr)
     cpus.wait_patiently(os.environ)
     os.environ.setdefault(NICENESS, "0")  # Ray's default is 15: any other program would come first
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -13,7 +14,7 @@ from handlers import AsyncModel, HttpRequest, HttpResponse, async_load, cpus
 from handlers.hosts.contents import ArchiveError
 from handlers.hosts.model import ModelClosedError, ModelLostError
 from ray_host import archives
-from ray_host.gone import ReplicaGoneError
+from ray_host.gone import AnswerError, ReplicaGoneError
 from ray_host.options import ModelOptions
 
 LOST = 3  # exit status of a process whose GPU is lost
@@ -44,6 +45,19 @@ class Replica:
         except ModelLostError:
             self._end()
             raise ReplicaGoneError("the replica's GPU is lost") from None
+
+    async def answer_all(self, requests: Sequence[HttpRequest]) -> list[HttpResponse | RuntimeError]:
+        """Return the response to each request; ReplicaGoneError or AnswerError for one that has none."""
+        return await asyncio.gather(*map(self._outcome, requests))
+
+    async def _outcome(self, request: HttpRequest) -> HttpResponse | RuntimeError:
+        try:
+            return await self.answer(request)
+        except ReplicaGoneError as error:
+            return error
+        except Exception as error:  # its text may hold what a client has sent
+            logger.error(f"a request got no answer: {type(error).__name__}")
+            return AnswerError(type(error).__name__)
 
     async def describe(self) -> dict[str, Any]:
         """Return how the model runs and why."""

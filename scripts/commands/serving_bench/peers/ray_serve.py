@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from ray_host.options import fronts_for
+
 from handlers import cpus
 from serving_bench.generator import Load
 from serving_bench.peers import Start, archive_objection
@@ -31,7 +33,7 @@ def translated(load: Load) -> Load:
 def served(start: Start) -> Iterator[Program]:
     """Run Ray with a replica per worker, divided evenly between the GPUs.
 
-    If the number of GPUs is not given there is one front, which reads HTTP; else as many as `fronts_for` says.
+    There are as many fronts, which read HTTP, as scripts/serve-ray starts for these GPUs and cores.
     """
     model = {
         "archive": str(start.archive.file.resolve()),
@@ -44,7 +46,7 @@ def served(start: Start) -> Iterator[Program]:
         "edited_settings": True,
         "allow_other_version": True,
     }
-    fronts = 1 if start.gpus is None else fronts_for(start.gpus, cpus.usable())
+    fronts = fronts_for(start.gpus_seen, cpus.usable())
     job = {"args": {"models": [model], "fronts": fronts, "front_num_cpus": 0}, "workers": start.workers}
     with program(start, with_job(start, SERVER, job), "/predictions/model") as found:
         yield found
@@ -53,8 +55,3 @@ def served(start: Start) -> Iterator[Program]:
 def share_of_gpu(gpus: int, workers: int) -> float:
     """The share of a GPU per replica. Ray counts to four digits; rounded down, so that all of them fit."""
     return min(1.0, math.floor(1e4 * gpus / workers) / 1e4)
-
-
-def fronts_for(gpus: int, cores: int) -> int:
-    """Processes that read HTTP: one for 8 cores, 4 per GPU at most."""
-    return max(1, min(cores // 8, 4 * gpus))

@@ -1,0 +1,113 @@
+"""What scripts/serve-ray sets of Ray Serve's settings, and HAProxy's own addresses; without Ray."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from ray_host import tunables
+
+CONFIG = """global
+    log 127.0.0.1:514 local0 info
+    log /tmp/metrics.sock local0 debug
+frontend prometheus
+    bind :9101
+frontend http_frontend
+    bind 127.0.0.1:8080
+frontend grpc_frontend
+    bind 127.0.0.1:9000 proto h2
+listen stats
+  bind *:8404
+backend b
+    server one 127.0.0.1:30000 check
+"""
+
+
+def program(folder: Path, body: str = "exit 0") -> Path:
+    made = folder / "real-haproxy"
+    made.write_text(f"#!/bin/sh\n{body}\n")
+    made.chmod(0o755)
+    return made
+
+
+def test_haproxy_reads_the_requests_if_it_runs(tmp_path: Path) -> None:
+    environment = {tunables.BINARY: str(program(tmp_path))}
+    assert tunables.choose(environment, "10.0.0.1") is None
+    assert tunables.is_haproxy(environment)
+    assert environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "1"
+    assert environment[tunables.BINARY] == str(tunables.OWN_HAPROXY)
+    assert environment[tunables.PROGRAM] == str(tmp_path / "real-haproxy")
+    assert environment[tunables.HOST] == "10.0.0.1"
+    folder = Path(environment[tunables.FOLDER])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(str(folder)) <= tunables.LONGEST_FOLDER
+    assert Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent == folder
+    tunables.forget(environment)
+    assert not folder.exists()
+
+
+def test_what_a_user_has_set_stays(tmp_path: Path) -> None:
+    given = {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
+        "RAY_SERVE_HAPROXY_STATS_PORT": "7000",
+        tunables.BINARY: str(program(tmp_path)),
+    }
+    environment = dict(given)
+    tunables.choose(environment, "127.0.0.1")
+    tunables.forget(environment)
+    assert environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "0"
+    assert environment["RAY_SERVE_HAPROXY_STATS_PORT"] == "7000"
+
+
+@pytest.mark.parametrize(
+    ("given", "body", "told"),
+    [
+        ({tunables.HA_PROXY: "0"}, "exit 0", "RAY_SERVE_ENABLE_HA_PROXY is 0"),
+        ({}, "exit 1", "does not run: CalledProcessError"),
+    ],
+)
+def test_why_haproxy_does_not_read_them(given: dict[str, str], body: str, told: str, tmp_path: Path) -> None:
+    environment = {**given, tunables.BINARY: str(program(tmp_path, body))}
+    reason = tunables.choose(environment, "127.0.0.1")
+    assert reason is not None
+    assert told in reason
+    assert not tunables.is_haproxy(environment)
+    assert environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "0"
+    assert tunables.FOLDER not in environment
+
+
+def test_a_second_choice_takes_the_same_program(tmp_path: Path) -> None:
+    environment = {tunables.BINARY: str(program(tmp_path))}
+    sockets = set()
+    for _ in range(2):
+        assert tunables.choose(environment, "127.0.0.1") is None
+        sockets.add(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"])
+        tunables.forget(environment)
+    assert len(sockets) == 2
+    assert environment[tunables.PROGRAM] == str(tmp_path / "real-haproxy")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "192.0.2.7", "::"])  # noqa: S104 - nothing listens
+def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(CONFIG)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        tunables.HOST: host,
+        tunables.PROGRAM: str(program(tmp_path, 'echo "$@"')),
+    }
+    command = [str(tunables.OWN_HAPROXY), "-db", "-f", str(config), "-sf", "7"]
+    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert told.stdout == f"-db -f {config}.own -sf 7\n"
+    assert config.read_text() == CONFIG
+    lines = [line.strip() for line in Path(f"{config}.own").read_text().splitlines()]
+    assert [line for line in lines if line.startswith("bind")] == [
+        "bind 127.0.0.1:9101",
+        f"bind {host}:8080",
+        f"bind {host}:9000 proto h2",
+        "bind 127.0.0.1:8404",
+    ]
+    assert [line for line in lines if line.startswith("log")] == ["log /tmp/metrics.sock local0 debug"]
+    assert lines[-1] == "server one 127.0.0.1:30000 check"
