@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from server.paths import ROOT
 
-from handlers import cpus
+from handlers import cpus, gpu_memory
 from ray_host import failures, progress, tunables
 from ray_host.options import AppOptions, ModelOptions, fronts_for
 
@@ -195,6 +195,7 @@ def _set_environment(host: str) -> None:
     if reason := tunables.choose(os.environ, host):
         print(f"Ray's own proxy reads the requests: {reason}. HAProxy would take less CPU time", file=sys.stderr)
     cpus.wait_patiently(os.environ)
+    gpu_memory.spare(os.environ)
     os.environ.setdefault(NICENESS, "0")  # Ray's default is 15: any other program would come first
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
