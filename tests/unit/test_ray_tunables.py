@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from ray_host import tunables
 
@@ -111,3 +113,22 @@ def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path
     ]
     assert [line for line in lines if line.startswith("log")] == ["log /tmp/metrics.sock local0 debug"]
     assert lines[-1] == "server one 127.0.0.1:30000 check"
+
+
+def test_an_haproxy_that_was_left_is_ended(tmp_path: Path) -> None:
+    """It outlives a Ray that was killed. One of another Ray stays."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    mine.mkdir()
+    code = "import sys, time; time.sleep(60)"
+    left, stays = (
+        subprocess.Popen([sys.executable, "-c", code, "-f", f"{folder}/haproxy.cfg.own"]) for folder in (mine, other)
+    )
+    try:
+        tunables.forget({tunables.FOLDER: str(mine)})
+        assert not psutil.pid_exists(left.pid)
+        assert stays.poll() is None
+        assert not mine.exists()
+    finally:
+        for process in (left, stays):
+            process.kill()
+            process.wait()

@@ -6,6 +6,7 @@ Source: ray/serve/_private/constants.py of Ray 2.60, and docs.ray.io, "Performan
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
+import psutil
 from server.ports import free_ports
 
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -20,6 +22,7 @@ BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 OWN_HAPROXY = Path(__file__).with_name("haproxy")  # reads the two variables that follow
 HOST, PROGRAM = "SERVE_RAY_HOST", "SERVE_RAY_HAPROXY"
 FOLDER, OWN = "SERVE_RAY_FOLDER", "SERVE_RAY_OWN"  # what `choose` has made, and the variables that it has set for it
+END_S = 5  # until an HAProxy that was left is killed
 LONGEST_FOLDER = 30  # characters: a socket's path has 107 at most, and Ray adds up to 77
 ALWAYS = {
     # One event loop per process in place of three, and calls between processes by gRPC in place of Ray's tasks.
@@ -55,11 +58,31 @@ def is_haproxy(environment: MutableMapping[str, str]) -> bool:
 
 
 def forget(environment: MutableMapping[str, str]) -> None:
-    """Remove the folder that `choose` has made, and what names it, so that another Ray gets one of its own."""
+    """Remove the folder that `choose` has made, and what names it, so that another Ray gets one of its own.
+
+    An HAProxy that reads its configuration there is ended first: it outlives a Ray that was killed, and would go on
+    listening.
+    """
     for name in environment.pop(OWN, "").split():
         environment.pop(name, None)
     if folder := environment.pop(FOLDER, None):
+        _end_those_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_those_of(folder: str) -> None:
+    """End the processes whose command line names a file in the folder."""
+    named = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(word.startswith(f"{folder}/") for word in process.info["cmdline"] or ())
+    ]
+    for process in named:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(named, timeout=END_S)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def _objection(environment: MutableMapping[str, str]) -> str | None:

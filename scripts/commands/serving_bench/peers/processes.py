@@ -28,7 +28,7 @@ from serving_bench.resource_usage import Groups
 
 START_TIMEOUT_S = 300
 REFUSALS = (400, 413, 415, 422)  # not 404: a server may answer before it has loaded its model
-END_TIMEOUT_S = 20
+END_TIMEOUT_S = 40
 Arguments = Callable[[int], Sequence[str]]  # of the interpreter; called with the port to listen on
 Figures = Callable[[str], Mapping[str, float]]  # called with the server's address; returns what `metrics` does
 
@@ -141,10 +141,13 @@ def _wait(found: Program, log: Path, load: Load) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the whole process group: SIGTERM first, then SIGKILL."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_TIMEOUT_S)
+    """Ask the server to end, then kill what is left of its process group.
+
+    Ray's own processes are in the group. They have to live until the server has ended its replicas and its HAProxy.
+    """
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
