@@ -132,3 +132,17 @@ def test_an_haproxy_that_was_left_is_ended(tmp_path: Path) -> None:
         for process in (left, stays):
             process.kill()
             process.wait()
+
+
+def test_two_rays_do_not_share_the_port_of_their_own_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HAProxy asks it if no front is left; the other Ray would answer."""
+    monkeypatch.setattr(tunables, "_objection", lambda _: None)
+    one: dict[str, str] = {}
+    other: dict[str, str] = {}
+    for environment in (one, other):
+        tunables.choose(environment, "127.0.0.1")
+        assert environment["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] not in ("8500", "")
+    assert one["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] != other["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]
+    for environment in (one, other):
+        tunables.forget(environment)
+        assert "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT" not in environment

@@ -113,12 +113,12 @@ def _program(environment: MutableMapping[str, str]) -> str | None:
 def _bind(environment: MutableMapping[str, str], host: str) -> None:
     """Give HAProxy its address, ports that are free, and a folder that no other user reads or writes.
 
-    Ray's own choice is the same for each Ray of a machine: ports 8404 and 9101, and in /tmp/haproxy-serve a socket
+    Ray's own choice is the same for each Ray of a machine: fixed ports, and in /tmp/haproxy-serve a socket
     with which every user may command HAProxy.
     """
     environment[BINARY], environment[HOST] = str(OWN_HAPROXY), host
     folder = environment[FOLDER] = _folder()
-    stats, metrics = free_ports(2)
+    stats, metrics, fallback, fallback_grpc = free_ports(4)
     chosen = {
         "STATS_PORT": str(stats),
         "METRICS_PORT": str(metrics),
@@ -129,6 +129,11 @@ def _bind(environment: MutableMapping[str, str], host: str) -> None:
         "METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
     }
     own = {f"RAY_SERVE_HAPROXY_{name}": value for name, value in chosen.items()}
+    # HAProxy asks Ray's own proxy if no front is left. Two Rays would share its port, and answer for each other.
+    own |= {
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+    }
     environment[OWN] = " ".join(name for name in own if name not in environment)
     for name, value in own.items():
         environment.setdefault(name, value)
