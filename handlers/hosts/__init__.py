@@ -8,6 +8,7 @@
     python_values   Python values -> what the protocols' adapters would have read
     messages        HTTP requests and responses, and which model a path asks
     rows            an HTTP request -> the row that TorchServe's front end would have made of it
+    futures         the results of a batch -> the futures of those who wait
     async_model     the same model for asyncio, with dynamic batching
 
 Every host (Ray Serve, Triton, KServe, a script) goes through these, so an answer does not depend on the host.

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+from handlers.hosts.futures import settle
 from handlers.hosts.loading import load_archive
 from handlers.hosts.messages import HttpRequest, HttpResponse
 from handlers.hosts.model import Call, Model, ModelClosedError, Result, without_errors
@@ -152,11 +153,11 @@ class AsyncModel:
             try:
                 results: Sequence[Any] = await _in(self._thread, functools.partial(self.model.run, calls))
             except asyncio.CancelledError:  # the loop ends
-                _settle(futures, [asyncio.CancelledError()] * len(futures))
+                settle(futures, [asyncio.CancelledError()] * len(futures))
                 raise
             except BaseException as error:
                 results = [error] * len(futures)
-            _settle(futures, results)
+            settle(futures, results)
 
     async def _next(self) -> list[tuple[Call, asyncio.Future[Result]]]:
         """The next batch, without calls that were given up; empty if there will be none."""
@@ -187,19 +188,6 @@ class AsyncModel:
 def _stamped(call: Call) -> Call:
     """The call with the time of its arrival, which is now unless the host has said it."""
     return call if call.arrived is not None else dataclasses.replace(call, arrived=time.time())
-
-
-def _settle(futures: Sequence[asyncio.Future[Result]], results: Sequence[Any]) -> None:
-    """Give each future its result or its error, except those that were given up meanwhile."""
-    for future, result in zip(futures, results, strict=True):
-        if future.done():
-            continue
-        if isinstance(result, asyncio.CancelledError):
-            future.cancel()
-        elif isinstance(result, BaseException):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
 
 
 def _thread() -> ThreadPoolExecutor:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -158,19 +158,13 @@ class _Asked:
 
     async def answer(self, request: HttpRequest) -> HttpResponse:
         """Return the response. Raises as Ray Serve, FullError, ReplicaGoneError and AnswerError."""
-        try:
-            return await self._first(request)
-        except (RayActorError, ReplicaGoneError) as error:
-            _tell_of_another(error)
-        return await self._alone(request)
+        answer: HttpResponse = await _twice(lambda: self._first(request), lambda: self._alone(request))
+        return answer
 
     async def describe(self) -> Any:
         """Return how the model runs and why. Raises as `answer`."""
-        try:
-            return await self._handle.describe.remote()
-        except (RayActorError, ReplicaGoneError) as error:
-            _tell_of_another(error)
-        return await self._handle.describe.remote()
+        ask = self._handle.describe.remote
+        return await _twice(ask, ask)
 
     async def _alone(self, request: HttpRequest) -> HttpResponse:
         answer: HttpResponse = await self._handle.answer.remote(request)
@@ -181,8 +175,13 @@ class _Asked:
         return outcomes
 
 
-def _tell_of_another(error: Exception) -> None:
-    logger.warning(f"a replica is gone, another one is asked: {type(error).__name__}")
+async def _twice(first: Callable[[], Awaitable[Any]], again: Callable[[], Awaitable[Any]]) -> Any:
+    """What `first` asks for; what `again` asks for if that replica is gone."""
+    try:
+        return await first()
+    except (RayActorError, ReplicaGoneError) as error:
+        logger.warning(f"a replica is gone, another one is asked: {type(error).__name__}")
+    return await again()
 
 
 async def _told(model: _Asked, asked: Coroutine[Any, Any, Any]) -> Any:

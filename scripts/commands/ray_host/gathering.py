@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from handlers.hosts.futures import settle
 from handlers.hosts.messages import HttpRequest, HttpResponse
 
 MOST_BYTES = 16 << 20  # of a call with several requests, so that none waits for many large ones
@@ -101,8 +102,7 @@ class Gathering:
         except Exception as error:
             outcomes = [error] * len(call.futures)
         self._calls.discard(call)
-        for future, outcome in zip(call.futures, outcomes, strict=True):
-            _settle(future, outcome)
+        settle(call.futures, outcomes)
         self._go()
 
     def _give_up(self, future: asyncio.Future[HttpResponse]) -> None:
@@ -115,14 +115,3 @@ class Gathering:
 
 def _size(request: HttpRequest) -> int:
     return len(request.body) + sum(map(len, (request.entries or {}).values()))
-
-
-def _settle(future: asyncio.Future[HttpResponse], outcome: Any) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, asyncio.CancelledError):
-        future.cancel()
-    elif isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

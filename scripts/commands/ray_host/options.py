@@ -110,8 +110,8 @@ class AppOptions:
 def fronts_for(gpus: int, cores: int) -> int:
     """Return how many processes read requests on a machine: one for 4 cores, and 3 per GPU at most.
 
-    A front takes 0.5 ms of CPU time for a request with a short answer, and 0.9 ms with one of 131 KB (docs/ray.md). A
-    GPU that gives 1,000 of those per second, or 2,000 of the others, keeps one front busy. Three leave room.
+    A front takes about 0.5 ms of CPU time for a request with a short answer (docs/ray.md), and more for a long one.
+    So 2,000 short requests per second keep one front busy. Three per GPU leave room.
     """
     return max(1, min(cores // 4, 3 * gpus))
 
