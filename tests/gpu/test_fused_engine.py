@@ -32,7 +32,7 @@ TWIN = TorchEncoderOps()
 IDS = range(1000, 20_000)  # words of BERT's vocabulary
 GATE = 1e-2  # the parity gate's for fp16: relative error of a token's vector
 
-# The largest graph has 8,192 tokens, and room for 256 sequences, or 2048 of very short texts.
+# The largest graph has 6,144 tokens, and room for 192 sequences.
 LENGTHS = {
     "1": (1,),
     "2": (2,),
@@ -46,7 +46,7 @@ LENGTHS = {
     "few short": (5, 1, 7, 2, 3),
     "256 sequences": tuple(1 + place % 7 for place in range(256)),
     "256 of 1, too many for their graph": (1,) * 256,
-    "the largest graph, full": (128,) * 64,
+    "the largest graph, full": (128,) * 48,
     "beyond the largest graph": (512,) * 17,
     "beyond it, and no multiple of 16": (*[300] * 28, 77),
     "of all lengths": (250, 1, 64, 63, 2, 65, 512, 130),
@@ -161,13 +161,13 @@ def test_packed_is_padded_is_one_by_one(served: Served) -> None:
     assert errors(served.half.run(pack(ids)), packed).max() < GATE  # transformers pads
 
 
-# Graphs of 64, 640, 4096 and 8,192 tokens, and none.
+# Graphs of 64, 640, 4096 and 6,144 tokens, and none.
 AROUND = {
     "64 tokens": ((3, 9), (33, 31)),
     "64 tokens, very short texts": ((2, 1) * 5, (4,) * 16),
     "640 tokens": ((300, 230), (40,) * 16),
     "4096 tokens": ((400,) * 10, (512,) * 8),
-    "8192 tokens": ((400,) * 20, (512,) * 16),
+    "6144 tokens": ((400,) * 15, (512,) * 12),
     "more": ((410,) * 21, (512,) * 20),
 }
 

@@ -110,13 +110,13 @@ GRAPHS = {
     "steps of 256": (1025, 10, (1280, 40)),
     "more of 256": (2049, 10, (2304, 72)),
     "steps of 512": (4097, 10, (4608, 144)),
-    "the largest": (8192, 256, (8192, 256)),
+    "the largest": (6144, 192, (6144, 192)),
     "three texts of twenty tokens": (60, 3, (64, 8)),
     "short texts": (60, 9, (64, 16)),
-    "as many as fit": (8192, 2048, (8192, 2048)),
+    "as many as fit": (6144, 1536, (6144, 1536)),
     "too many": (64, 17, None),
-    "too many of the largest": (8192, 2049, None),
-    "too long": (8193, 1, None),
+    "too many of the largest": (6144, 1537, None),
+    "too long": (6145, 1, None),
 }
 
 
@@ -157,7 +157,7 @@ def test_graphs_of_usual_texts_are_captured_while_loading() -> None:
     }
     assert len(graphed.captured) == len(set(graphed.captured))
     assert set(graphed.captured) == usual | short
-    assert graphed.captured[0] == (8192, 256)
+    assert graphed.captured[0] == (6144, 192)
 
 
 def test_what_no_graph_holds_is_run_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
