@@ -103,6 +103,8 @@ def run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
     Raises ValueError, OSError, ServerError or GeneratorError.
     """
     archive = find(chosen.model)
+    if chosen.write:
+        apply_choice.check_writable(archive.file)
     load = load_for(archive, chosen)
     generator, open_loop = generators(chosen)
     if chosen.apply:

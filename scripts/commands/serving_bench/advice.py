@@ -89,21 +89,20 @@ def _errors(attempt: Attempt, row: Row, conditions: Conditions) -> list[Cause]:
     kinds = rows.kinds_of(row)
     if not kinds:
         return []
-    others = [kind for kind in kinds if kind != QUEUE_FULL]
-    found = [_full_queue(attempt.rate, row, conditions)] if QUEUE_FULL in kinds else []
-    if others:
-        found.append(
-            Cause(f"requests failed ({', '.join(others)}): docs/troubleshooting.md lists what each error means")
-        )
+    full = [kind for kind in kinds if rows.is_queue_full(kind, row["messages"].get(kind, ""))]
+    found = [_full_queue(attempt.rate, row, conditions)] if full else []
+    if others := [kind for kind in kinds if kind not in full]:
+        words = f"requests failed ({', '.join(others)}): docs/troubleshooting.md says what the errors mean"
+        found.append(Cause(words))
     return found
 
 
 def _full_queue(rate: float, row: Row, conditions: Conditions) -> Cause:
     """Bursts fill a queue that holds less than what may wait within the goal. Only overload fills a longer one."""
     holds_s = conditions.queue / rate
-    full = (
-        f"the queue was full (503): it holds {conditions.queue} requests, which come within {holds_s * 1e3:,.0f} ms"
-    )
+    full = f"the queue was full: it holds {conditions.queue} requests, which come within {holds_s * 1e3:,.0f} ms"
+    if words := row["messages"].get(QUEUE_FULL):
+        full += f" (TorchServe's words for it, as for a model without workers: {words})"
     wanted_s = QUEUE_S if conditions.p99_ms is None else conditions.p99_ms / 1e3
     if holds_s >= wanted_s:
         rates = f"{row['requests_per_s']:,.0f} of {rate:,.0f} requests/s were answered"

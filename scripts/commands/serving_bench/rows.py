@@ -164,12 +164,17 @@ def unsound(row: Mapping[str, Any]) -> str:
 
 def errors_of(row: Mapping[str, Any]) -> str:
     """How many errors a point had, and which, with the server's own words."""
-    messages = row["messages"]
-    kinds = [
-        f"{count:,} x {kind}{f' ({messages[kind]})' if messages.get(kind) else ''}"
-        for kind, count in kinds_of(row).items()
-    ]
+    kinds = []
+    for kind, count in kinds_of(row).items():
+        words = row["messages"].get(kind, "")
+        said = "no room in the queue" if is_queue_full(kind, words) else words
+        kinds.append(f"{count:,} x {kind}{f' ({said})' if said else ''}")
     return f"{row['errors']:,} error{'s' if row['errors'] > 1 else ''}: {', '.join(kinds)}"
+
+
+def is_queue_full(status: str, words: str) -> bool:
+    """Whether an answer says that TorchServe's queue was full. It says the same if there is no worker at all."""
+    return status == QUEUE_FULL and (not words or "no worker to serve" in words)
 
 
 def kinds_of(row: Mapping[str, Any]) -> dict[str, int]:
