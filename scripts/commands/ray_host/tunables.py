@@ -61,7 +61,7 @@ def is_haproxy(environment: MutableMapping[str, str]) -> bool:
 def forget(environment: MutableMapping[str, str]) -> None:
     """Remove the folder that `choose` has made, and what names it, so that another Ray gets one of its own.
 
-    What is left of this Ray is ended first. An HAProxy outlives a Ray that was killed, and would go on listening. Ray's
+    What is left of this Ray is ended first. An HAProxy outlives a Ray that was killed, and goes on listening. Ray's
     manager of HAProxy lives on for seconds after ray.shutdown(), and would make the folder again.
     """
     for name in environment.pop(OWN, "").split():
