@@ -140,7 +140,7 @@ def soak(chosen: argparse.Namespace, server: TemporaryServer, files: dict[str, P
     own = _own(chosen)
     _serve(server, files, own)
     traffic = _traffic(chosen, server.client, own)
-    print(f"{len(traffic.forms)} forms of requests; all agree. Soaking for {length_s:.0f} s", flush=True)
+    print(f"{len(traffic.forms)} forms of requests; all agree. Soaking for {round(length_s, 2):g} s", flush=True)
     start = time.monotonic()
     watched = [*_served(files), *(archive.name for archive in own)]
     run = Run(
