@@ -252,7 +252,7 @@ def _fastest() -> list[Row]:
 def _memory(model: str) -> int:
     """MiB of GPU memory per worker in the model's newest run on an H200, with one GPU if it had several."""
     runs = [read(file.stem) for file in FOLDER.glob("serving-*-h200.json")]
-    found = [
+    found: list[tuple[str, int, int]] = [
         (run["conditions"]["date"], -(row.get("gpus") or 1), row["gpu_mib_per_worker"])
         for run in runs
         for row in run["rows"]

@@ -185,7 +185,7 @@ def test_tune_changes_nothing_if_the_goal_is_missed(model_store: Path, tmp_path:
     mar = tmp_path / "digits.mar"
     mar.write_bytes((model_store / "digits.mar").read_bytes())
     program = [sys.executable, str(ROOT / "scripts" / "commands" / "tune.py"), str(mar), "--p99-ms", "1", "--write"]
-    program += ["--most-workers", "1", "--most-batch", "1", "--seconds", "1", "--warm-up", "0.5"]
+    program += ["--most-workers", "1", "--most-batch", "1", "--seconds", "1", "--warm-up", "1"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no setting meets the goal; nothing was changed" in done.stderr

@@ -67,6 +67,6 @@ def test_the_soak_refuses_an_out_that_was_used(
 ) -> None:
     (tmp_path / "night.md").write_text("of yesterday")
     monkeypatch.setattr("sys.argv", ["soak", "--only", "--out", str(tmp_path / "night")])
-    monkeypatch.setattr(soak_command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     assert soak_command.main() == 1
     assert "night.md has the results of an earlier run" in capsys.readouterr().err

@@ -113,7 +113,7 @@ class Search:
             self.scores[choice] = self._within_goal(choice) if self.p99_ms else self._saturated(choice)
             found = self.scores[choice]
             result = f"{found.requests_per_s:,.0f} requests/s, p99 {found.p99_ms:,.1f} ms at {clients_of(found)}"
-            self.show(f"{choice}: {'; '.join(filter(None, (found.clients and result, found.trouble)))}")
+            self.show(f"{choice}: {'; '.join(filter(None, (result if found.clients else '', found.trouble)))}")
         return self.scores[choice]
 
     def _saturated(self, choice: Choice) -> Score:
