@@ -120,11 +120,12 @@ def run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
         tuned = Tuned(bench, server, archive, load)
         queue = queue_size(archive, dict(chosen.setting))
         search = Search(tuned.measure, chosen.p99_ms, command.print_now, queue)
-        if search.run(tuned.start, chosen.most_workers, chosen.most_batch or tuned.start.batch_size) is None:
+        best = search.run(tuned.start, chosen.most_workers, chosen.most_batch or tuned.start.batch_size)
+        if best is None:
             causes = advice.causes_of_none(list(search.scores.values()), chosen.p99_ms)
             return failed("no setting meets the goal", [], causes, given)
         confirmation = Confirmation(tuned, chosen.p99_ms, command.print_now)
-        confirmed = confirmation.run(search.ranked())
+        confirmed = confirmation.run(search.ranked(best))
     if confirmed is None:
         cores = len(os.sched_getaffinity(0))
         own = "jobQueueSize" in archive.batching

@@ -184,6 +184,13 @@ def test_more_clients_than_the_queue_holds_are_not_asked_for() -> None:
     assert asked[0] == 64 + 128 // 2
 
 
+def test_two_workers_that_are_hardly_faster_do_not_come_first() -> None:
+    search = Search(lambda choice, clients: row(100 + choice.workers), None, lambda _: None)
+    best = search.run(Choice(1, 1, 1), 2, 1)
+    assert best is not None
+    assert [score.choice.workers for score in search.ranked(best)][:2] == [1, 2]
+
+
 def test_a_message_is_one_line_without_ids() -> None:
     assert message_of(b'{"code": 503, "type": "X", "message": "Model\\n is  full"}') == "Model is full"
     assert message_of(b'oops "x", "request_id": "abc"') == 'oops "x"'

@@ -72,12 +72,12 @@ class Confirmation:
         """The attempt that met the goal at the highest rate; None if none did.
 
         Args:
-            ranked: what the search measured, the one with the most requests/s first.
+            ranked: what the search measured, the best first.
         """
         best: Attempt | None = None
         for score in ranked[:TRIES]:
             if best is not None and score.requests_per_s * SHARES[0] <= best.rate:
-                break  # neither this one nor the slower ones behind it can be better
+                break  # neither this one nor those behind it can be better
             for attempt in self._attempts(score):
                 if not attempt.trouble:
                     best = attempt if best is None or attempt.rate > best.rate else best

@@ -78,10 +78,13 @@ class Search:
         best = self._climb(best, (replace(best.choice, batch_size=n) for n in halved(best.choice.batch_size)))
         return self._best(best, [replace(best.choice, delay_ms=n) for n in DELAYS_MS if n != best.choice.delay_ms])
 
-    def ranked(self) -> list[Score]:
-        """All choices that met the goal, the one with the most requests/s first."""
-        met = (score for score in self.scores.values() if score.clients)
-        return sorted(met, key=lambda score: score.requests_per_s, reverse=True)
+    def ranked(self, best: Score) -> list[Score]:
+        """All choices that met the goal: `best`, then the others by requests/s, the most first.
+
+        More workers that are less than GAIN times as fast do not come before `best`: they take memory for noise.
+        """
+        met = [score for score in self.scores.values() if score.clients and score.choice != best.choice]
+        return [best, *sorted(met, key=lambda score: score.requests_per_s, reverse=True)]
 
     def _first(self, start: Choice) -> Score | None:
         """The first choice that meets the goal, from `start` with ever smaller batches."""
