@@ -113,7 +113,7 @@ def _build(options: PackagingOptions, inputs: str, recorded: Mapping[str, object
     mar = package.build(_model(options), options.export_path, inputs, kept_options(recorded))
     size_mb = mar.stat().st_size / 1e6
     digest = inspection.read_provenance(mar)["digest"]
-    print(f"{mar}: {size_mb:.1f} MB in {time.monotonic() - started:.0f} s, {digest}")
+    print(f"{mar}: {size_mb:.1f} MB in {time.monotonic() - started:.1f} s, {digest}")
     if not os.environ.get(NO_HINTS):
         print(next_steps(mar, is_text=isinstance(options, TextOptions)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import sys
 import time
@@ -12,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from argument_types import seconds
-from PIL import Image
+from PIL import Image, ImageOps
 from server.client import Client, refusal
 from server.errors import ServerError
 from server.http import Answer
@@ -21,12 +22,14 @@ from server.options import add_server_options, client_of, explained
 
 AT_ONCE = 8  # models that are asked at the same time
 TIMEOUT_S = 10.0
+SIZE = (500, 375)  # pixels, as photographs on web sites have; a small picture would be enlarged
 MASKS = ("[MASK]", "<mask>")  # of BERT and its relatives, and of RoBERTa and its relatives
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Send every model a small request, and exit with status 0 if all answer within the time limit. TorchServe's own /ping
 does not ask the models: it answers "Healthy" while no worker starts.
 
-The request is made here, by the kind in the model's description: a picture of 32x32 pixels, or the word "ready".
+The request is made here, by the kind in the model's description: a JPEG of {SIZE[0]}x{SIZE[1]} pixels, or the word
+"ready".
 """
 EPILOG = """\
 examples:
@@ -151,6 +154,16 @@ def described(client: Client, model: str) -> Mapping[str, Any]:
     return about if isinstance(about, Mapping) else {}
 
 
+@functools.cache
+def picture() -> bytes:
+    """A JPEG of SIZE with shapes and noise, which takes as long to decode as a photograph."""
+    shapes = Image.effect_mandelbrot(SIZE, (-2, -1.5, 1, 1.5), 100)
+    image = ImageOps.colorize(Image.blend(shapes, Image.effect_noise(SIZE, 64), 0.2), "black", "white", "teal")
+    with io.BytesIO() as stream:
+        image.save(stream, "JPEG", quality=90)
+        return stream.getvalue()
+
+
 def samples_for(model: str, about: Mapping[str, Any]) -> list[Sample]:
     """Requests that fit the kind in a model's description, to be sent until one is answered.
 
@@ -158,9 +171,7 @@ def samples_for(model: str, about: Mapping[str, Any]) -> list[Sample]:
     Raises ServerError for an unknown kind.
     """
     if about.get("kind") == "image-classifier":
-        with io.BytesIO() as stream:
-            Image.linear_gradient("L").resize((32, 32)).save(stream, "PNG")
-            return [Sample(stream.getvalue(), "image/png")]
+        return [Sample(picture(), "image/jpeg")]
     if about.get("kind") == "text-encoder":
         texts = [f"ready {mask}" for mask in MASKS] if about.get("task") == "fill-mask" else ["ready"]
         return [Sample(text.encode(), "text/plain") for text in texts]

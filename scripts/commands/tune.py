@@ -6,17 +6,21 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from argument_types import positive
 from server import mps
 from server.client import silent
+from server.config import read_properties
 from server.errors import ServerError
 from server.options import add_server_options, client_of
-from server.paths import MODEL_STORE
-from serving_bench import apply_choice, archives, command, reference_answers
+from server.paths import CONFIG, MODEL_STORE
+from serving_bench import advice, apply_choice, archives, command, reference_answers
+from serving_bench.advice import Cause
 from serving_bench.archives import Archive
+from serving_bench.confirmation import SHARES, TRIES, Attempt, Confirmation
 from serving_bench.fleet import Fleet
 from serving_bench.generator import Load
 from serving_bench.generator_options import add_generator_options, generators
@@ -24,17 +28,21 @@ from serving_bench.layouts import Layout
 from serving_bench.load_options import add_load_options, load_for
 from serving_bench.measure import Bench, Setting
 from serving_bench.resource_usage import GpuMonitor
-from serving_bench.search import Choice, Score, Search
+from serving_bench.search import Choice, Search, clients_of
 from serving_bench.sweep import Served
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Find the number of workers, the batch size and the delay that serve a model best on this machine, by measuring it in a
 TorchServe of its own. Workers are doubled until that brings nothing; then the batch size is varied, then the delay.
 Answers are compared with those to requests sent alone; a setting with errors or wrong answers is not taken.
 
 The goal is the most requests/s: with --p99-ms under the condition that 99 of 100 answers come in time, with
---max-throughput without a condition. The choice is confirmed in an open loop at 70 % of the rate that it reached (see
-docs/batching.md). First stop other programs on the GPU, the model's own server too: they would disturb this.
+--max-throughput without a condition. The best setting then has to meet the goal in an open loop (see
+docs/batching.md), at {SHARES[0]:.0%} of the rate that it reached in the slower one of two closed loops. If it does
+not, {SHARES[1]:.0%} is tried, and then the next best setting: {TRIES} settings at most. Only a confirmed one is shown
+as the best, written or applied.
+
+First stop other programs on the GPU, the model's own server too: they would disturb this.
 """
 EPILOG = """\
 examples:
@@ -44,14 +52,15 @@ examples:
 
 `scripts/package verify` reports an archive that --write has changed.
 
-Exit status: 0; 1 if no setting meets the goal, if the choice is not confirmed, or if nothing can be measured; 2 for a
-wrong command line; 130 if stopped.
+Exit status: 0; 1 if no setting meets the goal or is confirmed, or if nothing can be measured; 2 for a wrong command
+line; 130 if stopped. If no setting is confirmed, nothing is changed; errors, reasons and the next command to try are
+printed.
 """
-CONFIRMED_AT = 0.7
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return command.guarded(parser().parse_args(arguments), run)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return command.guarded(parser().parse_args(given), lambda chosen: run(chosen, given))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,12 +97,14 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def run(chosen: argparse.Namespace) -> int:
-    """Search, confirm, and do what was asked; the exit status.
+def run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
+    """Search, confirm, and do what was asked; the exit status. given: the command line.
 
     Raises ValueError, OSError, ServerError or GeneratorError.
     """
     archive = find(chosen.model)
+    if chosen.write:
+        apply_choice.check_writable(archive.file)
     load = load_for(archive, chosen)
     generator, open_loop = generators(chosen)
     if chosen.apply:
@@ -107,14 +118,41 @@ def run(chosen: argparse.Namespace) -> int:
     ):
         bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, silent, lambda _: None)
         tuned = Tuned(bench, server, archive, load)
-        search = Search(tuned.measure, chosen.p99_ms, command.print_now)
+        queue = queue_size(archive, dict(chosen.setting))
+        search = Search(tuned.measure, chosen.p99_ms, command.print_now, queue)
         best = search.run(tuned.start, chosen.most_workers, chosen.most_batch or tuned.start.batch_size)
         if best is None:
-            print(f"no setting answers within {chosen.p99_ms} ms, not even a single client", file=sys.stderr)
-            return 1
-        confirmed = confirm(tuned, best, chosen.p99_ms)
-    put_into_effect(chosen, archive, best)
-    return 0 if confirmed else 1
+            causes = advice.causes_of_none(list(search.scores.values()), chosen.p99_ms)
+            return failed("no setting meets the goal", [], causes, given)
+        confirmation = Confirmation(tuned, chosen.p99_ms, command.print_now)
+        confirmed = confirmation.run(search.ranked(best))
+    if confirmed is None:
+        cores = len(os.sched_getaffinity(0))
+        own = "jobQueueSize" in archive.batching
+        conditions = advice.Conditions(chosen.p99_ms, queue, own, open_loop.processes, cores)
+        causes = advice.causes(confirmation.attempts, conditions)
+        return failed("no setting is confirmed", confirmation.attempts, causes, given)
+    show(confirmed)
+    put_into_effect(chosen, archive, confirmed.score.choice)
+    return 0
+
+
+def failed(what: str, attempts: Sequence[Attempt], causes: Sequence[Cause], given: Sequence[str]) -> int:
+    """Print what was tried, why it may have failed, and what to try next; the exit status."""
+    lines = [f"\n{what}; nothing was changed", *(f"  {attempt}" for attempt in attempts), "this may be why:"]
+    lines += [f"  {cause.words}" for cause in causes]
+    print("\n".join([*lines, f"next, try: {advice.next_command(given, causes)}"]), file=sys.stderr)
+    return 1
+
+
+def show(confirmed: Attempt) -> None:
+    """Print the setting that was confirmed."""
+    best = confirmed.score
+    print(f"\nbest: {best.choice}: {best.requests_per_s:,.0f} requests/s at {clients_of(best)}")
+    of = f"{confirmed.share:.0%} of {confirmed.closed:,.0f}"
+    print(f"confirmed in an open loop at {confirmed.rate:,.0f} requests/s ({of})")
+    if confirmed.share < SHARES[0]:
+        print(f"{SHARES[0]:.0%} was too much: do not send it more than this")
 
 
 class Tuned:
@@ -135,6 +173,17 @@ class Tuned:
         """Measure the choice in a closed loop; the row."""
         reference = self.serve(choice)
         return self.bench.closed(self.served, self.load, reference, _setting(choice), clients)
+
+    def measure_again(self, choice: Choice, clients: int) -> dict[str, Any]:
+        """Measure the choice in a closed loop, with the load generator of the open loop; the row."""
+        reference = self.serve(choice)
+        bench = replace(self.bench, generator=self.bench.open_loop)
+        return bench.closed(self.served, self.load, reference, _setting(choice), clients)
+
+    def measure_open(self, choice: Choice, rate: float) -> dict[str, Any]:
+        """Measure the choice in an open loop at `rate` requests/s; the row."""
+        reference = self.serve(choice)
+        return self.bench.open(self.served, self.load, reference, _setting(choice), rate)
 
     def serve(self, choice: Choice) -> reference_answers.ReferenceAnswers:
         """Serve the model as the choice says. Returns the reference answers, which are the same for every choice."""
@@ -162,31 +211,26 @@ class Tuned:
             self.current = None
 
 
-def confirm(tuned: Tuned, best: Score, p99_ms: float | None) -> bool:
-    """Whether the choice meets the goal, without errors, in an open loop at 70 % of the rate that it reached."""
-    rate = best.requests_per_s * CONFIRMED_AT
-    reference = tuned.serve(best.choice)
-    row = tuned.bench.open(tuned.served, tuned.load, reference, _setting(best.choice), rate)
-    p99 = row["p99_ms"] or float("inf")
-    confirmed = not row["errors"] and not row["answers_wrong"] and (p99_ms is None or p99 <= p99_ms)
-    print(f"\nbest: {best.choice}: {best.requests_per_s:,.0f} requests/s at {best.clients} clients")
-    verdict = "confirmed" if confirmed else "NOT CONFIRMED"
-    print(f"{verdict} in an open loop at {rate:,.0f} requests/s: p99 {p99:,.1f} ms")
-    print(f"{row['errors']} errors, {row['answers_wrong']} wrong answers")
-    return confirmed
-
-
-def put_into_effect(chosen: argparse.Namespace, archive: Archive, best: Score) -> None:
+def put_into_effect(chosen: argparse.Namespace, archive: Archive, best: Choice) -> None:
     """Write or apply the best choice, as the options ask; else print the keys for model-config.yaml."""
     if chosen.write:
-        apply_choice.write(archive.file, best.choice)
+        apply_choice.write(archive.file, best)
         print(f"written into {archive.file}")
     elif chosen.apply:
-        apply_choice.apply(client_of(chosen), archive.name, best.choice)
+        apply_choice.apply(client_of(chosen), archive.name, best)
         print(f"{archive.name} serves so now, until TorchServe is restarted")
     else:
         print("nothing was changed; model-config.yaml's keys would be:")
-        print("".join(f"  {key}: {value}\n" for key, value in apply_choice.keys_of(best.choice).items()), end="")
+        print("".join(f"  {key}: {value}\n" for key, value in apply_choice.keys_of(best).items()), end="")
+    if chosen.setting:
+        settings = ", ".join(f"{key}={value}" for key, value in chosen.setting)
+        print(f"it was measured with {settings}: set that in config.properties too")
+
+
+def queue_size(archive: Archive, settings: dict[str, str]) -> int:
+    """How many requests may wait for the model. settings: for config.properties, in place of the project's."""
+    default = read_properties(CONFIG)["job_queue_size"]
+    return int(archive.batching.get("jobQueueSize", settings.get("job_queue_size", default)))
 
 
 def find(model: str) -> Archive:

@@ -143,7 +143,7 @@ def comparison() -> list[str]:
 
 
 def measured() -> list[str]:
-    """What a request costs on the fastest point of each load."""
+    """What a request costs on the fastest point of each load; the memory is that of the newest run of the model."""
     head = (
         "model",
         "one request",
@@ -163,7 +163,7 @@ def measured() -> list[str]:
                     *(row["target"], row["load"], f"{row['items_per_s']:,.0f}"),
                     *(f"{java + 1e3 * cores['workers'] / row['requests_per_s']:.2f}", f"{java:.2f}"),
                     *(f"{_bytes_in(row) / 1e3:,.1f}", f"{row['answer_bytes'] / 1e3:,.1f}"),
-                    *(f"{row['gpu_mib_per_worker']:,}", row["workers"]),
+                    *(f"{_memory(row['target']):,}", row["workers"]),
                 )
             )
         )
@@ -247,6 +247,19 @@ def _fastest() -> list[Row]:
             if row["kind"] != "no-op" and row["items_per_s"] > rows.get(row["load"], {}).get("items_per_s", 0):
                 rows[row["load"]] = row
     return list(rows.values())
+
+
+def _memory(model: str) -> int:
+    """MiB of GPU memory per worker in the model's newest run on an H200, with one GPU if it had several."""
+    runs = [read(file.stem) for file in FOLDER.glob("serving-*-h200.json")]
+    found: list[tuple[str, int, int]] = [
+        (run["conditions"]["date"], -(row.get("gpus") or 1), row["gpu_mib_per_worker"])
+        for run in runs
+        for row in run["rows"]
+        if row["target"] == model and row.get("gpu_mib_per_worker")
+    ]
+    newest, gpus, _ = max(found)
+    return max(memory for date, count, memory in found if (date, count) == (newest, gpus))
 
 
 def _bytes_in(row: Row) -> float:

@@ -181,6 +181,19 @@ def test_tune_writes_what_it_has_measured(model_store: Path, tmp_path: Path) -> 
     assert f"batch size {config['batchSize']}, delay {config['maxBatchDelay']} ms: " in done.stdout
 
 
+def test_tune_changes_nothing_if_the_goal_is_missed(model_store: Path, tmp_path: Path) -> None:
+    mar = tmp_path / "digits.mar"
+    mar.write_bytes((model_store / "digits.mar").read_bytes())
+    program = [sys.executable, str(ROOT / "scripts" / "commands" / "tune.py"), str(mar), "--p99-ms", "1", "--write"]
+    program += ["--most-workers", "1", "--most-batch", "1", "--seconds", "1", "--warm-up", "1"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no setting meets the goal; nothing was changed" in done.stderr
+    assert "next, try: scripts/tune" in done.stderr
+    assert "minWorkers" not in done.stdout
+    assert mar.read_bytes() == (model_store / "digits.mar").read_bytes()
+
+
 def test_a_choice_is_applied_to_a_running_server(model_store: Path) -> None:
     archive = archives.read(str(model_store / "digits.mar"))
     with TemporaryServer({}) as server:

@@ -131,10 +131,12 @@ def test_a_closed_loop_sends_all_bodies_and_counts(server: tuple[Endpoint, Seen]
 def test_errors_count_by_status_and_not_as_answers(server: tuple[Endpoint, Seen], generator: Generator) -> None:
     endpoint, seen = server
     seen.status, seen.wait_s = 503, 0.02
+    seen.answer = b'{"code": 503, "message": "the \\"queue\\" is full"}'
     result = generator.closed(endpoint, TWO, 2, 1)
     assert list(result.statuses) == ["503"]
     assert result.answered == result.requests_per_s == 0
     assert result.errors == result.statuses["503"] > 0
+    assert result.messages == {"503": 'the "queue" is full'}
 
 
 def test_nobody_listens(generator: Generator) -> None:

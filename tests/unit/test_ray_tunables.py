@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -132,6 +134,24 @@ def test_an_haproxy_that_was_left_is_ended(tmp_path: Path) -> None:
         for process in (left, stays):
             process.kill()
             process.wait()
+
+
+def test_a_folder_that_ray_makes_again_does_not_stay(tmp_path: Path) -> None:
+    """Ray's manager of HAProxy lives on for some seconds, and writes there."""
+    folder = tmp_path / "mine"
+    code = "import pathlib\nwhile True: pathlib.Path('mine', 'id').mkdir(parents=True, exist_ok=True)"
+    environment = {**os.environ, tunables.FOLDER: str(folder)}
+    manager = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    try:
+        deadline = time.monotonic() + 10
+        while not folder.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        tunables.forget({tunables.FOLDER: str(folder)})
+        assert not psutil.pid_exists(manager.pid)
+        assert not folder.exists()
+    finally:
+        manager.kill()
+        manager.wait()
 
 
 def test_two_rays_do_not_share_the_port_of_their_own_proxies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,8 @@ def test_an_image_classifier_gets_a_picture(monkeypatch: pytest.MonkeyPatch) -> 
     assert ask(found) < 5000
     body, content_type, timeout_s = found.sent[0]
     with Image.open(io.BytesIO(body)) as image:
-        assert (image.format, image.size, content_type) == ("PNG", (32, 32), "image/png")
+        assert (image.format, image.mode, image.size, content_type) == ("JPEG", "RGB", (500, 375), "image/jpeg")
+    assert 40_000 < len(body) < 80_000  # as photographs of this size have: 56 KB
     assert 0 < timeout_s <= 5
 
 

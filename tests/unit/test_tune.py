@@ -30,7 +30,8 @@ class Server:
             100 * min(choice.workers, 4) * min(choice.batch_size, 64) * filled / (choice.batch_size * choice.workers)
         )
         p99 = choice.delay_ms + min(choice.batch_size, clients) + clients / 8
-        return {"requests_per_s": rate, "p99_ms": p99, "errors": 0, "answers_wrong": 0} | self.changes
+        sound = {"errors": 0, "answers_wrong": 0, "statuses": {}, "failures": {}, "messages": {}}
+        return {"requests_per_s": rate, "p99_ms": p99} | sound | self.changes
 
 
 def search(server: Any, p99_ms: float | None) -> Search:

@@ -89,11 +89,13 @@ def stop() -> None:
     import ray
     from ray import serve
 
-    if ray.is_initialized():
-        with contextlib.suppress(Exception):  # Ray itself is gone or half started: nothing is left to be answered
-            serve.shutdown()
-        ray.shutdown()
-    tunables.forget(os.environ)
+    try:
+        if ray.is_initialized():
+            with contextlib.suppress(Exception):  # Ray itself is gone or half started: nothing is left to be answered
+                serve.shutdown()
+            ray.shutdown()
+    finally:  # also after a second Ctrl-C
+        tunables.forget(os.environ)
 
 
 def _init(**options: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import tempfile
@@ -60,8 +61,8 @@ def is_haproxy(environment: MutableMapping[str, str]) -> bool:
 def forget(environment: MutableMapping[str, str]) -> None:
     """Remove the folder that `choose` has made, and what names it, so that another Ray gets one of its own.
 
-    An HAProxy that reads its configuration there is ended first: it outlives a Ray that was killed, and would go on
-    listening.
+    What is left of this Ray is ended first. An HAProxy outlives a Ray that was killed, and goes on listening. Ray's
+    manager of HAProxy lives on for seconds after ray.shutdown(), and would make the folder again.
     """
     for name in environment.pop(OWN, "").split():
         environment.pop(name, None)
@@ -71,18 +72,25 @@ def forget(environment: MutableMapping[str, str]) -> None:
 
 
 def _end_those_of(folder: str) -> None:
-    """End the processes whose command line names a file in the folder."""
-    named = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any(word.startswith(f"{folder}/") for word in process.info["cmdline"] or ())
-    ]
+    """End the processes whose command line names a file in the folder, or whose environment names the folder."""
+    named = [process for process in psutil.process_iter() if _names(process, folder)]
     for process in named:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     for process in psutil.wait_procs(named, timeout=END_S)[1]:
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def _names(process: psutil.Process, folder: str) -> bool:
+    """Whether a process of this Ray is meant: its command line has a file of the folder, or FOLDER is the folder."""
+    if process.pid == os.getpid():
+        return False
+    with contextlib.suppress(psutil.Error):  # it has ended, or it is another user's
+        if any(word.startswith(f"{folder}/") for word in process.cmdline()):
+            return True
+        return process.environ().get(FOLDER) == folder
+    return False
 
 
 def _objection(environment: MutableMapping[str, str]) -> str | None:

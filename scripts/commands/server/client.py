@@ -123,13 +123,20 @@ class Client:
         raise ServerError(f"{model} was not registered: {refusal(answer)}{why}")
 
     def scale(
-        self, model: str, workers: int, timeout_s: float = 600, report: Report = silent, version: str = ""
+        self,
+        model: str,
+        workers: int,
+        timeout_s: float = 600,
+        report: Report = silent,
+        version: str = "",
+        limit_s: float | None = None,
     ) -> None:
         """Have exactly `workers` workers serve `model`, and wait until they are ready.
 
         Fewer workers than before: the others end at once, and the requests that they have fail. updates/scaling.py
         loses none. If all workers have failed before, they are started again at once. TorchServe itself waits longer
         from try to try, and gives up after some minutes. Workers that are still loading are waited for.
+        limit_s: the time limit that the message names, if more than this was done in it.
 
         Raises ServerError if TorchServe refuses, and NotReadyError if a worker cannot load the model or after
         `timeout_s`.
@@ -142,17 +149,18 @@ class Client:
             while self.describe(model, version)["workers"] and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         self.set_workers(model, workers, version)
-        while time.monotonic() < deadline:
+        while True:
             if error := logs.load_error(model):
                 raise NotReadyError(f"a worker of {model} cannot load: {error} (all of it: {logs.workers})")
             states = [worker["status"] for worker in self.describe(model, version)["workers"]]
             report(f"{model}: {states.count('READY')} of {workers} workers ready (was {len(before)})")
             if states == ["READY"] * workers:
                 return
-            time.sleep(POLL_S)
-        raise NotReadyError(
-            f"{model} did not reach {workers} ready workers in {round(timeout_s, 2):g} s (log: {logs.workers})"
-        )
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+        limit = round(timeout_s if limit_s is None else limit_s, 2)
+        raise NotReadyError(f"{model} did not reach {workers} ready workers in {limit:g} s (log: {logs.workers})")
 
     def set_workers(self, model: str, workers: int, version: str = "") -> None:
         """Ask for `workers` workers, and wait for none of them. Raises ServerError if that is refused."""

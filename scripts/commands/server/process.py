@@ -136,7 +136,7 @@ class Server:
             if error := self.logs.load_error(model):
                 raise ServerError(f"{model} cannot be loaded: {error} (all of it: {self.log})")
         if time.monotonic() > deadline:
-            raise ServerError(f"{', '.join(waiting)} did not answer within {timeout_s:.0f} s:\n{self.tail()}")
+            raise ServerError(f"{', '.join(waiting)} did not answer within {round(timeout_s, 2):g} s:\n{self.tail()}")
 
     def stop(self) -> None:
         """Stop TorchServe and everything that it started. A second call does nothing."""

@@ -24,20 +24,33 @@ def keys_of(choice: Choice) -> dict[str, int]:
     }
 
 
+def check_writable(mar: Path) -> None:
+    """Raise ValueError if the archive has no model-config.yaml."""
+    with zipfile.ZipFile(mar) as archive:
+        if CONFIG not in archive.namelist():
+            raise ValueError(f"{mar} holds no {CONFIG}; use --apply, or package it again")
+
+
 def write(mar: Path, choice: Choice) -> None:
     """Write the choice into the archive's model-config.yaml. All else stays, comments too.
 
     Raises ValueError if the archive has no model-config.yaml.
     """
+    check_writable(mar)
     partial = mar.with_name(f"{mar.name}.partial")
     with zipfile.ZipFile(mar) as old:
-        if CONFIG not in old.namelist():
-            raise ValueError(f"{mar} holds no {CONFIG}; use --apply, or package it again")
-        with zipfile.ZipFile(partial, "w") as new:
-            for item in old.infolist():
-                data = old.read(item)
-                new.writestr(item, changed(data.decode(), choice).encode() if item.filename == CONFIG else data)
-    partial.replace(mar)
+        try:
+            _copy(old, partial, choice)
+            partial.replace(mar)
+        finally:
+            partial.unlink(missing_ok=True)  # it is there only if something went wrong, such as a full disk
+
+
+def _copy(old: zipfile.ZipFile, path: Path, choice: Choice) -> None:
+    with zipfile.ZipFile(path, "w") as new:
+        for item in old.infolist():
+            data = old.read(item)
+            new.writestr(item, changed(data.decode(), choice).encode() if item.filename == CONFIG else data)
 
 
 def changed(text: str, choice: Choice) -> str:
@@ -53,22 +66,32 @@ def changed(text: str, choice: Choice) -> str:
 def apply(client: Client, model: str, choice: Choice) -> None:
     """Register the model again with the choice: TorchServe cannot change batch size or delay of a registered model.
 
-    Requests get 404 meanwhile. Raises ServerError.
+    Requests get 404 meanwhile. If it does not load so, it is registered as it was. Raises ServerError.
     """
     described = client.describe(model)
+    try:
+        _register(client, model, described["modelUrl"], choice)
+    except ServerError as error:
+        before = Choice(len(described["workers"]), described["batchSize"], described["maxBatchDelay"])
+        try:
+            _register(client, model, described["modelUrl"], before)
+        except ServerError as again:
+            raise ServerError(f"{error}; as it was, it does not load either: {again}") from error
+        raise ServerError(f"{error}; {model} serves as before") from error
+
+
+def _register(client: Client, model: str, url: str, choice: Choice) -> None:
+    """Unregister the model, and register it with the choice. Raises ServerError."""
     answer = client.manage("DELETE", f"/models/{model}")
-    if answer.status != 200:
+    if answer.status not in (200, 404):
         raise ServerError(f"{model} was not unregistered: {refusal(answer)}")
     query = {
-        "url": described["modelUrl"],
+        "url": url,
         "initial_workers": 0,
         "batch_size": choice.batch_size,
         "max_batch_delay": choice.delay_ms,
     }
-    try:
-        client.register(model, query, LOAD_TIMEOUT_S)
-    except ServerError as error:
-        raise ServerError(f"{error}; {model} is unregistered now") from error
+    client.register(model, query, LOAD_TIMEOUT_S)
     client.scale(model, choice.workers, LOAD_TIMEOUT_S)
     found = client.describe(model)
     if (found["batchSize"], found["maxBatchDelay"]) != (choice.batch_size, choice.delay_ms):

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import demo
+import run_folders
 from benchmarks.conditions import slug
 from server import mps
 from server.errors import ServerError
@@ -33,7 +34,8 @@ from serving_bench.resource_usage import GpuMonitor
 from serving_bench.stream_generator import StreamGenerator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-OUT = ROOT / "build" / "serving"
+RESULTS = ROOT / "build" / "serving"
+SUFFIXES = ("json", "csv", "html")
 QUICK: dict[str, Any] = {"workers": [1], "clients": [16], "seconds": 4.0, "warm_up": 1.0, "rate": ["50%"]}
 WORKERS = [1, 2, 4]
 QUICK_BATCH = 1.5  # the least requests per batch, in the mean of 16 clients, that show that batching works
@@ -153,9 +155,22 @@ def run_address(chosen: argparse.Namespace) -> int:
 def _run(chosen: argparse.Namespace, name: str, measure: Measure) -> int:
     generator, open_loop = generators(chosen)
     about = conditions(chosen, generator, open_loop)
-    out = chosen.out or OUT / f"{name}-{slug(about['conditions']['gpu'])}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _print_conditions(about, generator, open_loop)
+    default = f"{name}-{slug(about['conditions']['gpu'])}"
+    with run_folders.out_of(chosen.out, RESULTS, default, SUFFIXES) as out:
+        _print_conditions(about, generator, open_loop)
+        print_now(f"results: {out}.json")
+        return _measured(chosen, out, about, generator, open_loop, measure)
+
+
+def _measured(
+    chosen: argparse.Namespace,
+    out: Path,
+    about: dict[str, Any],
+    generator: Generator,
+    open_loop: StreamGenerator,
+    measure: Measure,
+) -> int:
+    """Measure, write the results to OUT, and return the exit status."""
 
     def save(found: Bench) -> None:
         report.write(out, report.document(found, about))

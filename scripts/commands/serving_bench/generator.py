@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+from server.http import without_ids
+
+MOST_WORDS = 300  # characters of an error's message that are kept
 
 
 class GeneratorError(RuntimeError):
@@ -61,7 +66,7 @@ class LoadResult:
 
     statuses: answers by HTTP status. failures: requests without an answer, by kind. latency_ms: p50, p90, p99, p999
     and max of all answers. cpu_seconds: of the generator. late_ms: how much later than planned an open loop sent.
-    threads: threads or processes that made the load; 0 if unknown.
+    threads: threads or processes that made the load; 0 if unknown. messages: the first words of an error, by status.
     """
 
     generator: str
@@ -72,6 +77,7 @@ class LoadResult:
     cpu_seconds: float
     late_ms: Mapping[str, float] = field(default_factory=dict)
     threads: int = 0
+    messages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def answered(self) -> int:
@@ -87,6 +93,17 @@ class LoadResult:
     def requests_per_s(self) -> float:
         """Requests that were answered with 2xx, per second."""
         return self.answered / self.seconds if self.seconds else 0.0
+
+
+def message_of(body: bytes) -> str:
+    """The message of an error's body, in one line. It is the body itself if that is not TorchServe's JSON."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = None
+    found = content.get("message") if isinstance(content, dict) else None
+    words = found if isinstance(found, str) else without_ids(body).decode(errors="replace")
+    return " ".join(words.split())[:MOST_WORDS]
 
 
 class Generator(Protocol):

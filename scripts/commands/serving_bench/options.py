@@ -37,7 +37,7 @@ examples:
   scripts/bench_serving --install-peers triton,kserve
   scripts/bench_serving model_store/resnet101.mar --peer triton,kserve,ray --workers 1
   scripts/bench_serving --quick model_store/digits.mar model_store/sentences.mar
-  scripts/bench_serving --redraw build/serving/resnet101-h200.json             write CSV and page again
+  scripts/bench_serving --redraw build/serving/latest/resnet101-h200.json      write CSV and page again
 
 The load comes from wrk if it is installed (apt install wrk) or named by --wrk, else from a generator of this project,
 which takes about twice the CPU. The open loop always comes from the latter.
@@ -176,7 +176,11 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
         "a JSON of scripts/bench_model (at a point: 64, or 32x128)",
     )
     group.add_argument(
-        "--out", type=Path, metavar="PATH", help="file name without a suffix (default: build/serving/NAME-GPU)"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="file name without a suffix, which no earlier run has used (default: build/serving/TIME/NAME-GPU, TIME "
+        "in UTC; build/serving/latest links to the last folder)",
     )
     group.add_argument("--commit", help="for the report, if git cannot tell (default: git describe)")
     group.add_argument(

@@ -32,6 +32,7 @@ def of_load(result: LoadResult, load: Load) -> Row:
         "errors": result.errors,
         "statuses": dict(result.statuses),
         "failures": dict(result.failures),
+        "messages": dict(result.messages),
         "late_p99_ms": rounded(result.late_ms.get("p99")),
     }
 
@@ -132,9 +133,8 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
     """Reasons not to trust a row, in words."""
     found = []
     if row["errors"]:
-        kinds = {**{k: n for k, n in row["statuses"].items() if not k.startswith("2")}, **row["failures"]}
-        found.append(f"{row['errors']:,} ERRORS ({', '.join(f'{kind}: {count:,}' for kind, count in kinds.items())})")
-        if QUEUE_FULL in kinds:
+        found.append(f"{row['errors']:,} ERRORS ({', '.join(f'{kind}: {n:,}' for kind, n in kinds_of(row).items())})")
+        if QUEUE_FULL in kinds_of(row):
             found[-1] += ", its queue was full: fewer clients, or --setting job_queue_size=N"
     if row.get("answers_wrong"):
         found.append(
@@ -152,6 +152,35 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
         counts = set(spread.split(","))
         found += [f"the workers are spread unevenly over the GPUs: {spread}"] if len(counts) > 1 else []
     return found
+
+
+def unsound(row: Mapping[str, Any]) -> str:
+    """What was wrong with the answers of a point, in words; "" if all were right."""
+    found = [errors_of(row)] if row["errors"] else []
+    if row["answers_wrong"]:
+        found.append(f"{row['answers_wrong']:,} wrong answers")
+    return "; ".join(found) or ("" if row["p99_ms"] is not None else "no answer came")
+
+
+def errors_of(row: Mapping[str, Any]) -> str:
+    """How many errors a point had, and which, with the server's own words."""
+    kinds = []
+    for kind, count in kinds_of(row).items():
+        words = row["messages"].get(kind, "")
+        said = "no room in the queue" if is_queue_full(kind, words) else words
+        kinds.append(f"{count:,} x {kind}{f' ({said})' if said else ''}")
+    return f"{row['errors']:,} error{'s' if row['errors'] > 1 else ''}: {', '.join(kinds)}"
+
+
+def is_queue_full(status: str, words: str) -> bool:
+    """Whether an answer says that TorchServe's queue was full. It says the same if there is no worker at all."""
+    return status == QUEUE_FULL and (not words or "no worker to serve" in words)
+
+
+def kinds_of(row: Mapping[str, Any]) -> dict[str, int]:
+    """How many errors a row has, by status, or by what kept an answer from coming."""
+    refused = {status: count for status, count in row["statuses"].items() if not status.startswith("2")}
+    return {**refused, **row["failures"]}
 
 
 def disagreements(row: Mapping[str, Any]) -> list[str]:

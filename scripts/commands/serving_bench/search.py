@@ -8,6 +8,8 @@ from typing import Any
 
 from server.errors import ServerError
 
+from serving_bench import rows
+
 MOST_CLIENTS = 512
 GAIN = 1.05  # a setting is taken if it is so many times as fast: less is noise
 DELAYS_MS = (1, 2, 5)
@@ -28,12 +30,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Score:
-    """What a choice reached, and with how many clients; clients is 0 if the choice never met the goal."""
+    """What a choice reached, and with how many clients; clients is 0 if the choice never met the goal.
+
+    trouble: then the reason, for a person; else what was wrong with more clients.
+    """
 
     choice: Choice
     requests_per_s: float
     p99_ms: float
     clients: int
+    trouble: str = ""
 
 
 Measure = Callable[[Choice, int], dict[str, Any]]
@@ -44,12 +50,14 @@ class Search:
     """The search.
 
     measure: measure(choice, clients) gives a row of a closed loop. p99_ms: the goal in milliseconds; None: the most
-    requests/s, whatever the latency. show: called with each line for a person.
+    requests/s, whatever the latency. show: called with each line for a person. queue: requests that may wait for the
+    model; the server refuses what comes beyond.
     """
 
     measure: Measure
     p99_ms: float | None
     show: Callable[[str], None]
+    queue: int = MOST_CLIENTS
     scores: dict[Choice, Score] = field(default_factory=dict)
 
     def run(self, start: Choice, most_workers: int, most_batch: int) -> Score | None:
@@ -69,6 +77,14 @@ class Search:
         )
         best = self._climb(best, (replace(best.choice, batch_size=n) for n in halved(best.choice.batch_size)))
         return self._best(best, [replace(best.choice, delay_ms=n) for n in DELAYS_MS if n != best.choice.delay_ms])
+
+    def ranked(self, best: Score) -> list[Score]:
+        """All choices that met the goal: `best`, then the others by requests/s, the most first.
+
+        More workers that are less than GAIN times as fast do not come before `best`: they take memory for noise.
+        """
+        met = [score for score in self.scores.values() if score.clients and score.choice != best.choice]
+        return [best, *sorted(met, key=lambda score: score.requests_per_s, reverse=True)]
 
     def _first(self, start: Choice) -> Score | None:
         """The first choice that meets the goal, from `start` with ever smaller batches."""
@@ -99,13 +115,17 @@ class Search:
         if choice not in self.scores:
             self.scores[choice] = self._within_goal(choice) if self.p99_ms else self._saturated(choice)
             found = self.scores[choice]
-            result = f"{found.requests_per_s:,.0f} requests/s, p99 {found.p99_ms:,.1f} ms at {found.clients} clients"
-            self.show(f"{choice}: {result if found.clients else 'not within the goal, or not without errors'}")
+            result = f"{found.requests_per_s:,.0f} requests/s, p99 {found.p99_ms:,.1f} ms at {clients_of(found)}"
+            self.show(f"{choice}: {'; '.join(filter(None, (result if found.clients else '', found.trouble)))}")
         return self.scores[choice]
 
     def _saturated(self, choice: Choice) -> Score:
-        clients = min(MOST_CLIENTS, max(8, 4 * choice.workers * choice.batch_size))
-        return self._run(choice, clients)
+        """All workers busy, and more batches waiting, as far as the queue holds them."""
+        full = choice.workers * choice.batch_size
+        clients = min(MOST_CLIENTS, max(8, 4 * full), full + self.queue // 2)
+        found = self._run(choice, clients)
+        overfull = not found.clients and clients > self.queue >= 1  # if no worker had taken a batch for a moment
+        return self._run(choice, self.queue) if overfull else found
 
     def _within_goal(self, choice: Choice) -> Score:
         """Clients are quadrupled while p99 holds, then doubled once from the last that held."""
@@ -113,25 +133,38 @@ class Search:
         while clients <= MOST_CLIENTS:
             found = self._run(choice, clients)
             if found.p99_ms > (self.p99_ms or 0) or found.requests_per_s < best.requests_per_s:
-                break
+                held = replace(best, trouble=found.trouble)
+                return self._between(choice, held) if best.clients else self._missed(found)
             best, clients = found, clients * 4
-        if best.clients and 2 * best.clients <= MOST_CLIENTS:
-            between = self._run(choice, 2 * best.clients)
-            if between.p99_ms <= (self.p99_ms or 0) and between.requests_per_s > best.requests_per_s:
-                best = between
-        return best
+        return self._between(choice, best)
+
+    def _between(self, choice: Choice, best: Score) -> Score:
+        """The better one of `best` and twice its clients."""
+        if 2 * best.clients > MOST_CLIENTS:
+            return best
+        found = self._run(choice, 2 * best.clients)
+        better = found.p99_ms <= (self.p99_ms or 0) and found.requests_per_s > best.requests_per_s
+        return replace(found, trouble=best.trouble) if better else best
+
+    def _missed(self, found: Score) -> Score:
+        """The score of a choice that misses the goal even with one client."""
+        late = f"p99 {found.p99_ms:,.1f} ms at {clients_of(found)}; wanted: {self.p99_ms:g} ms"
+        return replace(found, clients=0, trouble=found.trouble or late)
 
     def _run(self, choice: Choice, clients: int) -> Score:
         """Measure once. Errors, wrong answers or a server that does not start count as no answers."""
         try:
             row = self.measure(choice, clients)
         except ServerError as error:
-            self.show(f"{choice}: {error}")
-            return Score(choice, 0, float("inf"), 0)
-        sound = not row["errors"] and not row["answers_wrong"] and row["p99_ms"] is not None
-        if not sound:
-            return Score(choice, 0, float("inf"), 0)
+            return Score(choice, 0, float("inf"), 0, str(error))
+        if trouble := rows.unsound(row):
+            return Score(choice, 0, float("inf"), 0, f"{trouble}, at {clients} client{'s' if clients > 1 else ''}")
         return Score(choice, row["requests_per_s"], row["p99_ms"], clients)
+
+
+def clients_of(score: Score) -> str:
+    """ "1 client", "16 clients"."""
+    return f"{score.clients} client{'s' if score.clients > 1 else ''}"
 
 
 def doubled(value: int, most: int) -> list[int]:

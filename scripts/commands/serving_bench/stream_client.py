@@ -24,6 +24,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 CONNECT_AT_ONCE = 64
+MOST_KEPT = 4096  # bytes of an error's body
 CLOSED_BY_SERVER, UNREADABLE, UNCONNECTED, LATE = "closed by the server", "unreadable", "connect", "timeout"
 
 
@@ -44,6 +45,7 @@ class Connection(asyncio.Protocol):
         self.head = b""
         self.left: int | None = None
         self.status = 0
+        self.body = b""  # the beginning of an error's
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -65,9 +67,11 @@ class Connection(asyncio.Protocol):
                 self.failure = UNREADABLE
                 self.transport.abort()
                 return
-            self.left -= len(rest)
-        else:
-            self.left -= len(data)
+            data = rest
+            self.body = b""
+        self.left -= len(data)
+        if not 200 <= self.status < 300:
+            self.body += data[: MOST_KEPT - len(self.body)]
         if self.left <= 0:
             self.answered(self, self.status)
 
@@ -113,6 +117,7 @@ class Run:
         self.next_server: int = job["first"]
         self.statuses: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
+        self.bodies: dict[str, str] = {}  # of the first error with each status
         self.latencies_us: list[int] = []
         self.late_us: list[int] = []
         self.idle: deque[Connection] = deque()  # the longest idle first: so each server gets as many requests
@@ -158,6 +163,8 @@ class Run:
         ):  # a closed loop counts what came within its time
             if status:
                 self.statuses[str(status)] += 1
+                if connection.body:
+                    self.bodies.setdefault(str(status), connection.body.decode(errors="replace"))
                 self.latencies_us.append(round((now - due) * 1e6))
             else:
                 self.failures[connection.failure] += 1
@@ -232,6 +239,7 @@ class Run:
     def found(self) -> dict[str, Any]:
         return {
             "statuses": self.statuses,
+            "bodies": self.bodies,
             "failures": {kind: count for kind, count in self.failures.items() if count},
             "latencies_us": self.latencies_us,
             "late_us": self.late_us if self.job["rate"] else [],

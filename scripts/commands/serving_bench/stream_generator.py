@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from serving_bench.generator import Endpoint, GeneratorError, Load, LoadResult
+from serving_bench.generator import Endpoint, GeneratorError, Load, LoadResult, message_of
 
 CLIENT = Path(__file__).with_name("stream_client.py")
 START_S = 0.2  # between the last process's "ready" and the first request
@@ -142,7 +142,8 @@ def _merged(name: str, found: Sequence[dict[str, Any]], seconds: float) -> LoadR
     late = [value for part in found for value in part["late_us"]]
     cpu_seconds = sum(part["cpu_seconds"] for part in found)
     quantiles = (_quantiles(latencies), cpu_seconds, _quantiles(late))
-    return LoadResult(name, seconds, statuses, failures, *quantiles, threads=len(found))
+    messages = {status: message_of(body.encode()) for part in found for status, body in part["bodies"].items()}
+    return LoadResult(name, seconds, statuses, failures, *quantiles, len(found), messages)
 
 
 def _quantiles(values_us: Sequence[int]) -> dict[str, float]:

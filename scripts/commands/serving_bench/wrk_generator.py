@@ -14,12 +14,13 @@ from pathlib import Path
 from string import Template
 from urllib.parse import urlsplit
 
-from serving_bench.generator import Endpoint, GeneratorError, Load, LoadResult
+from serving_bench.generator import Endpoint, GeneratorError, Load, LoadResult, message_of
 
 TIMEOUT_S = 60  # for one request; wrk counts a later answer as a timeout, and drops its time
 LUA_BYTES = 256 << 20  # for the bodies of all threads: some builds of LuaJIT address 2 GiB, copies included
 
-# Each thread starts at another body, and asks one server. Latencies come in microseconds.
+# Each thread starts at another body, and asks one server. Latencies come in microseconds. The bodies of errors come
+# in hexadecimal digits, because they may hold any byte.
 SCRIPT = Template("""\
 local folder, count, threads, out = $folder, $count, $threads, $out
 local servers = { $servers }
@@ -41,7 +42,7 @@ function setup(thread)
 end
 
 function init(args)
-  codes, requests = {}, {}
+  codes, requests, bodies = {}, {}, {}
   local server = servers[index % #servers + 1]
   for name, value in pairs(server.headers) do wrk.headers[name] = value end
   for number = 1, count do
@@ -57,22 +58,28 @@ function request()
   return requests[turn]
 end
 
-function response(status)
+function response(status, headers, body)
   codes[status] = (codes[status] or 0) + 1
+  if (status < 200 or status > 299) and not bodies[status] then
+    bodies[status] = body:sub(1, 4096):gsub(".", function(byte) return string.format("%02x", byte:byte()) end)
+  end
 end
 
 function done(summary, latency, requests)
-  local sums, parts = {}, {}
+  local sums, parts, errors_seen, words = {}, {}, {}, {}
   for _, thread in ipairs(all) do
     for status, times in pairs(thread:get("codes")) do sums[status] = (sums[status] or 0) + times end
+    for status, body in pairs(thread:get("bodies")) do errors_seen[status] = body end
   end
   for status, times in pairs(sums) do table.insert(parts, string.format('"%d": %d', status, times)) end
+  for status, body in pairs(errors_seen) do table.insert(words, string.format('"%d": "%s"', status, body)) end
   local errors = summary.errors
   local file = assert(io.open(out, "w"))
   file:write(string.format(
-    '{"seconds": %.6f, "statuses": {%s}, "connect": %d, "read": %d, "write": %d, "timeout": %d, ' ..
+    '{"seconds": %.6f, "statuses": {%s}, "bodies": {%s}, "connect": %d, "read": %d, "write": %d, "timeout": %d, ' ..
     '"p50": %d, "p90": %d, "p99": %d, "p999": %d, "max": %d}',
-    summary.duration / 1e6, table.concat(parts, ", "), errors.connect, errors.read, errors.write, errors.timeout,
+    summary.duration / 1e6, table.concat(parts, ", "), table.concat(words, ", "),
+    errors.connect, errors.read, errors.write, errors.timeout,
     latency:percentile(50), latency:percentile(90), latency:percentile(99), latency:percentile(99.9), latency.max))
   file:close()
 end
@@ -194,4 +201,5 @@ def _counted(out: Path, name: str, cpu_seconds: float) -> LoadResult:
     failures = {key: found[key] for key in ("connect", "read", "write", "timeout") if found[key]}
     quantiles = ("p50", "p90", "p99", "p999", "max") if found["statuses"] else ()
     latency_ms = {key: found[key] / 1e3 for key in quantiles}
-    return LoadResult(name, found["seconds"], found["statuses"], failures, latency_ms, cpu_seconds)
+    messages = {status: message_of(bytes.fromhex(body)) for status, body in found["bodies"].items()}
+    return LoadResult(name, found["seconds"], found["statuses"], failures, latency_ms, cpu_seconds, messages=messages)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import run_folders
 from argument_types import positive, seconds
 from demo import DIGITS, SENTENCES
 from server.client import Client
@@ -31,6 +32,7 @@ from soak.own_archives import own_forms
 from soak.report import Report
 from soak.traffic import Connection, Traffic
 
+REPORTS = ROOT / "build" / "soak"
 HOUR_S = 3600.0
 REPORT_EVERY_S, LINE_EVERY_S = 600.0, 60.0
 LOAD_S = 900.0
@@ -50,7 +52,7 @@ Watched are the JVM, each worker, the largest worker of each model, and each GPU
 """
 EPILOG = """\
 examples:
-  scripts/soak                                       an hour; the report is build/soak/soak.md, .json and .svg
+  scripts/soak                                       an hour; the report is build/soak/latest/soak.md, .json, .svg
   scripts/soak --hours 8 --out docs/soak/night       a night
   scripts/soak --seconds 120                         what CI runs
   scripts/soak --archive mine=mine.mar --sample mine=a.png      an archive of your own beside the others
@@ -71,9 +73,10 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: _end(ended, frame))
     try:
-        files = {} if chosen.only else models.package(ROOT / "build" / "soak" / "archives")
-        with TemporaryServer(SETTINGS) as server:
-            return soak(chosen, server, files, ended)
+        with run_folders.out_of(chosen.out, REPORTS, "soak", ("json", "md", "svg")) as chosen.out:
+            files = {} if chosen.only else models.package(REPORTS / "archives")
+            with TemporaryServer(SETTINGS) as server:
+                return soak(chosen, server, files, ended)
     except (OSError, ServerError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -93,9 +96,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--out",
         type=Path,
-        default=ROOT / "build" / "soak" / "soak",
         metavar="PATH",
-        help="the report's path without its ending (default: build/soak/soak)",
+        help="the report's path without its ending, which no earlier run has used (default: build/soak/TIME/soak, "
+        "TIME in UTC; build/soak/latest links to the last folder)",
     )
     found.add_argument("--clients", type=positive, default=6, metavar="N", help="at once (default: %(default)s)")
     found.add_argument(
@@ -137,7 +140,7 @@ def soak(chosen: argparse.Namespace, server: TemporaryServer, files: dict[str, P
     own = _own(chosen)
     _serve(server, files, own)
     traffic = _traffic(chosen, server.client, own)
-    print(f"{len(traffic.forms)} forms of requests; all agree. Soaking for {length_s:.0f} s", flush=True)
+    print(f"{len(traffic.forms)} forms of requests; all agree. Soaking for {round(length_s, 2):g} s", flush=True)
     start = time.monotonic()
     watched = [*_served(files), *(archive.name for archive in own)]
     run = Run(

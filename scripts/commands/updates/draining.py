@@ -37,9 +37,7 @@ def wait_until_idle(client: Client, model: str, version: str, timeout_s: float, 
     answered = set[int]()
     while not _is_idle(client.describe(model, version), answered):
         if time.monotonic() > deadline:
-            raise ServerError(
-                f"{model} {version} was not idle within {timeout_s:g} s: {_left(client, model, version)}"
-            )
+            raise ServerError(f"{model} {version} was not idle in time: {_left(client, model, version)}")
         if not _ready(client.describe(model, version)):  # its workers are starting: nobody could answer
             pause(POLL_S)
             continue

@@ -50,7 +50,7 @@ def scale(
             raise ServerError("with cpu_launcher_enable TorchServe restarts all workers; --now accepts lost requests")
         _end_last(client, model, version, before, deadline)
         report(f"{model}: {len(before) - 1} workers, one was parked and ended")
-    client.scale(model, workers, max(1.0, deadline - time.monotonic()), report, version)
+    client.scale(model, workers, max(0.0, deadline - time.monotonic()), report, version, limit_s=timeout_s)
 
 
 def _end_last(client: Client, model: str, version: str, workers: list[dict[str, Any]], deadline: float) -> None:
@@ -73,7 +73,7 @@ def _parked(client: Client, model: str, version: str, worker: str, is_last: bool
     The last one is not parked: who sent the requests that it keeps waiting would get no answer at all.
     """
     if is_last:
-        draining.wait_until_idle(client, model, version, max(1.0, deadline - time.monotonic()))
+        draining.wait_until_idle(client, model, version, max(0.0, deadline - time.monotonic()))
         return time.monotonic()
     logs = Logs(client.folder)
     while time.monotonic() < deadline:
