@@ -24,6 +24,7 @@ from serving_bench.generator import Load
 from serving_bench.layouts import Layout, environment_of
 from serving_bench.measure import Bench, reason_of
 from serving_bench.peers import archive_objection
+from serving_bench.progress import beating
 
 MODULE = "serving_bench.engine_process"
 JOB, RESULT = "job.json", "result.json"
@@ -46,7 +47,8 @@ def measure_all(
     layout: whose first GPU is taken. gpus: that are visible to the servers. found: gets an entry per archive.
     """
     for archive, load in loads:
-        with bench.progress.expecting(1):
+        bench.show(f"{archive.name}: its engine runs alone")
+        with bench.progress.expecting(1), beating(bench.show, f"{archive.name}: its engine runs alone"):
             found[archive.name] = measure(archive, load, _environment(layout))
             prefix = "" if "reason" in found[archive.name] else bench.progress.finished()
         bench.show(f"{prefix}{line(archive.name, found[archive.name])}")

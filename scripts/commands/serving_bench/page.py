@@ -75,17 +75,7 @@ MEANING = {
     "queue": "From the moment at which the request was read until its batch is complete.",
     "to and from the worker": "The rest of TorchServe's time: between its Java process and the worker.",
     "handler": "Mean time of a batch in the worker. The stages that follow are its parts, each of the mean batch.",
-    stages.NAMES["read"]: "The protocol's form becomes inputs and options.",
-    stages.NAMES[
-        "prepare"
-    ]: "Images become crops, by threads of the CPU or by the GPU's decoder, which is waited for; "
-    "texts become token ids.",
-    stages.NAMES[
-        "run"
-    ]: "Wall time of the worker from its prepared inputs to finished answers: upload, launches, and "
-    "the wait for the GPU, which may work for other workers first. It is not the time for which the GPU computes for "
-    "this batch: see GPU busy.",
-    stages.NAMES["write"]: "Answers become bytes: numbers in JSON take the longest.",
+    **{stages.NAMES[stage]: meaning for stage, meaning in stages.MEANING.items()},
     "of the engine's speed": "items/s divided by those of the same engine alone: same inputs, in large batches, on "
     "the device before the clock starts; for several GPUs times the GPUs in use.",
     "no-op is faster": "A handler that does nothing, with the same bytes in and out, answered so many times as many "

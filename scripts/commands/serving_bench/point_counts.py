@@ -12,19 +12,29 @@ from serving_bench.plan import PEERS, Plan, per_gpu, why_not_on, without_program
 Loads = Sequence[tuple[Archive, Load]]
 
 
-def of_layouts(layouts: Sequence[Layout], plan: Plan, loads: Loads) -> int:
-    """Return the points of all layouts, if none fails, and of the engines alone."""
-    total, before = 0, None
-    peers_done, noops = set(), set[str]()
+def of_layouts(
+    layouts: Sequence[Layout],
+    plan: Plan,
+    loads: Loads,
+    peers_done: Iterable[tuple[object, object]] = (),
+    noops: Iterable[str] = (),
+) -> int:
+    """Return the points of all layouts, if none fails, and of the engines alone.
+
+    peers_done: GPUs and MPS of layouts in which the peers have been measured. noops: names of loads whose no-op has
+    been measured on the first layout's GPUs and servers.
+    """
+    total, before = 0, layouts[0] if layouts else None
+    peers, known = set(peers_done), set(noops)
     for layout in layouts:
-        if (layout.devices, layout.servers) != before:  # as Bench.use has it
-            noops = set()
-        before = layout.devices, layout.servers
+        if before and (layout.devices, layout.servers) != (before.devices, before.servers):  # as Bench.use has it
+            known = set()
         own = per_gpu(plan, layout.factor)
-        own = without_programs(own) if (layout.devices, layout.mps) in peers_done else own
-        peers_done.add((layout.devices, layout.mps))
-        total += of_layout(layout, own, loads, noops)
-        noops |= {load.name for _, load in loads}
+        own = without_programs(own) if (layout.devices, layout.mps) in peers else own
+        total += of_layout(layout, own, loads, known)
+        peers.add((layout.devices, layout.mps))
+        known |= {load.name for _, load in loads}
+        before = layout
     return total + (0 if plan.no_engine else len(loads))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Progress:
     @property
     def total(self) -> int:
         """Points that are finished or still planned."""
-        return self._planned - self.dropped
+        return max(self.done, self._planned - self.dropped)
 
     def begin(self, planned: int, least_s: float) -> str:
         """Start the clock. Returns a line that says what is to come.
@@ -37,6 +38,10 @@ class Progress:
         """
         self._planned, self._start = planned, self.clock()
         return f"{planned} point{'s' if planned != 1 else ''} to measure, {duration(planned * least_s)} at least"
+
+    def remaining(self, points: int) -> None:
+        """Plan so many more points from here on, whatever was planned before."""
+        self.dropped = self._planned - self.done - points
 
     def finished(self) -> str:
         """Count a point. Returns the beginning of its line: "point 3 of 20, about 4 min left: "."""
@@ -58,6 +63,24 @@ class Progress:
             yield
         finally:
             self.dropped += points - (self.done + self.dropped - before)
+
+
+@contextlib.contextmanager
+def beating(show: Report, line: str) -> Iterator[None]:
+    """Show the line every EVERY_S while a `with` block waits for something that tells nothing."""
+    report, ended = waiting(show), threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(EVERY_S):
+            report(line)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,14 @@ NAMES = {  # in the order in which a batch goes through them
     "run": "network (launch and wait)",
     "write": "write the answers",
 }
+MEANING = {
+    "read": "The protocol's form becomes inputs and options.",
+    "prepare": "Images become crops; texts become token ids. If the GPU decodes JPEGs, this is mostly the launch, "
+    "and the network's stage waits for the decoder.",
+    "run": "Wall time of the worker from prepared inputs to finished answers: upload, launches, and the wait for the "
+    "GPU, which may do other workers' work first. It is not the time that the GPU computes for this batch.",
+    "write": "Answers become bytes. Numbers in JSON take the longest.",
+}
 NOT_NOTED = "the run did not note why"  # files of before there was a reason
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -24,7 +24,7 @@ from serving_bench.measure import Bench, Setting, Subject, reason_of
 from serving_bench.peers import Start, stock
 from serving_bench.peers.needs import HERE
 from serving_bench.plan import PEERS, Plan, per_gpu, why_not_on, without_programs
-from serving_bench.progress import waiting
+from serving_bench.progress import beating, waiting
 from serving_bench.reference_answers import ReferenceAnswers
 from serving_bench.resource_usage import Groups
 from serving_bench.rows import rounded
@@ -64,21 +64,20 @@ def run_layouts(
     settings: for config.properties. A layout that fails is skipped if others follow or have been measured.
     """
     about: dict[str, dict[str, Any]] = {}
-    peers_done = set()
+    peers_done = set[tuple[object, object]]()
     bench.show(bench.begin(point_counts.of_layouts(found, plan, loads)))
-    for layout in found:
+    for at, layout in enumerate(found):
         bench.use(layout)
+        noops = {name for name, _ in bench.noop}
+        bench.progress.remaining(point_counts.of_layouts(found[at:], plan, loads, peers_done, noops))
         own = per_gpu(plan, layout.factor)
         own = without_programs(own) if (layout.devices, layout.mps) in peers_done else own
         if len(found) > 1:
             bench.show(f"--- {layout}")
-        bench.show("starting TorchServe")
-        points_here = point_counts.of_layout(layout, own, loads, {name for name, _ in bench.noop})
         try:
             with (
-                bench.progress.expecting(points_here),
                 mps.chosen(layout.mps) as environment,
-                Fleet(layout, settings, environment) as fleet,
+                _started(bench, Fleet(layout, settings, environment)) as fleet,
             ):
                 about = run(bench, fleet, own, loads, environment) | about
         except (ServerError, GeneratorError, OSError) as error:
@@ -87,7 +86,18 @@ def run_layouts(
             bench.skip(str(layout), reason_of(error))
         else:
             peers_done.add((layout.devices, layout.mps))
+    bench.progress.remaining(point_counts.of_layouts([], plan, loads))
     return about
+
+
+@contextlib.contextmanager
+def _started(bench: Bench, fleet: Fleet) -> Iterator[Fleet]:
+    """Run the fleet, and show lines while it starts. Raises ServerError."""
+    bench.show("starting TorchServe")
+    with contextlib.ExitStack() as running:
+        with beating(bench.show, "starting TorchServe"):
+            running.enter_context(fleet)
+        yield fleet
 
 
 def run(
@@ -206,20 +216,21 @@ def _archive(
     """
     free = bench.gpus.memory_mib()
     bench.show(f"{archive.name}: registering it")
-    server.register(archive, batch_size, delay_ms)
+    started = time.monotonic()  # TorchServe starts the archive's own count of workers at once
+    with beating(bench.show, f"{archive.name}: registering it"):
+        server.register(archive, batch_size, delay_ms)
     try:
-        return _registered(bench, server, plan, Served(server, archive.name, kind), load, free, of)
+        return _registered(bench, server, plan, Served(server, archive.name, kind), load, free, of, started)
     finally:
         with contextlib.suppress(OSError, ServerError):
             server.unregister(archive.name)
 
 
 def _registered(
-    bench: Bench, server: Fleet, plan: Plan, served: Served, load: Load, free: float | None, of: str
+    bench: Bench, server: Fleet, plan: Plan, served: Served, load: Load, free: float | None, of: str, started: float
 ) -> dict[str, Any]:
     reference: ReferenceAnswers | None = None
     for workers in plan.workers:
-        started = time.monotonic()
         server.scale(served.name, workers, waiting(bench.show))
         ready_s = time.monotonic() - started
         setting = setting_of(server, served.name, workers)
@@ -234,6 +245,7 @@ def _registered(
         if spread := server.workers_per_gpu(served.name):
             more["workers_per_gpu"] = ",".join(map(str, spread))
         points(bench, plan, served, load, reference, setting, more)
+        started = time.monotonic()
     return described(server, served.name)
 
 
@@ -247,8 +259,7 @@ def run_address(bench: Bench, running: RunningServer, plan: Plan, workers: Seque
     bench.show(bench.begin(point_counts.of_noop(plan) + point_counts.of_subject(of_address)))
     reference = reference_answers.ask(running.endpoint(), load)
     if plan.noop:
-        bench.show("starting TorchServe for the no-op")
-        with Fleet(Layout(), {}, {}) as server:
+        with _started(bench, Fleet(Layout(), {}, {})) as server:
             noop(bench, server, plan, load, reference, Setting(None, NOOP_BATCH, 1))
     for count in counts:
         setting = running.scale(count)
