@@ -49,19 +49,23 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Served:
-    """A server: where it answers by HTTP, its gRPC address, its name for a model, and the metadata of a call."""
+    """A server: where it answers by HTTP, its gRPC address, its name for a model, and the metadata of a call.
+
+    haproxy: whether HAProxy reads its HTTP requests.
+    """
 
     name: str
     http: Endpoint
     grpc: str
     model: str
     metadata: tuple[tuple[str, str], ...] = ()
+    haproxy: bool = False
 
 
 @contextlib.contextmanager
 def ray(archive: Archive, chosen: argparse.Namespace) -> Iterator[Served]:
     """Ray Serve with as many replicas as TorchServe has workers."""
-    from ray_host import local
+    from ray_host import local, tunables
 
     os.environ["PYTHONPATH"] = python_path()
     port, grpc_port = free_ports(2)
@@ -77,7 +81,9 @@ def ray(archive: Archive, chosen: argparse.Namespace) -> Iterator[Served]:
         logs = local.start(local.HERE, port, chosen.workers, grpc_port)
         local.run({"models": [model], "front_num_cpus": 0, "fronts": chosen.fronts}, logs)
         url = f"http://{local.HERE}:{port}/predictions/{MODEL}"
-        yield Served("Ray", Endpoint(url, {}), f"{local.HERE}:{grpc_port}", MODEL)
+        # Only now: what starts Ray decides it, unless the environment does.
+        haproxy = tunables.is_haproxy(os.environ)
+        yield Served("Ray", Endpoint(url, {}), f"{local.HERE}:{grpc_port}", MODEL, haproxy=haproxy)
     finally:
         local.stop()
 
@@ -220,7 +226,7 @@ def conditions(chosen: argparse.Namespace, load: Load) -> dict[str, Any]:
         "workers": chosen.workers,
         "fronts": chosen.fronts,
         "seconds": chosen.seconds,
-        "haproxy": os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1",
+        "haproxy": None,  # until Ray has started
     }
 
 
@@ -266,6 +272,8 @@ def main() -> int:
     told: dict[str, Any] = {"conditions": conditions(chosen, load), "rows": []}
     for name in chosen.servers:
         with SERVERS[name](archive, chosen) as served:
+            if name == "ray":
+                told["conditions"]["haproxy"] = served.haproxy
             for row in rounds(served, load, chosen):
                 told["rows"].append(row)
                 print(json.dumps(row), flush=True)

@@ -66,8 +66,15 @@ def test_quick(model_store: Path, tmp_path: Path) -> None:
         assert f"{name} 1 worker, 16 clients" in said
         assert content["archives"][name]["content"].startswith("sha256:")
         assert content["archives"][name]["description"]["engine"]["name"]
+        assert closed["stages"].keys() == {"read", "prepare", "run", "write"}
+        assert "--quick measures no speeds" in content["engine_alone"][name]["reason"]
     assert len(rows(content, "noop")) == 2
-    assert "<svg" in (tmp_path / "quick.html").read_text()
+    assert "6 points to measure" in said
+    assert "point 1 of 6, about " in said
+    assert "point 6 of 6: sentences 1 worker" in said
+    text = (tmp_path / "quick.html").read_text()
+    assert "<svg" in text
+    assert "<th>network (launch and wait) ms</th>" in text
 
 
 def test_a_running_server_and_a_body(server: Server, tmp_path: Path) -> None:
@@ -99,6 +106,8 @@ def test_two_servers_share_load_and_workers(model_store: Path, tmp_path: Path) -
     ]
     assert {row["workers"] for row in found} == {2}
     assert [row["servers"] for row in rows(content, "noop")] == [1, 2]
+    assert all(0 < row["share_of_engine"] < 1.5 for row in found)
+    assert content["engine_alone"]["digits"]["batch"] == 64
     assert "workers_per_gpu" not in found[0]  # this is also for machines without a GPU
     assert content["settings"]["servers"] == ["1", "2"]
 

@@ -32,6 +32,7 @@ from serving_bench.generator import Endpoint, Generator, GeneratorError, Load, t
 from serving_bench.layouts import Layout
 from serving_bench.measure import Bench, Setting
 from serving_bench.peers import Start, ray_serve
+from serving_bench.plan import Plan, why_not_on
 from serving_bench.resource_usage import GpuMonitor, GpuSample
 from serving_bench.rows import line_of, troubles
 from serving_bench.stream_generator import StreamGenerator
@@ -325,7 +326,7 @@ def bench(show: Callable[[str], None] = lambda _: None) -> Bench:
     return Bench(StreamGenerator(1), StreamGenerator(1), GpuMonitor(), 1, 1, show, lambda _: None)
 
 
-PLAN = sweep.Plan([2], [8], [None], [None], [], True, ["stock", "ray", "litserve"])
+PLAN = Plan([2], [8], [None], [None], [], True, ["stock", "ray", "litserve"])
 
 
 def test_workers_clients_and_peers_of_each_layout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +344,7 @@ def test_workers_clients_and_peers_of_each_layout(monkeypatch: pytest.MonkeyPatc
         def __exit__(self, *_: object) -> None:
             pass
 
-    def run(where: Bench, server: object, plan: sweep.Plan, loads: object, around: object) -> dict[str, Any]:
+    def run(where: Bench, server: object, plan: Plan, loads: object, around: object) -> dict[str, Any]:
         seen.append((where.layout.gpus, where.layout.servers, plan.workers, plan.clients, list(plan.peers)))
         where.noop["x", 1] = 1.0
         return {"a": {"gpus": where.layout.gpus}}
@@ -360,8 +361,8 @@ def test_workers_clients_and_peers_of_each_layout(monkeypatch: pytest.MonkeyPatc
     ]
     assert where.skipped == [{"name": "2 GPUs, 2 servers", "reason": "no memory left"}]
     assert about == {"a": {"gpus": 1}}
-    assert "one GPU only" in str(sweep._several("litserve", Layout((0, 1))))
-    assert sweep._several("ray", Layout((0, 1))) is None
+    assert "one GPU only" in str(why_not_on("litserve", Layout((0, 1))))
+    assert why_not_on("ray", Layout((0, 1))) is None
 
 
 def test_the_no_op_is_measured_again_for_another_layout_but_not_for_mps() -> None:

@@ -36,6 +36,7 @@ from serving_bench.generator import GeneratorError, Load
 from serving_bench.measure import Bench, Setting
 from serving_bench.peers import Start, archive_kserve, archive_triton, needs, open_inference, processes, unpack_for
 from serving_bench.peers.needs import MissingPackageError, Needs
+from serving_bench.plan import PEERS, Plan
 from serving_bench.resource_usage import GpuMonitor
 from serving_bench.stream_generator import StreamGenerator
 
@@ -220,7 +221,7 @@ def test_a_wrong_python_is_refused(text: str) -> None:
 
 def test_an_archive_that_this_project_did_not_package(tmp_path: Path) -> None:
     noop = archives.make_noop(tmp_path, "noop", 1)
-    for module in sweep.PEERS.values():
+    for module in PEERS.values():
         assert "not packaged by this project" in str(module.objection(noop))
 
 
@@ -447,7 +448,7 @@ def test_clients_that_cannot_be_divided_are_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench, "closed", closed)
     monkeypatch.setattr(bench, "warm_up_java", lambda *arguments: None)
     subject: Any = SimpleNamespace(name="kserve-x", endpoint=lambda: SimpleNamespace(each=(1, 2)))
-    plan = sweep.Plan([2], [1, 16, 3], [None], [None], [])
+    plan = Plan([2], [1, 16, 3], [None], [None], [])
     sweep.points(bench, plan, subject, TWO, None, Setting(2), {})
     assert seen == [16]
     assert [item["name"] for item in bench.skipped] == ["kserve-x, clients: 1", "kserve-x, clients: 3"]

@@ -395,7 +395,7 @@ def bench() -> Bench:
 def test_a_point(server: tuple[Endpoint, Seen], bench: Bench) -> None:
     endpoint, seen = server
     seen.wait_s = 0.01
-    bench.engine_items_per_s = 1000
+    bench.engine = engine_speed.EngineSpeed(1000)
     bench.noop["two bodies", 2] = 10_000
     reference = reference_answers.ask(endpoint, TWO)
     row = bench.closed(Echo(endpoint), TWO, reference, Setting(1, 8, 5), 2)

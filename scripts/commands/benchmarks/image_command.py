@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import pictures
 from argument_types import parts, positive
 
 from benchmarks import engine_loading, resnets, shared_command
@@ -76,6 +77,7 @@ def run(chosen: argparse.Namespace) -> int:
     device = shared_command.device_of(chosen.device)
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
+        pictures.say_if_missing()
         onnx = device.type == "cuda" and any(name.startswith("tensorrt-") for name in chosen.engines)
         folder = resnets.model_folder(chosen.model_dir, Path(passing), chosen.image_size, onnx)
         spec = EngineSpec(

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pictures
 from argument_types import checked, parts, positive
 
 from benchmarks import engine_loading, kernel_times, shared_command, texts
@@ -123,6 +124,7 @@ def run(chosen: argparse.Namespace) -> int:
     points = list(dict.fromkeys([*chosen.points, *(point for _, point in chosen.kernels)]))
     with tempfile.TemporaryDirectory() as passing:
         print(f"model: {chosen.model_dir or 'random weights'}, {device}", flush=True)
+        pictures.say_if_missing()
         fp8 = any(name.endswith("-fp8") for name in [*chosen.engines, *profiled])
         spec = texts.spec_of(texts.model_folder(chosen.model_dir, Path(passing), fp8), device, points, chosen.plans)
         workload = texts.workload(spec, points, chosen.token_budget)

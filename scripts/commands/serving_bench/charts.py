@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from serving_bench.rows import Row, layout_words
+from serving_bench import stages
+from serving_bench.rows import Row, is_late, layout_words
 
 PARTS = {
-    "outside_ms": "network, HTTP, load generator",
+    "outside_ms": "outside TorchServe: HTTP, load generator",
+    "around_ms": "before and after the handler",
     "queue_ms": "waiting for a worker and for its batch",
     "exchange_ms": "between TorchServe and its worker",
-    "handler_ms": "handler",
+    **stages.NAMES,
+    "rest_ms": "rest of the handler",
+    "whole_ms": "handler; its stages are not known",
 }
 GROUPS = {
     "java": "TorchServe (Java)",
@@ -24,6 +28,7 @@ GROUPS = {
     "elsewhere": "other programs",
 }
 MOST_BARS = 16
+MOST_POINTS = 32
 GREY = "0.6"
 
 
@@ -35,13 +40,15 @@ def draw(rows: Sequence[Row], cores: int) -> dict[str, str]:
     matplotlib.rcParams["svg.hashsalt"] = "serving"  # the same figures give the same file
     plt: Any = import_module("matplotlib.pyplot")
     closed = [row for row in rows if row["loop"] == "closed"]
+    bars, all_points = _bars(rows), _points(rows)
+    cut = _cut_note(rows)
     pictures: dict[str, Callable[[], Any]] = {
         "Throughput": lambda: _throughput(plt, closed),
         "Latency: half of all answers came within the solid line, 99 of 100 within the dashed one": lambda: _latency(
             plt, closed
         ),
-        "Where the time of a request goes, in the mean": lambda: _parts(plt, _bars(rows)),
-        f"CPU cores kept busy, of {cores}": lambda: _cores(plt, _bars(rows), cores),
+        f"Where the time of a request goes, in the mean{cut}": lambda: _parts(plt, all_points),
+        f"CPU cores kept busy, of {cores}": lambda: _cores(plt, bars, cores),
     }
     found = {}
     for title, make in pictures.items():
@@ -147,9 +154,41 @@ def _bars(rows: Sequence[Row]) -> list[Row]:
     return found[:MOST_BARS]
 
 
+def _points(rows: Sequence[Row]) -> list[Row]:
+    """All points but the no-op's; those of `_bars` if there are more than MOST_POINTS."""
+    found = [row for row in rows if row["kind"] != "no-op"]
+    return found if len(found) <= MOST_POINTS else _bars(rows)
+
+
+def _cut_note(rows: Sequence[Row]) -> str:
+    """What the picture of all points leaves out, if anything; "" otherwise."""
+    there, drawn = sum(row["kind"] != "no-op" for row in rows), len(_points(rows))
+    return f"; {drawn} of {there} points: the fastest of each setting, and open loops" if drawn < there else ""
+
+
+def parts_of(row: Row) -> dict[str, float]:
+    """The parts of a request's time in milliseconds, by keys of PARTS; without those that are not known.
+
+    The stages are those of the mean batch, which all of its requests wait for.
+    """
+    found = {key: float(row[key]) for key in ("outside_ms", "queue_ms", "exchange_ms") if row.get(key) is not None}
+    known, handler = row.get("stages") or {}, row.get("handler_ms")
+    if handler is None:
+        handler = sum(known.values()) if known else None
+    if handler is None:
+        return found if "queue_ms" in found else {}
+    if "queue_ms" not in found and row.get("mean_ms") is not None:
+        found["around_ms"] = max(0.0, row["mean_ms"] - handler)
+    rest = max(0.0, handler - sum(known.values()))
+    return {**found, **known, "rest_ms" if known else "whole_ms": rest}
+
+
 def _parts(plt: Any, rows: Sequence[Row]) -> Any:
-    rows = [row for row in rows if row["queue_ms"] is not None]
-    return _stacked(plt, rows, PARTS, lambda row: row, "milliseconds per request") if rows else None
+    rows = [row for row in rows if parts_of(row)]
+    if not rows:
+        return None
+    others = {key: key for row in rows for key in row.get("stages") or {} if key not in stages.NAMES}
+    return _stacked(plt, rows, {**PARTS, **others}, parts_of, "milliseconds per request")
 
 
 def _cores(plt: Any, rows: Sequence[Row], cores: int) -> Any:
@@ -165,11 +204,12 @@ def _stacked(
 ) -> Any:
     figure, axes = _axes(plt, 1.4 + 0.42 * len(rows))
     names = [_bar_name(row, rows) for row in rows]
+    palette: Any = import_module("matplotlib").colormaps["tab20" if len(parts) > 10 else "tab10"]
     left = [0.0] * len(rows)
     for index, (key, label) in enumerate(parts.items()):
         values = [float(read(row).get(key) or 0) for row in rows]
         if any(values):
-            axes.barh(range(len(rows)), values, left=left, label=label, color=f"C{index}")
+            axes.barh(range(len(rows)), values, left=left, label=label, color=palette(index))
         left = [before + value for before, value in zip(left, values, strict=True)]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
@@ -180,7 +220,8 @@ def _stacked(
 
 def _bar_name(row: Row, rows: Sequence[Row]) -> str:
     loop = f"{row['clients']} clients" if row["clients"] else f"{row['rate']:,.0f} requests/s asked"
-    return f"{_name(row, rows)}\n{loop}"
+    late = f" (sent {row['late_p99_ms']:,.0f} ms late)" if is_late(row) else ""
+    return f"{_name(row, rows)}\n{loop}{late}"
 
 
 def _legend(figure: Any) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import demo
+import pictures
 import run_folders
 from benchmarks.conditions import slug
 from server import mps
@@ -20,7 +22,7 @@ from server.errors import ServerError
 from server.options import client_of
 from server.paths import MODEL_STORE, ROOT
 
-from serving_bench import address, archives, engine_speed, layouts, page, report, rows, sweep
+from serving_bench import address, archives, engine_alone, engine_speed, layouts, page, report, rows, sweep
 from serving_bench.archives import Archive
 from serving_bench.environment import environment, gpu_names
 from serving_bench.generator import Generator, GeneratorError
@@ -30,6 +32,7 @@ from serving_bench.load_options import load_for
 from serving_bench.measure import Bench
 from serving_bench.peers import needs
 from serving_bench.peers.needs import Interpreter
+from serving_bench.plan import PEERS, Plan
 from serving_bench.resource_usage import GpuMonitor
 from serving_bench.stream_generator import StreamGenerator
 
@@ -77,7 +80,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.redraw is not None:
         return redraw(chosen.redraw)
     if chosen.install_peers:
-        for line in needs.install({name: sweep.PEERS[name] for name in chosen.install_peers}):
+        for line in needs.install({name: PEERS[name] for name in chosen.install_peers}):
             print_now(line)
         return 0
     if chosen.quick:
@@ -108,8 +111,12 @@ def run_archives(chosen: argparse.Namespace) -> int:
     def measure(bench: Bench, about: dict[str, Any]) -> None:
         about["peers"] = {name: dict(python.versions) for name, python in interpreters.items()}
         plan = replace(plan_of(chosen), interpreters=interpreters)
+        waits = {"reason": plan.no_engine} if plan.no_engine else engine_alone.NOT_YET
+        about["engine_alone"] = {archive.name: dict(waits) for archive in chosen.archives}
         measured = sweep.run_layouts(bench, found, dict(chosen.setting), plan, pairs)
         about["archives"] |= measured
+        if not plan.no_engine:
+            engine_alone.measure_all(bench, pairs, found[0], visible_gpus(), about["engine_alone"])
 
     return _run(chosen, "-".join(names), measure)
 
@@ -134,7 +141,7 @@ def interpreters_of(chosen: argparse.Namespace) -> dict[str, Interpreter]:
         raise ValueError(f"--peer-python names {', '.join(sorted(unasked))}, which --peer does not")
     if chosen.peer:
         print_now(f"looking for the packages of {', '.join(chosen.peer)}")
-    return needs.interpreters({name: sweep.PEERS[name] for name in chosen.peer}, chosen.archives, given)
+    return needs.interpreters({name: PEERS[name] for name in chosen.peer}, chosen.archives, given)
 
 
 def run_address(chosen: argparse.Namespace) -> int:
@@ -158,6 +165,7 @@ def _run(chosen: argparse.Namespace, name: str, measure: Measure) -> int:
     default = f"{name}-{slug(about['conditions']['gpu'])}"
     with run_folders.out_of(chosen.out, RESULTS, default, SUFFIXES) as out:
         _print_conditions(about, generator, open_loop)
+        pictures.say_if_missing()
         print_now(f"results: {out}.json")
         return _measured(chosen, out, about, generator, open_loop, measure)
 
@@ -177,7 +185,7 @@ def _measured(
 
     with GpuMonitor() as gpus:
         bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, print_now, save)
-        bench.engine_items_per_s = engine_speed.items_per_s(chosen.engine_items_per_second)
+        bench.engine = engine_speed.given(chosen.engine_items_per_second, visible_gpus())
         measure(bench, about)
     return finish(bench, out, about, chosen.quick)
 
@@ -203,16 +211,16 @@ def finish(bench: Bench, out: Path, about: dict[str, Any], quick: bool) -> int:
     print(f"\n{report.table(content)}\n\nwritten: {out}.html, .json and .csv")
     failures = [f"{row['target']}: wrong answers" for row in bench.rows if row.get("answers_wrong")]
     failures += sorted({f"{row['target']}: {trouble}" for row in bench.rows for trouble in rows.disagreements(row)})
-    failures += quick_failures(bench) if quick else []
+    failures += quick_failures(content) if quick else []
     for failure in failures:
         print(f"FAILED: {failure}")
     return 1 if failures else 0
 
 
-def quick_failures(bench: Bench) -> list[str]:
+def quick_failures(content: Mapping[str, Any]) -> list[str]:
     """What --quick checks besides the answers: all was run, no errors, and batches of more than one request."""
-    found = [f"{item['name']}: not run, {item['reason']}" for item in bench.skipped]
-    for row in bench.rows:
+    found = [f"{item['name']}: not run, {item['reason']}" for item in content["skipped"]]
+    for row in content["rows"]:
         if row["errors"]:
             found.append(f"{row['target']}: {row['errors']} requests failed")
         if row["kind"] != "no-op" and not row["answers_right"]:
@@ -233,15 +241,17 @@ def conditions(chosen: argparse.Namespace, generator: Generator, open_loop: Stre
             "gpus": chosen.gpus,
             "servers": chosen.servers,
             "mps": ["as the machine has it" if on is None else "on" if on else "off" for on in chosen.mps],
+            "peers": chosen.peer,
+            "engine": chosen.engine,
             "engine_items_per_second": chosen.engine_items_per_second,
         },
         "archives": {archive.name: archive.about() for archive in chosen.archives},
     }
 
 
-def plan_of(chosen: argparse.Namespace) -> sweep.Plan:
+def plan_of(chosen: argparse.Namespace) -> Plan:
     """The points that the options ask for."""
-    return sweep.Plan(
+    return Plan(
         chosen.workers or WORKERS,
         chosen.clients,
         chosen.batch_size,
@@ -249,7 +259,28 @@ def plan_of(chosen: argparse.Namespace) -> sweep.Plan:
         chosen.rate,
         not chosen.no_noop,
         chosen.peer,
+        no_engine=why_no_engine(chosen),
     )
+
+
+def why_no_engine(chosen: argparse.Namespace) -> str | None:
+    """Why the archives' engines are not measured alone; None if they are."""
+    if chosen.engine == "measure":
+        return None
+    if chosen.engine == "none":
+        return "--engine none was given"
+    reasons = {
+        "an --address was given, and no archive": chosen.address,
+        "--engine-items-per-second gives its speed": chosen.engine_items_per_second,
+        "--quick measures no speeds": chosen.quick,
+        "--no-noop was given": chosen.no_noop,
+    }
+    return next((f"{reason}; --engine measure measures it" for reason, holds in reasons.items() if holds), None)
+
+
+def visible_gpus() -> int:
+    """How many GPUs the servers see, unless --gpus says it."""
+    return layouts.count_visible(os.environ, len(gpu_names()))
 
 
 def demo_archives() -> list[Archive]:

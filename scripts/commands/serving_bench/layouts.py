@@ -93,6 +93,12 @@ def visible(environment: Mapping[str, str], there: int) -> list[int]:
         raise ValueError(f"{DEVICES} is {words!r}; for several GPUs it has to hold numbers, such as 0,1") from None
 
 
+def count_visible(environment: Mapping[str, str], there: int) -> int:
+    """How many GPUs this process may use, however they are named. there: GPUs of this machine."""
+    words = environment.get(DEVICES)
+    return there if words is None else len([word for word in words.split(",") if word.strip() not in ("", "-1")])
+
+
 def _first(numbers: Sequence[int], count: int) -> tuple[int, ...]:
     if not 1 <= count <= len(numbers):
         raise ValueError(f"{max(1, count)} GPUs are asked for, and {len(numbers)} are here")

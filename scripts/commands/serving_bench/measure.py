@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from serving_bench import rows, scaling
+from server.errors import ServerError
+
+from serving_bench import rows, scaling, stages
 from serving_bench.answer_comparison import agree
-from serving_bench.generator import Endpoint, Generator, Load, LoadResult
+from serving_bench.engine_speed import EngineSpeed
+from serving_bench.generator import Endpoint, Generator, GeneratorError, Load, LoadResult
 from serving_bench.layouts import Layout
+from serving_bench.progress import Progress
 from serving_bench.prometheus import MetricChange
 from serving_bench.reference_answers import AnswerChecker, ReferenceAnswers
 from serving_bench.resource_usage import GpuMonitor, Groups, ProcessMonitor
@@ -68,8 +72,13 @@ class Bench:
     skipped: list[Row] = field(default_factory=list)
     noop: dict[tuple[str, int], float] = field(default_factory=dict)
     references: dict[str, ReferenceAnswers] = field(default_factory=dict)  # of the last archive, by load's name
-    engine_items_per_s: float | None = None
+    engine: EngineSpeed | None = None  # as it was given, for all archives
     layout: Layout = field(default_factory=Layout)
+    progress: Progress = field(default_factory=Progress)
+
+    def begin(self, points: int) -> str:
+        """Start to count points. Returns a line for a person."""
+        return self.progress.begin(points, self.warm_up + self.seconds)
 
     def use(self, layout: Layout) -> None:
         """Measure this layout from now on.
@@ -123,6 +132,7 @@ class Bench:
         """Show and keep the reason for which something was not measured."""
         self.skipped.append({"name": name, "reason": reason})
         self.show(f"{name}: SKIPPED, {reason}")
+        self.save(self)
 
     def _measure(
         self,
@@ -152,6 +162,7 @@ class Bench:
             **row,
             **rows.of_load(result, load),
             **rows.of_request_time(change, usage, row["clients"], result),
+            **stages.of(change, subject.kind),
             **rows.of_resources(usage, result, self.gpus),
             **self._compared(load, result, row["clients"], subject.kind),
             **rows.of_answers(checked),
@@ -159,8 +170,9 @@ class Bench:
         }
         row["share_of_linear"] = rounded(scaling.share_of_linear(row, self.rows, self.layout.first))
         row["limited_by"] = scaling.limited_by(row, len(os.sched_getaffinity(0)), result.threads)
+        row["share_of_engine"] = self.engine.share(row) if self.engine else None
         self.rows.append(row)
-        self.show(rows.line_of(row))
+        self.show(f"{self.progress.finished()}{rows.line_of(row)}")
         self.save(self)
         return row
 
@@ -182,12 +194,7 @@ class Bench:
         known = [rate for (name, at), rate in self.noop.items() if name == load.name and clients in (None, at)]
         noop = max(known, default=None)
         headroom = noop / result.requests_per_s if noop and result.requests_per_s else None
-        items = result.requests_per_s * load.items
-        return {
-            "noop_requests_per_s": rounded(noop),
-            "headroom": rounded(headroom),
-            "share_of_engine": rounded(items / self.engine_items_per_s) if self.engine_items_per_s else None,
-        }
+        return {"noop_requests_per_s": rounded(noop), "headroom": rounded(headroom)}
 
     def _agreement(self, load: Load, reference: ReferenceAnswers | None) -> str | None:
         """How many of a peer's reference answers mean the same as the archive's: "2 of 2"."""
@@ -196,3 +203,9 @@ class Bench:
         pairs = zip(reference.answers, self.references[load.name].answers, strict=True)
         found = [agreement for pair in pairs if (agreement := agree(*pair)) is not None]
         return f"{sum(found)} of {len(found)}" if found else None
+
+
+def reason_of(error: Exception) -> str:
+    """Why something was not measured: the error's message, with its name if it is not one of this program's."""
+    own = isinstance(error, (ServerError, GeneratorError, OSError)) and str(error)
+    return str(error) if own else f"{type(error).__name__}: {error}".rstrip(": ")

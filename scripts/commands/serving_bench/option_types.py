@@ -10,9 +10,10 @@ from pathlib import Path
 
 from argument_types import checked, parts
 
-from serving_bench import archives, layouts, sweep
+from serving_bench import archives, layouts
 from serving_bench.archives import Archive
 from serving_bench.peers import stock
+from serving_bench.plan import PEERS
 
 
 @checked
@@ -68,8 +69,8 @@ def peers(text: str) -> list[str]:
     """Names of peers: "stock,litserve"."""
     found = parts(text)
     for part in found:
-        if part not in sweep.PEERS:
-            raise ValueError(f"{part!r}; wanted: {', '.join(sweep.PEERS)}")
+        if part not in PEERS:
+            raise ValueError(f"{part!r}; wanted: {', '.join(PEERS)}")
     return found
 
 
@@ -77,7 +78,7 @@ def peers(text: str) -> list[str]:
 def peer_python(text: str) -> tuple[str, Path]:
     """A peer and the interpreter that runs it: "triton=/opt/triton/bin/python"."""
     name, _, path = text.partition("=")
-    known = [other for other in sweep.PEERS if other != stock.NAME]
+    known = [other for other in PEERS if other != stock.NAME]
     if name not in known or not path:
         raise ValueError(
             f"{text!r}; wanted: NAME=PATH with one of {', '.join(known)} ({stock.NAME} runs in the same TorchServe)"

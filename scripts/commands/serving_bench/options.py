@@ -7,9 +7,10 @@ from pathlib import Path
 
 from server.options import add_server_options
 
-from serving_bench import option_types, sweep
+from serving_bench import option_types
 from serving_bench.generator_options import add_generator_options
 from serving_bench.load_options import add_load_options
+from serving_bench.plan import PEERS
 
 DESCRIPTION = """\
 Measure what a client gets: start a real TorchServe with the archives on free ports, put it under load, and report
@@ -21,7 +22,10 @@ request as soon as its last is answered. Then it runs an open loop at --rate: re
 earlier ones are unanswered, and latencies count from the moment at which a request was due.
 
 In the same run a handler that does nothing receives and returns as many bytes. Its requests/s are the most that
-TorchServe's front end and the load generator can do here; a figure near it tells nothing about the model.
+TorchServe's front end and the load generator can do here; a figure near it tells nothing about the model. After the
+servers each archive's engine runs alone on the same inputs, which is the most that serving could reach.
+
+Each line says which point of how many it is, and about how long the rest takes.
 
 Answers under load, and after each point, are compared with those to requests sent alone.
 """
@@ -138,7 +142,7 @@ def _add_layouts(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_peers(group: argparse._ArgumentGroup) -> None:
-    known = "; ".join(f"{name}: {module.WHAT}" for name, module in sweep.PEERS.items())
+    known = "; ".join(f"{name}: {module.WHAT}" for name, module in PEERS.items())
     group.add_argument(
         "--peer",
         type=option_types.peers,
@@ -170,10 +174,18 @@ def _add_peers(group: argparse._ArgumentGroup) -> None:
 def _add_report(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-noop", action="store_true", help="do not measure the handler that does nothing")
     group.add_argument(
+        "--engine",
+        choices=("auto", "measure", "none"),
+        default="auto",
+        help="measure: after the servers, run each archive's engine alone for some seconds, on the same inputs, and "
+        "report the share of its speed that serving reaches. auto: do so, unless --quick, --no-noop or "
+        "--engine-items-per-second is given (default: auto)",
+    )
+    group.add_argument(
         "--engine-items-per-second",
         metavar="X|FILE.json[:POINT]",
-        help="the engine's own speed, to give the share of it that serving reaches: a number, or the fastest row of "
-        "a JSON of scripts/bench_model (at a point: 64, or 32x128)",
+        help="the engine's own speed on one GPU, in place of measuring it: a number, or the fastest row of a JSON of "
+        "scripts/bench_model (at a point: 64, or 32x128; compare equal lengths only)",
     )
     group.add_argument(
         "--out",

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving_bench import charts, report
-from serving_bench.rows import Row, layout_words
+from pictures import INSTALL
+
+from serving_bench import charts, engine_alone, report, stages
+from serving_bench.rows import Row, is_late, layout_words
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -19,7 +21,7 @@ table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tab
 th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th { vertical-align: bottom; white-space: normal; background: #f4f4f4; }
 td:first-child, th:first-child { text-align: left; }
-tr.noop td { color: #777; } tr.bad td { background: #fde8e8; }
+tr.noop td { color: #777; } tr.bad td { background: #fde8e8; } tr.late td { background: #fdf6d8; }
 .wide { overflow-x: auto; } svg { width: 100%; height: auto; }
 .bad { background: #fde8e8; padding: 0.5rem 1rem; } .good { background: #e8f5e8; padding: 0.5rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0 0 0.5rem 0; }
@@ -43,9 +45,13 @@ COLUMNS = {
     "errors": "errors",
     "answers": "answers right",
     "agrees": "as the archive",
+    "late_p99_ms": "sent late, p99 ms",
     "mean_batch": "mean batch",
+    "outside_ms": "outside TorchServe ms",
     "queue_ms": "queue ms",
+    "exchange_ms": "to and from the worker ms",
     "handler_ms": "handler ms",
+    "stages": "",  # a column for each
     "gpu": "GPU busy",
     "gpu_mib_per_worker": "GPU MiB per worker",
     "headroom": "no-op is faster",
@@ -63,8 +69,15 @@ MEANING = {
     "answers right": "Answers, during the load and after it, that mean the same as the answer to that request alone.",
     "as the archive": "For a peer: how many of its answers have the archive's likeliest label, or its vector.",
     "mean batch": "Requests that TorchServe handed to the handler together.",
+    "sent late": "How much later than due an open loop sent (99 of 100 requests: less). The latencies contain it. "
+    "A row is yellow if it is more than a quarter of the p99: the latencies are then the load generator's too.",
+    "outside TorchServe": "The mean latency less TorchServe's own time: connection, HTTP, load generator.",
     "queue": "From the moment at which the request was read until its batch is complete.",
-    "handler": "Mean time of a batch: decoding or tokenizing, the network, and writing answers.",
+    "to and from the worker": "The rest of TorchServe's time: between its Java process and the worker.",
+    "handler": "Mean time of a batch in the worker. The stages that follow are its parts, each of the mean batch.",
+    **{stages.NAMES[stage]: meaning for stage, meaning in stages.MEANING.items()},
+    "of the engine's speed": "items/s divided by those of the same engine alone: same inputs, in large batches, on "
+    "the device before the clock starts; for several GPUs times the GPUs in use.",
     "no-op is faster": "A handler that does nothing, with the same bytes in and out, answered so many times as many "
     "requests. A figure near 1 means that TorchServe's front end or the load generator was the limit.",
     "of linear": "items/s divided by what as many GPUs would give if each gave as much as the fewest GPUs did.",
@@ -88,6 +101,7 @@ def page(content: Mapping[str, Any]) -> str:
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(_conditions_line(conditions))}</p>",
         _verdict(content),
+        *_engine_lines(content),
         *(_section(load, rows, conditions) for load, rows in _by_load(content["rows"]).items()),
         "<h2>What the figures mean</h2><dl>",
         *(f"<dt>{html.escape(key)}</dt><dd>{html.escape(meaning)}</dd>" for key, meaning in MEANING.items()),
@@ -124,14 +138,21 @@ def _verdict(content: Mapping[str, Any]) -> str:
     return f'<div class="bad"><ul>{"".join(f"<li>{html.escape(remark)}</li>" for remark in found)}</ul></div>'
 
 
+def _engine_lines(content: Mapping[str, Any]) -> list[str]:
+    """A paragraph for each engine that ran alone, or did not."""
+    lines = [engine_alone.line(name, found) for name, found in content.get("engine_alone", {}).items()]
+    return [f"<p>{html.escape(line[:1].upper() + line[1:])}.</p>" for line in lines]
+
+
 def _section(load: str, rows: Sequence[Row], conditions: Mapping[str, Any]) -> str:
     parts = [f"<h2>{html.escape(load)}</h2>", _best(rows)]
     try:
         drawn = charts.draw(rows, conditions["cores"])
     except ImportError as error:
         drawn = {}
-        parts.append(f"<p>No pictures: {html.escape(str(error))}. Install matplotlib, then --redraw.</p>")
+        parts.append(f"<p>No pictures: {html.escape(str(error))}. Run {html.escape(INSTALL)}, then --redraw.</p>")
     parts += [f"<h3>{html.escape(title)}</h3>\n{svg}" for title, svg in drawn.items()]
+    parts += [f"<p>{html.escape(note)}.</p>" for note in report.stage_notes(rows)]
     parts += ["<h3>All points</h3>", _table(rows)]
     return "\n".join(parts)
 
@@ -154,14 +175,26 @@ def _best(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    shown = {key: name for key, name in COLUMNS.items() if any(_cell(row, key) for row in rows)}
+    shown = {key: name for key, name in columns(rows).items() if any(_cell(row, key) for row in rows)}
     head = "".join(f"<th>{html.escape(name)}</th>" for name in shown.values())
     lines = []
     for row in rows:
-        kind = "noop" if row["kind"] == "no-op" else "bad" if row["errors"] or row.get("answers_wrong") else ""
+        kind = "noop" if row["kind"] == "no-op" else "late" if is_late(row) else ""
+        kind = "bad" if row["errors"] or row.get("answers_wrong") else kind
         cells = "".join(f"<td>{html.escape(_cell(row, key) or '-')}</td>" for key in shown)
         lines.append(f'<tr class="{kind}">{cells}</tr>')
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def columns(rows: Sequence[Row]) -> dict[str, str]:
+    """The columns' names by key; a stage has the key "stage NAME"."""
+    there = {name for row in rows for name in row.get("stages") or {}}
+    names = [*(name for name in stages.NAMES if name in there), *sorted(there - stages.NAMES.keys())]
+    found: dict[str, str] = {}
+    for key, name in COLUMNS.items():
+        of_stages = {f"stage {stage}": f"{stages.NAMES.get(stage, stage)} ms" for stage in names}
+        found |= of_stages if key == "stages" else {key: name}
+    return found
 
 
 def _cell(row: Row, key: str) -> str:
@@ -173,7 +206,8 @@ def _cell(row: Row, key: str) -> str:
         return "" if right is None else f"{right} of {right + (wrong or 0)}"
     if key == "gpu":
         return ", ".join(f"{busy:.0%}" for busy in row["gpu_busy"])
-    value = row.get(key)
+    stage = key.removeprefix("stage ")
+    value = row.get(key) if stage == key else (row.get("stages") or {}).get(stage)
     if value is None or value == "":
         return ""
     if key in ("share_of_engine", "share_of_linear"):
@@ -190,7 +224,7 @@ def _number(key: str, value: float) -> str:
 def _details(content: Mapping[str, Any]) -> str:
     """Conditions, settings and archives, folded away."""
     lines = []
-    for part in ("conditions", "settings", "archives"):
+    for part in ("conditions", "settings", "archives", "engine_alone"):
         for key, value in content.get(part, {}).items():
             lines.append(f"<dt>{html.escape(f'{part}: {key}')}</dt><dd>{html.escape(str(value))}</dd>")
     return f"<details><summary>All conditions</summary><dl>{''.join(lines)}</dl></details>"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results import write_json
 
+from serving_bench import completeness, engine_alone, stages
 from serving_bench.measure import Bench
 from serving_bench.rows import Row, disturbed, layout_words, troubles
 
@@ -18,6 +20,7 @@ COLUMNS = (
     *("requests_per_s", "items_per_s", "unit", "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "mean_ms"),
     *("errors", "answers_right", "answers_wrong", "agrees", "mean_batch", "mean_batch_items"),
     *("outside_ms", "queue_ms", "exchange_ms", "handler_ms", "read_ms", "prepare_ms", "run_ms", "write_ms"),
+    "stages_missing",
     *(
         "cores_java",
         "cores_workers",
@@ -35,12 +38,17 @@ COLUMNS = (
 )
 # Shown only if a row has one.
 OF_LAYOUTS = (*("gpus", "servers", "mps", "workers_per_gpu", "share_of_linear", "gpu_busy_mean", "gpu_busy_least"),)
+EXTRA = ("of the engine", "layout", "of linear", "at its limit")  # columns of the table for a terminal
 Document = Mapping[str, Any]
 
 
 def document(bench: Bench, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of OUT.json. about: conditions, settings, archives."""
-    return {**about, "rows": bench.rows, "skipped": bench.skipped}
+    """The content of OUT.json. about: conditions, settings, archives.
+
+    Everything that was asked for has rows in it, or a reason.
+    """
+    content = {**about, "rows": bench.rows, "skipped": bench.skipped}
+    return {**content, "skipped": [*bench.skipped, *completeness.missing(content)]}
 
 
 def write(out: Path, content: Document) -> None:
@@ -75,15 +83,13 @@ def best(rows: Sequence[Row]) -> list[Row]:
 
 def table(content: Document) -> str:
     """Markdown: the best point of each target, then the remarks."""
-    head = "| target | load | workers | clients | requests/s | items/s | p50 ms | p99 ms | errors | no-op/s |"
-    lines = [head, "|---|---|" + "---:|" * 8]
     found = best(content["rows"])
-    if any(map(layout_words, found)):
-        lines = [f"{lines[0]} layout | of linear | at its limit |", f"{lines[1]}---|---:|---|"]
-        lines += ["| " + " | ".join((*cells(row), *layout_cells(row))) + " |" for row in found]
-    else:
-        lines += ["| " + " | ".join(cells(row)) + " |" for row in found]
-    lines += [f"- {remark}" for remark in remarks(content)]
+    extra = [EXTRA[0]] if any(row.get("share_of_engine") for row in found) else []
+    extra += EXTRA[1:] if any(map(layout_words, found)) else []
+    head = ["target", "load", "workers", "clients", "requests/s", "items/s", "p50 ms", "p99 ms", "errors", "no-op/s"]
+    lines = [_line([*head, *extra]), "|---|---|" + "---:|" * (len(head) - 2 + len(extra))]
+    lines += [_line([*cells(row), *(_extra_cell(row, name) for name in extra)]) for row in found]
+    lines += [f"- {remark}" for remark in [*remarks(content), *notes(content)]]
     return "\n".join(lines)
 
 
@@ -98,11 +104,18 @@ def cells(row: Row) -> Iterator[str]:
     yield f"{noop:,.0f}" if noop else "-"
 
 
-def layout_cells(row: Row) -> Iterator[str]:
-    """A row's further cells if several GPUs or servers were measured."""
-    yield layout_words(row) or "-"
-    yield f"{row['share_of_linear']:.0%}" if row.get("share_of_linear") else "-"
-    yield row.get("limited_by") or "-"
+def _extra_cell(row: Row, name: str) -> str:
+    """A cell of a column that the table has only if some row has a value for it."""
+    if name == "layout":
+        return layout_words(row) or "-"
+    if name == "at its limit":
+        return row.get("limited_by") or "-"
+    share = row.get("share_of_engine" if name == "of the engine" else "share_of_linear")
+    return f"{share:.0%}" if share else "-"
+
+
+def _line(cells_of_line: Sequence[str]) -> str:
+    return f"| {' | '.join(cells_of_line)} |"
 
 
 def remarks(content: Document) -> list[str]:
@@ -117,7 +130,23 @@ def remarks(content: Document) -> list[str]:
         most = max(row["cores"]["elsewhere"] for row in disturbed_rows)
         points = f"{len(disturbed_rows)} of {len(content['rows'])} points"
         found.append(f"other programs kept up to {most:.1f} cores busy meanwhile ({points}): figures may be too low")
-    return [*found, *(f"not run: {item['name']}: {item['reason']}" for item in content["skipped"])]
+    skipped = [*content["skipped"], *completeness.missing(content)]
+    return [*found, *(f"not run: {item['name']}: {item['reason']}" for item in skipped)]
+
+
+def notes(content: Document) -> list[str]:
+    """What else is to be known: the engines' own speed, and whose times of stages are missing, and why."""
+    found = [engine_alone.line(name, one) for name, one in content.get("engine_alone", {}).items()]
+    return [*found, *stage_notes(content["rows"])]
+
+
+def stage_notes(rows: Sequence[Row]) -> list[str]:
+    """For each target without times of stages, why; how many points it concerns."""
+    missing = Counter((row["target"], reason) for row in rows if (reason := stages.missing(row)))
+    return [
+        f"{target}: the stages of a batch are not known at {count} point{'s' if count > 1 else ''}: {reason}"
+        for (target, reason), count in missing.items()
+    ]
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -17,7 +17,6 @@ Row = dict[str, Any]
 QUEUE_FULL = "503"
 MOST_LATE = 0.25  # share of the p99 by which an open loop may send late before the report mentions it
 MOST_ELSEWHERE = 0.1  # share of the cores that other programs may take before the report mentions it
-STEP = "StepTime."  # how histograms of a handler's steps are named here: StepTime.read
 
 
 def of_load(result: LoadResult, load: Load) -> Row:
@@ -52,7 +51,6 @@ def of_request_time(change: MetricChange, usage: ProcessMonitor, clients: int | 
     if handler is None and usage.polled:
         handler = sum(usage.polled) / len(usage.polled)  # a gauge of the last batch, read each second
     rest = inside - queue - handler if None not in (inside, queue, handler) else None  # type: ignore[operator]
-    steps = [name for name in change.histograms() if name.startswith(STEP)]
     return {
         "mean_ms": rounded(mean),
         "mean_batch": rounded(change.mean("BatchSize")),
@@ -61,7 +59,6 @@ def of_request_time(change: MetricChange, usage: ProcessMonitor, clients: int | 
         "queue_ms": rounded(queue),
         "handler_ms": rounded(handler),
         "exchange_ms": rounded(max(0.0, rest)) if rest is not None else None,
-        "stages": {name.removeprefix(STEP): rounded(change.mean(name)) for name in steps},
     }
 
 
@@ -143,10 +140,10 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
     found += disagreements(row)
     if (headroom := row.get("headroom")) is not None and headroom < HEADROOM:
         found.append(f"the no-op is only {headroom:.2f} times as fast: the front end or the generator limits")
-    if (late := row.get("late_p99_ms")) is not None and late > MOST_LATE * (row["p99_ms"] or 0):
+    if is_late(row):
         found.append(
-            f"requests were sent {late:.1f} ms late (p99), which is part of the latencies: a lower --rate, more "
-            f"--generator-threads, or a generator on another machine"
+            f"requests were sent {row['late_p99_ms']:.1f} ms late (p99), which is part of the latencies: a lower "
+            f"--rate, more --generator-threads, or a generator on another machine"
         )
     if spread := row.get("workers_per_gpu"):
         counts = set(spread.split(","))
@@ -181,6 +178,12 @@ def kinds_of(row: Mapping[str, Any]) -> dict[str, int]:
     """How many errors a row has, by status, or by what kept an answer from coming."""
     refused = {status: count for status, count in row["statuses"].items() if not status.startswith("2")}
     return {**refused, **row["failures"]}
+
+
+def is_late(row: Mapping[str, Any]) -> bool:
+    """Whether an open loop sent its requests so late that the latencies are higher than the server's."""
+    late = row.get("late_p99_ms")
+    return late is not None and bool(late > MOST_LATE * (row["p99_ms"] or 0))
 
 
 def disagreements(row: Mapping[str, Any]) -> list[str]:

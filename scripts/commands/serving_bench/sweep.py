@@ -5,52 +5,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from server import mps
 from server.errors import ServerError
 
-from serving_bench import archives, reference_answers
+from serving_bench import archives, point_counts, reference_answers
 from serving_bench.address import RunningServer
 from serving_bench.archives import Archive
 from serving_bench.fleet import Fleet
 from serving_bench.generator import Endpoint, GeneratorError, Load
 from serving_bench.layouts import Layout, environment_of
-from serving_bench.measure import Bench, Setting, Subject
-from serving_bench.peers import Start, archive_kserve, archive_triton, lit, nv_triton, ray_serve, stock
-from serving_bench.peers.needs import HERE, Interpreter
+from serving_bench.measure import Bench, Setting, Subject, reason_of
+from serving_bench.peers import Start, stock
+from serving_bench.peers.needs import HERE
+from serving_bench.plan import PEERS, Plan, per_gpu, why_not_on, without_programs
+from serving_bench.progress import beating, waiting
 from serving_bench.reference_answers import ReferenceAnswers
 from serving_bench.resource_usage import Groups
 from serving_bench.rows import rounded
 
-PEERS: Mapping[str, Any] = {
-    module.NAME: module for module in (stock, lit, nv_triton, archive_triton, archive_kserve, ray_serve)
-}
 NOOP = "noop"
 NOOP_BATCH = 64  # beside servers whose own batch size is unknown
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure.
-
-    batch_sizes, delays_ms: None among them stands for what the archive says. rates: of the open loop, in requests/s
-    ("500"), or as a share of what the closed loop reached ("70%"). interpreters: of peers; this one for others.
-    """
-
-    workers: Sequence[int]
-    clients: Sequence[int]
-    batch_sizes: Sequence[int | None]
-    delays_ms: Sequence[int | None]
-    rates: Sequence[str]
-    noop: bool = True
-    peers: Sequence[str] = ()
-    interpreters: Mapping[str, Interpreter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,30 +64,40 @@ def run_layouts(
     settings: for config.properties. A layout that fails is skipped if others follow or have been measured.
     """
     about: dict[str, dict[str, Any]] = {}
-    peers_done = set()
-    for layout in found:
+    peers_done = set[tuple[object, object]]()
+    bench.show(bench.begin(point_counts.of_layouts(found, plan, loads)))
+    for at, layout in enumerate(found):
         bench.use(layout)
+        noops = {name for name, _ in bench.noop}
+        bench.progress.remaining(point_counts.of_layouts(found[at:], plan, loads, peers_done, noops))
         own = per_gpu(plan, layout.factor)
-        if (layout.devices, layout.mps) in peers_done:  # programs of their own do not depend on TorchServe's servers
-            own = replace(own, peers=[peer for peer in own.peers if peer == stock.NAME])
+        own = without_programs(own) if (layout.devices, layout.mps) in peers_done else own
         if len(found) > 1:
             bench.show(f"--- {layout}")
         try:
-            with mps.chosen(layout.mps) as environment, Fleet(layout, settings, environment) as fleet:
+            with (
+                mps.chosen(layout.mps) as environment,
+                _started(bench, Fleet(layout, settings, environment)) as fleet,
+            ):
                 about = run(bench, fleet, own, loads, environment) | about
         except (ServerError, GeneratorError, OSError) as error:
             if layout == found[-1] and not bench.rows:
                 raise
-            bench.skip(str(layout), str(error))
-        peers_done.add((layout.devices, layout.mps))
+            bench.skip(str(layout), reason_of(error))
+        else:
+            peers_done.add((layout.devices, layout.mps))
+    bench.progress.remaining(point_counts.of_layouts([], plan, loads))
     return about
 
 
-def per_gpu(plan: Plan, gpus: int) -> Plan:
-    """The plan with workers and clients for so many GPUs."""
-    return replace(
-        plan, workers=[count * gpus for count in plan.workers], clients=[count * gpus for count in plan.clients]
-    )
+@contextlib.contextmanager
+def _started(bench: Bench, fleet: Fleet) -> Iterator[Fleet]:
+    """Run the fleet, and show lines while it starts. Raises ServerError."""
+    bench.show("starting TorchServe")
+    with contextlib.ExitStack() as running:
+        with beating(bench.show, "starting TorchServe"):
+            running.enter_context(fleet)
+        yield fleet
 
 
 def run(
@@ -125,7 +115,11 @@ def run(
     for archive, load in loads:
         about = archive.about()
         for batch_size, delay_ms in product(plan.batch_sizes, plan.delays_ms):
-            description = _archive(bench, server, plan, archive, load, batch_size, delay_ms, "archive")
+            expected = point_counts.of_subject(plan) + (0 if _has_noop(bench, load) else point_counts.of_noop(plan))
+            with bench.progress.expecting(expected):
+                description = _archive(
+                    bench, server, plan, archive, load, batch_size, delay_ms, "archive", archive.name
+                )
             about.setdefault("description", description)
             for peer in plan.peers:
                 _peer(bench, server, plan, peer, archive, load, batch_size, delay_ms, environment)
@@ -144,37 +138,50 @@ def _peer(
     delay_ms: int | None,
     environment: Mapping[str, str],
 ) -> None:
-    """Measure the same network and load through another server. One that cannot run is skipped, with the reason."""
+    """Measure the same network and load through another server. One that cannot run is skipped, with the reason.
+
+    Whatever a peer's code raises, the run goes on: it may be another project's fault, and hours were measured before.
+    """
     name = f"{peer}-{archive.name}"
     bench.show(f"{name}: {PEERS[peer].WHAT}")
     try:
-        if reason := PEERS[peer].objection(archive) or _several(peer, bench.layout):
-            bench.skip(name, reason)
-        elif peer == stock.NAME:
-            made = stock.make(archive, server.store)
-            _archive(bench, server, plan, made, load, batch_size, delay_ms, "peer")
-        else:
-            start = Start(
-                name=name,
-                archive=archive,
-                folder=server.folder,
-                python=plan.interpreters.get(peer, HERE).path,
-                load=PEERS[peer].translated(load),
-                workers=1,
-                batch_size=batch_size or archive.batching["batchSize"],
-                delay_ms=delay_ms or archive.batching["maxBatchDelay"],
-                gpus=bench.layout.gpus,
-                environment={**environment, **environment_of(bench.layout.devices)},
-            )
-            _program(bench, plan, PEERS[peer], start)
-    except (ServerError, GeneratorError, OSError, subprocess.CalledProcessError) as error:
-        bench.skip(name, str(error))
+        with bench.progress.expecting(point_counts.of_peer(peer, bench.layout, plan, archive)):
+            _measured_peer(bench, server, plan, peer, archive, load, batch_size, delay_ms, environment)
+    except Exception as error:
+        bench.skip(name, reason_of(error))
 
 
-def _several(peer: str, layout: Layout) -> str | None:
-    """Why a peer cannot be measured on that many GPUs, or None."""
-    is_fit = PEERS[peer].ON_SEVERAL_GPUS or layout.factor == 1
-    return None if is_fit else f"it is measured on one GPU only, not on {layout.factor}"
+def _measured_peer(
+    bench: Bench,
+    server: Fleet,
+    plan: Plan,
+    peer: str,
+    archive: Archive,
+    load: Load,
+    batch_size: int | None,
+    delay_ms: int | None,
+    environment: Mapping[str, str],
+) -> None:
+    name = f"{peer}-{archive.name}"
+    if reason := PEERS[peer].objection(archive) or why_not_on(peer, bench.layout):
+        bench.skip(name, reason)
+    elif peer == stock.NAME:
+        made = stock.make(archive, server.store)
+        _archive(bench, server, plan, made, load, batch_size, delay_ms, "peer", archive.name)
+    else:
+        start = Start(
+            name=name,
+            archive=archive,
+            folder=server.folder,
+            python=plan.interpreters.get(peer, HERE).path,
+            load=PEERS[peer].translated(load),
+            workers=1,
+            batch_size=batch_size or archive.batching["batchSize"],
+            delay_ms=delay_ms or archive.batching["maxBatchDelay"],
+            gpus=bench.layout.gpus,
+            environment={**environment, **environment_of(bench.layout.devices)},
+        )
+        _program(bench, plan, PEERS[peer], start)
 
 
 def _program(bench: Bench, plan: Plan, peer: Any, start: Start) -> None:
@@ -182,9 +189,10 @@ def _program(bench: Bench, plan: Plan, peer: Any, start: Start) -> None:
     reference: ReferenceAnswers | None = None
     for workers in plan.workers:
         free = bench.gpus.memory_mib()
-        with peer.served(replace(start, workers=workers)) as program:
+        with peer.served(replace(start, workers=workers, report=waiting(bench.show))) as program:
             reference = reference or reference_answers.ask(program.endpoint(), start.load)
             more: dict[str, Any] = {"answer_bytes": reference.mean_bytes, "same_archive": peer.SAME_ARCHIVE}
+            more["archive"] = start.archive.name
             more["gpu_mib_per_worker"] = _per_worker(bench, free, workers)
             more["servers"] = 1 if bench.layout.named else None
             setting = Setting(workers, start.batch_size, start.delay_ms)
@@ -200,24 +208,30 @@ def _archive(
     batch_size: int | None,
     delay_ms: int | None,
     kind: str,
+    of: str,
 ) -> dict[str, Any]:
-    """Measure all points of one archive at one batch size and delay. Returns its description."""
+    """Measure all points of one archive at one batch size and delay. Returns its description.
+
+    of: the name of the archive whose network it has.
+    """
     free = bench.gpus.memory_mib()
-    server.register(archive, batch_size, delay_ms)
+    bench.show(f"{archive.name}: registering it")
+    started = time.monotonic()  # TorchServe starts the archive's own count of workers at once
+    with beating(bench.show, f"{archive.name}: registering it"):
+        server.register(archive, batch_size, delay_ms)
     try:
-        return _registered(bench, server, plan, Served(server, archive.name, kind), load, free)
+        return _registered(bench, server, plan, Served(server, archive.name, kind), load, free, of, started)
     finally:
         with contextlib.suppress(OSError, ServerError):
             server.unregister(archive.name)
 
 
 def _registered(
-    bench: Bench, server: Fleet, plan: Plan, served: Served, load: Load, free: float | None
+    bench: Bench, server: Fleet, plan: Plan, served: Served, load: Load, free: float | None, of: str, started: float
 ) -> dict[str, Any]:
     reference: ReferenceAnswers | None = None
     for workers in plan.workers:
-        started = time.monotonic()
-        server.scale(served.name, workers, _changes(bench.show))
+        server.scale(served.name, workers, waiting(bench.show))
         ready_s = time.monotonic() - started
         setting = setting_of(server, served.name, workers)
         if reference is None:
@@ -226,11 +240,12 @@ def _registered(
                 bench.references[load.name] = reference
             if plan.noop:
                 noop(bench, server, plan, load, reference, setting)
-        more: dict[str, Any] = {"answer_bytes": reference.mean_bytes, "ready_s": rounded(ready_s)}
+        more: dict[str, Any] = {"answer_bytes": reference.mean_bytes, "ready_s": rounded(ready_s), "archive": of}
         more["gpu_mib_per_worker"] = _per_worker(bench, free, workers)
         if spread := server.workers_per_gpu(served.name):
             more["workers_per_gpu"] = ",".join(map(str, spread))
         points(bench, plan, served, load, reference, setting, more)
+        started = time.monotonic()
     return described(server, served.name)
 
 
@@ -239,11 +254,13 @@ def run_address(bench: Bench, running: RunningServer, plan: Plan, workers: Seque
 
     workers: None does not change their number.
     """
+    counts: Sequence[int | None] = workers or [None]
+    of_address = replace(plan, workers=[count or 1 for count in counts])
+    bench.show(bench.begin(point_counts.of_noop(plan) + point_counts.of_subject(of_address)))
     reference = reference_answers.ask(running.endpoint(), load)
     if plan.noop:
-        with Fleet(Layout(), {}, {}) as server:
+        with _started(bench, Fleet(Layout(), {}, {})) as server:
             noop(bench, server, plan, load, reference, Setting(None, NOOP_BATCH, 1))
-    counts: Sequence[int | None] = workers or [None]
     for count in counts:
         setting = running.scale(count)
         points(bench, plan, running, load, reference, setting, {"answer_bytes": reference.mean_bytes})
@@ -282,13 +299,13 @@ def rate_of(text: str, most: float) -> float:
 
 def noop(bench: Bench, server: Fleet, plan: Plan, load: Load, reference: ReferenceAnswers, setting: Setting) -> None:
     """Measure a handler that does nothing, with as many bytes in and out; once per load."""
-    if any(name == load.name for name, _ in bench.noop):
+    if _has_noop(bench, load):
         return
     workers = noop_workers(bench.layout, os.cpu_count() or 1)
     archive = archives.make_noop(server.store, NOOP, reference.mean_bytes)
     server.register(archive, setting.batch_size, setting.delay_ms)
     try:
-        server.scale(NOOP, workers)
+        server.scale(NOOP, workers, waiting(bench.show))
         its_own = Setting(workers, setting.batch_size, setting.delay_ms)
         subject = Served(server, NOOP, "no-op")
         bench.warm_up_java(subject, load, max(plan.clients))
@@ -296,6 +313,10 @@ def noop(bench: Bench, server: Fleet, plan: Plan, load: Load, reference: Referen
             bench.closed(subject, load, None, its_own, clients, answer_bytes=reference.mean_bytes)
     finally:
         server.unregister(NOOP)
+
+
+def _has_noop(bench: Bench, load: Load) -> bool:
+    return any(name == load.name for name, _ in bench.noop)
 
 
 def noop_workers(layout: Layout, cores: int) -> int:
@@ -322,16 +343,3 @@ def _per_worker(bench: Bench, free: float | None, workers: int) -> float | None:
     """GPU memory that each worker has taken before the load; later growth is in the row's gpu_memory_mib."""
     taken = bench.gpus.memory_mib()
     return round((taken - free) / workers) if taken is not None and free is not None else None
-
-
-def _changes(show: Callable[[str], None]) -> Callable[[str], None]:
-    """Shows a line if it differs from the last one."""
-    last = ""
-
-    def report(line: str) -> None:
-        nonlocal last
-        if line != last:
-            show(f"  {line}")
-        last = line
-
-    return report

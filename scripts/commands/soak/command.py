@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import pictures
 import run_folders
 from argument_types import positive, seconds
 from demo import DIGITS, SENTENCES
@@ -163,6 +164,7 @@ def _own(chosen: argparse.Namespace) -> list[Archive]:
 
 
 def _serve(server: TemporaryServer, files: dict[str, Path], own: Sequence[Archive]) -> None:
+    pictures.say_if_missing()
     print("starting TorchServe and loading the models", flush=True)
     for name, file in files.items():
         (server.store / f"{name}.mar").symlink_to(file)

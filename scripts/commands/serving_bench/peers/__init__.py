@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from server.client import Report, silent
 
 from handlers import cpus
 from serving_bench import layouts
@@ -36,6 +37,7 @@ class Start:
 
     name: of the peer and the archive, for reports. folder: for its files. python: its interpreter. load: as
     `translated` makes it. gpus: None if not given. environment: which GPUs it may see, and how they are shared.
+    report: called again and again while the peer is waited for.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Start:
     delay_ms: int
     gpus: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    report: Report = silent
 
     @property
     def gpus_seen(self) -> int:

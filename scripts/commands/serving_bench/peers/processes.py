@@ -22,7 +22,7 @@ from server.ports import free_ports
 
 from handlers import cpus
 from serving_bench.fleet import summed
-from serving_bench.generator import Endpoint, Load, together
+from serving_bench.generator import Endpoint, together
 from serving_bench.peers import Start
 from serving_bench.resource_usage import Groups
 
@@ -110,7 +110,7 @@ def program(start: Start, arguments: Arguments, path: str, figures: Figures = no
         )
     found = Program(start.name, f"http://127.0.0.1:{port}{path}", process, figures)
     try:
-        _wait(found, log, start.load)
+        _wait(found, log, start)
         yield found
     finally:
         _end(process)
@@ -124,12 +124,13 @@ def _environment(start: Start) -> dict[str, str]:
     return found
 
 
-def _wait(found: Program, log: Path, load: Load) -> None:
+def _wait(found: Program, log: Path, start: Start) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     refused = ""
     while time.monotonic() < deadline and found.process.poll() is None:
+        start.report(f"{found.name} is starting")
         with contextlib.suppress(OSError):
-            answer = request("POST", found.url, load.bodies[0], load.headers)
+            answer = request("POST", found.url, start.load.bodies[0], start.load.headers)
             if answer.status == 200:
                 return
             refused = f"{answer.status} {answer.body[:200].decode(errors='replace')}"
