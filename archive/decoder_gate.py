@@ -1,8 +1,9 @@
 """The parity gate for JPEGs that the GPU decodes: answers have to be those of the same files decoded by the CPU.
 
 archive/trial_run.py runs the samples both ways, on a machine whose GPU has the decoder. A sample that is no JPEG, or
-none that the GPU takes, is encoded as one. If the limits are missed, the archive is good all the same: its workers read
-the result (handlers/images/gpu_decoder.py) and let the CPU decode. An archive that names the GPU's decoder is refused.
+none that the GPU takes, is encoded as one. If the limits are missed, the archive is good all the same: its workers
+read the result (handlers/images/gpu_decoder.py) and let the CPU decode. An archive that names the GPU's decoder is
+refused.
 """
 
 from __future__ import annotations
