@@ -112,6 +112,7 @@ def show(mar: Path) -> str:
         *(f"note     {note}" for note in provenance["notes"]),
         "parity against fp32, measured when packaged:",
         *(f"  {name}: {_parity_line(figures)}" for name, figures in provenance["parity"].items()),
+        *_decoder_lines(provenance.get("jpegs", {})),
         "versions " + ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         f"sbom     {_sbom_line(sbom)}",
         "files:",
@@ -131,6 +132,14 @@ def _sbom_line(sbom: Mapping[str, Any]) -> str:
 def _parity_line(figures: Mapping[str, Any]) -> str:
     rest = ", ".join(f"{key} {value}" for key, value in figures.items() if key != "passed")
     return f"{'passed' if figures['passed'] else 'FAILED'}, {rest}"
+
+
+def _decoder_lines(jpegs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return lines on JPEGs that the GPU decoded; none if they were not compared. jpegs: archive/decoder_gate.py."""
+    if not jpegs:
+        return []
+    figures = [f"  {name}: {_parity_line(figures)}" for name, figures in jpegs.items()]
+    return ["JPEGs decoded on the GPU against those decoded by the CPU:", *figures]
 
 
 def _manifest_problems(mar: Path, provenance: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from archive import fingerprint, inspection, parity, trial_run
+from archive import decoder_gate, fingerprint, inspection, parity, trial_run
 from archive.fingerprint import ROOT
 from archive.progress import Progress
 from handlers import cpus
@@ -75,12 +75,16 @@ def build(model: PackagedModel, export_path: Path, inputs: str, options: Mapping
         for precision, result in results.items():
             progress.line(f"{precision} {result}" + (f" ({result.engine})" if result.engine else ""))
         _refuse_failures(model, results)
+        jpegs = _compare_decoders(model, work, report, results, progress)
         notes = [*model.notes, *_substitution_notes(model, results, report["stood_in"])]
+        notes += decoder_gate.notes(model, jpegs)
         with progress.step("putting it in place"):
             _add_carried_samples(model, mar, work)
             _add_sbom(model, mar, work)
             engines = {precision: loaded["engine"] for precision, loaded in report["loaded"].items()}
-            _add_provenance(mar, {**_provenance(model, mar, results, notes, inputs, options), "engines": engines})
+            provenance = _provenance(model, mar, results, notes, inputs, options)
+            decoders = {decoder_gate.KEY: decoder_gate.recorded(jpegs, report)}
+            _add_provenance(mar, {**provenance, "engines": engines, **decoders})
             inspection.verify(mar)
             target = export_path / mar.name
             mar.replace(target)
@@ -205,6 +209,23 @@ def _compare(model: PackagedModel, work: Path, report: Mapping[str, Any]) -> dic
         result = parity.compare(outputs, reference, precision, model.gives_embeddings, loaded["device"]["name"])
         results[precision] = dataclasses.replace(result, engine=loaded["engine"]["name"])
     return results
+
+
+def _compare_decoders(
+    model: PackagedModel,
+    work: Path,
+    report: Mapping[str, Any],
+    results: Mapping[str, ParityResult],
+    progress: Progress,
+) -> dict[str, ParityResult]:
+    """Return the gate's results for JPEGs that the GPU decodes, and print them. Raises PackagingError."""
+    passed = [precision for precision, result in results.items() if result.passed]
+    found = decoder_gate.results(model, work / "outputs", report, passed)
+    for line in decoder_gate.lines(model, found, report):
+        progress.line(line)
+    if refusal := decoder_gate.refusal(model, found):
+        raise PackagingError(refusal)
+    return found
 
 
 def _refuse_failures(model: PackagedModel, results: Mapping[str, ParityResult]) -> None:

@@ -64,6 +64,18 @@ def did_not_run(reason: str, samples: int) -> ParityResult:
     return ParityResult(False, samples, "none", problem=f"it does not run: {reason}")
 
 
+def compare_decoders(on_gpu: Array, on_cpu: Array, precision: str, embeddings: bool, device: str) -> ParityResult:
+    """Compare the outputs for JPEGs that the GPU has decoded with those for the same files decoded by the CPU.
+
+    Both ran in the same precision. The decoders' pixels differ by rounding, so in fp32 the limits are those of fp16.
+
+    Args: as of `compare`; the reference is what the CPU decoded.
+    """
+    if not np.isfinite(on_cpu).all():
+        return ParityResult(False, len(on_cpu), device, problem="the outputs of what the CPU decoded are not finite")
+    return compare(on_gpu, on_cpu, "fp16" if precision == "fp32" else precision, embeddings, device)
+
+
 def compare(outputs: Array, reference: Array, precision: str, embeddings: bool, device: str) -> ParityResult:
     """Compare an archive's outputs with the reference.
 

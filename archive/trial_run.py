@@ -9,11 +9,15 @@ The task names the entry, the kind, the precisions and the sample files. OUTPUT_
 precision, `PRECISION.npy`: logits or embeddings of the samples in fp32, in order. If the network raises in a
 precision, the report holds the reason instead; fp32 has to run. A printed line that begins with TERMINAL is meant for
 whoever waits at the terminal.
+
+If the GPU decodes JPEGs, the samples run as JPEGs too: `PRECISION-gpu.npy` has the outputs of those that the GPU has
+decoded, and `PRECISION-cpu.npy` those of the same files decoded by the CPU.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -27,6 +31,7 @@ REPORT = "report.json"
 PLAN_LOGGER = "handlers.engines.tensorrt"  # logs the steps of building a plan
 REFERENCE = "fp32"  # the precision without which nothing is served
 LONGEST_REASON = 300  # characters
+JPEG_QUALITY = 90  # of samples that are encoded to try the GPU's decoder, with Pillow's chroma subsampling 4:2:0
 
 
 class LineHandler(logging.Handler):
@@ -97,16 +102,19 @@ def main(folder: Path, task: dict[str, Any], output: Path) -> None:
     entry = importlib.import_module(Path(task["entry"]).stem)
     _check_origin(folder)
     samples = [Path(name).read_bytes() for name in task["samples"]]
-    report: dict[str, Any] = {"loaded": {}, "stood_in": {}, "failed": {}}
+    report: dict[str, Any] = {"loaded": {}, "stood_in": {}, "failed": {}, "jpegs": {}}
     for precision in task["precisions"]:
         try:
-            outputs = _try_precision(entry, folder, task, config, precision, samples, report)
+            handler, outputs = _try_precision(entry, folder, task, config, precision, samples, report)
         except Exception as error:
             if precision == REFERENCE:
                 raise
             report["failed"][precision] = _reason(error)
-        else:
-            np.save(output / f"{precision}.npy", outputs.float().cpu().numpy())
+            continue
+        np.save(output / f"{precision}.npy", outputs.float().cpu().numpy())
+        if getattr(handler, "gpu", None) is not None:  # image entries have it
+            report["jpegs"][precision] = _try_jpegs(handler, samples, output / precision)
+        del handler  # the next precision can have its memory
     (output / REPORT).write_text(json.dumps(report), encoding="utf-8")
 
 
@@ -118,8 +126,11 @@ def _try_precision(
     precision: str,
     samples: list[bytes],
     report: dict[str, Any],
-) -> Any:
-    """Return the samples' outputs in one precision. Adds what was loaded and the first answer to the report."""
+) -> tuple[Any, Any]:
+    """Return the handler and the samples' outputs in one precision.
+
+    Adds what was loaded and the first answer to the report.
+    """
     context, handler, problem = _load(entry, folder, task, config, precision)
     if problem:
         report["stood_in"][precision] = problem
@@ -132,7 +143,7 @@ def _try_precision(
         _image_logits(handler, samples) if task["kind"] == "image-classifier" else _text_outputs(handler, samples)
     )
     report["loaded"][precision] = handler.model.description
-    return outputs
+    return handler, outputs
 
 
 def _reason(error: Exception) -> str:
@@ -182,6 +193,60 @@ def _initialise(
 def _image_logits(handler: Any, samples: list[bytes]) -> Any:
     """Return (N, classes) logits, with each sample as one image."""
     return handler.run([item for sample in samples for item in handler.prepare_one(sample)])
+
+
+def _try_jpegs(handler: Any, samples: list[bytes], path: Path) -> dict[str, Any]:
+    """Run the samples as JPEGs decoded by the GPU, as requests are, and by the CPU; write both outputs in fp32.
+
+    Args:
+        path: of the files to write, without "-gpu.npy" and "-cpu.npy".
+
+    Returns:
+        How many samples were compared, encoded for this, and left out; with "problem" if nothing could be compared.
+    """
+    import numpy as np
+
+    files = {index: file for index, sample in enumerate(samples) if (file := _as_jpeg(handler, sample))}
+    found: dict[str, Any] = {
+        "compared": 0,
+        "encoded": sum(file != samples[index] for index, file in files.items()),
+        "leftOut": len(samples) - len(files),
+    }
+    try:
+        outputs = _jpeg_outputs(handler, list(files.values())) if files else {}
+    except Exception as error:
+        return {**found, "problem": f"it does not run: {_reason(error)}"}
+    for name, rows in outputs.items():
+        np.save(path.with_name(f"{path.name}-{name}.npy"), rows.float().cpu().numpy())
+        found["compared"] = len(rows)
+    return found if outputs or not files else {**found, "problem": f"it decodes none of {len(files)} JPEGs"}
+
+
+def _jpeg_outputs(handler: Any, files: list[bytes]) -> dict[str, Any]:
+    """Return the outputs of those files that the GPU decodes, by "gpu" and "cpu"; nothing if it decodes none."""
+    from handlers.images.batching import DeviceCrop
+
+    prepared = zip(handler.prepare_all(files), files, strict=True)
+    # Another file went the CPU's way, as it would in a worker.
+    pairs = [(found[0], file) for found, file in prepared if isinstance(found, list) and type(found[0]) is DeviceCrop]
+    if not pairs:
+        return {}
+    on_cpu = [handler.prepare_one(file)[0] for _, file in pairs]
+    return {"gpu": handler.run([crop for crop, _ in pairs]), "cpu": handler.run(on_cpu)}
+
+
+def _as_jpeg(handler: Any, sample: bytes) -> bytes | None:
+    """Return the sample if the GPU takes it, else its picture as a JPEG; None if the GPU takes neither."""
+    from handlers.images import formats, npy_files
+
+    most = handler.model.settings.max_pixels
+    if npy_files.is_npy(sample):
+        return None
+    if handler.gpu.accept(sample, most) is not None:
+        return sample
+    stream = io.BytesIO()
+    formats.decode(sample, most).save(stream, "JPEG", quality=JPEG_QUALITY)
+    return stream.getvalue() if handler.gpu.accept(stream.getvalue(), most) is not None else None
 
 
 def _text_outputs(handler: Any, samples: list[bytes]) -> Any:

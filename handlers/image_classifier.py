@@ -54,10 +54,13 @@ class ImageClassifier(Handler[ImageSettings, Input]):
             self.model.folder, settings.preprocess, settings.max_pixels, self.model.device, self.model.spec.dtype
         )
         self.model.description["preprocessing"] = self.pipeline.description
+        gate = loading.provenance_of(self.model.folder).get("jpegs", {}).get(self.model.spec.precision)
         self.gpu, why = gpu_decoder.load(
-            settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype
+            settings.decoder, settings.preprocess, self.model.device, self.model.spec.dtype, gate
         )
-        self.model.description["decoder"] = self.gpu.details if self.gpu else {"name": "Pillow", "why": why}
+        self.model.description["decoder"] = (
+            {**self.gpu.details, "parityGate": why} if self.gpu else {"name": "Pillow", "why": why}
+        )
         self.interface = Interface(
             wanted=payloads.WANTED,
             accepts=lambda media_type: not media_type.startswith("text/"),

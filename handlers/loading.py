@@ -68,7 +68,7 @@ def load(context: Context, kind: str, settings_type: type[S]) -> Model[S]:
     folder = Path(properties["model_dir"])
     config = context.model_yaml_config or {}
     chosen = settings.read(settings_type, config.get("handler", {}))
-    provenance = _provenance(folder)
+    provenance = provenance_of(folder)
     host = properties.get("host", "TorchServe")
     with phases.phase("device"):
         device, why_device = placement.choose_device(chosen.device, properties.get("gpu_id"), host)
@@ -192,8 +192,8 @@ def _batch_size(context: Context, config: dict[str, Any]) -> int:
     return max(int(context.system_properties.get("batch_size") or 1), int(config.get("batchSize") or 1))
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
-    """The archive's provenance; empty for a folder that the packaging script did not make."""
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """Return the archive's provenance; empty for a folder that the packaging script did not make."""
     path = folder / "provenance.json"
     if not path.is_file():
         return {}

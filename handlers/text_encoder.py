@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ with load_errors.explained():
     from handlers.serving.memory_limit import MemoryLimit
     from handlers.serving.metrics import BatchMetrics
     from handlers.settings import TextSettings
+    from handlers.tasks.shared.task import Answers
     from handlers.texts import network_inputs, payloads, token_ids, tokenization
     from handlers.texts.micro_batches import micro_batches
     from handlers.texts.prompts import Prompts
@@ -141,17 +143,31 @@ class TextEncoder(Handler[TextSettings, Encoded]):
         return self.model.engine.run(batch), batch
 
     def predict(self, inputs: Sequence[tuple[Encoded, Options]]) -> list[object]:
-        """Return the task's answers, in order. Texts run sorted by length and cut by the token budget."""
+        """Return the task's answers, in order. Texts run sorted by length and cut by the token budget.
+
+        Answers of a micro-batch are written while the GPU works on later ones.
+        """
         answers: dict[int, object] = {}
         lengths = [len(encoded.ids) for encoded, _ in inputs]
         engine = self.model.engine
         budget = self.model.settings.token_budget or engine.token_budget
+        begun: deque[tuple[list[int], Answers]] = deque()
         for indices in micro_batches(lengths, budget, engine.pads):
             chosen = [inputs[index] for index in indices]
             outputs, batch = self.run([encoded for encoded, _ in chosen])
+            if len(begun) == self.task.ahead:
+                answers |= _finished(*begun.popleft())
+            begun.append((indices, self.task.begin(outputs, batch, chosen)))
+            del outputs, batch  # the next micro-batch can have their memory
             self.metrics.count_tokens([lengths[index] for index in indices], engine.pads)
-            answers |= zip(indices, self.task.answer(outputs, batch, chosen), strict=True)
+        for indices, answers_of in begun:
+            answers |= _finished(indices, answers_of)
         return [answers[index] for index in range(len(inputs))]
+
+
+def _finished(indices: Sequence[int], answers_of: Answers) -> dict[int, object]:
+    """Return the answers of one micro-batch by the index of the input. Waits for their download."""
+    return dict(zip(indices, answers_of(), strict=True))
 
 
 def _pooling(settings: TextSettings) -> str:

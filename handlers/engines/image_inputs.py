@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from handlers.engines.base import EngineSpec
+from handlers.transfers import upload
 
 ImageInputs = torch.Tensor | Mapping[str, torch.Tensor]
 
@@ -74,6 +75,6 @@ def placed(inputs: ImageInputs, device: torch.device, dtype: torch.dtype) -> Ima
 
 def _placed(value: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     if not value.is_floating_point():
-        return value.to(device)
-    value = value.to(device, dtype)
+        return upload(value, device)
+    value = upload(value.to(dtype), device)  # PyTorch too would cast it before it is copied
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value.contiguous()

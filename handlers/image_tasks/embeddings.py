@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from handlers.image_tasks.base import ImageArchive, ImageTask
 from handlers.protocol import encodings
 from handlers.protocol.options import yes_or_no
-from handlers.tasks.shared.embeddings import encoded
+from handlers.tasks.shared import embeddings
+from handlers.transfers import upload
 
 
 class Embeddings(ImageTask):
@@ -33,9 +34,9 @@ class Embeddings(ImageTask):
         features = outputs.float()  # (N, K)
         wanted = [chosen.get("normalize", self.normalize) for chosen in options]
         if any(wanted):
-            chosen_rows = torch.tensor(wanted, device=features.device).unsqueeze(1)  # (N, 1)
+            chosen_rows = upload(wanted, features.device).unsqueeze(1)  # (N, 1)
             features = torch.where(chosen_rows, F.normalize(features, dim=1), features)
-        return encoded(features, options, self.digits)
+        return embeddings.begin(features, options, self.digits)()
 
 
 def make(archive: ImageArchive) -> ImageTask:

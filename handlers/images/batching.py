@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from handlers.images.preprocess import Preprocess
+from handlers.transfers import upload
 
 DTYPES = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.float32}
 
@@ -116,4 +117,4 @@ def _put(batch: torch.Tensor, indices: Sequence[int], values: torch.Tensor) -> N
     if len(indices) == len(batch):
         batch.copy_(values)
     else:
-        batch[torch.tensor(indices, device=batch.device)] = values.to(batch.dtype)
+        batch[upload(indices, batch.device)] = values.to(batch.dtype)

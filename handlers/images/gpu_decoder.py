@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,24 +196,30 @@ class GpuDecoder:
 
 
 def load(
-    asked: str, preprocess: Preprocess, device: torch.device, dtype: torch.dtype
+    asked: str,
+    preprocess: Preprocess,
+    device: torch.device,
+    dtype: torch.dtype,
+    gate: Mapping[str, Any] | None = None,
 ) -> tuple[GpuDecoder | None, str]:
-    """The decoder, or None with the reason why Pillow decodes JPEGs instead.
+    """Return the decoder and what the parity gate said of it, or None and why Pillow decodes JPEGs instead.
 
     Args:
         asked: the setting `decoder`: "auto", "gpu" or "cpu".
         preprocess: the archive's settings.
         device: of the network.
         dtype: of the network's input.
+        gate: the result of the parity gate for JPEGs in this precision, as the provenance has it; none if packaging
+            ran on a machine without such a decoder.
 
-    Raises ValueError if "gpu" is asked for and the GPU cannot decode.
+    Raises ValueError if "gpu" is asked for, and the GPU cannot decode or missed the gate.
     """
     if asked == "cpu":
         return None, "asked for"
-    why = why_unavailable(preprocess, device)
+    why = why_unavailable(preprocess, device) or _why_missed(gate)
     if why is None:
         try:
-            return GpuDecoder(preprocess, device, dtype), ""
+            return GpuDecoder(preprocess, device, dtype), _said(gate)
         except Exception as error:  # the library has many classes of its own
             why = f"the GPU does not decode JPEGs as the CPU does: {error}"
     if asked == "gpu":
@@ -221,6 +227,19 @@ def load(
     if device.type == "cuda":
         logger.warning("JPEGs are decoded on the CPU, which is several times slower: %s", why)
     return None, why
+
+
+def _why_missed(gate: Mapping[str, Any] | None) -> str | None:
+    if not gate or gate.get("passed"):
+        return None
+    return "the answers to JPEGs that the GPU decoded missed the parity gate when the archive was packaged"
+
+
+def _said(gate: Mapping[str, Any] | None) -> str:
+    """Return what the parity gate said of a decoder that serves."""
+    if not gate:
+        return "the archive holds no parity figures for JPEGs decoded on a GPU; pixels were compared at load"
+    return f"passed the parity gate against the CPU's decoder, measured on {gate.get('device', 'an unnamed device')}"
 
 
 def _is_right(image: Any, header: Header) -> bool:

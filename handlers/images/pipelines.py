@@ -20,6 +20,7 @@ from handlers.images.preparation import prepare
 from handlers.images.preprocess import Preprocess
 from handlers.images.processors import PIXELS, Processed, Processor, shapes_of
 from handlers.protocol.errors import InvalidImage, PayloadTooLarge
+from handlers.transfers import upload
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def run(pipeline: Pipeline, network: Network, inputs: Sequence[Any], at_once: in
     parts = [network(pipeline.batch([inputs[index] for index in indices])) for indices in batches]
     outputs = torch.cat(parts) if len(parts) > 1 else parts[0]
     order = [index for indices in batches for index in indices]
-    return outputs if order == sorted(order) else outputs[torch.tensor(order).argsort()]
+    return outputs if order == sorted(order) else outputs[upload(torch.tensor(order).argsort(), outputs.device)]
 
 
 def load(folder: Path, preprocess: Preprocess, max_pixels: int, device: torch.device, dtype: torch.dtype) -> Pipeline:

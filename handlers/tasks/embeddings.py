@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -13,14 +15,14 @@ from handlers.encoder.packing import TokenBatch
 from handlers.protocol import encodings
 from handlers.protocol.errors import NotFinite, PayloadTooLarge
 from handlers.protocol.options import OptionReader, yes_or_no
-from handlers.tasks.shared import embedding_head
+from handlers.tasks.shared import embedding_head, embeddings
 from handlers.tasks.shared.embedding_head import EmbeddingHead
-from handlers.tasks.shared.embeddings import encoded as encoded_answers
 from handlers.tasks.shared.embeddings import significant
 from handlers.tasks.shared.head import Head
 from handlers.tasks.shared.pooling import Pooling
-from handlers.tasks.shared.task import Archive, Input, TextTask
+from handlers.tasks.shared.task import Answers, Archive, Input, TextTask
 from handlers.texts.tokenization import Encoded
+from handlers.transfers import Download, upload
 
 HEAD = Head("AutoModel", ("Model",), output="last_hidden_state", rows="token")
 OPTIONS = (*encodings.OPTIONS, "normalize", "dimensions")
@@ -44,26 +46,25 @@ def pool(
     offsets = cu_seqlens.long()  # (N + 1,)
     starts = offsets[:-1]
     if any(left_out):
-        vectors, offsets, starts = _without_beginnings(
-            vectors, offsets, torch.tensor(left_out, device=offsets.device)
-        )
-    embeddings = torch.cat([_pool_one(vectors, offsets, starts, mode) for mode in pooling.modes], dim=1)
-    return F.normalize(embeddings, dim=1) if pooling.normalize else embeddings
+        vectors, offsets, starts = _without_beginnings(vectors, offsets, left_out)
+    found = torch.cat([_pool_one(vectors, offsets, starts, mode) for mode in pooling.modes], dim=1)
+    return F.normalize(found, dim=1) if pooling.normalize else found
 
 
 def _without_beginnings(
-    vectors: torch.Tensor, offsets: torch.Tensor, left_out: torch.Tensor
+    vectors: torch.Tensor, offsets: torch.Tensor, left_out: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the vectors that are pooled, and where each text begins in them: with and without its beginning.
 
     Args:
         left_out: (N,), how many vectors of each text are dropped.
     """
-    lengths = offsets.diff()
-    first = torch.repeat_interleave(offsets[:-1] + left_out, lengths, output_size=len(vectors))  # (T,)
-    kept = torch.arange(len(vectors), device=vectors.device) >= first
-    shorter = F.pad((lengths - left_out).cumsum(0), (1, 0))
-    return vectors[kept], shorter, shorter[:-1] - left_out
+    dropped, kept = upload(left_out, offsets.device), len(vectors) - sum(left_out)
+    lengths = offsets.diff() - dropped  # (N,), of what is left
+    # A mask would be simpler, but selecting by it waits for the GPU: only that knows how many are left.
+    skipped = torch.repeat_interleave(dropped.cumsum(0), lengths, output_size=kept)  # (kept,)
+    shorter = F.pad(lengths.cumsum(0), (1, 0))
+    return vectors[torch.arange(kept, device=vectors.device) + skipped], shorter, shorter[:-1] - dropped
 
 
 def _pool_one(vectors: torch.Tensor, offsets: torch.Tensor, starts: torch.Tensor, mode: str) -> torch.Tensor:
@@ -138,8 +139,8 @@ class Embeddings(TextTask):
         return self.compared(outputs, batch, ())
 
     def compared(self, outputs: torch.Tensor, batch: TokenBatch, encoded: Sequence[Encoded]) -> torch.Tensor:
-        embeddings = self._embeddings(outputs, batch, encoded)
-        return F.normalize(embeddings, dim=1) if self.pooling.normalize else embeddings
+        found = self._embeddings(outputs, batch, encoded)
+        return F.normalize(found, dim=1) if self.pooling.normalize else found
 
     def _embeddings(self, outputs: torch.Tensor, batch: TokenBatch, encoded: Sequence[Encoded]) -> torch.Tensor:
         """Return whole embeddings, (N, whole) fp32, before they are normalised."""
@@ -156,14 +157,20 @@ class Embeddings(TextTask):
                 f"{MAX_TOKEN_VECTOR_BYTES / 1e6:.0f} MB are sent for one request"
             )
 
-    def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
+    def begin(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> Answers:
         if self.truncate_dim:
             inputs = [(encoded, {"dimensions": self.truncate_dim, **options}) for encoded, options in inputs]
-        embeddings = self._shaped(outputs, batch, inputs)  # (N, whole)
-        answers = encoded_answers(embeddings, [options for _, options in inputs], self.digits)
-        for index, (_, options) in enumerate(inputs):
-            if options.get(TOKEN_VECTORS):
-                answers[index] = self._token_vectors(outputs, batch, index)
+        shaped = self._shaped(outputs, batch, inputs)  # (N, whole)
+        pooled = embeddings.begin(shaped, [options for _, options in inputs], self.digits)
+        by_token = self._begin_token_vectors(outputs, batch, inputs)
+
+        def answers() -> list[object]:
+            found = pooled()
+            for index, download in by_token.items():
+                (vectors,) = download.arrays()  # (T, hidden)
+                found[index] = vectors if np.isfinite(vectors).all() else NotFinite()
+            return found
+
         return answers
 
     def _shaped(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> torch.Tensor:
@@ -172,36 +179,39 @@ class Embeddings(TextTask):
         The order is that of sentence-transformers' `encode`: the checkpoint's own normalisation, unless the request
         says otherwise; the cut; the normalisation that the request asks for.
         """
-        embeddings = self._embeddings(outputs, batch, [encoded for encoded, _ in inputs])
+        found = self._embeddings(outputs, batch, [encoded for encoded, _ in inputs])
         asked = [options.get("normalize") for _, options in inputs]
         if self.pooling.normalize:
-            embeddings = _normalized(embeddings, [wish is None for wish in asked])
-        embeddings = _cut(embeddings, [options.get("dimensions", embeddings.shape[1]) for _, options in inputs])
-        return _normalized(embeddings, [wish is True for wish in asked])
+            found = _normalized(found, [wish is None for wish in asked])
+        found = _cut(found, [options.get("dimensions", found.shape[1]) for _, options in inputs])
+        return _normalized(found, [wish is True for wish in asked])
 
-    def _token_vectors(self, outputs: torch.Tensor, batch: TokenBatch, index: int) -> object:
-        """Return the vectors of one text's tokens, (T, hidden), or NotFinite."""
-        start, end = batch.cu_seqlens[index : index + 2].tolist()
-        vectors = outputs[start:end].float()
-        return significant(vectors, self.digits).cpu().numpy() if bool(vectors.isfinite().all()) else NotFinite()
+    def _begin_token_vectors(
+        self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]
+    ) -> dict[int, Download]:
+        """Start the download of the vectors of tokens that requests ask for, by the text's index."""
+        ends = list(accumulate(batch.lengths, initial=0))
+        return {
+            index: Download(significant(outputs[ends[index] : ends[index + 1]].float(), self.digits))
+            for index, (_, options) in enumerate(inputs)
+            if options.get(TOKEN_VECTORS)
+        }
 
 
-def _normalized(embeddings: torch.Tensor, chosen: Sequence[bool]) -> torch.Tensor:
+def _normalized(vectors: torch.Tensor, chosen: Sequence[bool]) -> torch.Tensor:
     """Return the embeddings, (N, K), with the chosen rows scaled to length 1."""
     if not any(chosen):
-        return embeddings
-    unit = F.normalize(embeddings, dim=1)
-    if all(chosen):
-        return unit
-    return torch.where(torch.tensor(chosen, device=embeddings.device).unsqueeze(1), unit, embeddings)
+        return vectors
+    unit = F.normalize(vectors, dim=1)
+    return unit if all(chosen) else torch.where(upload(chosen, vectors.device).unsqueeze(1), unit, vectors)
 
 
-def _cut(embeddings: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+def _cut(vectors: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     """Return the embeddings, (N, K), with zeros behind the first `lengths` numbers of each row."""
-    if min(lengths) >= embeddings.shape[1]:
-        return embeddings
-    columns = torch.arange(embeddings.shape[1], device=embeddings.device)
-    return torch.where(columns < torch.tensor(lengths, device=embeddings.device).unsqueeze(1), embeddings, 0)
+    if min(lengths) >= vectors.shape[1]:
+        return vectors
+    columns = torch.arange(vectors.shape[1], device=vectors.device)
+    return torch.where(columns < upload(lengths, vectors.device).unsqueeze(1), vectors, 0)
 
 
 def make(archive: Archive) -> TextTask:

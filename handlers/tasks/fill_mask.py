@@ -13,9 +13,9 @@ from handlers.encoder.packing import TokenBatch
 from handlers.protocol.errors import InvalidInput, NotFinite, PayloadTooLarge
 from handlers.protocol.options import whole_number
 from handlers.tasks.shared.head import Head
-from handlers.tasks.shared.scores import download_top, finite, float_or_nan
+from handlers.tasks.shared.scores import begin_top, finite, float_or_nan
 from handlers.tasks.shared.special_tokens import special_token
-from handlers.tasks.shared.task import Archive, Input, TextTask
+from handlers.tasks.shared.task import Answers, Archive, Input, TextTask
 from handlers.texts.tokenization import Encoded, Tokenizer
 
 HEAD = Head("AutoModelForMaskedLM", ("ForMaskedLM", "ForPreTraining"), output="logits", rows="mask")
@@ -52,11 +52,15 @@ class FillMask(TextTask):
         starts = accumulate((len(item.ids) for item in encoded), initial=0)
         return [s + i for s, item in zip(starts, encoded, strict=False) for i in self._masks(item)]
 
-    def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
+    def begin(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> Answers:
         counts = [int(options.get("top_k", self.count)) for _, options in inputs]
-        values, tokens = download_top(float_or_nan(outputs).softmax(dim=1), max(counts))
-        rows = iter(zip(values, tokens, strict=True))
-        return [self._answer_one(item, rows, n) for (item, _), n in zip(inputs, counts, strict=True)]
+        top = begin_top(float_or_nan(outputs).softmax(dim=1), max(counts))
+
+        def answers() -> list[object]:
+            rows = iter(zip(*top(), strict=True))
+            return [self._answer_one(item, rows, n) for (item, _), n in zip(inputs, counts, strict=True)]
+
+        return answers
 
     def _answer_one(self, encoded: Encoded, rows: Iterable[tuple[list[float], list[int]]], count: int) -> object:
         masks = self._masks(encoded)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from handlers.encoder.packing import TokenBatch
@@ -13,8 +14,9 @@ from handlers.protocol.errors import NotFinite
 from handlers.protocol.inner_options import LOGITS
 from handlers.protocol.options import whole_number, yes_or_no
 from handlers.tasks.shared.head import Head
-from handlers.tasks.shared.scores import download_top, finite, labels_of, score_function, scores_of
-from handlers.tasks.shared.task import Archive, Input, TextTask
+from handlers.tasks.shared.scores import Top, begin_top, finite, labels_of, score_function, scores_of
+from handlers.tasks.shared.task import Answers, Archive, Input, TextTask
+from handlers.transfers import Download, upload
 
 HEAD = Head(
     "AutoModelForSequenceClassification",
@@ -39,10 +41,15 @@ class SequenceClassification(TextTask):
         own = {"top_k": whole_number(1, len(self.labels)), "raw_scores": yes_or_no}
         self.options = {**own, **zero_shot.options(self.labels)}
 
-    def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
+    def begin(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> Answers:
         counts = [int(options.get("top_k", self.count)) for _, options in inputs]
-        values, indices = download_top(self._scores(outputs, inputs), max(counts))
-        logits = self._logits(outputs, inputs)
+        top = begin_top(self._scores(outputs, inputs), max(counts))
+        logits = _begin_logits(outputs, inputs)
+        return lambda: self._answers(top(), counts, logits())
+
+    def _answers(self, top: Top, counts: Sequence[int], logits: Mapping[int, object]) -> list[object]:
+        """Return the answers. logits: those that are answered as they are, by the input's index."""
+        values, indices = top
         return [
             logits[i]
             if i in logits
@@ -52,25 +59,28 @@ class SequenceClassification(TextTask):
             for i, n in enumerate(counts)
         ]
 
-    def _logits(self, outputs: torch.Tensor, inputs: Sequence[Input]) -> dict[int, object]:
-        """Return the logits of those inputs that adapters want them of, or NotFinite, by the input's index."""
-        wanted = [index for index, (_, options) in enumerate(inputs) if options.get(LOGITS)]
-        if not wanted:
-            return {}
-        rows = outputs[wanted].float().cpu()
-        return {
-            index: row.numpy() if bool(row.isfinite().all()) else NotFinite()
-            for index, row in zip(wanted, rows, strict=True)
-        }
-
     def _scores(self, outputs: torch.Tensor, inputs: Sequence[Input]) -> torch.Tensor:
         """Return the scores of each input, (N, labels): by the checkpoint's function, or the logits themselves."""
         scores = scores_of(outputs, self.function)
         raw = [bool(options.get("raw_scores")) for _, options in inputs]
         if not any(raw):
             return scores
-        is_raw = torch.tensor(raw, device=scores.device).unsqueeze(1)  # (N, 1)
+        is_raw = upload(raw, scores.device).unsqueeze(1)  # (N, 1)
         return torch.where(is_raw, scores_of(outputs, "none"), scores)
+
+
+def _begin_logits(outputs: torch.Tensor, inputs: Sequence[Input]) -> Callable[[], dict[int, object]]:
+    """Return what gives the logits of the inputs whose adapters want them, or NotFinite, by the input's index."""
+    wanted = [index for index, (_, options) in enumerate(inputs) if options.get(LOGITS)]
+    if not wanted:
+        return dict
+    download = Download(outputs.float())
+
+    def logits() -> dict[int, object]:
+        (rows,) = download.arrays()
+        return {index: rows[index] if np.isfinite(rows[index]).all() else NotFinite() for index in wanted}
+
+    return logits
 
 
 def make(archive: Archive) -> TextTask:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ from handlers.protocol.options import whole_number
 from handlers.tasks.shared.embeddings import significant
 from handlers.tasks.shared.head import Head
 from handlers.tasks.shared.sparse_pooling import SparsePooling
-from handlers.tasks.shared.task import Archive, Input, TextTask
+from handlers.tasks.shared.task import Answers, Archive, Input, TextTask
+from handlers.transfers import Download
 
 HEAD = Head("AutoModelForMaskedLM", (), output="logits", rows="token", pools_logits=True)
 OPTIONS = ("max_active_dims",)
@@ -62,6 +62,7 @@ class SparseEmbeddings(TextTask):
     """
 
     reads_offsets = False
+    ahead = 1  # how many values are above zero is known when the GPU has counted them: `nonzero` waits for it
 
     def __init__(self, pooling: SparsePooling, vocabulary: int, digits: int = encodings.DIGITS["fp32"]) -> None:
         self.pooling, self.digits = pooling, digits
@@ -77,17 +78,32 @@ class SparseEmbeddings(TextTask):
                 "max_active_dims"
             )
 
-    def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        finite = outputs.isfinite().all(dim=1).tolist()  # (N,)
+    def begin(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> Answers:
         above = outputs > 0  # (N, vocabulary)
-        counts = above.sum(dim=1).tolist()
-        _, columns = above.nonzero(as_tuple=True)  # text by text
-        values = significant(outputs[above].float(), self.digits)
-        ends = list(accumulate(counts))[:-1]
-        vectors = map(SparseVector, np.split(columns.cpu().numpy(), ends), np.split(values.cpu().numpy(), ends))
+        rows, columns = above.nonzero(as_tuple=True)  # text by text
+        values = significant(outputs[rows, columns].float(), self.digits)
+        download = Download(outputs.isfinite().all(dim=1), above.sum(dim=1).cumsum(0), columns, values)
+        return lambda: self._answers(inputs, *download.arrays())
+
+    def _answers(
+        self,
+        inputs: Sequence[Input],
+        finite: NDArray[np.bool_],
+        ends: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        values: NDArray[np.float32],
+    ) -> list[object]:
+        """Return the answers of N texts.
+
+        Args:
+            finite: (N,), whether all of a text's values are.
+            ends: (N,), where each text's values end in the two following.
+            columns, values: of the values above zero, text by text.
+        """
+        vectors = map(SparseVector, np.split(columns, ends[:-1]), np.split(values, ends[:-1]))
         return [
             vector.largest(self._count(options)) if good else NotFinite()
-            for vector, good, (_, options) in zip(vectors, finite, inputs, strict=True)
+            for vector, good, (_, options) in zip(vectors, finite.tolist(), inputs, strict=True)
         ]
 
     def _count(self, options: Mapping[str, Any]) -> int:

@@ -19,9 +19,10 @@ from handlers.tasks.shared.entities import Tagged
 from handlers.tasks.shared.head import Head
 from handlers.tasks.shared.scores import labels_of
 from handlers.tasks.shared.special_tokens import special_token
-from handlers.tasks.shared.task import Archive, Input, TextTask
+from handlers.tasks.shared.task import Answers, Archive, Input, TextTask
 from handlers.tasks.shared.word_pieces import WordPieces
 from handlers.texts.tokenization import Encoded
+from handlers.transfers import Download
 
 HEAD = Head(
     "AutoModelForTokenClassification",
@@ -47,13 +48,17 @@ class TokenClassification(TextTask):
         self.labels, self.pieces = labels_of(config), pieces
         self.options = {"aggregation_strategy": _strategy}
 
-    def answer(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> list[object]:
-        logits = outputs.float().cpu().numpy()  # (T, labels)
-        texts = np.split(logits, list(accumulate(batch.lengths))[:-1])
-        return [
-            self._answer_one(encoded, options, own) if np.isfinite(own).all() else NotFinite()
-            for (encoded, options), own in zip(inputs, texts, strict=True)
-        ]
+    def begin(self, outputs: torch.Tensor, batch: TokenBatch, inputs: Sequence[Input]) -> Answers:
+        download, ends = Download(outputs.float()), list(accumulate(batch.lengths))[:-1]
+
+        def answers() -> list[object]:
+            (logits,) = download.arrays()  # (T, labels)
+            return [
+                self._answer_one(encoded, options, own) if np.isfinite(own).all() else NotFinite()
+                for (encoded, options), own in zip(inputs, np.split(logits, ends), strict=True)
+            ]
+
+        return answers
 
     def _answer_one(
         self, encoded: Encoded, options: Mapping[str, Any], logits: NDArray[np.float32]

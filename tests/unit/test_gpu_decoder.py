@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from handlers.image_classifier import ImageClassifier
 from handlers.images import batching, cropping, gpu_decoder, jpeg_headers, preparation
 from handlers.images.batching import Batcher, DeviceCrop
 from handlers.images.gpu_decoder import GpuDecoder, Jpeg
@@ -156,6 +160,43 @@ def test_other_pixels_are_refused(
     assert found is None
     assert "by 20 of 255" in why
     assert "by 20 of 255" in caplog.text
+
+
+def test_a_decoder_that_missed_the_gate_at_packaging_is_left_out(
+    decoder: GpuDecoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_decoder, "why_unavailable", lambda *arguments: None)
+    monkeypatch.setattr(gpu_decoder, "GpuDecoder", lambda *arguments: decoder)
+    arguments = PREPROCESS, torch.device("cuda", 0), torch.float16
+    assert gpu_decoder.load("auto", *arguments, {"passed": True, "device": "a card"}) == (
+        decoder,
+        "passed the parity gate against the CPU's decoder, measured on a card",
+    )
+    found, said = gpu_decoder.load("auto", *arguments, None)
+    assert found is decoder
+    assert "no parity figures" in said
+    found, why = gpu_decoder.load("auto", *arguments, {"passed": False, "device": "a card"})
+    assert found is None
+    assert "missed the parity gate when the archive was packaged" in why
+    assert why in caplog.text
+    with pytest.raises(ValueError, match="decoder: gpu is asked for, and the answers to JPEGs"):
+        gpu_decoder.load("gpu", *arguments, {"passed": False})
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "missed the parity gate"), ("fp16", "no decoder here")])
+def test_a_worker_reads_the_gates_result_of_its_precision(
+    digits_folder: Path, tmp_path: Path, load_handler: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    precision: str, expected: str,
+) -> None:  # fmt: skip
+    def none(*arguments: object) -> GpuDecoder:
+        raise RuntimeError("no decoder here")
+
+    monkeypatch.setattr(gpu_decoder, "why_unavailable", lambda *arguments: None)
+    monkeypatch.setattr(gpu_decoder, "GpuDecoder", none)
+    folder = shutil.copytree(digits_folder, tmp_path / "digits")
+    (folder / "provenance.json").write_text(json.dumps({"jpegs": {precision: {"passed": False}}}), encoding="utf-8")
+    handler = load_handler(ImageClassifier, folder, preprocess={"size": 32, "resize": 32})
+    assert expected in handler.model.description["decoder"]["why"]
 
 
 def test_an_error_of_the_library_sends_pictures_the_cpus_way(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from handlers.protocol import encodings
 from handlers.protocol.errors import NotFinite
+from handlers.transfers import Download, upload
 
 
-def encoded(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digits: int) -> list[object]:
-    """Return one answer per embedding: an array of numbers, base64, or NotFinite.
+def begin(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digits: int) -> Callable[[], list[object]]:
+    """Start the download of embeddings, and return what waits for it and gives one answer per embedding.
+
+    An answer is an array of numbers, base64, or NotFinite.
 
     Args:
         embeddings: (N, hidden) fp32.
@@ -22,19 +25,27 @@ def encoded(embeddings: torch.Tensor, options: Sequence[Mapping[str, Any]], digi
     finite = embeddings.isfinite().all(dim=1)
     as_numbers = [chosen.get("encoding_format", "float") == "float" for chosen in options]
     halved = [chosen.get("dtype") == "float16" for chosen in options]
-    # Uploads wait for the GPU, so there are none for a batch whose requests all ask for the same.
+    # Uploads and selections take launches of their own, so a batch whose requests all ask for the same has none.
     if any(as_numbers):
         rounded = significant(embeddings, digits)
         embeddings = rounded if all(as_numbers) else torch.where(_column(as_numbers, rounded), rounded, embeddings)
     if any(halved):  # float16 ends at 65,504
         finite &= ~_column(halved, finite).squeeze(1) | embeddings.half().isfinite().all(dim=1)
-    rows = zip(embeddings.cpu().numpy(), finite.tolist(), options, strict=True)
-    return [_encoded(row[: chosen.get("dimensions")], chosen) if good else NotFinite() for row, good, chosen in rows]
+    download = Download(embeddings, finite)
+
+    def answers() -> list[object]:
+        vectors, good = download.arrays()
+        return [
+            _encoded(row[: chosen.get("dimensions")], chosen) if fine else NotFinite()
+            for row, fine, chosen in zip(vectors, good.tolist(), options, strict=True)
+        ]
+
+    return answers
 
 
 def _column(values: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
     """Return (N, 1), on the device of `like`."""
-    return torch.tensor(values, device=like.device).unsqueeze(1)
+    return upload(values, like.device).unsqueeze(1)
 
 
 def _encoded(row: Any, options: Mapping[str, Any]) -> object:

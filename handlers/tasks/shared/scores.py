@@ -6,12 +6,15 @@ An output that is not finite, as after an overflow in fp16, becomes an error of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from handlers.protocol.errors import NotFinite
+from handlers.transfers import Download
+
+Top = tuple[list[list[float]], list[list[int]]]  # (N, count): scores, highest first, and their indices
 
 
 def top_k(
@@ -27,7 +30,7 @@ def top_k(
 
     Source: transformers' ImageClassificationPipeline.postprocess.
     """
-    values, indices = download_top(scores_of(logits, function), max(counts))
+    values, indices = begin_top(scores_of(logits, function), max(counts))()
     name = "score" if function == "none" else "probability"
     return [
         [
@@ -82,10 +85,17 @@ def float_or_nan(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(logits.isfinite().all(dim=1, keepdim=True), logits, torch.nan)
 
 
-def download_top(scores: torch.Tensor, count: int) -> tuple[list[list[float]], list[list[int]]]:
-    """Return the `count` highest scores of each row, and their indices, in one download from the device."""
-    values, indices = scores.topk(count, dim=1)
-    both = torch.stack(
-        [values.double(), indices.double()]
-    ).cpu()  # (2, N, count): indices below 2**53 are exact in float64
-    return both[0].tolist(), both[1].long().tolist()
+def begin_top(scores: torch.Tensor, count: int) -> Callable[[], Top]:
+    """Start the download of the `count` highest scores of each row, and return what waits for it.
+
+    Args:
+        scores: (N, classes) fp32, on any device.
+        count: at most the classes.
+    """
+    download = Download(*scores.topk(count, dim=1))
+
+    def top() -> Top:
+        values, indices = download.arrays()
+        return values.tolist(), indices.tolist()
+
+    return top
