@@ -287,3 +287,12 @@ def test_ray_that_is_gone_is_still_shut_down(ray: Any) -> None:
 
 def test_a_long_error_is_cut() -> None:
     assert len(failures.reason("x" * 9999)) == failures.LONGEST + 3
+
+
+def test_the_error_of_another_process_is_its_last_cause() -> None:
+    """Ray writes such an error without the line that begins a traceback."""
+    sent = (
+        'RayTaskError(RuntimeError): \x1b[36mray::HAProxyManager.ready()\x1b[39m (pid=1)\n  File "/a/haproxy.py", line 2'
+        "\n    await self._start\n    ^^^^^^^^^^\nRuntimeError: HAProxy crashed: [ALERT] socket path too long\n  (max 97)"
+    )
+    assert failures.reason(sent) == "RuntimeError: HAProxy crashed: [ALERT] socket path too long (max 97)"
