@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import own_archives
+import request_examples
 from argument_types import port
 from demo import DIGITS, SENTENCES, package_demo
 from demo_answers import digits_answers, sentences_answers, show_answers
@@ -193,7 +194,7 @@ def next_steps(client: Client, config_file: Path, archives: Sequence[Archive] = 
     """What to type next. The other scripts need --ts-config if the server does not use the project's."""
     where = "" if config_file == CONFIG else f" --ts-config {_short(config_file)}"
     if archives:
-        asked = {archive.name: own_archives.example(described(client, archive.name)) for archive in archives}
+        asked = {archive.name: request_examples.of_archive(archive.file) for archive in archives}
     else:
         asked = DEMO_EXAMPLES
     return f"""

@@ -135,7 +135,7 @@ def test_grpcs_answer_is_the_runners(
         (lambda: sent("digits", data=b"no picture"), "INVALID_ARGUMENT", "none of JPEG"),
         (lambda: sent("none", data=b"x"), "NOT_FOUND", "no model of this name"),
         (lambda: b"\xff\xff", "INVALID_ARGUMENT", "no PredictionsRequest"),
-        (lambda: sent("digits", data=b"x" * ((16 << 20) + 1)), "INVALID_ARGUMENT", "more than"),
+        (lambda: sent("digits", data=b"x" * ((16 << 20) + 1)), "RESOURCE_EXHAUSTED", "more than"),
     ],
 )
 def test_grpcs_refusals_have_a_status_and_a_reason(message: Any, status: str, told: str, ray: RayServer) -> None:
@@ -185,7 +185,7 @@ from ray_host.app import deployment_options
 from ray_host.archives import Head
 from ray_host.options import ModelOptions
 for size in (1, 8, 64):
-    options = deployment_options(ModelOptions("a.mar", num_gpus=0), Head("a", "1.0", "", size), "a")
+    options = deployment_options(ModelOptions("a.mar", num_gpus=0), Head("a", "1.0", "", size, None), "a")
     print(size, options["max_ongoing_requests"], options["request_router_config"].max_backoff_s)
 """
 

@@ -40,19 +40,18 @@ def test_an_address_that_this_machine_has_not_wants_another_address(host: str) -
     assert found is not None
     told = found.told("choose another one with --port", "choose one of them with --host")
     if host == NOWHERE:
-        assert told.startswith(f"this machine has no address {NOWHERE}. It has 127.0.0.1")
+        assert told.startswith(f"this machine has no address {NOWHERE}. Its addresses are 127.0.0.1")
     assert "taken" not in told
     assert told.endswith("; choose one of them with --host")
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "10.0.0", "", "a b", "x" * 300])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a b", "x" * 300])
 def test_what_is_no_address_is_named(host: str) -> None:
     found = addresses.obstacle(host, 18080)
-    if host in ("", "10.0.0"):  # the system takes them: for all addresses, and for 10.0.0.0
-        assert found is None or "taken" not in found.reason
-        return
     assert found is not None
-    assert found.reason.startswith(f"{host!r} is no address, and no name that this machine can look up. It has 127.")
+    assert found.reason.startswith(
+        f"{host!r} is no address, and no name that this machine can look up. Its addresses are 127."
+    )
     assert not found.is_port
 
 
@@ -83,3 +82,13 @@ def test_a_host_of_clients_that_is_not_here_is_no_taken_port() -> None:
     (port,) = ports.free_ports(1)
     with pytest.raises(ValueError, match=r"clients: this machine has no address .*choose another --host"):
         plan.check_ports([], NOWHERE, port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "told"), [("", 8080, "no address is named"), ("127.0.0.1", 70000, "70000 is")]
+)
+def test_what_the_system_would_take_for_something_else_is_refused(host: str, port: int, told: str) -> None:
+    """To the system no address is all addresses, and a port is a number below 65536."""
+    found = addresses.obstacle(host, port)
+    assert found is not None
+    assert found.reason.startswith(told)

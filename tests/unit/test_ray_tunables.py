@@ -55,7 +55,7 @@ def test_haproxy_reads_the_requests_if_it_runs(tmp_path: Path) -> None:
 def test_haproxy_takes_the_sockets_paths_below_any_tmpdir(
     length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray puts the sockets into a folder that is named with 56 hex digits. HAProxy takes 97 characters for a log's."""
+    """Ray puts the sockets into a folder of 56 hex digits. HAProxy takes 97 characters for a log's socket."""
     with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as short:
         parent = Path(short) / ("x" * length)
         parent.mkdir()

@@ -60,8 +60,8 @@ def _deployments(overview: Any, app: str, logs: str) -> Iterator[str]:
 def reason(text: str) -> str:
     """Return an error's last cause in one line, without the lines of its traceback.
 
-    What comes behind the last traceback's indented lines is the error itself. It may have several lines. Ray leaves out
-    the traceback's first line if the error comes from another process.
+    What comes behind the last traceback's indented lines is the error itself. It may have several lines. Ray leaves
+    the traceback's first line out if the error comes from another process.
     """
     escaped = (
         text.rpartition(TRACEBACK)[2].replace("\\n", "\n").replace("\\t", "\t")

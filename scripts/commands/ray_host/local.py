@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -38,6 +39,8 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
     _set_environment(host)
     from ray import serve
 
+    # Its lines of level INFO say what this program knows: that Ray Serve runs, and that it runs already.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # HAProxy listens at `host`, and all behind it on this machine alone.
     address = HERE if tunables.is_haproxy(os.environ) else host
 

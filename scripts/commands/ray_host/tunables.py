@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 import subprocess
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 import psutil
@@ -23,8 +23,8 @@ OWN_HAPROXY = Path(__file__).with_name("haproxy")  # reads the two variables tha
 HOST, PROGRAM = "SERVE_RAY_HOST", "SERVE_RAY_HAPROXY"
 FOLDER, OWN = "SERVE_RAY_FOLDER", "SERVE_RAY_OWN"  # what `choose` has made, and the variables that it has set for it
 END_S = 5  # until an HAProxy that was left is killed
-# Characters. A socket's path has 107 at most, and Ray adds up to 77. HAProxy takes 97 for a log's socket, and Ray adds
-# 70 for that: two slashes, 56 hex digits and "metrics.sock".
+# Characters. A socket's path has 107 at most, and Ray adds up to 77. HAProxy takes 97 for a log's socket, and Ray
+# adds 70 for that: two slashes, 56 hex digits and "metrics.sock".
 LONGEST_FOLDER = 27
 ALWAYS = {
     # One event loop per process in place of three, and calls between processes by gRPC in place of Ray's tasks.
@@ -85,6 +85,11 @@ def _end_those_of(folder: str) -> None:
     for process in psutil.wait_procs(named, timeout=END_S)[1]:
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def why_not_haproxy(environment: Mapping[str, str]) -> str | None:
+    """Return why `choose` would not let HAProxy read the requests; None if it would."""
+    return _objection(dict(environment))
 
 
 def _objection(environment: MutableMapping[str, str]) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALL = ("0.0.0.0", "::")  # noqa: S104 - what people type for all addresses
+HIGHEST_PORT = 65535
 PRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
 
@@ -34,10 +35,16 @@ def obstacle(host: str, port: int) -> Obstacle | None:
     Args:
         host: an IPv4 or IPv6 address, or a name that this machine can look up.
     """
+    if not 1 <= port <= HIGHEST_PORT:
+        return Obstacle(f"{port} is no port; wanted: 1 to {HIGHEST_PORT}", is_port=True)
+    if not host.strip():
+        return Obstacle(f"no address is named. {_which()}", is_port=False)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
-        return Obstacle(f"{host!r} is no address, and no name that this machine can look up{_which()}", is_port=False)
+        return Obstacle(
+            f"{host!r} is no address, and no name that this machine can look up. {_which()}", is_port=False
+        )
     for family, kind, protocol, _, place in found[:1]:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,14 +69,14 @@ def _explained(error: Exception, host: str, port: int) -> Obstacle:
     if number == errno.EADDRINUSE:
         return Obstacle(f"port {port} of {host} is taken: another program listens there", is_port=True)
     if number == errno.EADDRNOTAVAIL:
-        return Obstacle(f"this machine has no address {host}{_which()}", is_port=False)
+        return Obstacle(f"this machine has no address {host}. {_which()}", is_port=False)
     if number in (errno.EACCES, errno.EPERM):
         return Obstacle(f"this user may not listen at port {port}; ports from {_lowest()} are for all", is_port=True)
     return Obstacle(f"no server can listen at {host}, port {port}: {_words(error)}", is_port=number is None)
 
 
 def _which() -> str:
-    return f". It has {', '.join(own())}, and {ALL[0]} stands for all of them"
+    return f"Its addresses are {', '.join(own())}, and {ALL[0]} stands for all of them"
 
 
 def _lowest() -> int:

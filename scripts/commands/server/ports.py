@@ -39,7 +39,7 @@ def check_free(address: str, config_file: Path) -> None:
         raise ServerError(f"{address!r} is no address; wanted: http://HOST:PORT, in {config_file}")
     if found := obstacle(host, port):
         other_port = (
-            "if another TorchServe runs there, stop it; or serve on other ports: scripts/serve --port 9080, or change "
-            f"the addresses in {config_file}"
+            "if another TorchServe runs there, stop it; or serve on other ports: scripts/serve --port 9080, or "
+            f"change the addresses in {config_file}"
         )
         raise ServerError(f"{address}: {found.told(other_port, f'change this address in {config_file}')}")
