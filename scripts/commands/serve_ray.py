@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         "--grpc-port",
         type=port,
         metavar="PORT",
-        help="answer gRPC, too; needs HAProxy unless --host is 0.0.0.0 (default: no gRPC)",
+        help="answer gRPC, too, at --host (default: no gRPC)",
     )
     found.add_argument(
         "--fronts",
@@ -164,7 +164,6 @@ def _number(text: str) -> float:
 def run(chosen: argparse.Namespace) -> int:
     """Serve until Ctrl-C. Raises ValueError, OSError, RuntimeError."""
     args, options = wanted(chosen)
-    checks.grpc(chosen.host, chosen.grpc_port, os.environ)
     checks.ports(chosen.host, chosen.port, chosen.grpc_port)
     models = checks.heads(options)
     names = ", ".join(dict.fromkeys(name for name, _ in models))

@@ -6,7 +6,9 @@ import json
 import shlex
 import socket
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import archive_paths
@@ -14,7 +16,7 @@ import pytest
 import request_examples
 import serve_ray
 import yaml
-from ray_host import checks, local, next_steps, tunables
+from ray_host import checks, grpc_address, local, next_steps
 from ray_host.next_steps import Served
 from server.addresses import ALL
 from server.paths import ROOT
@@ -31,7 +33,6 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(serve_ray.signal, "signal", lambda *args: None)
     monkeypatch.setattr(local, "start", lambda *args, **options: started.append("Ray") or "/logs")
     monkeypatch.setattr(local, "stop", lambda: None)
-    monkeypatch.setattr(tunables, "why_not_haproxy", lambda environment: None)
     monkeypatch.setenv("PYTHONPATH", "")
     return started
 
@@ -138,21 +139,24 @@ def test_a_taken_port_of_either_protocol_is_named(
     assert nothing_starts == []
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_grpc_that_would_be_open_for_all_is_refused(
-    host: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    nothing_starts: list[str],
-) -> None:
-    monkeypatch.setattr(tunables, "why_not_haproxy", lambda environment: "there is no HAProxy")
-    told = refused(capsys, "--host", host, "--grpc-port", free_ports(1)[0], mar(tmp_path))
-    assert "--grpc-port wants HAProxy (there is no HAProxy)" in told
-    assert "--host 0.0.0.0 if that is meant" in told
-    assert nothing_starts == []
-    checks.grpc(ALL[0], 9000, {})
-    checks.grpc(host, None, {})
+@pytest.mark.parametrize(("host", "bound"), [("10.0.0.7", "10.0.0.7:9000"), ("::1", "[::1]:9000")])
+def test_rays_grpc_servers_listen_where_they_shall(host: str, bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Serve 2.60 gives the address [::]:PORT to this function of its own."""
+    asked: list[str] = []
+    default: Any = ModuleType("default_impl")
+    default.add_grpc_address = lambda server, address: asked.append(address)
+    private: Any = ModuleType("ray.serve._private")
+    private.default_impl = default
+    for name in ("ray", "ray.serve"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, private.__name__, private)
+    monkeypatch.setenv(grpc_address.VARIABLE, host)
+    grpc_address.bind()
+    default.add_grpc_address(None, "[::]:9000")
+    assert asked == [bound]
+    del default.add_grpc_address
+    with pytest.raises(AttributeError):  # the process does not start, and so does not listen everywhere
+        grpc_address.bind()
 
 
 @pytest.mark.parametrize("words", [["--gpus", "2"], ["--gpus", "nan"], ["--batch-delay-ms", "-1"], ["--digest", "x"]])

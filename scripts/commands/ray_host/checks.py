@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import archive_paths
-from server.addresses import ALL, obstacle
+from server.addresses import obstacle
 
 from archive.command_line import is_name
 from handlers.hosts.code_versions import refuse_other_version
-from ray_host import archives, tunables
+from ray_host import archives
 from ray_host.archives import Head
 from ray_host.options import AppOptions, ModelOptions
 
@@ -65,21 +64,6 @@ def ports(host: str, port: int, grpc_port: int | None) -> None:
     for option, number in (("--port", port), ("--grpc-port", grpc_port)):
         if number is not None and (found := obstacle(host, number)):
             raise OSError(found.told(f"choose another one with {option}", "choose one of them with --host"))
-
-
-def grpc(host: str, grpc_port: int | None, environment: Mapping[str, str]) -> None:
-    """Raises CommandError if gRPC would be open for more machines than `host` says.
-
-    Ray Serve 2.60's own proxy listens for gRPC on all addresses, and has no setting for it: start_grpc_server in
-    ray/serve/_private/grpc_util.py. HAProxy listens at `host`.
-    """
-    if grpc_port is None or host in ALL:
-        return
-    if reason := tunables.why_not_haproxy(environment):
-        raise CommandError(
-            f"--grpc-port wants HAProxy ({reason}): Ray's own proxy would answer gRPC on all addresses of this "
-            f"machine, and not at {host} alone; leave --grpc-port out, or say --host {ALL[0]} if that is meant"
-        )
 
 
 def _named_twice(first: str, second: str, name: str, version: str) -> str:

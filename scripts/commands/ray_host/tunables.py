@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import psutil
@@ -85,11 +85,6 @@ def _end_those_of(folder: str) -> None:
     for process in psutil.wait_procs(named, timeout=END_S)[1]:
         with contextlib.suppress(psutil.Error):
             process.kill()
-
-
-def why_not_haproxy(environment: Mapping[str, str]) -> str | None:
-    """Return why `choose` would not let HAProxy read the requests; None if it would."""
-    return _objection(dict(environment))
 
 
 def _objection(environment: MutableMapping[str, str]) -> str | None:
