@@ -52,23 +52,29 @@ class Named:
     value: object
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    found = parser()
-    chosen = found.parse_intermixed_args(arguments)
-    if not (chosen.inputs or chosen.text or chosen.pair):
-        found.error("no input came; wanted: files, - for the standard input, --text or --pair")
-    for path in chosen.inputs:
-        if path != "-" and not Path(path).exists():
-            found.error(NO_FILE.format(name=path))
+def main(words: Sequence[str] | None = None) -> int:
+    chosen = arguments(words)
     try:
         if chosen.carried_code:
-            return run_carried(chosen, sys.argv[1:] if arguments is None else arguments)
+            return run_carried(chosen, sys.argv[1:] if words is None else words)
         return run(chosen)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says. Raises SystemExit for a wrong one, and after the help."""
+    found = parser()
+    chosen = found.parse_intermixed_args(words)
+    if not (chosen.inputs or chosen.text or chosen.pair):
+        found.error("no input came; wanted: files, - for the standard input, --text or --pair")
+    for path in chosen.inputs:
+        if path != "-" and not Path(path).exists():
+            found.error(NO_FILE.format(name=path))
+    return chosen
 
 
 def parser() -> argparse.ArgumentParser:

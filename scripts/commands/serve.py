@@ -61,10 +61,7 @@ Exit status: 0 after Ctrl-C; with --check, 0 if all answers were right; else 1; 
 
 
 def main() -> int:
-    found = parser()
-    chosen = found.parse_args()
-    if chosen.archives and (problem := own_archives.misplaced(chosen.archives)):
-        found.error(problem)
+    chosen = arguments()
     # A shell starts background jobs with SIGINT ignored; a terminal that closes sends SIGHUP.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -83,6 +80,15 @@ def main() -> int:
         return 1
     finally:
         server.stop()
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says. Raises SystemExit for a wrong one, and after the help."""
+    found = parser()
+    chosen = found.parse_args(words)
+    if chosen.archives and (problem := own_archives.misplaced(chosen.archives)):
+        found.error(problem)
+    return chosen
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import own_environment
-from kserve_host import command_line
+from kserve_host.command_line import arguments
 from server.paths import python_path
 
 from handlers import cpus, gpu_memory
@@ -18,7 +18,7 @@ REQUIREMENTS = Path(__file__).parent / "kserve_host" / "requirements.txt"
 
 def main() -> None:
     if own_environment.existing("kserve", REQUIREMENTS) is None:
-        command_line.arguments(sys.argv[1:])
+        arguments(sys.argv[1:])
     try:
         python = own_environment.python("kserve", REQUIREMENTS)
     except subprocess.CalledProcessError as error:

@@ -39,18 +39,12 @@ examples:
 There are no tokens: whoever reaches the port is answered. So the port is open for this machine alone, unless --host
 says otherwise.
 
-Exit status: 0 after Ctrl-C; 1 if a model cannot be served; 2 for a wrong command line or
---config file.
+Exit status: 0 after Ctrl-C; 1 if a model cannot be served; 2 for a wrong command line or --config file.
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    found = parser()
-    chosen = found.parse_args(arguments)
-    if bool(chosen.archives) == bool(chosen.config):
-        found.error("wanted: archives, or --config FILE.yaml")
-    if chosen.digest and len(chosen.archives) != 1:
-        found.error("--digest is of one archive; for several, see --config")
+def main(words: Sequence[str] | None = None) -> int:
+    chosen = arguments(words)
     # A shell starts background jobs with SIGINT ignored; a terminal that closes sends SIGHUP.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -67,6 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         _end()
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says. Raises SystemExit for a wrong one, and after the help."""
+    found = parser()
+    chosen = found.parse_args(words)
+    if bool(chosen.archives) == bool(chosen.config):
+        found.error("wanted: archives, or --config FILE.yaml")
+    if chosen.digest and len(chosen.archives) != 1:
+        found.error("--digest is of one archive; for several, see --config")
+    try:
+        checks.different(chosen.port, chosen.grpc_port)
+        for word in chosen.archives:
+            _named(word)
+    except checks.CommandError as error:
+        print(f"scripts/serve-ray: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return chosen
 
 
 def parser() -> argparse.ArgumentParser:

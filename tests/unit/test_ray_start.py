@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -30,8 +31,13 @@ from tests.made_archives import code_files, write_mar
 def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Gets a line per start of Ray. Signals stay as they are."""
     started: list[str] = []
-    monkeypatch.setattr(serve_ray.signal, "signal", lambda *args: None)
-    monkeypatch.setattr(local, "start", lambda *args, **options: started.append("Ray") or "/logs")
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+
+    def start(*args: object, **options: object) -> str:
+        started.append("Ray")
+        return "/logs"
+
+    monkeypatch.setattr(local, "start", start)
     monkeypatch.setattr(local, "stop", lambda: None)
     monkeypatch.setenv("PYTHONPATH", "")
     return started
@@ -48,7 +54,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object, status: int = 2)
     """What is printed for a command line that is refused, in one line."""
     (port,) = free_ports(1)
     given = [str(word) for word in words]
-    assert serve_ray.main(given if "--port" in given else ["--port", str(port), *given]) == status
+    try:
+        found = serve_ray.main(given if "--port" in given else ["--port", str(port), *given])
+    except SystemExit as ended:
+        found = int(str(ended.code))
+    assert found == status
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
@@ -214,7 +224,7 @@ def test_a_start_says_what_it_does_and_ends_with_the_next_steps(
     def pause() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serve_ray.signal, "pause", pause)
+    monkeypatch.setattr(signal, "pause", pause)
     (port,) = free_ports(1)
     assert serve_ray.main(["--port", str(port), str(mar(tmp_path))]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -134,10 +134,11 @@ def arguments(words: Sequence[str]) -> None:
 
     An option that is not known here may be one of KServe's, which checks it later.
     """
-    chosen, others = parser().parse_known_args(words)
-    if others:
-        return
-    check(chosen)
+    found = parser()
+    archive = next(action for action in found._actions if action.dest == "archive")
+    archive.type = Path  # as long as an option's value may be taken for an archive
+    if not found.parse_known_args(words)[1]:
+        check(parser().parse_args(words))
 
 
 def check(chosen: argparse.Namespace) -> list[Path]:

@@ -57,10 +57,14 @@ def heads(options: AppOptions) -> list[tuple[str, Head]]:
     return found
 
 
-def ports(host: str, port: int, grpc_port: int | None) -> None:
-    """Raises CommandError if one port is for both protocols, and OSError if a server cannot listen there."""
+def different(port: int, grpc_port: int | None) -> None:
+    """Raises CommandError if one port is for both protocols."""
     if port == grpc_port:
         raise CommandError(f"--port and --grpc-port are both {port}; wanted: two different ports")
+
+
+def ports(host: str, port: int, grpc_port: int | None) -> None:
+    """Raises OSError if a server cannot listen there."""
     for option, number in (("--port", port), ("--grpc-port", grpc_port)):
         if number is not None and (found := obstacle(host, number)):
             raise OSError(found.told(f"choose another one with {option}", "choose one of them with --host"))
