@@ -32,6 +32,11 @@ NO_HINTS = "PACKAGING_NO_HINTS"  # an environment variable, for programs that se
 PATHS = ("weights", "labels", "parity_data", "tokenizer")
 
 
+def arguments(words: list[str]) -> None:
+    """Raise SystemExit for a wrong command line, and after the help: scripts/setup asks before it installs."""
+    command_line.parse(words)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 

@@ -6,6 +6,9 @@ from urllib.parse import quote
 
 from starlette.requests import Request
 
+from handlers.protocol import request_ids
+from handlers.protocol.request_ids import RequestIds
+
 
 class BodyTooLargeError(Exception):
     """A body has more bytes than a host takes."""
@@ -17,6 +20,14 @@ def target(request: Request) -> str:
     path = raw.decode("latin-1") if raw else quote(request.scope["path"])
     query = request.scope.get("query_string", b"").decode("latin-1")
     return f"{path.partition('?')[0]}?{query}" if query else path
+
+
+def ids(request: Request) -> RequestIds:
+    """Return the ids that the client gave, as a model's own errors have them. A header that came twice is joined."""
+    sent: dict[str, str] = {}
+    for name, value in request.headers.items():
+        sent[name] = f"{sent[name]}, {value}" if sent.get(name, value) != value else value
+    return request_ids.read(sent, None, 0)
 
 
 async def body(request: Request, most_bytes: int) -> bytes:

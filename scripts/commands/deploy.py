@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import archive_paths
 from argument_types import positive, seconds
 from server.client import Client
 from server.errors import ServerError
@@ -107,7 +108,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("name", metavar="NAME", help="the model's name in requests, as in /predictions/NAME")
-    found.add_argument("file", metavar="FILE", nargs="?", type=Path, help="the archive; copied to the model store")
+    found.add_argument(
+        "file", metavar="FILE", nargs="?", type=archive_paths.path, help="the archive; copied to the model store"
+    )
     found.add_argument("--dry-run", action="store_true", help="look, say what would be done, and change nothing")
     found.add_argument(
         "--remove", metavar="VERSION", help="remove a version that is not the default, and nothing else"

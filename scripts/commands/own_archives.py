@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from argument_types import checked
 from ready import ask, check_workers, described
 from server.client import Client
-from server.paths import MODEL_STORE
 from serving_bench.archives import IMAGES, TEXTS, Archive, read
 
 from archive.command_line import is_name
@@ -27,10 +24,7 @@ KNOWN_KINDS = (IMAGES, TEXTS)
 @checked
 def own_archive(text: str) -> Archive:
     """ "FILE.mar" or "NAME=FILE.mar"; a file name alone may be in model_store/. Raises ValueError."""
-    name, separator, file = text.rpartition("=")
-    if not Path(file).exists() and (MODEL_STORE / file).is_file():
-        file = str(MODEL_STORE / file)
-    found = read(f"{name}{separator}{file}")
+    found = read(text)
     if not is_name(found.name):
         raise ValueError(f"{found.name!r} cannot name a model; wanted: letters, digits, '_', '-' and '.'")
     return found
@@ -73,12 +67,3 @@ def summary(name: str, about: Mapping[str, Any]) -> str:
         return f"{name}: its handler is not of this project, and does not say what serves"
     engine, precision, device = (about[key]["name"] for key in ("engine", "precision", "device"))
     return f"{name}: engine {engine}, precision {precision} ({about['precision']['why']}), {device}"
-
-
-def example(about: Mapping[str, Any]) -> str:
-    """Options of curl that send a model of this kind a request; "" if the kind is not known."""
-    if about.get("kind") == IMAGES:
-        return "-T photo.jpg"
-    if about.get("kind") == TEXTS:
-        return f"-H \"Content-Type: application/json\" -d '{json.dumps(['one text', 'and another'])}'"
-    return ""

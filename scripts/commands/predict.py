@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from archive_paths import existing, located
 from argument_types import positive
 
 DESCRIPTION = """\
@@ -51,17 +52,11 @@ class Named:
     value: object
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    found = parser()
-    chosen = found.parse_intermixed_args(arguments)
-    if not (chosen.inputs or chosen.text or chosen.pair):
-        found.error("no input came; wanted: files, - for the standard input, --text or --pair")
-    for path in (chosen.archive, *chosen.inputs):
-        if path != "-" and not Path(path).exists():
-            found.error(NO_FILE.format(name=path) if path is not chosen.archive else f"there is no archive {path!r}")
+def main(words: Sequence[str] | None = None) -> int:
+    chosen = arguments(words)
     try:
         if chosen.carried_code:
-            return run_carried(chosen, sys.argv[1:] if arguments is None else arguments)
+            return run_carried(chosen, sys.argv[1:] if words is None else words)
         return run(chosen)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -70,12 +65,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says. Raises SystemExit for a wrong one, and after the help."""
+    found = parser()
+    chosen = found.parse_intermixed_args(words)
+    if not (chosen.inputs or chosen.text or chosen.pair):
+        found.error("no input came; wanted: files, - for the standard input, --text or --pair")
+    for path in chosen.inputs:
+        if path != "-" and not Path(path).exists():
+            found.error(NO_FILE.format(name=path))
+    return chosen
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
     found = argparse.ArgumentParser(prog="scripts/predict", description=DESCRIPTION, formatter_class=raw)
     found.epilog = EPILOG
-    found.add_argument("archive", metavar="FILE.mar", help="an archive, or a folder that one was unpacked into")
+    found.add_argument(
+        "archive",
+        type=existing,
+        metavar="FILE.mar",
+        help="an archive, or a folder that one was unpacked into; a file name alone may lie in model_store/",
+    )
     found.add_argument("inputs", metavar="INPUT", nargs="*", help="a file, or - for the standard input")
     found.add_argument("--text", action="append", default=[], help="a text itself; may come several times")
     found.add_argument("--pair", action="append", default=[], nargs=2, metavar="TEXT", help="a pair of texts")
@@ -145,10 +157,14 @@ def run_carried(chosen: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Unpack the archive, and run this program again in a process that imports the handlers from it."""
     from handlers.hosts.unpacking import archive_folder
 
-    with archive_folder(Path(chosen.archive), edited_settings=chosen.edited_settings) as (folder, _):
+    with archive_folder(chosen.archive, edited_settings=chosen.edited_settings) as (folder, _):
         if not (folder / "handlers" / "hosts" / "loading.py").is_file():
             raise ValueError(f"the handlers in {chosen.archive} are too old to run without TorchServe")
-        rest = [str(folder) if word == chosen.archive else word for word in arguments if word != "--carried-code"]
+        rest = [
+            str(folder) if Path(located(word)) == chosen.archive else word
+            for word in arguments
+            if word != "--carried-code"
+        ]
         here = Path(__file__).resolve()
         progress(f"{chosen.archive}: unpacked and checked; its own handlers run now")
         command = [sys.executable, "-c", CARRIED, str(folder), str(here.parent), str(here), *rest]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from soak import command
+from soak.command import main, parser
+
+__all__ = ["main", "parser"]
 
 if __name__ == "__main__":
-    sys.exit(command.main())
+    sys.exit(main())

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import own_archives
+import request_examples
 from argument_types import port
 from demo import DIGITS, SENTENCES, package_demo
 from demo_answers import digits_answers, sentences_answers, show_answers
@@ -60,10 +61,7 @@ Exit status: 0 after Ctrl-C; with --check, 0 if all answers were right; else 1; 
 
 
 def main() -> int:
-    found = parser()
-    chosen = found.parse_args()
-    if chosen.archives and (problem := own_archives.misplaced(chosen.archives)):
-        found.error(problem)
+    chosen = arguments()
     # A shell starts background jobs with SIGINT ignored; a terminal that closes sends SIGHUP.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -82,6 +80,15 @@ def main() -> int:
         return 1
     finally:
         server.stop()
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says. Raises SystemExit for a wrong one, and after the help."""
+    found = parser()
+    chosen = found.parse_args(words)
+    if chosen.archives and (problem := own_archives.misplaced(chosen.archives)):
+        found.error(problem)
+    return chosen
 
 
 def parser() -> argparse.ArgumentParser:
@@ -193,7 +200,7 @@ def next_steps(client: Client, config_file: Path, archives: Sequence[Archive] = 
     """What to type next. The other scripts need --ts-config if the server does not use the project's."""
     where = "" if config_file == CONFIG else f" --ts-config {_short(config_file)}"
     if archives:
-        asked = {archive.name: own_archives.example(described(client, archive.name)) for archive in archives}
+        asked = {archive.name: request_examples.of_archive(archive.file) for archive in archives}
     else:
         asked = DEMO_EXAMPLES
     return f"""

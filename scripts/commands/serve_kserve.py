@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import own_environment
+from kserve_host.command_line import arguments
 from server.paths import python_path
 
 from handlers import cpus, gpu_memory
@@ -16,6 +17,8 @@ REQUIREMENTS = Path(__file__).parent / "kserve_host" / "requirements.txt"
 
 
 def main() -> None:
+    if own_environment.existing("kserve", REQUIREMENTS) is None:
+        arguments(sys.argv[1:])
     try:
         python = own_environment.python("kserve", REQUIREMENTS)
     except subprocess.CalledProcessError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -12,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import archive_paths
 import yaml
 from argument_types import checked, port, positive
-from ray_host import archives, local
-from ray_host.options import AppOptions
-from server.paths import ROOT, python_path
-from server.ports import why_taken
+from ray_host import archives, checks, local, next_steps
+from ray_host.options import DIGEST, AppOptions
+from server.paths import python_path
 
 from handlers import cpus
 
@@ -38,22 +39,20 @@ examples:
 There are no tokens: whoever reaches the port is answered. So the port is open for this machine alone, unless --host
 says otherwise.
 
-Exit status: 0 after Ctrl-C; 1 if a model cannot be served; 2 for a wrong command line.
+Exit status: 0 after Ctrl-C; 1 if a model cannot be served; 2 for a wrong command line or --config file.
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    found = parser()
-    chosen = found.parse_args(arguments)
-    if bool(chosen.archives) == bool(chosen.config):
-        found.error("wanted: archives, or --config FILE.yaml")
-    if chosen.digest and len(chosen.archives) != 1:
-        found.error("--digest is of one archive; for several, see --config")
+def main(words: Sequence[str] | None = None) -> int:
+    chosen = arguments(words)
     # A shell starts background jobs with SIGINT ignored; a terminal that closes sends SIGHUP.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         return run(chosen)
+    except checks.CommandError as error:
+        print(f"scripts/serve-ray: error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopping", flush=True)
         return 0
@@ -64,13 +63,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _end()
 
 
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says. Raises SystemExit for a wrong one, and after the help."""
+    found = parser()
+    chosen = found.parse_args(words)
+    if bool(chosen.archives) == bool(chosen.config):
+        found.error("wanted: archives, or --config FILE.yaml")
+    if chosen.digest and len(chosen.archives) != 1:
+        found.error("--digest is of one archive; for several, see --config")
+    try:
+        checks.different(chosen.port, chosen.grpc_port)
+        for word in chosen.archives:
+            _named(word)
+    except checks.CommandError as error:
+        print(f"scripts/serve-ray: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return chosen
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
     found = argparse.ArgumentParser(
         prog="scripts/serve-ray", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
     )
-    found.add_argument("archives", nargs="*", metavar="[NAME=]FILE.mar", help="what to serve; a path or a URL")
+    found.add_argument(
+        "archives",
+        nargs="*",
+        metavar="[NAME=]FILE.mar",
+        help="what to serve: a path, a file name in model_store/, or a URL",
+    )
     found.add_argument("--config", type=Path, metavar="FILE.yaml", help="a file for `serve deploy`, in their place")
     found.add_argument("--port", type=port, default=8080, metavar="PORT", help="(default: %(default)s)")
     found.add_argument("--host", default=local.HERE, help="address to listen at (default: %(default)s)")
@@ -78,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         "--grpc-port",
         type=port,
         metavar="PORT",
-        help="answer gRPC, too; the fronts behind it listen on all addresses of this machine (default: no gRPC)",
+        help="answer gRPC, too, at --host (default: no gRPC)",
     )
     found.add_argument(
         "--fronts",
@@ -92,14 +114,16 @@ def parser() -> argparse.ArgumentParser:
     )
     each.add_argument(
         "--gpus",
-        type=float,
+        type=share,
         metavar="SHARE",
         help="of a GPU per replica, to 1; 0: the CPU (default: 1 if there is one)",
     )
     each.add_argument("--cpus", type=positive, metavar="N", help="threads per replica (default: an equal share)")
     each.add_argument("--batch-size", type=positive, metavar="N", help="(default: the archive's)")
-    each.add_argument("--batch-delay-ms", type=float, metavar="MS", help="(default: the archive's)")
-    each.add_argument("--digest", metavar="sha256:...", help="refuse an archive with another content digest")
+    each.add_argument("--batch-delay-ms", type=milliseconds, metavar="MS", help="(default: the archive's)")
+    each.add_argument(
+        "--digest", type=digest, metavar="sha256:...", help="refuse an archive with another content digest"
+    )
     each.add_argument("--edited-settings", action="store_true", help="take an edited model-config.yaml")
     each.add_argument("--other-version", action="store_true", help="take an archive of other handlers than these")
     return found
@@ -116,25 +140,74 @@ def replicas(text: str) -> tuple[int, int | None]:
     return int(fewest), int(most) if colon else None
 
 
+@checked
+def share(text: str) -> float:
+    """A share of a GPU: 0 to 1."""
+    found = _number(text)
+    if not 0 <= found <= 1:
+        raise ValueError(f"{text!r}; wanted: 0 to 1, as a replica runs on one GPU; --replicas 2 takes two")
+    return found
+
+
+@checked
+def milliseconds(text: str) -> float:
+    """A time from 0 ms."""
+    found = _number(text)
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{text!r}; wanted: milliseconds from 0, such as 2 or 0.5")
+    return found
+
+
+@checked
+def digest(text: str) -> str:
+    """A content digest."""
+    if not DIGEST.fullmatch(text):
+        raise ValueError(f"{text!r}; wanted: sha256: and 64 hex digits, as `scripts/package show` prints it")
+    return text
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def run(chosen: argparse.Namespace) -> int:
     """Serve until Ctrl-C. Raises ValueError, OSError, RuntimeError."""
-    args = args_of(chosen)
-    options = AppOptions.of(args)
-    for model in options.models:  # before Ray is started
-        archives.head(archives.local(model.archive, model.digest))
-    if reason := why_taken(chosen.host, chosen.port):
-        raise OSError(f"{chosen.host}:{chosen.port} is taken ({reason}); choose another one with --port")
-    if chosen.grpc_port and (reason := why_taken("0.0.0.0", chosen.grpc_port)):  # noqa: S104 - Ray Serve listens there
-        raise OSError(f"port {chosen.grpc_port} is taken ({reason}); choose another one with --grpc-port")
+    args, options = wanted(chosen)
+    checks.ports(chosen.host, chosen.port, chosen.grpc_port)
+    models = checks.heads(options)
+    names = ", ".join(dict.fromkeys(name for name, _ in models))
+    print(f"starting Ray for {names}; this takes about 10 s", flush=True)
     os.environ["PYTHONPATH"] = python_path()
     started = time.monotonic()
     logs = local.start(chosen.host, chosen.port, _most_replicas(options), chosen.grpc_port)
-    print(f"Ray is there after {time.monotonic() - started:.1f} s (its logs: {logs}); loading", flush=True)
+    print(f"Ray runs after {time.monotonic() - started:.1f} s; the models load (logs: {logs})", flush=True)
     local.run(args, logs)
     print(f"all models are ready after {time.monotonic() - started:.1f} s", flush=True)
-    print(next_steps(chosen.host, chosen.port), flush=True)
+    print(next_steps.text(served(options, models), chosen.host, chosen.port, chosen.grpc_port), flush=True)
     while True:
         signal.pause()
+
+
+def wanted(chosen: argparse.Namespace) -> tuple[dict[str, Any], AppOptions]:
+    """Return the application's args, and what they say. Raises OSError, and CommandError for wrong ones."""
+    try:
+        args = args_of(chosen)
+        return args, AppOptions.of(args)
+    except checks.CommandError:
+        raise
+    except ValueError as error:
+        raise checks.CommandError(error) from None
+
+
+def served(options: AppOptions, models: Sequence[tuple[str, archives.Head]]) -> list[next_steps.Served]:
+    """Return the models that are ready. models: names, and what the archives say, in the order of the options."""
+    return [
+        next_steps.Served(name, told.version, archives.local(model.archive, model.digest))
+        for model, (name, told) in zip(options.models, models, strict=True)
+    ]
 
 
 def args_of(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -164,28 +237,14 @@ def args_of(chosen: argparse.Namespace) -> dict[str, Any]:
     return {"models": models, **_fronts(chosen), "front_num_cpus": 0}
 
 
-def next_steps(host: str, number: int) -> str:
-    """What to type next."""
-    address = f"http://{host}:{number}"
-    return f"""
-Serving until Ctrl-C. In another terminal, from {ROOT}:
-
-  curl {address}/models                    names and versions; /models/NAME says how one runs, and why
-  curl -T archive/digits/samples/seven.png {address}/predictions/digits
-  curl -H "Content-Type: application/json" -d '["one sentence", "and another"]' {address}/predictions/sentences
-"""
-
-
 def _fronts(chosen: argparse.Namespace) -> dict[str, int]:
     return {} if chosen.fronts is None else {"fronts": chosen.fronts}
 
 
 def _named(word: str) -> dict[str, Any]:
-    """[NAME=]FILE.mar. A "=" that comes after a "/" is the path's own."""
-    name, equals, rest = word.partition("=")
-    if equals and name and "/" not in name:
-        return {"name": name, "archive": _absolute(rest)}
-    return {"archive": _absolute(word)}
+    """[NAME=]FILE.mar. Raises CommandError for an archive that is not there, or a name that is none."""
+    name, file = archive_paths.split(word)
+    return {**({"name": checks.name(name)} if name else {}), "archive": checks.absolute(file)}
 
 
 def _with_absolute(args: dict[str, Any]) -> dict[str, Any]:
@@ -202,8 +261,8 @@ def _with_absolute_archive(model: Any) -> Any:
 
 
 def _absolute(archive: str) -> str:
-    """A path that holds in the replicas, too: they run in another folder."""
-    return archive if "://" in archive else str(Path(archive).resolve())
+    """A path of a file for several machines, as it holds in the replicas: they run in another folder."""
+    return archive if archive_paths.is_url(archive) else str(Path(archive).resolve())
 
 
 def _most_replicas(options: AppOptions) -> int:

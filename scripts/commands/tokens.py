@@ -21,27 +21,32 @@ Exit status: 0; 1 if there is no token, with the reason on standard error.
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="scripts/token",
-        description="Print a valid token for a running TorchServe. A token that has expired is renewed first.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "kind",
-        nargs="?",
-        choices=("inference", "management"),
-        default="inference",
-        help="inference: for predictions; management: for the management API (default: %(default)s)",
-    )
-    add_server_options(parser)
-    chosen = parser.parse_args()
+    chosen = parser().parse_args()
     try:
         print(client_of(chosen).token(chosen.kind))
     except (OSError, ServerError) as error:
         print(f"error: {explained(error, chosen)}", file=sys.stderr)
         return 1
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    found = argparse.ArgumentParser(
+        prog="scripts/token",
+        description="Print a valid token for a running TorchServe. A token that has expired is renewed first.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument(
+        "kind",
+        nargs="?",
+        choices=("inference", "management"),
+        default="inference",
+        help="inference: for predictions; management: for the management API (default: %(default)s)",
+    )
+    add_server_options(found)
+    return found
 
 
 if __name__ == "__main__":

@@ -49,6 +49,12 @@ class RayServer:
         """Return the answer to a request of the table."""
         return host_process.ask(self.address, asked)
 
+    def addresses(self) -> set[tuple[str, int]]:
+        """Return where this server's processes listen, by address and port."""
+        every = psutil.Process(self.process.pid).children(recursive=True)
+        found = (connection for process in every for connection in _listening(process))
+        return {(str(connection.laddr.ip), int(connection.laddr.port)) for connection in found}
+
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """Return the processes of a deployment's replicas."""
         found = psutil.Process(self.process.pid).children(recursive=True)
@@ -80,6 +86,14 @@ def ray_server(folder: Path) -> Iterator[RayServer]:
 def _pipe(stream: IO[str] | None) -> IO[str]:
     assert stream is not None
     return stream
+
+
+def _listening(process: psutil.Process) -> list[Any]:
+    try:
+        connections = process.net_connections("inet")
+    except psutil.Error:
+        return []
+    return [connection for connection in connections if connection.status == psutil.CONN_LISTEN]
 
 
 def _title(process: psutil.Process) -> str:

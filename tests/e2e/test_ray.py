@@ -84,6 +84,7 @@ def test_a_body_that_is_too_long_is_refused(ray: RayServer) -> None:
     answer = request("POST", f"{ray.address}/predictions/digits", b"x" * ((16 << 20) + 1))
     assert answer.status == 413
     assert answer.json()["type"] == "TooLarge"
+    assert answer.json()["client_request_id"]  # Ray Serve's, as the client gave none
 
 
 def called(ray: RayServer, sent: bytes) -> tuple[str, str, bytes]:
@@ -135,12 +136,32 @@ def test_grpcs_answer_is_the_runners(
         (lambda: sent("digits", data=b"no picture"), "INVALID_ARGUMENT", "none of JPEG"),
         (lambda: sent("none", data=b"x"), "NOT_FOUND", "no model of this name"),
         (lambda: b"\xff\xff", "INVALID_ARGUMENT", "no PredictionsRequest"),
-        (lambda: sent("digits", data=b"x" * ((16 << 20) + 1)), "INVALID_ARGUMENT", "more than"),
+        (lambda: sent("digits", data=b"x" * ((16 << 20) + 1)), "RESOURCE_EXHAUSTED", "more than"),
     ],
 )
 def test_grpcs_refusals_have_a_status_and_a_reason(message: Any, status: str, told: str, ray: RayServer) -> None:
     code, details, _ = called(ray, message())
     assert (code, told in details) == (status, True), details
+
+
+FRONTS_GRPC = range(40_000, 40_100)  # Ray Serve's own choice for the fronts
+
+
+def test_grpc_is_answered_at_the_chosen_address_alone(ray: RayServer) -> None:
+    """Not by HAProxy, nor by a front behind it. Ray's other ports want a token."""
+    port = int(ray.grpc.rpartition(":")[2])
+    found = {address for address, number in ray.addresses() if number == port or number in FRONTS_GRPC}
+    assert found
+    assert found <= {"127.0.0.1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.parametrize("path", ["/predictions/digits", "/predictions/none", "/no/path", "/models/none"])
+def test_errors_of_a_model_and_of_the_front_name_the_request(path: str, ray: RayServer) -> None:
+    for header in ("X-Request-Id", "X-Client-Request-Id"):
+        answer = request("POST", f"{ray.address}{path}", b"no picture", {header: "mine-1"})
+        assert answer.status in (404, 415)
+        assert answer.json().keys() == {"code", "type", "message", "client_request_id"}
+        assert answer.json()["client_request_id"] == "mine-1"
 
 
 class Load:
@@ -185,7 +206,7 @@ from ray_host.app import deployment_options
 from ray_host.archives import Head
 from ray_host.options import ModelOptions
 for size in (1, 8, 64):
-    options = deployment_options(ModelOptions("a.mar", num_gpus=0), Head("a", "1.0", "", size), "a")
+    options = deployment_options(ModelOptions("a.mar", num_gpus=0), Head("a", "1.0", "", size, None), "a")
     print(size, options["max_ongoing_requests"], options["request_router_config"].max_backoff_s)
 """
 

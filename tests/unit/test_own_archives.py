@@ -6,6 +6,7 @@ import argparse
 import zipfile
 from pathlib import Path
 
+import archive_paths
 import own_archives
 import pytest
 import serve
@@ -24,7 +25,7 @@ def test_a_file_or_a_name_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file = make(tmp_path, "mine.mar")
     assert own_archives.own_archive(str(file)) == Archive("mine", file)
     assert own_archives.own_archive(f"new={file}") == Archive("new", file)
-    monkeypatch.setattr(own_archives, "MODEL_STORE", tmp_path)
+    monkeypatch.setattr(archive_paths, "MODEL_STORE", tmp_path)
     assert own_archives.own_archive("new=mine.mar") == Archive("new", file)  # a name alone: of the model store
 
 
@@ -54,12 +55,6 @@ def test_it_waits_as_long_as_torchserve_lets_a_model_load(tmp_path: Path) -> Non
     slow = Archive("slow", make(tmp_path, "slow.mar", "startupTimeout: 1200"))
     assert own_archives.timeout_s([quick]) == own_archives.LEAST_TIMEOUT_S
     assert own_archives.timeout_s([quick, slow]) > 1200
-
-
-def test_the_example_fits_the_kind() -> None:
-    assert own_archives.example({"kind": "image-classifier"}) == "-T photo.jpg"
-    assert "application/json" in own_archives.example({"kind": "text-encoder"})
-    assert own_archives.example({}) == ""
 
 
 def test_what_serves_in_one_line() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import serve_ray
-from ray_host import archives, failures, local, progress
+from ray_host import checks, failures, local, progress
 from server.paths import ROOT
 
 # What Ray Serve 2.60 gives as a deployment's message, shortened.
@@ -254,7 +254,8 @@ def test_the_command_prints_it_and_ends_with_1(
     ray: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ray.init, ray.is_initialized = raising(Exception("The current node timed out")), lambda: False
-    monkeypatch.setattr(archives, "head", lambda mar: None)
+    monkeypatch.setattr(checks, "heads", lambda options: [])
+    monkeypatch.setattr(checks, "absolute", lambda archive: archive)
     monkeypatch.setattr(signal, "signal", lambda *args: None)
     monkeypatch.setenv("PYTHONPATH", "")
     assert serve_ray.main(["none.mar"]) == 1
@@ -287,3 +288,13 @@ def test_ray_that_is_gone_is_still_shut_down(ray: Any) -> None:
 
 def test_a_long_error_is_cut() -> None:
     assert len(failures.reason("x" * 9999)) == failures.LONGEST + 3
+
+
+def test_the_error_of_another_process_is_its_last_cause() -> None:
+    """Ray writes such an error without the line that begins a traceback."""
+    sent = (
+        "RayTaskError(RuntimeError): \x1b[36mray::HAProxyManager.ready()\x1b[39m (pid=1)\n"
+        '  File "/a/haproxy.py", line 2\n    await self._start\n    ^^^^^^^^^^\n'
+        "RuntimeError: HAProxy crashed: [ALERT] socket path too long\n  (max 97)"
+    )
+    assert failures.reason(sent) == "RuntimeError: HAProxy crashed: [ALERT] socket path too long (max 97)"

@@ -10,10 +10,11 @@ import pytest
 
 from handlers.hosts import rows
 from handlers.hosts.messages import HttpRequest, HttpResponse
+from handlers.protocol.errors import RequestError
 
 grpc = pytest.importorskip("grpc", reason="needs the test extra's grpcio")
 pytest.importorskip("google.protobuf", reason="needs the test extra's grpcio-tools")
-from ray_host import grpc_service  # noqa: E402
+from ray_host import grpc_codes, grpc_service  # noqa: E402
 
 
 class Context:
@@ -64,7 +65,12 @@ def test_an_answer_is_a_response_on_the_wire() -> None:
     [
         (400, json.dumps({"message": "wrong top_k"}).encode(), "INVALID_ARGUMENT", "wrong top_k"),
         (404, json.dumps({"code": 404, "message": "none"}).encode(), "NOT_FOUND", "none"),
+        (406, json.dumps({"message": "no such form"}).encode(), "INVALID_ARGUMENT", "no such form"),
+        (413, json.dumps({"message": "too many bytes"}).encode(), "RESOURCE_EXHAUSTED", "too many bytes"),
         (415, json.dumps({"error": "no text"}).encode(), "INVALID_ARGUMENT", "no text"),
+        (418, b"{}", "INVALID_ARGUMENT", "status 418"),
+        (429, b"{}", "RESOURCE_EXHAUSTED", "status 429"),
+        (500, b"{}", "INTERNAL", "status 500"),
         (503, b"[]", "UNAVAILABLE", "status 503"),
         (504, b"\xff", "DEADLINE_EXCEEDED", "status 504"),
         (507, b"{}", "INTERNAL", "status 507"),
@@ -75,6 +81,15 @@ def test_a_refusal_is_a_status(status: int, body: bytes, code: str, details: str
     answer = grpc_service.answered(HttpResponse(status, {}, body), context)
     assert (context.code, context.details) == (getattr(grpc.StatusCode, code), details)
     assert answer.SerializeToString() == b""
+
+
+def test_every_status_of_an_error_has_a_status_of_grpc() -> None:
+    classes = [RequestError]
+    for kind in classes:
+        classes += kind.__subclasses__()
+    assert {kind.status for kind in classes} <= grpc_codes.CODES.keys()
+    assert all(hasattr(grpc.StatusCode, grpc_codes.of(status)) for status in range(200, 600))
+    assert "OK" not in map(grpc_codes.of, range(300, 600))
 
 
 def test_the_service_is_added_as_generated_code_does() -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_haproxy_reads_the_requests_if_it_runs(tmp_path: Path) -> None:
     assert Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent == folder
     tunables.forget(environment)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 30])
+def test_haproxy_takes_the_sockets_paths_below_any_tmpdir(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray puts the sockets into a folder of 56 hex digits. HAProxy takes 97 characters for a log's socket."""
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as short:
+        parent = Path(short) / ("x" * length)
+        parent.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(parent))
+        environment = {tunables.BINARY: str(program(tmp_path))}
+        tunables.choose(environment, "127.0.0.1")
+        metrics = Path(environment["RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"])
+        tunables.forget(environment)
+    assert len(str(metrics.parent / ("0" * 56) / metrics.name)) <= 97
 
 
 def test_what_a_user_has_set_stays(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_the_highest_port_has_none_above_it(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_named_with_the_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ServerError, match=rf"{address} is taken .*--port 9080.*config.properties"):
+        with pytest.raises(ServerError, match=rf"{address}: port .* is taken.*--port 9080.*config.properties"):
             ports.check_free(address, CONFIG)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 import asgi_requests
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from kserve.errors import ModelNotFound
 
 from handlers.hosts.async_model import BusyError
 from handlers.hosts.messages import Routed, routed
@@ -58,32 +57,34 @@ class Door:
         try:
             body = await asgi_requests.body(request, self.most_bytes)
         except asgi_requests.BodyTooLargeError:
-            return _error(413, f"the body is larger than {self.most_bytes} bytes, which is the most here")
+            return _error(request, 413, f"the body is larger than {self.most_bytes} bytes, which is the most here")
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]
         found = routed(asgi_requests.target(request), headers, body)
         if found is None:
-            return _error(404, "no protocol has this path")
-        return await self._ask(found)
+            return _error(request, 404, "no protocol has this path")
+        return await self._ask(found, request)
 
     async def refuse(self, request: Request) -> Response:
         """Return a 404: with KServe's own answer, any client could unload a model."""
-        return _error(404, "models are neither loaded nor unloaded by requests here")
+        return _error(request, 404, "models are neither loaded nor unloaded by requests here")
 
-    async def _ask(self, found: Routed) -> Response:
+    async def _ask(self, found: Routed, request: Request) -> Response:
         model = self.models.get(found.model)
         if model is None:
-            raise ModelNotFound(found.model)
+            return _error(request, 404, "there is no model of this name; /v1/models lists them")
         if found.version not in ("", model.model.version):
-            return _error(404, f"{model.name} has the version {model.model.version} alone")
+            return _error(request, 404, f"{model.name} has the version {model.model.version} alone")
         try:
             answer = await model.answer(found.request)
         except (BusyError, ModelClosedError) as error:
-            return _error(503, str(error))
+            return _error(request, 503, str(error))
         except ModelLostError as error:
             logger.critical("%s", error)
             os._exit(1)  # nothing runs on that GPU any more in this process; Kubernetes starts another one
         return Response(answer.body, answer.status, dict(answer.headers))
 
 
-def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status)
+def _error(request: Request, status: int, message: str) -> Response:
+    """An error of the host, with the ids that a model's own errors have."""
+    ids = asgi_requests.ids(request)
+    return JSONResponse({"error": message, **ids.fields()}, status, ids.headers())

@@ -6,34 +6,16 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from kserve import ModelServer
 from kserve.model_server import app
 from kserve.model_server import parser as kserve_parser
 
+from kserve_host import command_line
 from kserve_host.archive_model import ArchiveModel
 from kserve_host.figures import Figures
 from kserve_host.routes import Door
-
-DESCRIPTION = """\
-Serve model archives by KServe's own model server, without TorchServe and without Java.
-
-Most people need only --http_port, --host and the options that follow --host. The others are KServe's own.
-"""
-EPILOG = """\
-examples:
-  scripts/serve-kserve model_store/digits.mar
-  scripts/serve-kserve --http_port 9080 model_store/digits.mar model_store/sentences.mar
-  curl -X POST -T archive/digits/samples/seven.png http://127.0.0.1:9080/predictions/digits
-
-There are no tokens: whoever reaches the port is answered. docs/kserve-triton.md has more.
-
-Exit status: 0 after Ctrl-C; 1 if an archive cannot be served, with the reason; 2 for a wrong command line.
-"""
-MOST_BYTES = 16 << 20  # as TorchServe has it in this tree's config.properties
-MOST_WAITING = 1000
 
 
 class Server(ModelServer):  # type: ignore[misc, unused-ignore]
@@ -62,57 +44,18 @@ def without_query(record: logging.LogRecord) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    chosen = parser().parse_args(arguments)
+    chosen = command_line.parser(kserve_parser).parse_args(arguments)
+    paths = command_line.check(chosen)
     figures = Figures()
     try:
-        models = [ArchiveModel(path, chosen.max_waiting, options(chosen, figures)) for path in archives(chosen)]
+        command_line.refuse_address(chosen.host, chosen.http_port)
+        models = [ArchiveModel(path, chosen.max_waiting, options(chosen, figures)) for path in paths]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    by_name = {model.name: model for model in models}
-    if len(by_name) < len(models):
-        print("error: two archives have the same name", file=sys.stderr)
-        return 1
-    Door(by_name, chosen.max_body_bytes).into(app)
+    Door({model.name: model for model in models}, chosen.max_body_bytes).into(app)
     Server(chosen.host, models).start(models)
     return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; KServe's own options are among its options."""
-    raw = argparse.RawDescriptionHelpFormatter
-    found = argparse.ArgumentParser(
-        prog="scripts/serve-kserve",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=raw,
-        parents=[kserve_parser],
-    )
-    found.set_defaults(model_name=None)
-    found.add_argument(
-        "archive", nargs="+", type=Path, metavar="FILE.mar",
-        help="an archive, a folder that one was unpacked into, or a folder with .mar files (KServe's /mnt/models)",
-    )  # fmt: skip
-    found.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    found.add_argument("--device", help="cpu, cuda, or cuda:1 (default: as the archive says)")
-    found.add_argument("--digest", metavar="sha256:...", help="refuse an archive with another content digest")
-    found.add_argument("--edited-settings", action="store_true", help="take an edited model-config.yaml")
-    found.add_argument("--other-version", action="store_true", help="take an archive of other handlers than these")
-    found.add_argument(
-        "--max-waiting",
-        type=int,
-        default=MOST_WAITING,
-        metavar="N",
-        help="requests that may wait; the next one gets a 503 (default: %(default)s)",
-    )
-    found.add_argument(
-        "--max-body-bytes",
-        type=int,
-        default=MOST_BYTES,
-        metavar="N",
-        help="a larger body gets a 413 (default: %(default)s)",
-    )
-    return found
 
 
 def options(chosen: argparse.Namespace, figures: Figures) -> dict[str, Any]:
@@ -125,22 +68,6 @@ def options(chosen: argparse.Namespace, figures: Figures) -> dict[str, Any]:
         "allow_other_version": chosen.other_version,
         "metrics": figures,
     }
-
-
-def archives(chosen: argparse.Namespace) -> list[Path]:
-    """Return the archives that the command line names. Raises ValueError for a folder that holds none."""
-    found: list[Path] = []
-    for path in chosen.archive:
-        if not path.is_dir() or (path / "MAR-INF").is_dir():
-            found.append(path)
-            continue
-        inside = sorted(path.glob("*.mar"))
-        if not inside:
-            raise ValueError(f"{path} holds no .mar, and is no unpacked archive")
-        found += inside
-    if len(found) > 1 and (chosen.model_name or chosen.digest):
-        raise ValueError("--model_name and --digest are for one archive")
-    return found
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.addresses import obstacle
 from server.gpus import BY_BUS, DEVICES
-from server.ports import HOST, why_taken
+from server.ports import HOST
 
 STEP = 10  # from a server's first port to the next server's: room for names() and a number that is easy to remember
 HIGHEST_PORT = 65535
@@ -134,10 +135,12 @@ def lent(found: Sequence[Plan], ports: str) -> str | None:
 
 def check_ports(found: Sequence[Plan], host: str, port: int) -> None:
     """Raises ValueError if a port is named twice, or if somebody listens there. host, port: those of the clients."""
-    wanted = [(name, plan.metrics_host if name == "metrics" else HOST, at) for plan in found
-              for name, at in plan.ports.items()]  # fmt: skip
+    wanted = [(name, member.metrics_host if name == "metrics" else HOST, at) for member in found
+              for name, at in member.ports.items()]  # fmt: skip
     if any(at == port for _, _, at in wanted):
         raise ValueError(f"port {port} is for clients, and a server's too; choose another --port or --first-port")
     for name, address, at in [("clients", host, port), *wanted]:
-        if reason := why_taken(address, at):
-            raise ValueError(f"port {at} ({name}) is taken: {reason}; choose another --port or --first-port")
+        if blocked := obstacle(address, at):
+            host_option = "--host" if name == "clients" else "--metrics-host"
+            way = blocked.told("choose another --port or --first-port", f"choose another {host_option}")
+            raise ValueError(f"{name}: {way}")

@@ -7,6 +7,8 @@
     gathering several requests -> one call to a replica
     gone      the errors of a replica
     app       all of them as one application: what `serve deploy` builds
+    checks    what is refused before Ray starts, and next_steps: what is printed when the models are ready
+    grpc_service  TorchServe's gRPC; grpc_codes has its statuses, grpc_address lets Ray listen where it shall
     local     a Ray of one machine, for scripts/serve-ray and the tests
     tunables  Ray Serve's settings for many requests per CPU second, and HAProxy's addresses; haproxy is its program
     failures  why Ray or a model did not start, in one line

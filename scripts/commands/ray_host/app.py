@@ -15,7 +15,6 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from handlers.hosts.contents import ArchiveError
 from ray_host import archives
 from ray_host.archives import Head
 from ray_host.front import Front, Served
@@ -42,7 +41,7 @@ def build(args: Mapping[str, Any]) -> Any:
     options = AppOptions.of(args)
     found: dict[str, list[Served]] = {}
     for model in options.models:
-        told = _head(model)
+        told = archives.head_of(model)
         name = model.name or told.name
         versions = found.setdefault(name, [])
         if any(told.version == other.version for other in versions):
@@ -112,11 +111,3 @@ def _replicas(model: ModelOptions, batch_size: int) -> dict[str, Any]:
             "target_ongoing_requests": max(2, batch_size),
         }
     }
-
-
-def _head(model: ModelOptions) -> Head:
-    """What the archive says of itself. Raises ArchiveError, also if it is another one than the digest says."""
-    told = archives.head(archives.local(model.archive, model.digest))
-    if model.digest not in (None, told.digest):
-        raise ArchiveError(f"an archive has the digest {told.digest}, and {model.digest} is wanted")
-    return told

@@ -15,8 +15,8 @@ import yaml
 
 from handlers import caches
 from handlers.hosts import contents
-from handlers.hosts.contents import ArchiveError
-from ray_host.options import DIGEST
+from handlers.hosts.contents import ArchiveError, Contents
+from ray_host.options import DIGEST, ModelOptions
 
 MOST_BYTES_READ = 16 << 20  # of each file below; handlers/hosts/unpacking.py has the same bound
 
@@ -28,12 +28,22 @@ class Head:
     Args:
         digest: the content digest.
         batch_size: requests that are answered together.
+        contents: all that it says.
     """
 
     name: str
     version: str
     digest: str
     batch_size: int
+    contents: Contents
+
+
+def head_of(model: ModelOptions) -> Head:
+    """Return what a model's archive says of itself. Raises ArchiveError, also for another digest than wanted."""
+    told = head(local(model.archive, model.digest))
+    if model.digest not in (None, told.digest):
+        raise ArchiveError(f"{_shown(model.archive)} has the digest {told.digest}, and {model.digest} is wanted")
+    return told
 
 
 def head(mar: Path) -> Head:
@@ -51,7 +61,7 @@ def head(mar: Path) -> Head:
         raise
     except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, TypeError, yaml.YAMLError, OSError) as error:
         raise ArchiveError(f"{mar} is no model archive, or is damaged: {error}") from None
-    return Head(listed.name, str(listed.provenance["version"]), listed.digest, max(1, batch_size))
+    return Head(listed.name, str(listed.provenance["version"]), listed.digest, max(1, batch_size), listed)
 
 
 def local(archive: str, digest: str | None) -> Path:
@@ -105,6 +115,12 @@ def _download(url: str, target: Path) -> None:
             f"the archive at a URL of {scheme}: cannot be read: {type(error).__name__}; is its plug-in of fsspec "
             "installed (s3fs for s3:), and may this machine read it?"
         ) from None
+
+
+def _shown(archive: str) -> str:
+    """What names an archive in messages: a URL may hold a password."""
+    scheme = urlsplit(archive).scheme
+    return archive if scheme in ("", "file") else f"the archive at a URL of {scheme}:"
 
 
 def _start(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 from ray_host import crashes
 
 TRACEBACK = "Traceback (most recent call last):"
+FRAME = re.compile(r'\s+File "')
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 DIED = "ActorDiedError"
 ERROR = "Error:\n"  # stands before a replica's error in the message of a deployment
@@ -59,13 +60,16 @@ def _deployments(overview: Any, app: str, logs: str) -> Iterator[str]:
 def reason(text: str) -> str:
     """Return an error's last cause in one line, without the lines of its traceback.
 
-    What comes behind the last traceback's indented lines is the error itself. It may have several lines.
+    What comes behind the last traceback's indented lines is the error itself. It may have several lines. Ray leaves
+    the traceback's first line out if the error comes from another process.
     """
     escaped = (
         text.rpartition(TRACEBACK)[2].replace("\\n", "\n").replace("\\t", "\t")
     )  # Ray takes repr() of some errors
     lines = COLOURS.sub("", escaped).splitlines()
-    if TRACEBACK in text:
+    frames = [index for index, line in enumerate(lines) if FRAME.match(line)]
+    lines = lines[frames[-1] :] if frames else lines
+    if frames or TRACEBACK in text:
         while lines and (not lines[0].strip() or lines[0].startswith((" ", "\t"))):
             del lines[0]
     said = " ".join(" ".join(lines).split()).rstrip(".:")

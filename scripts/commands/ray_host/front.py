@@ -20,12 +20,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from handlers.hosts.messages import HttpRequest, HttpResponse, routed
+from handlers.protocol.request_ids import RequestIds
 from ray_host import grpc_service
 from ray_host.gathering import FullError, Gathering
 from ray_host.gone import AnswerError, ReplicaGoneError
 
 MOST_BYTES = 16 << 20  # of a body; as config.properties has it for TorchServe
 JSON = {"content-type": "application/json"}
+NO_IDS = RequestIds()
 
 logger = logging.getLogger("ray.serve")
 
@@ -57,11 +59,11 @@ class Refusal(Exception):
         super().__init__(message)
         self.status, self.kind, self.message = status, kind, message
 
-    def response(self) -> HttpResponse:
-        """The error in the form that TorchServe's front end has."""
-        body = json.dumps({"code": self.status.value, "type": self.kind, "message": self.message}).encode()
+    def response(self, ids: RequestIds = NO_IDS) -> HttpResponse:
+        """The error in the form that a model's errors have. ids: of the request."""
+        told = {"code": self.status.value, "type": self.kind, "message": self.message, **ids.fields()}
         later = {"retry-after": "1"} if self.status == HTTPStatus.SERVICE_UNAVAILABLE else {}
-        return HttpResponse(self.status.value, {**JSON, **later}, body)
+        return HttpResponse(self.status.value, {**JSON, **later, **ids.headers()}, json.dumps(told).encode())
 
 
 class Front:
@@ -79,7 +81,7 @@ class Front:
         try:
             answer = await self._answer(request)
         except Refusal as refusal:
-            answer = refusal.response()
+            answer = refusal.response(asgi_requests.ids(request))
         return Response(answer.body, answer.status, dict(answer.headers))
 
     async def Predictions(self, request: bytes, grpc_context: Any) -> grpc_service.Prediction:  # noqa: N802

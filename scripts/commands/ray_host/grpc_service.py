@@ -16,6 +16,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from google.protobuf.message import DecodeError
 
 from handlers.hosts.messages import HttpRequest, HttpResponse, Routed
+from ray_host import grpc_codes
 
 PACKAGE = "org.pytorch.serve.grpc.inference"
 SERVICE = f"{PACKAGE}.InferenceAPIsService"
@@ -48,15 +49,6 @@ _REQUEST: dict[str, Any] = {
 _RESPONSE = {
     "name": "PredictionResponse",
     "field": [{"name": "prediction", "number": 1, "type": _BYTES, "label": "LABEL_OPTIONAL"}],
-}
-CODES = {  # names of grpc.StatusCode; any other status is INTERNAL
-    HTTPStatus.BAD_REQUEST: "INVALID_ARGUMENT",
-    HTTPStatus.NOT_FOUND: "NOT_FOUND",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "INVALID_ARGUMENT",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "INVALID_ARGUMENT",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "INVALID_ARGUMENT",
-    HTTPStatus.SERVICE_UNAVAILABLE: "UNAVAILABLE",
-    HTTPStatus.GATEWAY_TIMEOUT: "DEADLINE_EXCEEDED",
 }
 
 
@@ -125,7 +117,7 @@ def answered(response: HttpResponse, context: Any) -> Prediction:
         return Prediction(response.body)
     import grpc
 
-    context.set_code(getattr(grpc.StatusCode, CODES.get(HTTPStatus(response.status), "INTERNAL")))
+    context.set_code(getattr(grpc.StatusCode, grpc_codes.of(response.status)))
     context.set_details(_said(response))
     return Prediction(b"")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -15,7 +16,7 @@ import psutil
 from server.paths import ROOT
 
 from handlers import cpus, gpu_memory
-from ray_host import failures, progress, tunables
+from ray_host import failures, grpc_address, progress, tunables
 from ray_host.options import AppOptions, ModelOptions, fronts_for
 
 APP = "models"
@@ -30,14 +31,15 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
     Args:
         host, port: at which requests are answered.
         least_cpus: Ray counts at least so many CPUs, so that each replica finds one.
-        grpc_port: at which gRPC calls are answered; None for no gRPC. HAProxy answers at `host`. The fronts behind it
-            listen on all addresses of this machine, and so does Ray's own proxy: Ray Serve has no setting for that.
+        grpc_port: at which gRPC calls are answered, at `host`; None for no gRPC.
 
     Raises RuntimeError, in one line, if Ray does not start.
     """
     _set_environment(host)
     from ray import serve
 
+    # Its lines of level INFO say what this program knows: that Ray Serve runs, and that it runs already.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # HAProxy listens at `host`, and all behind it on this machine alone.
     address = HERE if tunables.is_haproxy(os.environ) else host
 
@@ -50,6 +52,7 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
                 log_to_driver=False,
                 logging_level="ERROR",
                 _node_ip_address=HERE,
+                **_bound(address, grpc_port),
             )
         quiet = {"enable_access_log": False, "log_level": "WARNING"}
         serve.start(http_options={"host": address, "port": port}, logging_config=quiet, **_grpc(grpc_port))
@@ -118,6 +121,14 @@ def _init(**options: Any) -> Any:
         with contextlib.suppress(psutil.Error):
             process.kill()
     return ray.init(**options)
+
+
+def _bound(address: str, grpc_port: int | None) -> dict[str, Any]:
+    """The option of ray.init with which gRPC is answered at `address` alone; none without gRPC."""
+    if grpc_port is None:
+        return {}
+    os.environ[grpc_address.VARIABLE] = address
+    return {"runtime_env": grpc_address.HOOK}
 
 
 def _grpc(port: int | None) -> dict[str, Any]:

@@ -24,7 +24,9 @@ OWN_HAPROXY = Path(__file__).with_name("haproxy")  # reads the two variables tha
 HOST, PROGRAM = "SERVE_RAY_HOST", "SERVE_RAY_HAPROXY"
 FOLDER, OWN = "SERVE_RAY_FOLDER", "SERVE_RAY_OWN"  # what `choose` has made, and the variables that it has set for it
 END_S = 5  # until an HAProxy that was left is killed
-LONGEST_FOLDER = 30  # characters: a socket's path has 107 at most, and Ray adds up to 77
+# Characters. A socket's path has 107 at most, and Ray adds up to 77. HAProxy takes 97 for a log's socket, and Ray
+# adds 70 for that: two slashes, 56 hex digits and "metrics.sock".
+LONGEST_FOLDER = 27
 ALWAYS = {
     # One event loop per process in place of three, and calls between processes by gRPC in place of Ray's tasks.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from server.addresses import obstacle
 from server.errors import ServerError
 
 HOST = "127.0.0.1"
@@ -21,22 +22,24 @@ def free_ports(count: int) -> list[int]:
         return [int(item.getsockname()[1]) for item in sockets]
 
 
-def why_taken(host: str | None, port: int | None) -> str | None:
-    """Why a server cannot listen there, in the system's words; None if it can."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            return getattr(error, "strerror", None) or str(error)
-    return None
+def why_taken(host: str, port: int) -> str | None:
+    """Return why a server cannot listen there; None if it can."""
+    found = obstacle(host, port)
+    return None if found is None else found.reason
 
 
 def check_free(address: str, config_file: Path) -> None:
     """Raises ServerError if nobody may listen at `address` (http://HOST:PORT), which config_file gives."""
     parts = urlsplit(address)
-    if reason := why_taken(parts.hostname, parts.port):
-        raise ServerError(
-            f"{address} is taken ({reason}). If another TorchServe runs there, stop it; or serve on other ports: "
-            f"scripts/serve --port 9080, or change the addresses in {config_file}"
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:  # it is above 65535
+        host, port = None, None
+    if host is None or port is None:
+        raise ServerError(f"{address!r} is no address; wanted: http://HOST:PORT, in {config_file}")
+    if found := obstacle(host, port):
+        other_port = (
+            "if another TorchServe runs there, stop it; or serve on other ports: scripts/serve --port 9080, or "
+            f"change the addresses in {config_file}"
         )
+        raise ServerError(f"{address}: {found.told(other_port, f'change this address in {config_file}')}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import archive_paths
 import yaml
 
 from archive import digests
@@ -68,16 +69,18 @@ class Archive:
 
 
 def read(text: str) -> Archive:
-    """ "resnet101.mar" or "new=resnet101.mar". Raises ValueError if that is no archive."""
-    name, separator, path = text.rpartition("=")
-    file = Path(path).resolve()
+    """ "resnet101.mar" or "new=resnet101.mar"; a file name alone may lie in model_store/.
+
+    Raises ValueError if that is no archive.
+    """
+    name, path = archive_paths.split(text)
+    file = Path(archive_paths.located(path)).resolve()
     if not zipfile.is_zipfile(file):
-        reason = "is no .mar archive" if file.exists() else "does not exist; scripts/package makes archives"
-        raise ValueError(f"{path} {reason}")
+        raise ValueError(f"{path} is no .mar archive" if file.exists() else archive_paths.absent(path))
     with zipfile.ZipFile(file) as archive:
         if MANIFEST not in archive.namelist():
             raise ValueError(f"{path} holds no {MANIFEST}, so it is no TorchServe archive")
-    return Archive(name if separator else file.stem, file)
+    return Archive(name or file.stem, file)
 
 
 def make_noop(store: Path, name: str, answer_bytes: int) -> Archive:

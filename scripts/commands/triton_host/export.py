@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from archive_paths import existing
 
 from handlers.hosts.contents import CONFIG, ArchiveError, Contents
 from handlers.hosts.unpacking import archive_folder, settings_were_edited
@@ -62,7 +63,10 @@ def parser() -> argparse.ArgumentParser:
         prog="scripts/export-triton", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
     )
     found.add_argument(
-        "archive", type=Path, metavar="FILE.mar", help="an archive, or a folder that one was unpacked into"
+        "archive",
+        type=existing,
+        metavar="FILE.mar",
+        help="an archive, or a folder that one was unpacked into; a file name alone may lie in model_store/",
     )
     found.add_argument("repository", type=Path, metavar="REPOSITORY", help="a folder; it is made if it is not there")
     found.add_argument("--name", help="name of the model in Triton (default: the archive's)")
