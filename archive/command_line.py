@@ -290,7 +290,8 @@ def _add_serving(sub: argparse.ArgumentParser, kind: str, preset: Preset) -> Non
         "--workers",
         type=_positive,
         metavar="N",
-        help="worker processes started with the model; two per GPU overlap well (default: 1)",
+        help="worker processes started with the model (default: as many as keep one GPU of this machine busy and fit "
+        "into it, at most 8; without a GPU 1)",
     )
     _add_execution(serving, image)
     serving.add_argument(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from archive import answer_sizes, random_weights, sample_images, tensorrt_files
+import torch
+
+from archive import answer_sizes, random_weights, sample_images, tensorrt_files, workers
 from archive.checkpoints import (
     image_checkpoints,
     image_encoders,
@@ -105,14 +107,15 @@ def _image_model(
     labels: Sequence[str] = (),
 ) -> ImageModel:
     """What is packaged of either kind. notes: beside the checkpoint's own; None is no note."""
+    count, workers_note = _workers(options, checkpoint.state.values())
     return ImageModel(
         name=options.name,
         version=options.model_version,
-        torchserve=_torchserve(options, batch_size, _startup_timeout_s(options, settings.plan_buckets)),
+        torchserve=_torchserve(options, count, batch_size, _startup_timeout_s(options, settings.plan_buckets)),
         settings=settings,
         weights=_origin(checkpoint.source, checkpoint.layout, checkpoint.sha256, options.revision),
         parity_data=options.parity_data,
-        notes=tuple(filter(None, [*checkpoint.notes, *notes])),
+        notes=tuple(filter(None, [*checkpoint.notes, *notes, workers_note])),
         checkpoint=checkpoint,
         labels=labels,
         converter=options.converter,
@@ -145,14 +148,21 @@ def text_model(options: TextOptions) -> TextModel:
     )
     numbers = _refuse_sizes(settings, checkpoint)
     batch_size, batch_size_notes = _batch_size(options, settings, -(-numbers // len(settings.pooling.modes)))
+    count, workers_note = _workers(options, checkpoint.model.parameters())
     return TextModel(
         name=options.name,
         version=options.model_version,
-        torchserve=_torchserve(options, batch_size, STARTUP_TIMEOUT_S),
+        torchserve=_torchserve(options, count, batch_size, STARTUP_TIMEOUT_S),
         settings=settings,
         weights=_origin(checkpoint.source, "huggingface", checkpoint.sha256, options.revision),
         parity_data=options.parity_data,
-        notes=(*_unused_weights(checkpoint), *checkpoint.notes, *_head_notes(checkpoint), *batch_size_notes),
+        notes=(
+            *_unused_weights(checkpoint),
+            *checkpoint.notes,
+            *_head_notes(checkpoint),
+            *batch_size_notes,
+            *_listed(workers_note),
+        ),
         checkpoint=checkpoint,
     )
 
@@ -364,9 +374,19 @@ def _image_settings(options: ImageOptions, preprocess: Preprocess) -> dict[str, 
     )
 
 
-def _torchserve(options: PackagingOptions, batch_size: int, startup_timeout_s: int) -> dict[str, int]:
+def _workers(options: PackagingOptions, tensors: Iterable[torch.Tensor]) -> tuple[int, str | None]:
+    """Return how many workers serve a network of these weights, and a note if nobody has asked for that number."""
+    if options.workers is not None:
+        return options.workers, None
+    return workers.default(options.device, sum(tensor.numel() for tensor in tensors))
+
+
+def _listed(note: str | None) -> tuple[str, ...]:
+    return () if note is None else (note,)
+
+
+def _torchserve(options: PackagingOptions, workers: int, batch_size: int, startup_timeout_s: int) -> dict[str, int]:
     """Return TorchServe's own keys of model-config.yaml."""
-    workers = options.workers or 1
     return {
         "minWorkers": workers,
         "maxWorkers": workers,  # minWorkers alone is ignored by TorchServe 0.12
@@ -406,7 +426,7 @@ def _batch_size(
     if options.batch_size_given:
         return options.batch_size, ()
     size, note = answer_sizes.batch_size(options.batch_size, settings, hidden)
-    return size, () if note is None else (note,)
+    return size, _listed(note)
 
 
 def _origin(source: str, layout: str, sha256: str, revision: str | None) -> dict[str, object]:

@@ -24,7 +24,7 @@ def package_demo() -> None:
     text = ["--weights", str(demo_text_encoder())]
     environment = {**os.environ, "PACKAGING_NO_HINTS": "1"}
     for command, name, arguments in (("image-classifier", DIGITS, image), ("text-encoder", SENTENCES, text)):
-        target = ["--name", name, "--export-path", str(MODEL_STORE)]
+        target = ["--name", name, "--export-path", str(MODEL_STORE), "--workers", "1"]
         subprocess.run(
             [sys.executable, "-m", "archive", command, *arguments, *target], cwd=ROOT, env=environment, check=True
         )

@@ -15,6 +15,7 @@ from types import FrameType
 
 import own_archives
 import request_examples
+import shared_gpus
 from argument_types import port
 from demo import DIGITS, SENTENCES, package_demo
 from demo_answers import digits_answers, sentences_answers, show_answers
@@ -71,13 +72,21 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
+        with shared_gpus.environment(chosen.mps, chosen.archives) as extra:
+            server.environment = {**server.environment, **extra}
+            return serve(server, chosen)
+    except (OSError, ServerError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def serve(server: Server, chosen: argparse.Namespace) -> int:
+    """Serve until Ctrl-C, then stop the server. Returns the exit status. Raises OSError, ServerError."""
+    try:
         return run(server, chosen.check, chosen.verify_key, chosen.archives)
     except KeyboardInterrupt:
         stop_gracefully(server)
         return 0
-    except (OSError, ServerError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     finally:
         server.stop()
 
@@ -107,6 +116,13 @@ def parser() -> argparse.ArgumentParser:
         help="archives to serve; NAME is the model's name in requests (default: the file's name without .mar)",
     )
     found.add_argument("--check", action="store_true", help="stop after the answers")
+    found.add_argument(
+        "--mps",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="share each GPU by NVIDIA's MPS, with a control daemon of its own. auto: if a model starts more than "
+        f"{shared_gpus.MANY} workers per GPU, and no daemon runs here (default: %(default)s)",
+    )
     found.add_argument(
         "--port",
         type=port,

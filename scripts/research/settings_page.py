@@ -71,7 +71,9 @@ They override those of `config.properties`.
 
 ### `minWorkers`, `maxWorkers`
 
-Packaging writes `1`, or what `--workers` says. The number of worker processes. TorchServe ignores `minWorkers` alone.
+The number of worker processes. Packaging writes what `--workers` says. Without it, it writes `1` on a machine without
+a GPU. On one with GPUs it writes as many as keep one GPU busy and fit into it: at most 8. TorchServe ignores
+`minWorkers` alone.
 
 ### `batchSize`
 
