@@ -96,8 +96,8 @@ class OwnSteps:
     """Resize and crop on the CPU (or on the GPU, see gpu_decoder), normalise on the device.
 
     In fp32 the crops are the libraries', value by value: the parity gate's limit for fp32 (1e-4) asks for that. In
-    fp16 and bf16 (1e-2 and 5e-2) only what the crop shows is resized, which is faster and changes logits by 1e-3 or
-    less (docs/batching.md).
+    fp16 and bf16 (1e-2 and 5e-2) only what the crop shows is resized, which is faster and changed logits by
+    2e-3 at most (docs/batching.md).
     """
 
     def __init__(self, preprocess: Preprocess, max_pixels: int, device: torch.device, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from archive import parity, sample_images
 from archive.checkpoints import image_checkpoints
 from handlers.images import batching, cropping, formats, preparation
+from handlers.images.formats.orientation import turned
 from handlers.images.geometry import placement
 from handlers.images.pipelines import OwnSteps
 from handlers.images.preprocess import INTERPOLATIONS, Preprocess
@@ -146,7 +147,7 @@ def test_an_upright_picture_in_rgb_is_not_copied(
     image = formats.decode(stream.getvalue(), MAX_PIXELS)
     assert (image.mode, image.size) == ("RGB", photo.size)
     assert copies == []
-    formats.turned(image, 6)  # and such a copy would be seen
+    turned(image, 6)  # and such a copy would be seen
     assert copies[0] == "transpose"
 
 
