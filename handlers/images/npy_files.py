@@ -23,7 +23,7 @@ def is_npy(data: bytes) -> bool:
     return data[: len(NPY_MAGIC)] == NPY_MAGIC
 
 
-def read_npy(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop | Normalised]:
+def read_npy(data: bytes, preprocess: Preprocess, max_pixels: int, *, exact: bool = True) -> list[Crop | Normalised]:
     """The images of a .npy file, one or several, uint8 ones as crops.
 
     uint8 images of the crop's size are crops already; those of other sizes are whole images.
@@ -33,13 +33,14 @@ def read_npy(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Crop 
         data: the file.
         preprocess: the archive's settings.
         max_pixels: of all images in the file together.
+        exact: as `crop` takes it.
 
     Raises InvalidImage or PayloadTooLarge, as `read_arrays`.
     """
     images = read_arrays(data, preprocess.shape, max_pixels)
     if images.dtype != np.uint8 or images.shape[1:3] == preprocess.shape:
         return list(images)
-    return [crop(Image.fromarray(image), preprocess) for image in images]
+    return [crop(Image.fromarray(image), preprocess, exact=exact) for image in images]
 
 
 def read_arrays(data: bytes, network_size: tuple[int, int] | None, max_pixels: int) -> NDArray[Any]:

@@ -14,13 +14,14 @@ from handlers.images.preprocess import Preprocess
 Prepared = Crop | Normalised
 
 
-def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Prepared]:
+def prepare(data: bytes, preprocess: Preprocess, max_pixels: int, *, exact: bool = True) -> list[Prepared]:
     """Decode, resize and crop one input's file; normalising is left to the batch.
 
     Args:
         data: an image file or a .npy file.
         preprocess: the archive's settings.
         max_pixels: of one image, width x height.
+        exact: as `crop` takes it.
 
     Returns:
         One crop for an image; one or more images for a .npy file.
@@ -28,5 +29,5 @@ def prepare(data: bytes, preprocess: Preprocess, max_pixels: int) -> list[Prepar
     Raises InvalidImage, PayloadTooLarge or UnsupportedMediaType.
     """
     if is_npy(data):
-        return read_npy(data, preprocess, max_pixels)
-    return [crop(decode(data, max_pixels), preprocess)]
+        return read_npy(data, preprocess, max_pixels, exact=exact)
+    return [crop(decode(data, max_pixels), preprocess, exact=exact)]
