@@ -165,6 +165,31 @@ def by_gpus(runs: Sequence[str]) -> list[str]:
     return lines
 
 
+def by_mps(runs: Sequence[str]) -> list[str]:
+    """Items/s, p99 and the GPU's busy share by the number of workers, with and without MPS."""
+    head = ["workers", *(f"{_rows(run)[0]['target']}, MPS {mps}" for run in runs for mps in ("off", "on"))]
+    lines = [line(head), line(["---:"] * len(head))]
+    for workers in sorted({row["workers"] for row in _rows(runs[0])}):
+        cells = [_rows(run, workers=workers, mps=mps)[0] for run in runs for mps in ("off", "on")]
+        lines.append(line([workers, *map(_with_mps, cells)]))
+    return lines
+
+
+def decoders(run: str) -> list[str]:
+    """Images/s of libraries that decode JPEGs, and how far their pixels are from Pillow's."""
+    lines = [
+        line(["library", "version", "images/s", "mean difference", "largest"]),
+        line(["---", "---", *["---:"] * 3]),
+    ]
+    for row in read(run)["rows"]:
+        if "why_not" in row:
+            lines.append(line([row["library"], "-", f"none: {row['why_not'].partition(': ')[2]}", "-", "-"]))
+        else:
+            differences = (f"{row['mean_difference']:.2f}", row["largest_difference"])
+            lines.append(line([row["library"], row["version"], f"{row['images_per_s']:,}", *differences]))
+    return lines
+
+
 def peers(runs: Sequence[str]) -> list[str]:
     """What the same network gives through other servers in the same run; each row says how many answers agree."""
     head = ("server", "one request", "workers", "load", "requests/s", "p50 ms", "p99 ms", "same answers", "errors")
@@ -187,6 +212,8 @@ def serving_conditions(runs: Sequence[str]) -> list[str]:
     return [line(head), line(["---"] * len(head)), *(line(_serving_condition(run)) for run in runs)]
 
 
+MPS_H200 = ("serving-resnet101-workers-h200", "serving-bert-large-workers-h200")
+RAY_H200 = ("serving-bert-large-32-raw-ray-h200", "serving-bert-large-32-raw-ray-128-clients-h200")
 GPUS_H100 = ("serving-resnet101-gpus-h100", "serving-bert-large-32-raw-h100")
 GPUS_H200 = ("serving-resnet101-gpus-h200", "serving-bert-large-32-raw-gpus-h200")
 SERVING_H100 = ("serving-resnet101-jpeg-h100", "serving-bert-large-one-text-batch64-h100")
@@ -195,6 +222,9 @@ HOSTS_CPU = ("serving-hosts-cpu",)
 
 TABLES: dict[str, Table] = {
     "gpus-h200": functools.partial(by_gpus, GPUS_H200),
+    "mps-h200": functools.partial(by_mps, MPS_H200),
+    "ray-h200": functools.partial(by_gpus, RAY_H200),
+    "jpeg-decoders-h200": functools.partial(decoders, "jpeg-decoders-h200"),
     "gpus-h100": functools.partial(by_gpus, GPUS_H100),
     "peers-h100": functools.partial(peers, PEERS_H100),
     "hosts-cpu": functools.partial(peers, HOSTS_CPU),
@@ -211,7 +241,9 @@ TABLES: dict[str, Table] = {
     "text-by-workers-h200": functools.partial(by_workers, "serving-bert-large-one-text-h200"),
     "engine-conditions-h200": functools.partial(conditions, ENGINE_RUNS_H200),
     "engine-conditions-h100": functools.partial(conditions, ("bert-large-h100",)),
-    "serving-conditions-h200": functools.partial(serving_conditions, (*SERVING_H200, *GPUS_H200)),
+    "serving-conditions-h200": functools.partial(
+        serving_conditions, (*SERVING_H200, *GPUS_H200, *MPS_H200, *RAY_H200, "serving-resnet101-batch-sizes-h200")
+    ),
 }
 
 
@@ -256,6 +288,10 @@ def _served(row: Row) -> str:
             f"{headroom:.2f}" if headroom else "-",
         ]
     )
+
+
+def _with_mps(row: Row) -> str:
+    return f"{row['items_per_s']:,.0f} ({row['p99_ms']:.0f}, {row['gpu_busy'][0]:.0%})"
 
 
 def _on_gpus(row: Row, open_loop: Sequence[Row]) -> str:

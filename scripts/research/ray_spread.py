@@ -6,10 +6,10 @@ project:
     .venv/bin/python scripts/research/ray_spread.py model_store/digits.mar --out ray-spread.json
 
 All hosts share this machine's cores, so a network that computes would be no faster on three of them. So each run of
-the network waits a fixed time instead (handlers/faults.py), and a replica answers one request at a time: so many
-replicas can answer replicas / seconds requests/s, and no more. What is missing to that is what Ray takes: the ways
-through proxies, fronts and the network between the hosts. "busy" says how much of all cores was busy; above 0.8, the
-cores are the limit and not Ray, and a longer wait is wanted.
+the network waits a fixed time instead (handlers/faults.py), and a replica answers --batch-size requests at a time: so
+many replicas can answer replicas x batch size / seconds requests/s, and no more. What is missing to that is what Ray
+takes: the ways through proxies, fronts and the network between the hosts. "busy" says how much of all cores was busy;
+above 0.8, the cores are the limit and not Ray, and a longer wait is wanted.
 
 Rows: replicas in proportion to the hosts, and the most replicas on one host alone. Clients ask all hosts in turn, as
 behind a balancer.
@@ -90,7 +90,7 @@ def measured(hosts: list[str], replicas: int, chosen: argparse.Namespace) -> dic
         busy = psutil.cpu_percent() / 100
     finally:
         clients.end()
-    rate, most = statuses.get("200", 0) / took, replicas / chosen.wait
+    rate, most = statuses.get("200", 0) / took, chosen.batch_size * replicas / chosen.wait
     percentiles = statistics.quantiles(times, n=100) if len(times) > 1 else [0.0] * 99
     return {
         "requests_per_s": round(rate, 1),
@@ -113,12 +113,12 @@ def row(hosts: list[str], replicas: int, chosen: argparse.Namespace, log: Any) -
                 "name": "digits",
                 "replicas": replicas,
                 "num_gpus": 0,
-                "batch_size": 1,
+                "batch_size": chosen.batch_size,
                 "max_delay_ms": 0,
                 "allow_other_version": True,
             }
         ],
-        "fronts": len(hosts),
+        "fronts": len(hosts) * chosen.fronts_per_host,
         "front_num_cpus": 0,
     }
     with contextlib.ExitStack() as stack:
@@ -161,6 +161,8 @@ def conditions(chosen: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_before": [round(load, 2) for load in os.getloadavg()],
         "wait_s": chosen.wait,
+        "fronts_per_host": chosen.fronts_per_host,
+        "batch_size": chosen.batch_size,
         "seconds": chosen.seconds,
         "clients_per_replica": chosen.clients_per_replica,
     }
@@ -171,6 +173,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("archive", type=Path, help="the demo's digits.mar")
     found.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 3], choices=(1, 2, 3))
     found.add_argument("--replicas-per-host", type=int, default=2)
+    found.add_argument("--fronts-per-host", type=int, default=1)
+    found.add_argument("--batch-size", type=int, default=1)
     found.add_argument("--wait", type=float, default=0.2, help="seconds that a run of the network takes")
     found.add_argument("--clients-per-replica", type=int, default=4)
     found.add_argument("--seconds", type=float, default=20, help="of load that is counted (default: %(default)s)")

@@ -28,6 +28,7 @@ BATCHES_HELD = 3
 LEAST_HELD = 64
 # If all replicas hold that many, Ray's router looks again after a while: 25 ms, then up to 500, while replicas idle.
 LOOK_AGAIN_S, LONGEST_S = 0.002, 0.016
+ROUTER = "ray_host.routing.LeastBusyRouter"
 FRONT_HOLDS = 10_000  # requests; models have bounds of their own
 HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 DRAIN_S = 60  # that a replica gets for its last answers
@@ -71,7 +72,9 @@ def deployment_options(model: ModelOptions, told: Head, name: str) -> dict[str, 
         **_replicas(model, batch_size),
         "max_ongoing_requests": max(LEAST_HELD, BATCHES_HELD * batch_size),
         "max_queued_requests": -1 if is_gathered else model.max_queued,  # the front counts requests, and Ray calls
-        "request_router_config": RequestRouterConfig(initial_backoff_s=LOOK_AGAIN_S, max_backoff_s=LONGEST_S),
+        "request_router_config": RequestRouterConfig(
+            request_router_class=ROUTER, initial_backoff_s=LOOK_AGAIN_S, max_backoff_s=LONGEST_S
+        ),
         "graceful_shutdown_timeout_s": DRAIN_S,
         "ray_actor_options": {
             "num_cpus": model.num_cpus,
