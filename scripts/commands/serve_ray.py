@@ -96,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
         "--multiplex",
         type=positive,
         metavar="N",
-        help="all models share the replicas, and N are loaded in each at a time: the first request of a model loads it, "
-        "and the least recently asked one is dropped; --replicas, --gpus and --cpus are of the shared replicas",
+        help="all models share the replicas, and N are loaded in each at a time: a request loads its model, and the "
+        "least recently asked one is dropped; --replicas, --gpus and --cpus are of the shared replicas",
     )
     found.add_argument(
         "--load-wait",

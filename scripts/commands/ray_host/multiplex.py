@@ -65,12 +65,11 @@ class Multiplexed(Replica):
         """Return the response to one request. Raises ReplicaGoneError (ask another replica) and NotLoadedError."""
         key = serve.get_multiplexed_model_id()
         entry = self._entry(key)
-        if self._shelf.model(key) is None:
-            if unloaded.of_server(request):
-                return unloaded.answer(request, entry.name)
-            if unloaded.of_readiness(request, entry.name, entry.version):
-                self._shelf.refuse_failed(key)
-                return unloaded.answer(request, entry.name)
+        if unloaded.of_server(request):
+            return unloaded.answer(request, entry.name)
+        if unloaded.of_readiness(request, entry.name, entry.version):
+            self._shelf.refuse_failed(key)
+            return unloaded.answer(request, entry.name)
         waited_s = 0.0 if request.arrived is None else max(0.0, time.time() - request.arrived)
         async with self._shelf.lent(key, waited_s) as model:
             return await self._ask(model, request)

@@ -6,8 +6,8 @@ one at a time, and drops the least recently used one before it loads another. Th
 - A load goes on if the request that began it is given up. Others may wait for it, and a load cannot be stopped.
 - A model is lent before the cache may drop it again. Else two models that are asked at the same time, with room for
   one, would drop each other before either has answered.
-- An archive is checked before room is made for it, and a failure is known for a while, so that a broken archive does
-  not drop a good model with each request.
+- An archive is checked before room is made for it. If it does not load then, the model that was dropped for it is
+  loaded again, and the failure is known for a while. So a broken archive does not drop a good model with each request.
 - A request waits for a limited time, and a limited number of requests wait.
 
 All of it runs in one event loop. Nothing here needs Ray.
@@ -103,6 +103,7 @@ class Shelf:
         self._failed: dict[str, tuple[float, NotLoadedError]] = {}
         self._took_s: dict[str, float] = {}
         self._count: dict[str, int] = {}
+        self._dropped: str | None = None  # for the load that is on its way in Ray's cache
 
     @property
     def models(self) -> list[AsyncModel]:
@@ -112,7 +113,8 @@ class Shelf:
     def put(self, key: str, model: AsyncModel, took_s: float) -> Held:
         """Return a model that was loaded just now, for Ray's cache. took_s: seconds that this took."""
         self._took_s[key], self._count[key] = took_s, self._count.get(key, 0) + 1
-        held = self._held[key] = Held(model, lambda: self._held.pop(key, None))
+        self._dropped = None
+        held = self._held[key] = Held(model, lambda: self._drop(key))
         return held
 
     @contextlib.asynccontextmanager
@@ -158,6 +160,10 @@ class Shelf:
         """Wait for the loads on their way, so that Ray's cache has all models that it has to drop."""
         await asyncio.gather(*(load.task for load in self._loads.values()))
 
+    def _drop(self, key: str) -> None:
+        del self._held[key]
+        self._dropped = key
+
     async def _loaded(self, key: str) -> Held:
         """A model that is loaded, lent; Ray's cache counts it as used. Nothing is awaited that is not there."""
         held = await self._fetch(key)
@@ -195,7 +201,7 @@ class Shelf:
         try:
             if key not in self._count or key in self._failed:
                 await self._check(key)
-            held = await self._fetch(key)
+            held = await self._fetched(key)
         except ReplicaGoneError as error:
             return error
         except Exception as error:
@@ -204,6 +210,16 @@ class Shelf:
             del self._loads[key]
         held.take(load.waiting)  # nothing was awaited since Ray's cache has it, so it was not dropped
         return held
+
+    async def _fetched(self, key: str) -> Held:
+        """A model from Ray's cache. If it does not load, and nothing else wants the room, the dropped one comes back."""
+        try:
+            return await self._fetch(key)
+        except Exception:
+            before, self._dropped = self._dropped, None
+            if before is not None and self._loads.keys() == {key}:
+                self._begin(before)
+            raise
 
     def _fail(self, key: str, error: Exception) -> NotLoadedError:
         reason = str(error) if isinstance(error, load_errors.PLAIN) else type(error).__name__

@@ -1,6 +1,6 @@
-"""What is answered for a model that is not loaded: whether the server is there, and whether the model may be asked.
+"""What is answered without a model: whether the server is there, and whether a model may be asked.
 
-A probe asks for these all the time. It must not load a model, and drop another one for it.
+A probe asks for these all the time. It must not load a model and drop another one for it, nor make a model seem used.
 """
 
 from __future__ import annotations
