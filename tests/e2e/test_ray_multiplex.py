@@ -28,7 +28,7 @@ from tests.hosts_table import IMAGES, TEXTS, Asked, Reply, png
 pytestmark = pytest.mark.e2e
 GOOD = ("digits", "sentences", "digits2")
 ROUNDS = 12
-MOST_GROWTH = 200 << 20  # bytes of a process in ROUNDS rounds with three loads each; three models take more
+MOST_GROWTH = 60 << 20  # bytes of a process in ROUNDS rounds with three loads each
 TEXT = b'["a text", "and another"]'
 JSON = {"Content-Type": "application/json"}
 

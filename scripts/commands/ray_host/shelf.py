@@ -7,7 +7,7 @@ one at a time, and drops the least recently used one before it loads another. Th
 - A model is lent before the cache may drop it again. Else two models that are asked at the same time, with room for
   one, would drop each other before either has answered.
 - An archive is checked before room is made for it. If it does not load then, the model that was dropped for it is
-  loaded again, and the failure is known for a while. So a broken archive does not drop a good model with each request.
+  loaded again, and the failure is known for a while. So a broken archive does not drop a model with each request.
 - A request waits for a limited time, and a limited number of requests wait.
 
 All of it runs in one event loop. Nothing here needs Ray.
@@ -24,6 +24,7 @@ from http import HTTPStatus
 from typing import Any
 
 from handlers import AsyncModel, load_errors
+from ray_host import heap
 from ray_host.gone import NotLoadedError, ReplicaGoneError
 
 KNOWN_S = 60.0  # that a failure to load is known, until the next request tries again
@@ -60,6 +61,7 @@ class Held:
         await self._unused.wait()
         try:
             await self.model.close()
+            await asyncio.to_thread(heap.give_back)
         except Exception:
             logger.exception("a model that was dropped could not be closed")
 
@@ -212,7 +214,7 @@ class Shelf:
         return held
 
     async def _fetched(self, key: str) -> Held:
-        """A model from Ray's cache. If it does not load, and nothing else wants the room, the dropped one comes back."""
+        """A model from Ray's cache. If it does not load, the dropped one comes back unless others want the room."""
         try:
             return await self._fetch(key)
         except Exception:
