@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray_host import shelf
+from ray_host import heap, shelf
 from ray_host.gone import NotLoadedError, ReplicaGoneError
 from ray_host.shelf import Held, Shelf
 
@@ -92,7 +92,7 @@ async def turns(count: int = 20) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf.heap, "give_back", lambda: None)
+    monkeypatch.setattr(heap, "give_back", lambda: None)
 
 
 def test_the_least_recently_used_model_is_dropped_and_comes_back() -> None:
