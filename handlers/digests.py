@@ -37,6 +37,14 @@ def start(path: Path) -> None:
             _read_in_thread(key, digest)
 
 
+def forget(folder: Path) -> None:
+    """Forget the files of a folder that is removed. A process that loads many archives would keep them all."""
+    inside = folder.resolve()
+    with _lock:
+        for key in [key for key in _found if inside in key[0].parents]:
+            del _found[key]
+
+
 def of_text(text: str) -> str:
     """Return the digest of the text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -68,7 +76,7 @@ def _read(key: _Key, digest: Future[str]) -> None:
                 found.update(part)
     except BaseException as error:
         with _lock:
-            del _found[key]
+            _found.pop(key, None)
         digest.set_exception(error)
     else:
         digest.set_result(found.hexdigest())

@@ -40,7 +40,10 @@ def archive_folder(path: Path, *, edited_settings: bool = False) -> Iterator[tup
         yield path, check(path, edited_settings=edited_settings)
         return
     with private_folders.private_folder() as private:
-        yield private, unpack(path, private, edited_settings=edited_settings)
+        try:
+            yield private, unpack(path, private, edited_settings=edited_settings)
+        finally:
+            digests.forget(private)
 
 
 def unpack(mar: Path, folder: Path, *, edited_settings: bool = False) -> Contents:

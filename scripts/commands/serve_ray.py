@@ -18,6 +18,7 @@ import yaml
 from argument_types import checked, port, positive
 from ray_host import archives, checks, local, next_steps
 from ray_host.options import DIGEST, AppOptions
+from ray_host.sharing import LOAD_WAIT_S
 from server.paths import python_path
 
 from handlers import cpus
@@ -35,6 +36,7 @@ examples:
   scripts/serve-ray --replicas 1:4 --gpus 0.5 bert=model_store/bert-large.mar    autoscaling; two replicas on each GPU
   scripts/serve-ray --digest sha256:... s3://bucket/bert-large.mar               needs s3fs
   scripts/serve-ray --config scripts/deployment/ray/cluster.yaml                 try a cluster's file here
+  scripts/serve-ray --multiplex 2 a.mar b.mar c.mar                              two of them are loaded at a time
 
 There are no tokens: whoever reaches the port is answered. So the port is open for this machine alone, unless --host
 says otherwise.
@@ -71,6 +73,10 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         found.error("wanted: archives, or --config FILE.yaml")
     if chosen.digest and len(chosen.archives) != 1:
         found.error("--digest is of one archive; for several, see --config")
+    if chosen.config and (chosen.multiplex or chosen.load_wait):
+        found.error("--multiplex and --load-wait are for archives; a file has the keys multiplex and load_wait_s")
+    if chosen.load_wait and not chosen.multiplex:
+        found.error("--load-wait is for --multiplex; without it all models are loaded at the start")
     try:
         checks.different(chosen.port, chosen.grpc_port)
         for word in chosen.archives:
@@ -107,6 +113,19 @@ def parser() -> argparse.ArgumentParser:
         type=positive,
         metavar="N",
         help="processes that read requests (default: one for 4 cores, and 3 per GPU at most; one without a GPU)",
+    )
+    found.add_argument(
+        "--multiplex",
+        type=positive,
+        metavar="N",
+        help="all models share the replicas, and N are loaded in each at a time: a request loads its model, and the "
+        "least recently asked one is dropped; --replicas, --gpus and --cpus are of the shared replicas",
+    )
+    found.add_argument(
+        "--load-wait",
+        type=positive,
+        metavar="SECONDS",
+        help=f"with --multiplex: until a request whose model still loads gets a 503 (default: {LOAD_WAIT_S:g})",
     )
     each = found.add_argument_group("for each model")
     each.add_argument(
@@ -185,7 +204,12 @@ def run(chosen: argparse.Namespace) -> int:
     logs = local.start(chosen.host, chosen.port, _most_replicas(options), chosen.grpc_port)
     print(f"Ray runs after {time.monotonic() - started:.1f} s; the models load (logs: {logs})", flush=True)
     local.run(args, logs)
-    print(f"all models are ready after {time.monotonic() - started:.1f} s", flush=True)
+    what = (
+        "the replicas are ready, and load models when they are asked,"
+        if options.multiplex
+        else "all models are ready"
+    )
+    print(f"{what} after {time.monotonic() - started:.1f} s", flush=True)
     print(next_steps.text(served(options, models), chosen.host, chosen.port, chosen.grpc_port), flush=True)
     while True:
         signal.pause()
@@ -221,7 +245,8 @@ def args_of(chosen: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{chosen.config} has no args of an application: {type(error).__name__}") from None
         return {**_with_absolute(found), **_fronts(chosen), "front_num_cpus": 0}
     fewest, most = chosen.replicas
-    share = max(1, cpus.usable() // ((most or fewest) * len(chosen.archives)))
+    processes = (most or fewest) * (1 if chosen.multiplex else len(chosen.archives))
+    share = max(1, cpus.usable() // processes)
     common = {
         "replicas": fewest,
         "max_replicas": most,
@@ -234,11 +259,16 @@ def args_of(chosen: argparse.Namespace) -> dict[str, Any]:
         "allow_other_version": chosen.other_version,
     }
     models = [{**_named(word), **common} for word in chosen.archives]
-    return {"models": models, **_fronts(chosen), "front_num_cpus": 0}
+    return {"models": models, **_fronts(chosen), **_multiplex(chosen), "front_num_cpus": 0}
 
 
 def _fronts(chosen: argparse.Namespace) -> dict[str, int]:
     return {} if chosen.fronts is None else {"fronts": chosen.fronts}
+
+
+def _multiplex(chosen: argparse.Namespace) -> dict[str, int]:
+    given = {"multiplex": chosen.multiplex, "load_wait_s": chosen.load_wait}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _named(word: str) -> dict[str, Any]:
@@ -267,7 +297,7 @@ def _absolute(archive: str) -> str:
 
 def _most_replicas(options: AppOptions) -> int:
     """CPUs that Ray has to count for all replicas to be placed."""
-    return round(sum((model.max_replicas or model.replicas) * max(1, model.num_cpus) for model in options.models))
+    return round(sum((model.max_replicas or model.replicas) * max(1, model.num_cpus) for model in options.placed))
 
 
 def _end() -> None:

@@ -103,3 +103,16 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatc
 
 def _fail(_: Path) -> None:
     raise OSError("no disk")
+
+
+def test_the_files_of_a_removed_folder_are_forgotten(tmp_path: Path, reads: list[Path]) -> None:
+    """A process that loads archive after archive unpacks each into a new folder."""
+    kept, gone = tmp_path / "kept", tmp_path / "gone"
+    for folder in (kept, gone):
+        (folder / "code").mkdir(parents=True)
+        (folder / "code" / "a.py").write_bytes(folder.name.encode())
+        digests.of_file(folder / "code" / "a.py")
+    digests.forget(gone)
+    assert not [key for key in digests._found if gone in key[0].parents]
+    digests.of_file(kept / "code" / "a.py")
+    assert len(reads) == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from handlers import digests
 from handlers.hosts import contents, unpacking
 from handlers.hosts.contents import ArchiveError
 from tests.made_archives import added_files, write_mar
@@ -47,6 +48,7 @@ def test_every_file_is_there_and_private(mar: Path, tmp_path: Path) -> None:
         assert (listed.name, listed.kind) == ("tiny", "image-classifier")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not folder.exists()
+    assert not [key for key in digests._found if folder in key[0].parents]
 
 
 def test_an_unpacked_folder_is_an_archive_too_and_stays(mar: Path, tmp_path: Path) -> None:

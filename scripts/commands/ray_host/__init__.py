@@ -3,6 +3,8 @@
     options   what a deployment file says of the models, checked
     archives  where an archive lies: a path or a URL -> a file on this machine, and what it says of itself
     replica   one model in a process of its own, with its share of a GPU
+    multiplex many models in few replicas: shelf loads, lends and drops them, sharing has what they agree on, unloaded
+              and whereabouts answer without them, heap gives their memory back
     front     HTTP requests -> the model that the path names
     gathering several requests -> one call to a replica
     gone      the errors of a replica

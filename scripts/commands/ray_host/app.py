@@ -1,27 +1,29 @@
 """The application: a deployment per model, and the front before them. `serve deploy` calls `build`.
 
-Each model is a deployment of its own, and not multiplexed into shared replicas: each then has its own share of a GPU,
-its own batches, queue and autoscaling, and one model's crash or update leaves the others alone. Multiplexing suits
-many models that are rarely asked; here loading takes seconds, as an engine is compared and timed.
+Each model is a deployment of its own: it has its own share of a GPU, its own batches, queue and autoscaling, and one
+model's crash or update leaves the others alone. With `multiplex` all models share one deployment (multiplex.py), for
+many models that are rarely asked.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from ray_host import archives
+from ray_host import archives, sharing
 from ray_host.archives import Head
 from ray_host.front import Front, Served
+from ray_host.multiplex import Entry, replica_class
 from ray_host.options import AppOptions, ModelOptions
 from ray_host.replica import Replica
 
-FRONT = "front"
+FRONT, SHARED = "front", "models"  # deployments: of HTTP; of all models, with multiplex
 # A replica holds a batch that runs, one that waits for it, and one on the way. Small batches end sooner than that
 # helps, so it holds LEAST_HELD requests at least.
 BATCHES_HELD = 3
@@ -40,18 +42,13 @@ def build(args: Mapping[str, Any]) -> Any:
     Raises ValueError for wrong args, ArchiveError for an archive that is not there or not the one of the digest.
     """
     options = AppOptions.of(args)
+    named = _named(options)
+    shared = _shared(options, named) if options.multiplex else None
     found: dict[str, list[Served]] = {}
-    for model in options.models:
-        told = archives.head_of(model)
-        name = model.name or told.name
-        versions = found.setdefault(name, [])
-        if any(told.version == other.version for other in versions):
-            raise ValueError(f"the model {name} of version {told.version} is named twice")
-        device = "cuda" if gpus(model) else "cpu"
-        own_name = f"{name}-{told.version}" if versions else name  # an update finds a model by it
-        deployment = serve.deployment(Replica).options(**deployment_options(model, told, own_name))
-        bound = deployment.bind(model, told.digest, device)
-        versions.append(Served(told.version, bound, model.timeout_s, **gathering(model, told, options.fronts)))
+    for key, (model, name, told) in named.items():
+        bound = _own(key, model, told) if shared is None else shared
+        how = {**gathering(model, told, options.fronts), "key": "" if shared is None else key}
+        found.setdefault(name, []).append(Served(told.version, bound, model.timeout_s, **how))
     front = serve.deployment(Front).options(
         name=FRONT,
         num_replicas=options.fronts,
@@ -61,6 +58,43 @@ def build(args: Mapping[str, Any]) -> Any:
         **HEALTH,
     )
     return front.bind(found)
+
+
+def _named(options: AppOptions) -> dict[str, tuple[ModelOptions, str, Head]]:
+    """Each model, the name under which it is served, and what its archive says; by names that an update finds again.
+
+    Raises ArchiveError, and ValueError for a name and a version that come twice.
+    """
+    found: dict[str, tuple[ModelOptions, str, Head]] = {}
+    for model in options.models:
+        told = archives.head_of(model)
+        name = model.name or told.name
+        others = [head.version for _, other, head in found.values() if other == name]
+        if told.version in others:
+            raise ValueError(f"the model {name} of version {told.version} is named twice")
+        found[f"{name}-{told.version}" if others else name] = (model, name, told)
+    return found
+
+
+def _own(key: str, model: ModelOptions, told: Head) -> Any:
+    """A deployment with one model, bound."""
+    device = "cuda" if gpus(model) else "cpu"
+    return serve.deployment(Replica).options(**deployment_options(model, told, key)).bind(model, told.digest, device)
+
+
+def _shared(options: AppOptions, named: Mapping[str, tuple[ModelOptions, str, Head]]) -> Any:
+    """The deployment that all models share, bound."""
+    most, first = options.multiplex or 1, options.models[0]
+    _, _, head = next(iter(named.values()))
+    largest = max(model.batch_size or told.batch_size for model, _, told in named.values())
+    chosen = deployment_options(replace(first, batch_size=largest), head, SHARED)
+    chosen["max_ongoing_requests"], waiting = sharing.held(most, chosen["max_ongoing_requests"])
+    if chosen["max_queued_requests"] > 0:  # Ray counts the requests of all models together
+        chosen["max_queued_requests"] = sum(model.max_queued for model in options.models)
+    entries = {key: Entry(model, name, told.version, told.digest) for key, (model, name, told) in named.items()}
+    wait_s = options.load_wait_s or sharing.LOAD_WAIT_S
+    device = "cuda" if gpus(first) else "cpu"
+    return serve.deployment(replica_class(most)).options(**chosen).bind(entries, device, wait_s, waiting)
 
 
 def deployment_options(model: ModelOptions, told: Head, name: str) -> dict[str, Any]:
@@ -85,7 +119,7 @@ def deployment_options(model: ModelOptions, told: Head, name: str) -> dict[str, 
     }
 
 
-def gathering(model: ModelOptions, told: Head, fronts: int) -> dict[str, int]:
+def gathering(model: ModelOptions, told: Head, fronts: int) -> dict[str, Any]:
     """Return how a front sends a model's requests, by Served's names: a batch in each call.
 
     A model that scales by its load gets a call per request: Ray counts calls, and starts replicas by their number.

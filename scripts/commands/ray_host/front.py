@@ -21,9 +21,9 @@ from starlette.responses import Response
 
 from handlers.hosts.messages import HttpRequest, HttpResponse, routed
 from handlers.protocol.request_ids import RequestIds
-from ray_host import grpc_service
+from ray_host import grpc_service, whereabouts
 from ray_host.gathering import FullError, Gathering
-from ray_host.gone import AnswerError, ReplicaGoneError
+from ray_host.gone import AnswerError, NotLoadedError, ReplicaGoneError
 
 MOST_BYTES = 16 << 20  # of a body; as config.properties has it for TorchServe
 JSON = {"content-type": "application/json"}
@@ -42,6 +42,7 @@ class Served:
         per_call: requests in one call to a replica, at most; 1 for a call per request, which Ray queues.
         calls: with several requests each that are on their way from one front, at most.
         max_queued: requests that wait in a front for such a call, at most.
+        key: of this model in replicas that many models share; "" for replicas of its own.
     """
 
     version: str
@@ -50,6 +51,7 @@ class Served:
     per_call: int = 1
     calls: int = 1
     max_queued: int = 0
+    key: str = ""
 
 
 class Refusal(Exception):
@@ -128,7 +130,10 @@ class Front:
 
     async def _of_all(self, request: HttpRequest) -> HttpResponse:
         """KServe's paths without a model, as /v2/health/ready: the first answer that is not 200, else the last."""
-        answers = [await self._ask(model, request) for versions in self.models.values() for model in versions]
+        models = [model for versions in self.models.values() for model in versions]
+        if models[0].key:  # all share their replicas, which need no model for this answer
+            models = models[:1]
+        answers = [await self._ask(model, request) for model in models]
         return next((answer for answer in answers if answer.status != HTTPStatus.OK), answers[-1])
 
     async def _ask(self, model: _Asked, request: HttpRequest) -> HttpResponse:
@@ -153,8 +158,11 @@ class _Asked:
 
     def __init__(self, model: Served) -> None:
         self.version, self.timeout_s = model.version, model.timeout_s
+        self.key = model.key
         # Both sides have the same classes, so Python's own pickle does, which takes less time than cloudpickle.
-        self._handle = model.handle.options(request_serialization="pickle", response_serialization="pickle")
+        self._handle = model.handle.options(
+            request_serialization="pickle", response_serialization="pickle", multiplexed_model_id=model.key
+        )
         self._gathering = Gathering(self._send, model.per_call, model.calls, model.max_queued)
         self._first = self._gathering.ask if model.per_call > 1 else self._alone
 
@@ -165,6 +173,8 @@ class _Asked:
 
     async def describe(self) -> Any:
         """Return how the model runs and why. Raises as `answer`."""
+        if self.key:
+            return await whereabouts.of(self._handle, self.key)
         ask = self._handle.describe.remote
         return await _twice(ask, ask)
 
@@ -194,6 +204,8 @@ async def _told(model: _Asked, asked: Coroutine[Any, Any, Any]) -> Any:
         raise Refusal(HTTPStatus.GATEWAY_TIMEOUT, "Timeout", f"no answer within {model.timeout_s:g} s") from None
     except (BackPressureError, FullError):
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Busy", "too many requests wait; try again later") from None
+    except NotLoadedError as error:  # Ray's copy of it is a RayError, too
+        raise Refusal(HTTPStatus(error.status), error.kind, error.message) from None
     except RayServeException as error:
         logger.warning(f"a request got no answer: {type(error).__name__}")
         message = "no replica of the model runs; `serve status` says why"

@@ -167,7 +167,7 @@ def _refuse_too_many(options: AppOptions) -> None:
 
     there: Mapping[str, float] = ray.cluster_resources()
     free = dict(there)
-    for model in options.models:
+    for model in options.placed:
         for name, share in _shares(model, there).items():
             free[name] = free.get(name, 0.0) - model.replicas * share
             # A replica is on one GPU: two halves of different GPUs are no room.

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ray_host import sharing
+
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 QUEUED = 1000
 TIMEOUT_S = 120.0  # TorchServe's default_response_timeout
@@ -87,11 +89,16 @@ class AppOptions:
         models: at least one.
         fronts: processes that read HTTP requests; two or more on different machines outlive one of them.
         front_num_cpus: CPUs that Ray sets aside for each of them.
+        multiplex: models that are loaded in a replica at a time; all models share the replicas. None for replicas
+            with one model each.
+        load_wait_s: seconds that a request waits until its model is loaded, with multiplex; None for LOAD_WAIT_S.
     """
 
     models: tuple[ModelOptions, ...]
     fronts: int = 1
     front_num_cpus: float = 1
+    multiplex: int | None = None
+    load_wait_s: float | None = None
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> AppOptions:
@@ -105,6 +112,16 @@ class AppOptions:
     def __post_init__(self) -> None:
         _check(self, "fronts", _is_count(self.fronts, 1), "a whole number from 1")
         _check(self, "front_num_cpus", _is_number(self.front_num_cpus), "a number from 0")
+        is_right = self.multiplex is None or _is_count(self.multiplex, 1)
+        _check(self, "multiplex", is_right, "a whole number from 1: models that are loaded in a replica at a time")
+        is_right = self.load_wait_s is None or (_is_number(self.load_wait_s) and self.load_wait_s > 0)
+        _check(self, "load_wait_s", is_right, "seconds above 0")
+        sharing.refuse_misfits(self.models, self.multiplex, self.load_wait_s)
+
+    @property
+    def placed(self) -> tuple[ModelOptions, ...]:
+        """The models whose `replicas` take room: with multiplex one, as all share its replicas."""
+        return self.models if self.multiplex is None else self.models[:1]
 
 
 def fronts_for(gpus: int, cores: int) -> int:

@@ -14,7 +14,7 @@ from handlers import AsyncModel, HttpRequest, HttpResponse, async_load, cpus
 from handlers.hosts.contents import ArchiveError
 from handlers.hosts.model import ModelClosedError, ModelLostError
 from ray_host import archives
-from ray_host.gone import AnswerError, ReplicaGoneError
+from ray_host.gone import AnswerError, NotLoadedError, ReplicaGoneError
 from ray_host.options import ModelOptions
 
 LOST = 3  # exit status of a process whose GPU is lost
@@ -32,14 +32,17 @@ class Replica:
 
     async def __init__(self, options: ModelOptions, digest: str, device: str) -> None:  # type: ignore[misc]
         """Load the model, so that Ray Serve awaits it. digest: that it has to have. device: "cpu" or "cuda"."""
-        self._options, self._digest, self._device = options, digest, device
+        self._digest, self._device = digest, device
         self._is_closing = False
-        self._model = await self._load()
+        self._model = await self._load(options, digest)
 
     async def answer(self, request: HttpRequest) -> HttpResponse:
         """Return the response to one request. Raises ReplicaGoneError: ask another replica."""
+        return await self._ask(self._model, request)
+
+    async def _ask(self, model: AsyncModel, request: HttpRequest) -> HttpResponse:
         try:
-            return await self._model.answer(request)
+            return await model.answer(request)
         except ModelClosedError:
             raise ReplicaGoneError("the replica is ending") from None
         except ModelLostError:
@@ -47,13 +50,13 @@ class Replica:
             raise ReplicaGoneError("the replica's GPU is lost") from None
 
     async def answer_all(self, requests: Sequence[HttpRequest]) -> list[HttpResponse | RuntimeError]:
-        """Return the response to each request; ReplicaGoneError or AnswerError for one that has none."""
+        """Return the response to each request; for one that has none, an error of gone.py."""
         return await asyncio.gather(*map(self._outcome, requests))
 
     async def _outcome(self, request: HttpRequest) -> HttpResponse | RuntimeError:
         try:
             return await self.answer(request)
-        except ReplicaGoneError as error:
+        except (ReplicaGoneError, NotLoadedError) as error:
             return error
         except Exception as error:  # its text may hold what a client has sent
             logger.error(f"a request got no answer: {type(error).__name__}")
@@ -75,9 +78,8 @@ class Replica:
             self._is_closing = True
             await self._model.close()
 
-    async def _load(self) -> AsyncModel:
-        options = self._options
-        mar = await asyncio.to_thread(archives.local, options.archive, self._digest)
+    async def _load(self, options: ModelOptions, digest: str) -> AsyncModel:
+        mar = await asyncio.to_thread(archives.local, options.archive, digest)
         delay_ms = options.max_delay_ms
         try:
             model = await async_load(
@@ -90,7 +92,7 @@ class Replica:
                 settings={**self._threads(), **options.settings},
                 name=options.name,
                 workers=_sharers(),
-                digest=self._digest,
+                digest=digest,
                 edited_settings=options.edited_settings,
                 allow_other_version=options.allow_other_version,
             )
