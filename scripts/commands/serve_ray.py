@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
 from argument_types import checked, port, positive
-from ray_host import archives, local
+from ray_host import archives, local, signals
 from ray_host.options import AppOptions
 from server.paths import ROOT, python_path
 from server.ports import why_taken
@@ -49,19 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.error("wanted: archives, or --config FILE.yaml")
     if chosen.digest and len(chosen.archives) != 1:
         found.error("--digest is of one archive; for several, see --config")
-    # A shell starts background jobs with SIGINT ignored; a terminal that closes sends SIGHUP.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    signals.listen()
     try:
         return run(chosen)
     except KeyboardInterrupt:
-        print("\nstopping", flush=True)
+        print(f"\nstopping: {signals.HOW}", flush=True)
         return 0
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
-        _end()
+        signals.listen_again()
+        local.stop()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,6 +120,7 @@ def run(chosen: argparse.Namespace) -> int:
     options = AppOptions.of(args)
     for model in options.models:  # before Ray is started
         archives.head(archives.local(model.archive, model.digest))
+    local.clear_left()
     if reason := why_taken(chosen.host, chosen.port):
         raise OSError(f"{chosen.host}:{chosen.port} is taken ({reason}); choose another one with --port")
     if chosen.grpc_port and (reason := why_taken("0.0.0.0", chosen.grpc_port)):  # noqa: S104 - Ray Serve listens there
@@ -130,6 +129,7 @@ def run(chosen: argparse.Namespace) -> int:
     started = time.monotonic()
     logs = local.start(chosen.host, chosen.port, _most_replicas(options), chosen.grpc_port)
     print(f"Ray is there after {time.monotonic() - started:.1f} s (its logs: {logs}); loading", flush=True)
+    signals.listen()  # Ray has taken SIGTERM: it would end at once, and leave all that was started
     local.run(args, logs)
     print(f"all models are ready after {time.monotonic() - started:.1f} s", flush=True)
     print(next_steps(chosen.host, chosen.port), flush=True)
@@ -209,17 +209,6 @@ def _absolute(archive: str) -> str:
 def _most_replicas(options: AppOptions) -> int:
     """CPUs that Ray has to count for all replicas to be placed."""
     return round(sum((model.max_replicas or model.replicas) * max(1, model.num_cpus) for model in options.models))
-
-
-def _end() -> None:
-    """Stop Ray; a second Ctrl-C does not leave half of it running."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    local.stop()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
