@@ -129,7 +129,6 @@ def run(chosen: argparse.Namespace) -> int:
     started = time.monotonic()
     logs = local.start(chosen.host, chosen.port, _most_replicas(options), chosen.grpc_port)
     print(f"Ray is there after {time.monotonic() - started:.1f} s (its logs: {logs}); loading", flush=True)
-    signals.listen()  # Ray has taken SIGTERM: it would end at once, and leave all that was started
     local.run(args, logs)
     print(f"all models are ready after {time.monotonic() - started:.1f} s", flush=True)
     print(next_steps(chosen.host, chosen.port), flush=True)

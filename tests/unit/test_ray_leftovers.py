@@ -46,6 +46,7 @@ class Owner:
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         folder, session, *pids = self.process.stdout.readline().split()
+        self.process.stdout.close()
         self.folder, self.session = Path(folder), Path(session)
         self.pids = [int(pid) for pid in pids if pid != "0"]
 

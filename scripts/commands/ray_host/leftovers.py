@@ -26,6 +26,7 @@ KEEP_LOGS = "keep-logs"
 SHORT = "/tmp"  # noqa: S108 - where Ray's own choice is, too; a folder there is made by mkdtemp, and private
 # HAProxy takes a socket's path of 97 characters at most. Ray adds a node's ID of 56, a name, and two "/".
 LONGEST_FOLDER = 97 - len("/metrics.sock") - 57
+CLOCK_S = 1.0  # a file system's clock may be behind
 END_S = 5.0  # until processes that start others are given up
 
 _locks: dict[str, int] = {}  # file descriptors; they stay open until `forget`
@@ -150,7 +151,7 @@ def _sessions(folder: Path) -> list[Path]:
 
 def _is_own(path: Path, started: float) -> bool:
     found = path.lstat()
-    return found.st_uid == os.getuid() and found.st_mtime >= started and not path.is_symlink()
+    return found.st_uid == os.getuid() and found.st_mtime >= started - CLOCK_S and not path.is_symlink()
 
 
 def _remove_session(session: Path, *, logs: bool) -> None:

@@ -6,9 +6,11 @@ import contextlib
 import math
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,7 +52,7 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
     address = HERE if tunables.is_haproxy(os.environ) else host
 
     try:
-        with _in_root():
+        with _in_root(), _own_signal():
             context = _init(
                 address="local",  # also if this machine is part of a cluster
                 num_cpus=max(cpus.usable(), least_cpus),
@@ -172,6 +174,17 @@ def _in_root() -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+@contextlib.contextmanager
+def _own_signal() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM. Ray's ends the process, and leaves what it has started."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _fronts(options: AppOptions) -> int:
