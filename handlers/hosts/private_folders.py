@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "unpacked-mar-"
-YOUNG_S = 60.0  # a folder is made before it is locked
+NEW_PREFIX = f"new-{PREFIX}"  # until the folder is locked
+YOUNG_S = 60.0  # that takes a moment
 
 
 @contextlib.contextmanager
@@ -27,23 +28,29 @@ def private_folder() -> Iterator[Path]:
     Removes those before, whose processes were killed. Raises OSError.
     """
     remove_abandoned(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name, _locked(Path(name)):
-        yield Path(name)
+    made = Path(tempfile.mkdtemp(prefix=NEW_PREFIX))
+    with _locked(made):
+        folder = made.rename(made.with_name(made.name.removeprefix("new-")))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_abandoned(parent: Path) -> None:
     """Remove this user's folders in `parent` whose processes have ended. Never raises."""
-    for folder in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # another process removes it, or its file system has no locks
-            if _is_ours(folder.lstat()):
-                with _locked(folder, needed=True):
-                    shutil.rmtree(folder, ignore_errors=True)
+    for prefix, least_age_s in ((PREFIX, 0.0), (NEW_PREFIX, YOUNG_S)):
+        for folder in parent.glob(f"{prefix}*"):
+            with contextlib.suppress(OSError):  # another process removes it, or its file system has no locks
+                if _is_ours(folder.lstat(), least_age_s):
+                    with _locked(folder, needed=True):
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_ours(found: os.stat_result) -> bool:
-    """Whether it is a folder of this user, and not a new one."""
-    is_young = time.time() - found.st_mtime < YOUNG_S
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not is_young
+def _is_ours(found: os.stat_result, least_age_s: float) -> bool:
+    """Whether it is a folder of this user, and not too new."""
+    is_old = time.time() - found.st_mtime >= least_age_s
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and is_old
 
 
 @contextlib.contextmanager

@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import archive_paths
 import yaml
 from argument_types import checked, port, positive
-from ray_host import archives, checks, local, next_steps
+from ray_host import archives, checks, local, next_steps, signals
 from ray_host.options import DIGEST, AppOptions
 from ray_host.sharing import LOAD_WAIT_S
 from server.paths import python_path
@@ -47,22 +46,21 @@ Exit status: 0 after Ctrl-C; 1 if a model cannot be served; 2 for a wrong comman
 
 def main(words: Sequence[str] | None = None) -> int:
     chosen = arguments(words)
-    # A shell starts background jobs with SIGINT ignored; a terminal that closes sends SIGHUP.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    signals.listen()
     try:
         return run(chosen)
     except checks.CommandError as error:
         print(f"scripts/serve-ray: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopping", flush=True)
+        print(f"\nstopping: {signals.HOW}", flush=True)
         return 0
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
-        _end()
+        signals.listen_again()
+        local.stop()
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -195,6 +193,7 @@ def _number(text: str) -> float:
 def run(chosen: argparse.Namespace) -> int:
     """Serve until Ctrl-C. Raises ValueError, OSError, RuntimeError."""
     args, options = wanted(chosen)
+    local.clear_left()
     checks.ports(chosen.host, chosen.port, chosen.grpc_port)
     models = checks.heads(options)
     names = ", ".join(dict.fromkeys(name for name, _ in models))
@@ -298,17 +297,6 @@ def _absolute(archive: str) -> str:
 def _most_replicas(options: AppOptions) -> int:
     """CPUs that Ray has to count for all replicas to be placed."""
     return round(sum((model.max_replicas or model.replicas) * max(1, model.num_cpus) for model in options.placed))
-
-
-def _end() -> None:
-    """Stop Ray; a second Ctrl-C does not leave half of it running."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    local.stop()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ def test_only_the_folder_of_a_killed_process_is_removed(parent: Path) -> None:
         holder.kill()
         holder.wait()
         assert list(parent.iterdir()) == [held]
-        aged(held)
         with private_folders.private_folder() as own:
             assert list(parent.iterdir()) == [own]
     assert list(parent.iterdir()) == []
@@ -56,7 +55,7 @@ def test_only_the_folder_of_a_killed_process_is_removed(parent: Path) -> None:
 
 def test_new_folders_links_and_other_names_stay(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (parent / f"{private_folders.PREFIX}new").mkdir()
+    (parent / f"{private_folders.NEW_PREFIX}x").mkdir()
     (parent / f"{private_folders.PREFIX}link").symlink_to(elsewhere)
     (parent / f"{private_folders.PREFIX}file").touch()
     (parent / "archive-other").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import subprocess
@@ -12,21 +13,30 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray_host import tunables
+from ray_host import error_pages, leftovers, tunables
 
 CONFIG = """global
     log 127.0.0.1:514 local0 info
     log /tmp/metrics.sock local0 debug
+defaults
+    mode http
+    errorfile 502 /tmp/x/500.http
+    errorfile 503 /tmp/x/500.http
+    errorfile 504 /tmp/x/500.http
 frontend prometheus
     bind :9101
 frontend http_frontend
     bind 127.0.0.1:8080
-frontend grpc_frontend
-    bind 127.0.0.1:9000 proto h2
-listen stats
-  bind *:8404
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
 backend b
     server one 127.0.0.1:30000 check
+frontend grpc_frontend
+    bind 127.0.0.1:9000 proto h2
+backend grpc-b
+    server two 127.0.0.1:30001 proto h2
+listen stats
+  bind *:8404
 """
 
 
@@ -47,7 +57,7 @@ def test_haproxy_reads_the_requests_if_it_runs(tmp_path: Path) -> None:
     assert environment[tunables.HOST] == "10.0.0.1"
     folder = Path(environment[tunables.FOLDER])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert len(str(folder)) <= tunables.LONGEST_FOLDER
+    assert len(str(folder)) <= leftovers.LONGEST_FOLDER
     assert Path(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent == folder
     tunables.forget(environment)
     assert not folder.exists()
@@ -96,7 +106,7 @@ def test_why_haproxy_does_not_read_them(given: dict[str, str], body: str, told: 
     assert told in reason
     assert not tunables.is_haproxy(environment)
     assert environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "0"
-    assert tunables.FOLDER not in environment
+    tunables.forget(environment)
 
 
 def test_a_second_choice_takes_the_same_program(tmp_path: Path) -> None:
@@ -110,20 +120,26 @@ def test_a_second_choice_takes_the_same_program(tmp_path: Path) -> None:
     assert environment[tunables.PROGRAM] == str(tmp_path / "real-haproxy")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "192.0.2.7", "::"])  # noqa: S104 - nothing listens
-def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path: Path) -> None:
-    config = tmp_path / "haproxy.cfg"
+def edited(folder: Path, host: str | None) -> list[str]:
+    """The lines of CONFIG after HAProxy was called with it, without indentation."""
+    config = folder / "haproxy.cfg"
     config.write_text(CONFIG)
     environment = {
         "PATH": "/usr/bin:/bin",
-        tunables.HOST: host,
-        tunables.PROGRAM: str(program(tmp_path, 'echo "$@"')),
+        tunables.PROGRAM: str(program(folder, 'echo "$@"')),
+        tunables.ERRORS: str(error_pages.write(folder / "errors")),
+        **({} if host is None else {tunables.HOST: host}),
     }
     command = [str(tunables.OWN_HAPROXY), "-db", "-f", str(config), "-sf", "7"]
-    told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert told.stdout == f"-db -f {config}.own -sf 7\n"
-    assert config.read_text() == CONFIG
-    lines = [line.strip() for line in Path(f"{config}.own").read_text().splitlines()]
+    told = [subprocess.run(command, env=environment, check=True, capture_output=True, text=True) for _ in range(2)]
+    # Ray finds its HAProxys by the name of this file.
+    assert [each.stdout for each in told] == [f"-db -f {config} -sf 7\n"] * 2
+    return [line.strip() for line in config.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "192.0.2.7", "::"])  # noqa: S104 - nothing listens
+def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path: Path) -> None:
+    lines = edited(tmp_path, host)
     assert [line for line in lines if line.startswith("bind")] == [
         "bind 127.0.0.1:9101",
         f"bind {host}:8080",
@@ -131,26 +147,31 @@ def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path
         "bind 127.0.0.1:8404",
     ]
     assert [line for line in lines if line.startswith("log")] == ["log /tmp/metrics.sock local0 debug"]
-    assert lines[-1] == "server one 127.0.0.1:30000 check"
+    assert "server one 127.0.0.1:30000 check" in lines
+    assert [line for line in lines if line.startswith("http-request")] == [
+        "http-request return status 503 default-errorfiles"
+    ]
 
 
-def test_an_haproxy_that_was_left_is_ended(tmp_path: Path) -> None:
-    """It outlives a Ray that was killed. One of another Ray stays."""
-    mine, other = tmp_path / "mine", tmp_path / "other"
-    mine.mkdir()
-    code = "import sys, time; time.sleep(60)"
-    left, stays = (
-        subprocess.Popen([sys.executable, "-c", code, "-f", f"{folder}/haproxy.cfg.own"]) for folder in (mine, other)
-    )
-    try:
-        tunables.forget({tunables.FOLDER: str(mine)})
-        assert not psutil.pid_exists(left.pid)
-        assert stays.poll() is None
-        assert not mine.exists()
-    finally:
-        for process in (left, stays):
-            process.kill()
-            process.wait()
+def test_on_a_cluster_addresses_stay(tmp_path: Path) -> None:
+    lines, wanted = edited(tmp_path, None), CONFIG.splitlines()
+    for kind in ("bind", "log", "http-request"):
+        assert [line for line in lines if line.startswith(kind)] == [
+            line.strip() for line in wanted if line.strip().startswith(kind)
+        ]
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+def test_haproxys_errors_are_those_of_the_fronts(host: str | None, tmp_path: Path) -> None:
+    lines = edited(tmp_path, host)
+    assert lines.index("global") < lines.index("http-errors serve-ray") < lines.index("defaults")
+    assert not [line for line in lines if "x/500.http" in line]
+    behind = {one: other for one, other in itertools.pairwise(lines) if other.startswith("errorfiles")}
+    assert behind == {
+        "mode http": "errorfiles serve-ray",
+        "frontend grpc_frontend": "errorfiles serve-ray-grpc",
+        "backend grpc-b": "errorfiles serve-ray-grpc",
+    }
 
 
 def test_a_folder_that_ray_makes_again_does_not_stay(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from handlers.hosts.messages import HttpRequest, HttpResponse, routed
 from handlers.protocol.request_ids import RequestIds
 from ray_host import grpc_service, whereabouts
+from ray_host.door import ClosedError, Door
 from ray_host.gathering import FullError, Gathering
 from ray_host.gone import AnswerError, NotLoadedError, ReplicaGoneError
 
@@ -77,22 +78,35 @@ class Front:
 
     def __init__(self, models: Mapping[str, list[Served]]) -> None:
         self.models = {name: [_Asked(model) for model in versions] for name, versions in models.items()}
+        self._door = Door()
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request. Never raises for what a client sent, nor for a replica that is gone."""
-        try:
-            answer = await self._answer(request)
-        except Refusal as refusal:
-            answer = refusal.response(asgi_requests.ids(request))
+        answer = await self._through_door(self._answer(request), asgi_requests.ids(request))
         return Response(answer.body, answer.status, dict(answer.headers))
 
     async def Predictions(self, request: bytes, grpc_context: Any) -> grpc_service.Prediction:  # noqa: N802
         """Answer a gRPC call of this name. Never raises, as `__call__`. request: a PredictionsRequest on the wire."""
+        return grpc_service.answered(await self._through_door(self._predict(request)), grpc_context)
+
+    async def close(self) -> int:
+        """Refuse new requests from now on. Returns how many are still on their way."""
+        return self._door.close()
+
+    async def clear(self) -> None:
+        """Give a 503 to all requests that are still on their way."""
+        self._door.clear()
+
+    async def _through_door(
+        self, answer: Coroutine[Any, Any, HttpResponse], ids: RequestIds = NO_IDS
+    ) -> HttpResponse:
         try:
-            answer = await self._predict(request)
+            return await self._door.through(answer)
+        except ClosedError:
+            message = "the server is ending; try again later"
+            return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Ending", message).response(ids)
         except Refusal as refusal:
-            answer = refusal.response()
-        return grpc_service.answered(answer, grpc_context)
+            return refusal.response(ids)
 
     async def _predict(self, sent: bytes) -> HttpResponse:
         if len(sent) > MOST_BYTES:

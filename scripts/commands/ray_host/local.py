@@ -7,7 +7,12 @@ import logging
 import math
 import os
 import secrets
+import signal
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +21,18 @@ import psutil
 from server.paths import ROOT
 
 from handlers import cpus, gpu_memory
-from ray_host import failures, grpc_address, progress, tunables
+from handlers.hosts import private_folders
+from ray_host import ending, failures, grpc_address, keeper, leftovers, progress, tunables
 from ray_host.options import AppOptions, ModelOptions, fronts_for
 
 APP = "models"
 HERE = "127.0.0.1"
 NICENESS = "RAY_worker_niceness"  # Ray's own spelling
 SLOW = "timed out during startup"  # in Ray's error
+PATIENCE_S = 30.0  # for requests that are on their way at the end
+LAST_BYTES_S = 2.0  # at least, for clients to read their answers
+
+_keepers: list[subprocess.Popen[bytes]] = []
 
 
 def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = None) -> str:
@@ -44,7 +54,7 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
     address = HERE if tunables.is_haproxy(os.environ) else host
 
     try:
-        with _in_root():
+        with _in_root(), _own_signal():
             context = _init(
                 address="local",  # also if this machine is part of a cluster
                 num_cpus=max(cpus.usable(), least_cpus),
@@ -57,6 +67,7 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
         quiet = {"enable_access_log": False, "log_level": "WARNING"}
         serve.start(http_options={"host": address, "port": port}, logging_config=quiet, **_grpc(grpc_port))
     except Exception as error:  # Ray raises the class Exception itself, and AssertionError, too
+        leftovers.keep_logs(os.environ)
         raise RuntimeError(failures.of_start(error)) from None
     return f"{context.address_info['session_dir']}/logs"
 
@@ -84,21 +95,45 @@ def run(args: Mapping[str, Any], logs: str) -> None:
         with progress.shown(_applications, APP):
             serve.run(application, name=APP, route_prefix="/")
     except Exception as error:  # it names the deployments that failed, and not why; Ray has many classes of errors
+        leftovers.keep_logs(os.environ)
         raise RuntimeError(failures.of_models(_applications(), APP, error, logs)) from None
 
 
-def stop() -> None:
-    """Answer what is on its way, and end all that was started."""
-    import ray
-    from ray import serve
+def stop(patience_s: float = PATIENCE_S) -> None:
+    """Answer what is on its way, refuse what is new, and end all that was started.
 
+    Ray's processes are ended without Ray Serve's own way, which takes 10 s: no request is left that they could lose.
+
+    Args:
+        patience_s: after which requests that are still on their way get a 503.
+    """
+    import ray
+
+    deadline = time.monotonic() + patience_s
     try:
         if ray.is_initialized():
-            with contextlib.suppress(Exception):  # Ray itself is gone or half started: nothing is left to be answered
-                serve.shutdown()
+            ending.drain(APP, patience_s)
+            if folder := os.environ.get(leftovers.FOLDER):
+                ending.end_haproxy(folder, max(LAST_BYTES_S, deadline - time.monotonic()))
             ray.shutdown()
-    finally:  # also after a second Ctrl-C
-        tunables.forget(os.environ)
+    finally:
+        forget()
+
+
+def clear_left() -> None:
+    """End what killed programs of this user have left, and say so. Their keepers do that, too, if they live."""
+    for folder in leftovers.abandoned():
+        count = leftovers.clear(folder, logs=True)
+        print(f"an earlier serve-ray was killed; ended {count} processes that it had left", file=sys.stderr)
+    private_folders.remove_abandoned(Path(tempfile.gettempdir()))
+
+
+def forget() -> None:
+    """End all that was started, at once, and remove its folders."""
+    tunables.forget(os.environ)
+    private_folders.remove_abandoned(Path(tempfile.gettempdir()))
+    while _keepers:
+        keeper.stop(_keepers.pop())
 
 
 def _init(**options: Any) -> Any:
@@ -150,6 +185,17 @@ def _in_root() -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+@contextlib.contextmanager
+def _own_signal() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM. Ray's ends the process, and leaves what it has started."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _fronts(options: AppOptions) -> int:
@@ -207,6 +253,8 @@ def _set_environment(host: str) -> None:
     """
     if reason := tunables.choose(os.environ, host):
         print(f"Ray's own proxy reads the requests: {reason}. HAProxy would take less CPU time", file=sys.stderr)
+    if folder := os.environ.get(leftovers.FOLDER):
+        _keepers.append(keeper.start(folder))
     cpus.wait_patiently(os.environ)
     gpu_memory.spare(os.environ)
     os.environ.setdefault(NICENESS, "0")  # Ray's default is 15: any other program would come first

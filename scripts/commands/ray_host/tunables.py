@@ -6,27 +6,21 @@ Source: ray/serve/_private/constants.py of Ray 2.60, and docs.ray.io, "Performan
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
-import psutil
 from server.ports import free_ports
+
+from ray_host import error_pages, leftovers
 
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
-OWN_HAPROXY = Path(__file__).with_name("haproxy")  # reads the two variables that follow
-HOST, PROGRAM = "SERVE_RAY_HOST", "SERVE_RAY_HAPROXY"
-FOLDER, OWN = "SERVE_RAY_FOLDER", "SERVE_RAY_OWN"  # what `choose` has made, and the variables that it has set for it
-END_S = 5  # until an HAProxy that was left is killed
-# Characters. A socket's path has 107 at most, and Ray adds up to 77. HAProxy takes 97 for a log's socket, and Ray
-# adds 70 for that: two slashes, 56 hex digits and "metrics.sock".
-LONGEST_FOLDER = 27
+OWN_HAPROXY = Path(__file__).with_name("haproxy")  # reads the three variables that follow
+HOST, PROGRAM, ERRORS = "SERVE_RAY_HOST", "SERVE_RAY_HAPROXY", "SERVE_RAY_ERRORS"
+FOLDER, OWN = leftovers.FOLDER, "SERVE_RAY_OWN"  # what `choose` has made, and the variables that it has set for it
 ALWAYS = {
     # One event loop per process in place of three, and calls between processes by gRPC in place of Ray's tasks.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -35,6 +29,10 @@ ALWAYS = {
     # How long a front that ends takes new connections. HAProxy beside it hears of the end in some 0.1 s; Ray's 30 s
     # are for balancers that hear of it by their health checks.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    # If a front dies, HAProxy asks another one, for requests that it still has whole. Answers depend on the request
+    # alone, so that is safe. It happens once: a request that kills a process must not kill all of them.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "1",
 }
 
 
@@ -46,6 +44,7 @@ def choose(environment: MutableMapping[str, str], host: str) -> str | None:
     """
     for name, value in ALWAYS.items():
         environment.setdefault(name, value)
+    environment[FOLDER] = leftovers.made()
     reason = _objection(environment)
     environment.setdefault(HA_PROXY, "1" if reason is None else "0")
     # Without HAProxy, fronts would listen beside Ray's proxy, and nobody would ask them.
@@ -63,36 +62,13 @@ def is_haproxy(environment: MutableMapping[str, str]) -> bool:
 def forget(environment: MutableMapping[str, str]) -> None:
     """Remove the folder that `choose` has made, and what names it, so that another Ray gets one of its own.
 
-    What is left of this Ray is ended first. An HAProxy outlives a Ray that was killed, and goes on listening. Ray's
-    manager of HAProxy lives on for seconds after ray.shutdown(), and would make the folder again.
+    The processes that belong to it are ended first: HAProxy outlives a Ray that was killed, and would go on
+    listening.
     """
     for name in environment.pop(OWN, "").split():
         environment.pop(name, None)
     if folder := environment.pop(FOLDER, None):
-        _end_those_of(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_those_of(folder: str) -> None:
-    """End the processes whose command line names a file in the folder, or whose environment names the folder."""
-    named = [process for process in psutil.process_iter() if _names(process, folder)]
-    for process in named:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    for process in psutil.wait_procs(named, timeout=END_S)[1]:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-
-
-def _names(process: psutil.Process, folder: str) -> bool:
-    """Whether a process of this Ray is meant: its command line has a file of the folder, or FOLDER is the folder."""
-    if process.pid == os.getpid():
-        return False
-    with contextlib.suppress(psutil.Error):  # it has ended, or it is another user's
-        if any(word.startswith(f"{folder}/") for word in process.cmdline()):
-            return True
-        return process.environ().get(FOLDER) == folder
-    return False
+        leftovers.clear(folder)
 
 
 def _objection(environment: MutableMapping[str, str]) -> str | None:
@@ -127,7 +103,8 @@ def _bind(environment: MutableMapping[str, str], host: str) -> None:
     with which every user may command HAProxy.
     """
     environment[BINARY], environment[HOST] = str(OWN_HAPROXY), host
-    folder = environment[FOLDER] = _folder()
+    folder = environment[FOLDER]
+    environment[ERRORS] = str(error_pages.write(Path(folder) / "errors"))
     stats, metrics, fallback, fallback_grpc = free_ports(4)
     chosen = {
         "STATS_PORT": str(stats),
@@ -147,11 +124,3 @@ def _bind(environment: MutableMapping[str, str], host: str) -> None:
     environment[OWN] = " ".join(name for name in own if name not in environment)
     for name, value in own.items():
         environment.setdefault(name, value)
-
-
-def _folder() -> str:
-    made = tempfile.mkdtemp(prefix="ha-")
-    if len(made) <= LONGEST_FOLDER:
-        return made
-    Path(made).rmdir()
-    return tempfile.mkdtemp(prefix="ha-", dir="/tmp")  # private by mkdtemp, and short
