@@ -1,6 +1,6 @@
-"""Requests that every host answers alike: TorchServe, the runner, and whatever else serves an archive.
+"""The one set of requests that every host answers alike: TorchServe, the runner, and whatever else serves an archive.
 
-A host is added in tests/e2e/test_hosts_agree.py: it gets all of these, and its answers have to be TorchServe's.
+tests/e2e/hosts.py lists the hosts. Each gets the requests that it can take, and its answers have to be TorchServe's.
 """
 
 from __future__ import annotations
@@ -33,18 +33,32 @@ DIGITS, SENTENCES, PAIRED = (f"/predictions/{name}" for name in MODELS)
 
 @dataclass(frozen=True)
 class Asked:
-    """One request. target: the path as a client sends it. status: that every host answers with."""
+    """One request.
+
+    Args:
+        target: the path as a client sends it.
+        status: that every host answers with.
+        triton_differs: why Triton does not take it as the other hosts do, although it has the path; "" if it does.
+    """
 
     label: str
     target: str
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     status: int = 200
+    triton_differs: str = ""
 
     @property
     def model(self) -> str:
         """The model that the path names."""
         return next(name for name in MODELS if re.search(rf"[/=]{name}\b", self.target))
+
+    @property
+    def not_on_triton(self) -> str:
+        """Why Triton cannot take it; "" if it can. All other hosts take every request."""
+        if self.target != f"/v2/models/{self.model}/infer":
+            return "Triton has no such path: it speaks protocol v2 alone"
+        return self.triton_differs
 
     def __str__(self) -> str:
         return f"{self.model}: {self.label}"
@@ -117,6 +131,21 @@ def binary_infer(array: Any, name: str) -> tuple[bytes, dict[str, str]]:
     }
 
 
+def v2(label: str, model: str, *inputs: dict[str, object], status: int = 200, **parameters: object) -> Asked:
+    """Return a request of protocol v2 that Triton takes, too. status: Triton has 400 in place of each 4xx but 404."""
+    body = dumped({"inputs": list(inputs), "parameters": parameters})
+    return Asked(f"kserve v2: {label}", f"/v2/models/{model}/infer", body, JSON, status)
+
+
+def texts(*values: str, name: str = "text") -> dict[str, object]:
+    return tensor(name, [len(values), 1], "BYTES", list(values))
+
+
+def image(*values: str) -> dict[str, object]:
+    return tensor("image", [len(values), 1], "BYTES", list(values))
+
+
+TWO_SIDES = "its inputs have the shape [N, 1], and here it is [N]"
 PIXELS = np.linspace(-1, 1, 2 * 3 * 32 * 32, dtype=np.float32).reshape(2, 3, 32, 32)
 BINARY, BINARY_HEADERS = binary_infer(PIXELS, "pixels")
 
@@ -141,6 +170,7 @@ IMAGES = (
         "/v2/models/digits/infer",
         dumped({"id": "x", "inputs": [tensor("image", [1], "BYTES", [b64("five")])]}),
         JSON,
+        triton_differs=TWO_SIDES,
     ),
     Asked("kserve v2 with raw bytes", "/v2/models/digits/infer", BINARY, BINARY_HEADERS),
     Asked(
@@ -149,6 +179,7 @@ IMAGES = (
         dumped({"inputs": [tensor("pixels", [7], "FP32", [0.0])]}),
         JSON,
         400,
+        triton_differs="it refuses a shape of another number of sides itself, in its own words",
     ),
     Asked("kserve v2 behind a version", "/predictions/digits/1.0/v2/models/digits/ready"),
     Asked("kserve v2's metadata", "/predictions/digits/1.0/v2/models/digits"),
@@ -204,7 +235,13 @@ TEXTS = (
     Asked("tei with a wrong field", f"{TEI}/embed", dumped({"inputs": "a", "colour": 1}), JSON, 422),
     Asked("tei rerank of another task", f"{TEI}/rerank", dumped({"query": "a", "texts": ["b"]}), JSON, 424),
     Asked("kserve v1", "/v1/models/sentences:predict", dumped({"instances": [WORDS]}), JSON),
-    Asked("kserve v2", "/v2/models/sentences/infer", dumped({"inputs": [tensor("t", [1], "BYTES", ["a"])]}), JSON),
+    Asked(
+        "kserve v2",
+        "/v2/models/sentences/infer",
+        dumped({"inputs": [tensor("t", [1], "BYTES", ["a"])]}),
+        JSON,
+        triton_differs="its inputs have fixed names, and this one is \"t\"",
+    ),
     Asked("a form", SENTENCES, parts(("text1", b"one", ""), ("text2", b"two", "")), FORM),
     Asked("too long", SENTENCES, b"word " * 300, TEXT, 400),
     Asked("too long, cut", SENTENCES, b"word " * 300, TEXT | {"X-Truncate": "true"}),
@@ -226,7 +263,37 @@ PAIRS = (
     Asked("jina", f"{RERANKED}/v1/rerank", dumped({"query": "a", "documents": ["b", "c d"], "top_n": 1}), JSON),
     Asked("cohere", f"{RERANKED}/v2/rerank", dumped({"query": "a", "documents": [{"text": "b"}]}), JSON),
     Asked("no documents", f"{RERANKED}/v2/rerank", dumped({"query": "a", "documents": []}), JSON, 400),
-    Asked("kserve v2", "/v2/models/reranker/infer", dumped({"inputs": [tensor("text", [1], "BYTES", ["a"])]}), JSON),
+    Asked(
+        "kserve v2",
+        "/v2/models/reranker/infer",
+        dumped({"inputs": [tensor("text", [1], "BYTES", ["a"])]}),
+        JSON,
+        triton_differs=TWO_SIDES,
+    ),
 )  # fmt: skip
 
-TABLE = (*IMAGES, *TEXTS, *PAIRS)
+FLAT = PIXELS.reshape(-1).tolist()
+ONE_OF_PIXELS = tensor("pixels", [1, 3, 32, 32], "FP32", FLAT[:3072])
+PICTURE = [90] * (48 * 40 * 3)
+TENSORS = (
+    v2("an image", "digits", image(b64("seven"))),
+    v2("images", "digits", image(b64("two"), b64("nine"))),
+    v2("an option", "digits", image(b64("two")), top_k=1),
+    v2("pixels", "digits", tensor("pixels", [2, 3, 32, 32], "FP32", FLAT)),
+    v2("a picture", "digits", tensor("pixels_uint8", [1, 48, 40, 3], "UINT8", PICTURE)),
+    v2("junk", "digits", image(b64("seven"), "YQ=="), status=415),
+    v2("no base64", "digits", image("S3CRET!"), status=400),
+    v2("a wrong option", "digits", image(b64("two")), top_k="eleven", status=400),
+    v2("an unknown option", "digits", image(b64("two")), top_n=1, status=400),
+    v2("a wrong size", "digits", tensor("pixels", [1, 3, 7, 7], "FP32", [0.0] * 147), status=400),
+    v2("two kinds", "digits", image(b64("two")), ONE_OF_PIXELS, status=400),
+    v2("texts", "sentences", texts(WORDS, "日本語")),
+    v2("a long text, cut", "sentences", texts("word " * 300), truncate=True),
+    v2("a long text", "sentences", texts("word " * 300), status=400),
+    v2("an empty text", "sentences", texts("a", ""), status=400),
+    v2("not normalised", "sentences", texts(WORDS), normalize=False),
+    v2("a text alone", "reranker", texts("a")),
+    v2("pairs", "reranker", texts("a", "c"), texts(WORDS, "d", name="text_pair")),
+)  # fmt: skip
+
+TABLE = (*IMAGES, *TEXTS, *PAIRS, *TENSORS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from server.client import Client
 from server.config import config_on_free_ports
 from server.paths import ROOT
 from server.process import Server
+
+from tests.e2e import hosts
+from tests.hosts_table import TABLE, Reply
 
 DIGITS_ARGUMENTS = ("--weights", "archive/digits", "--parity-data", "archive/digits/samples", "--precision", "fp32")
 
@@ -65,15 +69,31 @@ def server(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def reranker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One more model on the server, "reranker": a small cross-encoder with random weights."""
-    folder = tmp_path_factory.mktemp("reranker")
+    """One more model on the server, "reranker"."""
+    with reranker_served(server, tmp_path_factory.mktemp("reranker")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def torchserve(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Reply]:
+    """TorchServe's answers to the whole table of requests. All archives of the table are then in the model store."""
+    host = hosts.TorchServe(server.client)
+    with reranker_served(server, tmp_path_factory.mktemp("reranker")):
+        return {str(asked): host.ask(asked) for asked in TABLE}
+
+
+@contextmanager
+def reranker_served(server: Server, folder: Path) -> Iterator[None]:
+    """Package and serve a small cross-encoder with random weights, until the end. folder: for its checkpoint."""
     cross_encoder(folder)
     package(server.model_store, "text-encoder", "--weights", str(folder), "--precision", "fp32", "--name", "reranker")
     query = {"url": "reranker.mar", "model_name": "reranker", "initial_workers": 1, "synchronous": "true"}
     answer = server.client.manage("POST", "/models", query)
     assert answer.status == 200, answer.body
-    yield
-    server.client.manage("DELETE", "/models/reranker")
+    try:
+        yield
+    finally:
+        server.client.manage("DELETE", "/models/reranker")
 
 
 def cross_encoder(folder: Path) -> None:

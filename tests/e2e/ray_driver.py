@@ -1,6 +1,7 @@
 """Serves with a Ray of its own, for tests: `ray_driver.py PORT GRPC_PORT`, run by Ray's environment.
 
-Each line of the standard input is the `args` of an application in JSON; "ready" or "error: ..." answers it.
+Each line of the standard input is the `args` of an application in JSON; "ready" or "error: ..." answers it. The line
+"state" is answered by "state" and the number of replicas that run, by deployment, in JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ def main() -> None:
     logs = local.start(local.HERE, int(sys.argv[1]), least_cpus=8, grpc_port=int(sys.argv[2]))
     try:
         for line in sys.stdin:
+            if line == "state\n":
+                print("state", json.dumps(running()), flush=True)
+                continue
             try:
                 local.run(json.loads(line), logs)
                 print("ready", flush=True)
@@ -22,6 +26,14 @@ def main() -> None:
                 print(f"error: {error!r}", flush=True)
     finally:
         local.stop()
+
+
+def running() -> dict[str, int]:
+    """Replicas that answer, by deployment."""
+    from ray import serve
+
+    deployments = serve.status().applications[local.APP].deployments
+    return {name: state.replica_states.get("RUNNING", 0) for name, state in deployments.items()}
 
 
 if __name__ == "__main__":

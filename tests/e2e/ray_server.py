@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import own_environment
 import psutil
+import pytest
 from server.paths import ROOT
 from server.ports import free_ports
 
@@ -24,9 +25,15 @@ COMMANDS = ROOT / "scripts" / "commands"
 
 
 def python() -> Path:
-    """Return an interpreter with Ray, which sees the packages of the tests, too. Making it takes a minute or two."""
+    """Return an interpreter with Ray, which sees the packages of the tests, too. Making it takes a minute or two.
+
+    Skips the test if Ray cannot be had.
+    """
     pins = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line.startswith("ray==")]
-    return own_environment.made("ray", str(pins), ["-c", str(CONSTRAINTS), "ray[serve]"], over_this_one=True)
+    try:
+        return own_environment.made("ray", str(pins), ["-c", str(CONSTRAINTS), "ray[serve]"], over_this_one=True)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"Ray's packages cannot be installed here: pip ended with {error.returncode}")
 
 
 class RayServer:
@@ -37,13 +44,24 @@ class RayServer:
 
     def serve(self, args: dict[str, Any]) -> None:
         """Serve these models in place of those before. Raises RuntimeError."""
-        _pipe(self.process.stdin).write(f"{json.dumps(args)}\n")
+        told = self._told(json.dumps(args), "ready", "error")
+        if not told.startswith("ready"):
+            raise RuntimeError(told)
+
+    def running(self, deployment: str) -> int:
+        """Return how many replicas answer."""
+        return int(json.loads(self._told("state", "state").removeprefix("state"))[deployment])
+
+    def _told(self, line: str, *words: str) -> str:
+        """The first line with which the driver answers a line, and that begins with one of these words."""
+        _pipe(self.process.stdin).write(f"{line}\n")
         _pipe(self.process.stdin).flush()
         told = _pipe(self.process.stdout).readline()
-        while told and not told.startswith(("ready", "error")):
+        while told and not told.startswith(words):
             told = _pipe(self.process.stdout).readline()
-        if not told.startswith("ready"):
-            raise RuntimeError(told or "the driver ended")
+        if not told:
+            raise RuntimeError("the driver ended")
+        return told
 
     def ask(self, asked: Asked) -> Reply:
         """Return the answer to a request of the table."""

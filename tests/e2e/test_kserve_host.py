@@ -1,12 +1,12 @@
-"""KServe's own model server over an archive: what is KServe's, and what holds under load. No cluster is needed.
+"""KServe's own model server over archives: its answers are TorchServe's very bytes. No cluster is needed.
 
-test_hosts_agree.py compares its answers with TorchServe's.
+Also: what is KServe's own, and what holds under load.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,22 @@ from typing import Any
 import pytest
 from server.http import request
 
+from tests.e2e import hosts
 from tests.e2e.kserve_server import KServe, kserve
-from tests.hosts_table import JSON, JUNK, b64, dumped, png, tensor
+from tests.hosts_table import JSON, JUNK, MODELS, Asked, Reply, b64, dumped, png, tensor
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def host(model_store: Path) -> Iterator[KServe]:
-    with kserve(model_store, ["digits"]) as found:
+def host(torchserve: object, model_store: Path) -> Iterator[KServe]:
+    with kserve(model_store) as found:
         yield found
+
+
+@pytest.mark.parametrize("asked", hosts.rows("kserve"), ids=str)
+def test_the_answer_is_torchserves(asked: Asked, host: KServe, torchserve: Mapping[str, Reply]) -> None:
+    hosts.compare("kserve", host, asked, torchserve)
 
 
 def get(host: KServe, path: str) -> Any:
@@ -33,7 +39,7 @@ def get(host: KServe, path: str) -> Any:
 
 
 def test_kserves_own_paths(host: KServe) -> None:
-    assert get(host, "/v1/models") == {"models": ["digits"]}
+    assert get(host, "/v1/models") == {"models": list(MODELS)}
     assert get(host, "/v1/models/digits") == {"name": "digits", "ready": True}
     assert get(host, "/v2/health/ready") == {"ready": True}
     assert get(host, "/v2/models/digits/ready") == {"name": "digits", "ready": True}

@@ -1,6 +1,6 @@
-"""Ray Serve answers as the runner does, and goes on while a replica dies and while models are replaced.
+"""Ray Serve answers as TorchServe does, and goes on while a replica dies and while models are replaced.
 
-One Ray with the demo's two models on the CPU serves all tests here, in order.
+One Ray with the models of tests/hosts_table.py on the CPU serves all tests here, in order.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ import os
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server.client import Client
 from server.http import request
 from server.paths import ROOT
 
-from handlers import HttpRequest, Model, load_archive
-from handlers.hosts.messages import routed
+from handlers import HttpRequest, Model, cpus, load_archive
+from tests.e2e import hosts
 from tests.e2e.programs import until
 from tests.e2e.ray_server import COMMANDS, RayServer, python, ray_server
-from tests.hosts_table import IMAGES, TEXTS, Asked, Reply, png
+from tests.hosts_table import Asked, Reply, png
 
 pytestmark = pytest.mark.e2e
 CLIENTS = 4
@@ -31,10 +32,12 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def args(digits: Path, sentences: Path) -> dict[str, Any]:
-    common = {"num_gpus": 0, "max_delay_ms": 0}
+    # As many threads as TorchServe's one worker has, so that both keep to the engine that was fastest with them.
+    common = {"num_gpus": 0, "max_delay_ms": 0, "settings": {"cpuThreads": cpus.usable()}}
     models = [
         {"archive": str(digits), "name": "digits", "replicas": 2, **common},
         {"archive": str(sentences), **common},
+        {"archive": str(sentences.with_name("reranker.mar")), **common},
     ]
     return {"models": models, "front_num_cpus": 0}
 
@@ -43,30 +46,32 @@ def args(digits: Path, sentences: Path) -> dict[str, Any]:
 def models(model_store: Path) -> Iterator[dict[str, Model]]:
     with ExitStack() as stack:
         names = ("digits", "sentences")
-        yield {name: stack.enter_context(load_archive(model_store / f"{name}.mar", workers=2)) for name in names}
+        yield {name: stack.enter_context(load_archive(model_store / f"{name}.mar")) for name in names}
 
 
 @pytest.fixture(scope="module")
-def ray(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServer]:
+def ray(torchserve: object, model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServer]:
     with ray_server(tmp_path_factory.mktemp("ray")) as server:
         server.serve(args(model_store / "digits.mar", model_store / "sentences.mar"))
         yield server
 
 
-@pytest.mark.parametrize("asked", [*IMAGES, *TEXTS], ids=str)
-def test_the_answer_is_the_runners(asked: Asked, ray: RayServer, models: dict[str, Model]) -> None:
-    found = routed(asked.target, asked.headers, asked.body)
-    assert found is not None
-    answer = models[found.model].answer(found.request)
-    assert ray.ask(asked) == Reply.of(answer.status, answer.headers, answer.body)
-    assert answer.status == asked.status
+@pytest.mark.parametrize("model", ["digits", "sentences"])
+def test_the_engine_is_torchserves(model: str, ray: RayServer, client: Client) -> None:
+    described = request("GET", f"{ray.address}/models/{model}").json()
+    assert hosts.engine(described) == hosts.engine(client.customized(model))
+
+
+@pytest.mark.parametrize("asked", hosts.rows("ray"), ids=str)
+def test_the_answer_is_torchserves(asked: Asked, ray: RayServer, torchserve: Mapping[str, Reply]) -> None:
+    hosts.compare("ray", ray, asked, torchserve)
 
 
 @pytest.mark.parametrize(
     ("path", "status", "told"),
     [
         ("/ping", 200, b"Healthy"),
-        ("/models", 200, b'{"digits": ["1.0"], "sentences": ["1.0"]}'),
+        ("/models", 200, b'{"digits": ["1.0"], "sentences": ["1.0"], "reranker": ["1.0"]}'),
         ("/models/digits", 200, b'"engine"'),
         ("/models/none", 404, b"ModelNotFoundException"),
         ("/predictions/none", 404, b"ModelNotFoundException"),
@@ -165,7 +170,7 @@ def test_errors_of_a_model_and_of_the_front_name_the_request(path: str, ray: Ray
 
 
 class Load:
-    """What clients got who ask for digits without a pause, until `stop`."""
+    """What clients got who ask for digits without a pause, until the end."""
 
     def __init__(self, address: str) -> None:
         self.address, self.statuses, self.wrong, self.ends = address, Counter[int | str](), 0, threading.Event()
@@ -188,9 +193,9 @@ class Load:
 
 
 @contextmanager
-def load(server: RayServer) -> Iterator[Load]:
+def load(server: RayServer, count: int = CLIENTS) -> Iterator[Load]:
     found = Load(server.address)
-    clients = [threading.Thread(target=found.ask, args=(number,)) for number in range(CLIENTS)]
+    clients = [threading.Thread(target=found.ask, args=(number,)) for number in range(count)]
     for client in clients:
         client.start()
     try:
@@ -244,7 +249,7 @@ def test_a_rolling_update_under_load_loses_no_request(ray: RayServer, model_stor
     print(dict(found.statuses))
     assert found.wrong == 0
     assert set(found.statuses) == {200}
-    assert request("GET", f"{ray.address}/models").json() == {"digits": ["2.0"], "sentences": ["1.0"]}
+    assert request("GET", f"{ray.address}/models").json()["digits"] == ["2.0"]
 
 
 def test_an_update_that_cannot_load_leaves_the_models_alone(ray: RayServer, tmp_path: Path) -> None:
@@ -262,3 +267,31 @@ def test_an_update_whose_replicas_do_not_load_says_why_and_leaves_the_models_alo
     with pytest.raises(RuntimeError, match=why):
         ray.serve(wrong)
     assert request("POST", f"{ray.address}/predictions/digits", png("seven")).status == 200
+
+
+SCALED = {
+    "target_ongoing_requests": 2,
+    "upscale_delay_s": 1,
+    "downscale_delay_s": 2,
+    "look_back_period_s": 2,
+    "metrics_interval_s": 1,
+}
+
+
+def test_replicas_follow_the_load_and_no_request_is_lost(ray: RayServer, model_store: Path) -> None:
+    """Four clients want a second replica, and one does not: it asks on while that replica ends."""
+    wanted = args(model_store / "digits.mar", model_store / "sentences.mar")
+    wanted["models"][0] |= {"replicas": 1, "max_replicas": 2, "autoscaling": SCALED}
+    ray.serve(wanted)
+    until(lambda: len(ray.replicas("digits")) == 1, WAIT_S)
+    with load(ray) as many:
+        until(lambda: ray.running("digits") == 2, WAIT_S)
+        done = many.statuses[200]
+        until(lambda: many.statuses[200] > done + 50, WAIT_S)
+    with load(ray, 1) as one:
+        until(lambda: len(ray.replicas("digits")) == 1, WAIT_S)
+        done = one.statuses[200]
+        until(lambda: one.statuses[200] > done + 10, WAIT_S)
+    print(dict(many.statuses), dict(one.statuses))
+    assert (many.wrong, one.wrong) == (0, 0)
+    assert set(many.statuses) == set(one.statuses) == {200}

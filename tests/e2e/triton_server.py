@@ -7,16 +7,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from server.ports import free_ports
 
 from tests.e2e import host_process
+from tests.hosts_table import MODELS, Asked, Reply
+
+
+@dataclass(frozen=True)
+class Triton:
+    """A running server. url: its address."""
+
+    url: str
+
+    def ask(self, asked: Asked) -> Reply:
+        """Return what a client gets who sends this request."""
+        return host_process.ask(self.url, asked)
 
 
 @contextlib.contextmanager
-def triton(store: Path, models: Sequence[str]) -> Iterator[str]:
-    """Export archives of a folder, serve them, and yield the server's address. Skips the test without the wheel."""
+def triton(store: Path, models: Sequence[str] = MODELS) -> Iterator[Triton]:
+    """Export archives of a folder and serve them. Skips the test without the wheel."""
     python = host_process.environment("triton")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
@@ -27,4 +40,4 @@ def triton(store: Path, models: Sequence[str]) -> Iterator[str]:
             subprocess.run(export, check=True, env=host_process.variables())
         command = [str(python), "-m", "triton_host.wheel_server", str(repository), "--http-port", str(port)]
         with host_process.running(command, f"{url}/v2/health/ready", Path(folder) / "log"):
-            yield url
+            yield Triton(url)

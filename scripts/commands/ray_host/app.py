@@ -124,7 +124,7 @@ def gathering(model: ModelOptions, told: Head, fronts: int) -> dict[str, Any]:
 
     A model that scales by its load gets a call per request: Ray counts calls, and starts replicas by their number.
     """
-    if model.max_replicas not in (None, model.replicas):
+    if model.is_scaled:
         return {"per_call": 1}
     calls = max(2, math.ceil(BATCHES_HELD * model.replicas / fronts))
     return {"per_call": model.batch_size or told.batch_size, "calls": calls, "max_queued": model.max_queued}
@@ -139,12 +139,13 @@ def gpus(model: ModelOptions) -> float:
 
 def _replicas(model: ModelOptions, batch_size: int) -> dict[str, Any]:
     """A fixed number, or autoscaling: another replica is started if more than a batch waits in each."""
-    if model.max_replicas is None or model.max_replicas == model.replicas:
+    if not model.is_scaled:
         return {"num_replicas": model.replicas}
     return {
         "autoscaling_config": {
             "min_replicas": model.replicas,
             "max_replicas": model.max_replicas,
             "target_ongoing_requests": max(2, batch_size),
+            **model.autoscaling,
         }
     }

@@ -13,6 +13,17 @@ from ray_host import sharing
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 QUEUED = 1000
 TIMEOUT_S = 120.0  # TorchServe's default_response_timeout
+# Ray ignores a key of its autoscaling_config that it does not know.
+AUTOSCALING = (
+    "target_ongoing_requests",
+    "upscale_delay_s",
+    "downscale_delay_s",
+    "look_back_period_s",
+    "metrics_interval_s",
+    "upscaling_factor",
+    "downscaling_factor",
+    "initial_replicas",
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,7 @@ class ModelOptions:
         name: under which it is served; None for the archive's own.
         replicas: processes with this model. If max_replicas is larger, the fewest.
         max_replicas: the most that autoscaling starts; None for no autoscaling.
+        autoscaling: further keys of Ray's autoscaling_config, as upscale_delay_s.
         num_gpus: share of a GPU for each replica, above 0 to 1; 0 for the CPU; None for 1 if the cluster has GPUs.
         num_cpus: CPUs that Ray sets aside for each replica, and PyTorch's threads in it.
         batch_size: requests that are answered together; None for the archive's batchSize.
@@ -40,6 +52,7 @@ class ModelOptions:
     name: str | None = None
     replicas: int = 1
     max_replicas: int | None = None
+    autoscaling: Mapping[str, float] = field(default_factory=dict)
     num_gpus: float | None = None
     num_cpus: float = 1
     batch_size: int | None = None
@@ -58,11 +71,12 @@ class ModelOptions:
         for name in ("name", "precision", "engine"):
             _check(self, name, getattr(self, name) is None or isinstance(getattr(self, name), str), "a text")
         _check(self, "digest", self.digest is None or _is_digest(self.digest), "sha256: and 64 hex digits")
-        for name in ("settings", "resources"):
+        for name in ("settings", "resources", "autoscaling"):
             _check(self, name, isinstance(getattr(self, name), Mapping), "keys and values")
         for name in ("edited_settings", "allow_other_version"):
             _check(self, name, isinstance(getattr(self, name), bool), "true or false")
         self._check_numbers()
+        self._check_autoscaling()
 
     def _check_numbers(self) -> None:
         counts = {"replicas": 1, "max_queued": 1, "max_replicas": self.replicas, "batch_size": 1}
@@ -79,6 +93,18 @@ class ModelOptions:
             self.num_gpus is None or (_is_number(self.num_gpus) and self.num_gpus <= 1),
             "a number from 0 to 1: a replica runs on one GPU, and several GPUs take several replicas",
         )
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the load decides how many replicas run."""
+        return self.max_replicas not in (None, self.replicas)
+
+    def _check_autoscaling(self) -> None:
+        wanted = f"numbers from 0, by these keys: {', '.join(AUTOSCALING)}"
+        are_known = self.autoscaling.keys() <= set(AUTOSCALING) and all(map(_is_number, self.autoscaling.values()))
+        _check(self, "autoscaling", are_known, wanted)
+        is_used = self.is_scaled or not self.autoscaling
+        _check(self, "autoscaling", is_used, "max_replicas, and that above replicas, for a model that has it")
 
 
 @dataclass(frozen=True)
