@@ -32,7 +32,7 @@ class Loaded(Replica):
 async def told(image: bytes, url: str, digest: str) -> dict[str, str]:
     replica = Loaded.__new__(Loaded)
     try:
-        await Replica.__init__(replica, ModelOptions(url, digest), digest, "cpu")  # type: ignore[misc]
+        await Replica.__init__(replica, ModelOptions(url, digest), digest, "cpu")
     except ArchiveError as error:
         return {"error": str(error)}
     answer = await replica.answer(HttpRequest(body=image))
