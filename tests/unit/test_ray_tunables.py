@@ -143,6 +143,7 @@ def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path
     assert [line for line in lines if line.startswith("bind")] == [
         "bind 127.0.0.1:9101",
         f"bind {host}:8080",
+        f"bind unix@{tmp_path}/inside.sock mode 600",
         f"bind {host}:9000 proto h2",
         "bind 127.0.0.1:8404",
     ]
@@ -156,9 +157,26 @@ def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path
 def test_on_a_cluster_addresses_stay(tmp_path: Path) -> None:
     lines, wanted = edited(tmp_path, None), CONFIG.splitlines()
     for kind in ("bind", "log", "http-request"):
-        assert [line for line in lines if line.startswith(kind)] == [
+        assert [line for line in lines if line.startswith(kind) and "unix@" not in line] == [
             line.strip() for line in wanted if line.strip().startswith(kind)
         ]
+
+
+def test_clients_have_a_frontend_of_their_own(tmp_path: Path) -> None:
+    lines = edited(tmp_path, "127.0.0.1")
+    (first,) = (number for number, line in enumerate(lines) if line == "frontend clients")
+    assert lines[first : first + 10] == [
+        "frontend clients",
+        "bind 127.0.0.1:8080",
+        "default_backend inside",
+        "backend inside",
+        "http-reuse never",
+        "option http-server-close",
+        "retry-on conn-failure",
+        f"server inside unix@{tmp_path}/inside.sock",
+        "frontend http_frontend",
+        f"bind unix@{tmp_path}/inside.sock mode 600",
+    ]
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
