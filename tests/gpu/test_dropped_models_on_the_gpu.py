@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import torch
 from ray_host.shelf import Held
 
 from handlers import HttpRequest, async_load
-from tests.made_archives import model_files, write_mar
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,19 +17,7 @@ pytestmark = [
 ]
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
-PREPROCESS = {"size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 ROUNDS = 6
-
-
-@pytest.fixture
-def digits_mar(tmp_path: Path) -> Path:
-    folder = tmp_path / "files"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(DIGITS / name, folder / name)
-    (folder / "labels.json").write_text(json.dumps([str(digit) for digit in range(10)]), encoding="utf-8")
-    config = {"batchSize": 4, "handler": {"precision": "fp16", "preprocess": PREPROCESS}}
-    return write_mar(tmp_path / "digits.mar", model_files(folder, "image-classifier", config))
 
 
 def test_models_that_follow_one_another_take_no_more_memory(digits_mar: Path) -> None:

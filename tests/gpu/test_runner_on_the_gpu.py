@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 import torch
 
 from handlers import load_archive
-from tests.made_archives import model_files, write_mar
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,18 +16,6 @@ pytestmark = [
 ]
 
 DIGITS = Path(__file__).parents[2] / "archive" / "digits"
-PREPROCESS = {"size": 32, "resize": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-
-
-@pytest.fixture
-def digits_mar(tmp_path: Path) -> Path:
-    folder = tmp_path / "files"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(DIGITS / name, folder / name)
-    (folder / "labels.json").write_text(json.dumps([str(digit) for digit in range(10)]), encoding="utf-8")
-    config = {"batchSize": 4, "handler": {"precision": "fp16", "preprocess": PREPROCESS}}
-    return write_mar(tmp_path / "digits.mar", model_files(folder, "image-classifier", config))
 
 
 def test_the_last_gpu_answers_from_any_thread(digits_mar: Path) -> None:

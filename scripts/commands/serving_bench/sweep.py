@@ -146,42 +146,27 @@ def _peer(
     bench.show(f"{name}: {PEERS[peer].WHAT}")
     try:
         with bench.progress.expecting(point_counts.of_peer(peer, bench.layout, plan, archive)):
-            _measured_peer(bench, server, plan, peer, archive, load, batch_size, delay_ms, environment)
+            if reason := PEERS[peer].objection(archive) or why_not_on(peer, bench.layout):
+                bench.skip(name, reason)
+            elif peer == stock.NAME:
+                made = stock.make(archive, server.store)
+                _archive(bench, server, plan, made, load, batch_size, delay_ms, "peer", archive.name)
+            else:
+                start = Start(
+                    name=name,
+                    archive=archive,
+                    folder=server.folder,
+                    python=plan.interpreters.get(peer, HERE).path,
+                    load=PEERS[peer].translated(load),
+                    workers=1,
+                    batch_size=batch_size or archive.batching["batchSize"],
+                    delay_ms=delay_ms or archive.batching["maxBatchDelay"],
+                    gpus=bench.layout.gpus,
+                    environment={**environment, **environment_of(bench.layout.devices)},
+                )
+                _program(bench, plan, PEERS[peer], start)
     except Exception as error:
         bench.skip(name, reason_of(error))
-
-
-def _measured_peer(
-    bench: Bench,
-    server: Fleet,
-    plan: Plan,
-    peer: str,
-    archive: Archive,
-    load: Load,
-    batch_size: int | None,
-    delay_ms: int | None,
-    environment: Mapping[str, str],
-) -> None:
-    name = f"{peer}-{archive.name}"
-    if reason := PEERS[peer].objection(archive) or why_not_on(peer, bench.layout):
-        bench.skip(name, reason)
-    elif peer == stock.NAME:
-        made = stock.make(archive, server.store)
-        _archive(bench, server, plan, made, load, batch_size, delay_ms, "peer", archive.name)
-    else:
-        start = Start(
-            name=name,
-            archive=archive,
-            folder=server.folder,
-            python=plan.interpreters.get(peer, HERE).path,
-            load=PEERS[peer].translated(load),
-            workers=1,
-            batch_size=batch_size or archive.batching["batchSize"],
-            delay_ms=delay_ms or archive.batching["maxBatchDelay"],
-            gpus=bench.layout.gpus,
-            environment={**environment, **environment_of(bench.layout.devices)},
-        )
-        _program(bench, plan, PEERS[peer], start)
 
 
 def _program(bench: Bench, plan: Plan, peer: Any, start: Start) -> None:
