@@ -1,4 +1,4 @@
-"""Serves with a Ray of its own, for tests: `ray_driver.py PORT GRPC_PORT`, run by Ray's environment.
+"""Serves with a Ray of its own, for tests: `ray_driver.py PORT GRPC_PORT PATIENCE_S`, run by Ray's environment.
 
 Each line of the standard input is the `args` of an application in JSON; "ready" or "error: ..." answers it. The line
 "state" is answered by "state" and the number of replicas that run, by deployment, in JSON.
@@ -25,7 +25,7 @@ def main() -> None:
             except (ValueError, RuntimeError) as error:
                 print(f"error: {error!r}", flush=True)
     finally:
-        local.stop()
+        local.stop(float(sys.argv[3]))
 
 
 def running() -> dict[str, int]:

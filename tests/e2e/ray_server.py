@@ -63,6 +63,10 @@ class RayServer:
             raise RuntimeError("the driver ended")
         return told
 
+    def end(self) -> None:
+        """Let it end as after Ctrl-C."""
+        self.process.communicate(timeout=60)
+
     def ask(self, asked: Asked) -> Reply:
         """Return the answer to a request of the table."""
         return host_process.ask(self.address, asked)
@@ -80,20 +84,27 @@ class RayServer:
 
 
 @contextmanager
-def ray_server(folder: Path) -> Iterator[RayServer]:
-    """Yield a Ray Serve without models. folder: gets its output."""
+def ray_server(folder: Path, patience_s: float = 30) -> Iterator[RayServer]:
+    """Yield a Ray Serve without models.
+
+    Args:
+        folder: gets its output.
+        patience_s: that requests on their way get at the end.
+    """
     port, grpc_port = free_ports(2)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{COMMANDS}"}
     command = [str(python()), str(ROOT / "tests" / "e2e" / "ray_driver.py"), str(port), str(grpc_port)]
+    command.append(str(patience_s))
     pipe = subprocess.PIPE
     with (folder / "ray.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=log)
         try:
             yield RayServer(process, port, grpc_port)
         finally:
-            started = psutil.Process(process.pid).children(recursive=True)
+            started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             try:
-                process.communicate(timeout=60)
+                if process.poll() is None:
+                    process.communicate(timeout=60)
             finally:
                 process.kill()
                 for child in started:

@@ -152,6 +152,19 @@ def test_grpcs_refusals_have_a_status_and_a_reason(message: Any, status: str, to
 FRONTS_GRPC = range(40_000, 40_008)  # Ray Serve counts up from there; Ray takes any other port for itself
 
 
+FRONTS = range(30_000, 30_008)  # Ray Serve's own choice of ports for HTTP
+
+
+def test_a_front_answers_its_own_haproxy_alone(ray: RayServer) -> None:
+    """Another Ray's HAProxy asks it if that one's front had the port before."""
+    port = next(port for _, port in ray.addresses() if port in FRONTS)
+    for headers in ({}, {"x-serve-ray-token": "another"}):
+        answer = request("POST", f"http://127.0.0.1:{port}/predictions/digits", png("seven"), headers)
+        assert (answer.status, answer.json()["type"]) == (503, "FrontUnavailable")
+        assert answer.headers["retry-after"] == "1"
+    assert request("POST", f"{ray.address}/predictions/digits", png("seven")).status == 200
+
+
 def test_grpc_is_answered_at_the_chosen_address_alone(ray: RayServer) -> None:
     """Not by HAProxy, nor by a front behind it. Ray's other ports want a token."""
     port = int(ray.grpc.rpartition(":")[2])

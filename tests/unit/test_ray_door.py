@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from ray_host import door as doors
 from ray_host.door import ClosedError, Door
 
 
@@ -70,3 +71,22 @@ def test_an_error_leaves_by_the_door() -> None:
         assert door.close() == 0
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("own", "sent", "is_known"),
+    [
+        ("7e57", "7e57", True),
+        ("7e57", "7e58", False),
+        ("7e57", None, False),
+        ("7e57", "é", False),
+        (None, None, True),
+    ],
+)
+def test_only_requests_with_the_own_token_come_in(
+    own: str | None, sent: str | None, is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(doors.TOKEN, raising=False)
+    if own is not None:
+        monkeypatch.setenv(doors.TOKEN, own)
+    assert doors.is_known(sent) == is_known

@@ -1,16 +1,31 @@
-"""The door of a front: who is inside, and whether anyone else may come in. This file imports nothing of Ray."""
+"""The door of a front: who may come in, and who is inside. This file imports nothing of Ray.
+
+Fronts of all Rays of a machine take their ports from one range. If a front dies, another Ray's front may get its port
+before the HAProxy of the dead one hears of it. So each HAProxy sends a token with its requests, and a front answers
+those with its own Ray's token alone. Two Rays never answer for each other, and nobody else reaches the fronts.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
+import os
 from collections.abc import Awaitable
 from typing import TypeVar
 
 Answer = TypeVar("Answer")
+TOKEN = "SERVE_RAY_TOKEN"  # noqa: S105 - the variable that has it; without it, all requests are answered, as on a cluster
+HEADER = "x-serve-ray-token"
 
 
 class ClosedError(Exception):
     """The front is ending: it takes this request no more, or gives it no answer any more."""
+
+
+def is_known(token: str | None) -> bool:
+    """Return whether a request with this token comes from the HAProxy of this process's Ray."""
+    own = os.environ.get(TOKEN)
+    return own is None or hmac.compare_digest((token or "").encode(), own.encode())
 
 
 class Door:

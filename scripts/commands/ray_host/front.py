@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from handlers.hosts.messages import HttpRequest, HttpResponse, routed
 from handlers.protocol.request_ids import RequestIds
-from ray_host import grpc_service, whereabouts
+from ray_host import door, grpc_service, whereabouts
 from ray_host.door import ClosedError, Door
 from ray_host.gathering import FullError, Gathering
 from ray_host.gone import AnswerError, NotLoadedError, ReplicaGoneError
@@ -82,12 +82,14 @@ class Front:
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request. Never raises for what a client sent, nor for a replica that is gone."""
-        answer = await self._through_door(self._answer(request), asgi_requests.ids(request))
+        token = request.headers.get(door.HEADER)
+        answer = await self._through_door(self._answer(request), token, asgi_requests.ids(request))
         return Response(answer.body, answer.status, dict(answer.headers))
 
     async def Predictions(self, request: bytes, grpc_context: Any) -> grpc_service.Prediction:  # noqa: N802
         """Answer a gRPC call of this name. Never raises, as `__call__`. request: a PredictionsRequest on the wire."""
-        return grpc_service.answered(await self._through_door(self._predict(request)), grpc_context)
+        token = dict(grpc_context.invocation_metadata()).get(door.HEADER)
+        return grpc_service.answered(await self._through_door(self._predict(request), token), grpc_context)
 
     async def close(self) -> int:
         """Refuse new requests from now on. Returns how many are still on their way."""
@@ -98,8 +100,12 @@ class Front:
         self._door.clear()
 
     async def _through_door(
-        self, answer: Coroutine[Any, Any, HttpResponse], ids: RequestIds = NO_IDS
+        self, answer: Coroutine[Any, Any, HttpResponse], token: str | None, ids: RequestIds = NO_IDS
     ) -> HttpResponse:
+        if not door.is_known(token):
+            answer.close()
+            message = "the request was meant for another process, which is gone; try again later"
+            return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "FrontUnavailable", message).response(ids)
         try:
             return await self._door.through(answer)
         except ClosedError:
