@@ -149,7 +149,9 @@ class TestTextEmbeddingsInference:
     def test_an_overflow_is_no_score(
         self, send: Send, reranker: TextEncoder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reranker.task, "answer", lambda outputs, batch, inputs: [NotFinite()] * len(inputs))
+        monkeypatch.setattr(
+            reranker.task, "begin", lambda outputs, batch, inputs: lambda: [NotFinite()] * len(inputs)
+        )
         status, answer = send("rerank", {"query": "a", "texts": ["b"]}, reranker)
         assert (status, answer["error_type"]) == (424, "Backend")
 

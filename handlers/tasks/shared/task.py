@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from handlers.settings import TextSettings
 
 Input = tuple[Encoded, Mapping[str, Any]]  # tokens of one text, and its request's options
-Answers = Callable[
-    [], list[object]
-]  # waits for a download, and returns one answer, or NotFinite, per input, in order
+Answers = Callable[[], list[object]]  # waits for a download, and returns an answer or NotFinite per input, in order
 
 
 @dataclass(frozen=True)
