@@ -166,7 +166,7 @@ def test_the_search_says_why_a_setting_is_not_taken() -> None:
     assert lines == ["1 worker, batch size 1, delay 1 ms: 3 errors: 3 x 503 (no room in the queue), at 8 clients"]
     lines.clear()
     Search(lambda choice, clients: row(p99_ms=80), 50, lines.append).run(Choice(1, 1, 1), 1, 1)
-    assert lines == ["1 worker, batch size 1, delay 1 ms: p99 80.0 ms at 1 client; wanted: 50 ms"]
+    assert lines == ["1 worker, batch size 1, delay 1 ms: too slow: p99 80.0 ms at 1 client; wanted: 50 ms"]
 
 
 def test_more_clients_than_the_queue_holds_are_not_asked_for() -> None:

@@ -89,7 +89,8 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise InvalidImage(f"the image is broken: its header cannot be read in its {len(data)} bytes") from None
     except Exception as error:  # Pillow's decoders raise whatever their parsing trips over
-        raise InvalidImage(f"the image is broken: {type(error).__name__} in its {len(data)} bytes") from None
+        reason = f"{type(error).__name__} in its {len(data)} bytes"
+        raise InvalidImage(f"the image is broken: it is cut off or damaged ({reason})") from None
 
 
 def refuse(picture: Picture, max_pixels: int) -> None:

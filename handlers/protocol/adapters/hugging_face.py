@@ -18,7 +18,6 @@ from handlers.protocol.inner_options import PIPELINE_FORM
 from handlers.protocol.interface import Interface
 from handlers.protocol.request import Combine, Request, one_answer
 from handlers.protocol.row import Row
-from handlers.protocol.text_inputs import TEXT_OPTIONS
 
 SIMILARITY = {"source_sentence", "sentences"}
 INNER: dict[str, dict[str, object]] = {"token-classification": {PIPELINE_FORM: True}}  # by task, added to options
@@ -63,7 +62,7 @@ def _is_kserve_v2(inputs: object) -> bool:
 
 def _options(body: Fields, model: Interface) -> dict[str, object]:
     """Return the options of the object and of its "parameters"; the former is how feature extraction has them."""
-    names = tuple(dict.fromkeys((*TEXT_OPTIONS, *model.options)))
+    names = tuple(model.options)
     parameters = body.inner("parameters")
     chosen = merged(body.options(names, model), parameters.options(names, model))
     parameters.refuse_rest()

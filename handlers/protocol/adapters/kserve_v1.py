@@ -19,7 +19,7 @@ from handlers.protocol.row import ROUTING, Row
 from handlers.protocol.wording import kind_of, names_of
 
 WANTED = (
-    'KServe\'s protocol v1: POST /v1/models/NAME:predict with a JSON object that holds "instances"; v2: POST '
+    'v1 wants POST /v1/models/NAME:predict with a JSON object that holds "instances"; v2 wants POST '
     '/v2/models/NAME/infer with one that holds "inputs". Everything else is for /predictions/NAME'
 )
 
@@ -39,7 +39,7 @@ class KServeV1(Adapter):
         options.refuse_unknown(row.parameters.keys() - {"body", *model.options, *ROUTING}, model)
         body = bodies.read(row.parameters.get("body", b""), Part("the body", *row.content_type), model)
         if not (body.is_json and isinstance(body.value, dict) and "instances" in body.value):
-            raise InvalidInput(f'this path takes a JSON object that holds "instances". {WANTED}')
+            raise InvalidInput(f"this is no request of KServe's protocols. {WANTED}")
         return content_of(body.value, model).request(self, sent, media_type)
 
 

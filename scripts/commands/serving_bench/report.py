@@ -123,7 +123,7 @@ def remarks(content: Document) -> list[str]:
     found = []
     for row in content["rows"]:
         where = f"{words}, " if (words := layout_words(row)) else ""
-        where += f"{row['workers']} workers, " if row["workers"] else ""
+        where += f"{row['workers']} worker{'s' if row['workers'] != 1 else ''}, " if row["workers"] else ""
         where += f"{row['clients']} clients" if row["clients"] else f"{row['rate']:,.0f} requests/s"
         found += [f"{row['target']} ({where}): {trouble}" for trouble in troubles(row)]
     if disturbed_rows := [row for row in content["rows"] if disturbed(row)]:

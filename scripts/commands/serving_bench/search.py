@@ -148,7 +148,7 @@ class Search:
 
     def _missed(self, found: Score) -> Score:
         """The score of a choice that misses the goal even with one client."""
-        late = f"p99 {found.p99_ms:,.1f} ms at {clients_of(found)}; wanted: {self.p99_ms:g} ms"
+        late = f"too slow: p99 {found.p99_ms:,.1f} ms at {clients_of(found)}; wanted: {self.p99_ms:g} ms"
         return replace(found, clients=0, trouble=found.trouble or late)
 
     def _run(self, choice: Choice, clients: int) -> Score:
