@@ -60,6 +60,8 @@ Afterwards:
   scripts/predict model_store/resnet101.mar photo.jpg      asks the archive at a terminal, without a server
   scripts/serve model_store/resnet101.mar                  serves it with TorchServe
 If packaging fails and its message is not enough, PACKAGING_TRACEBACK=1 in the environment shows where.
+
+Exit status: 0; 1 after an error, with the reason; 2 for a wrong command line.
 """
 IMAGE = """\
 Package an image classifier: ResNet, ResNeXt, Wide ResNet, or another that transformers loads.
@@ -185,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     main = _parser(MAIN, EPILOG)
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (*COMMANDS, *presets.FOLDERS):
+    for command in (*COMMANDS, *presets.PRESETS):
         _add_packaging(commands, command, presets.of_command(command).kind)
     for command, text in (
         ("show", "Print what is inside an archive: weights, parity, versions, files, settings."),
@@ -207,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_packaging(commands: argparse._SubParsersAction[argparse.ArgumentParser], command: str, kind: str) -> None:
     image = kind != "text-encoder"
-    preset = command in presets.FOLDERS
+    preset = command in presets.PRESETS
     first, _, rest = DESCRIPTIONS[kind].partition("\n")
     if preset:
         first = f"Preset of {kind} for {command}: refuses other architectures, and sets batch size and name."

@@ -1,15 +1,10 @@
-"""Presets: commands for one well-known architecture. Each has a folder with a preset.yaml."""
+"""Presets: commands for one well-known architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
-
-FOLDERS = {"resnet101": "resnet101", "bert-large": "bert_large"}
 
 
 @dataclass(frozen=True)
@@ -29,11 +24,14 @@ class Preset:
     architecture: Mapping[str, Any] = field(default_factory=dict)
 
 
+PRESETS: Mapping[str, Preset] = {
+    # ImageNet-1k: He et al., arXiv:1512.03385.
+    "resnet101": Preset("image-classifier", 64, 1, {"layers": "bottleneck", "depths": [3, 4, 23, 3]}),
+    # Devlin et al., arXiv:1810.04805.
+    "bert-large": Preset("text-encoder", 64, 1, {"hidden_size": 1024, "num_hidden_layers": 24}),
+}
+
+
 def of_command(command: str) -> Preset:
-    """Return the preset's content, or the defaults of the command that takes every architecture."""
-    if command not in FOLDERS:
-        return Preset(kind=command)
-    path = Path(__file__).parent / FOLDERS[command] / "preset.yaml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    torchserve = content.pop("torchserve")
-    return Preset(content.pop("kind"), torchserve["batchSize"], torchserve["maxBatchDelay"], content)
+    """Return the preset, or the defaults of the command that takes every architecture."""
+    return PRESETS.get(command, Preset(command))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from handlers import cpus
+from handlers import cpus, mps
 
 logger = logging.getLogger(__name__)
 
@@ -95,14 +95,10 @@ def device_name(device: torch.device) -> str:
 
 
 def sharing(device: torch.device) -> str | None:
-    """How processes share a GPU: "CUDA MPS" runs their kernels side by side, "time slices" in turns; None on a CPU.
-
-    Source: docs.nvidia.com/deploy/mps, "Environment Variables".
-    """
+    """How processes share a GPU: by "CUDA MPS" kernels run side by side, by "time slices" in turns; None on a CPU."""
     if device.type != "cuda":
         return None
-    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))  # noqa: S108, CUDA's own default
-    return "CUDA MPS" if (pipes / "control").exists() else "time slices"
+    return "CUDA MPS" if mps.daemon_runs() else "time slices"
 
 
 def set_threads(asked: int, workers: int, device: torch.device) -> None:

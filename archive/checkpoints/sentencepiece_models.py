@@ -38,7 +38,7 @@ def refuse_without_library(file: str) -> None:
     if absent:
         raise CheckpointError(
             f"its tokenizer is a sentencepiece model alone ({file}), which takes the packages sentencepiece and "
-            "protobuf to read: pip install -e '.[sentencepiece]', or give the folder a tokenizer.json"
+            "protobuf to read: scripts/setup sentencepiece installs them; or give the folder a tokenizer.json"
         )
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from server import mps
 from server.errors import ServerError
@@ -14,10 +13,11 @@ from serving_bench import layouts
 from serving_bench.archives import Archive
 from serving_bench.environment import gpu_names
 
+from handlers.mps import PIPES, daemon_runs
+
 # So few workers were faster without MPS. ResNet-101 on an H200: 4 workers 8,636 images/s, under MPS 7,918; 8 workers
 # 8,534 and 10,412 (docs/benchmarks/serving-resnet101-workers-h200.json).
 MANY = 4
-DAEMONS_FOLDER = Path("/tmp/nvidia-mps")  # noqa: S108 - where CUDA looks for a daemon
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def wanted(choice: str, archives: Sequence[Archive], count: int) -> bool | None:
             raise ServerError(f"--mps on: {why_not}")
         return True
     busy = any(int(archive.config.get("minWorkers", 1)) > MANY * count for archive in archives)
-    return True if busy and not why_not and not _runs_already() else None
+    return True if busy and not why_not and not _is_decided() else None
 
 
 def gpus() -> int:
@@ -71,6 +71,6 @@ def _why_not(count: int) -> str:
     return ""
 
 
-def _runs_already() -> bool:
-    """Whether somebody's control daemon serves this machine: workers use it as it is."""
-    return mps.PIPES in os.environ or (DAEMONS_FOLDER / "control").exists()
+def _is_decided() -> bool:
+    """Whether somebody's control daemon runs, or the environment says where to look for one: it stays as it is."""
+    return PIPES in os.environ or daemon_runs()

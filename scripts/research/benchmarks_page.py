@@ -1,9 +1,9 @@
-"""Fill the tables of docs/benchmarks.md from the JSON files in docs/benchmarks.
+"""Fill the tables of docs/benchmarks.md and README.md from the JSON files in docs/benchmarks.
 
-    .venv/bin/python scripts/research/benchmarks_page.py            writes the tables into the page
+    .venv/bin/python scripts/research/benchmarks_page.py            writes the tables into the pages
     .venv/bin/python scripts/research/benchmarks_page.py --check    exit status 1 if a table is not up to date
 
-The page holds a pair of comments per table, `<!-- table: NAME -->` and `<!-- end -->`. NAME is a key of TABLES. What
+A page holds a pair of comments per table, `<!-- table: NAME -->` and `<!-- end -->`. NAME is a key of TABLES. What
 stands between the two is replaced. All other text is written by hand.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 FOLDER = ROOT / "docs" / "benchmarks"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -86,12 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a table is old")
     check = parser.parse_args(arguments).check
-    old = PAGE.read_text(encoding="utf-8")
+    return max([_bring_up_to_date(page, check) for page in PAGES])
+
+
+def _bring_up_to_date(page: Path, check: bool) -> int:
+    """Write a page's tables, or compare them; returns the exit status."""
+    old = page.read_text(encoding="utf-8")
     new = filled(old)
     if not check:
-        PAGE.write_text(new, encoding="utf-8")
+        page.write_text(new, encoding="utf-8")
     elif new != old:
-        print(f"{PAGE.relative_to(ROOT)}: tables are old; {Path(__file__).relative_to(ROOT)} writes", file=sys.stderr)
+        print(f"{page.relative_to(ROOT)}: tables are old; {Path(__file__).relative_to(ROOT)} writes", file=sys.stderr)
         return 1
     return 0
 
@@ -131,6 +136,19 @@ def serving(runs: Sequence[str]) -> list[str]:
             lines.append(
                 _served(max((r for r in rows if r["batch_size"] == size), key=lambda r: float(r["items_per_s"])))
             )
+    return lines
+
+
+def fastest(runs: Sequence[str]) -> list[str]:
+    """What a client gets at most, with a row per kind of request."""
+    lines = [
+        line(["model", "one request", "images or texts/s", "p50 ms", "p99 ms"]),
+        line(["---"] * 2 + ["---:"] * 3),
+    ]
+    for run in runs:
+        row = max(_rows(run, kind="archive", loop="closed"), key=lambda row: float(row["items_per_s"]))
+        times = (f"{row['p50_ms']:.0f}", f"{row['p99_ms']:.0f}")
+        lines.append(line([row["target"], row["load"], f"{row['items_per_s']:,.0f}", *times]))
     return lines
 
 
@@ -212,6 +230,7 @@ def serving_conditions(runs: Sequence[str]) -> list[str]:
     return [line(head), line(["---"] * len(head)), *(line(_serving_condition(run)) for run in runs)]
 
 
+FASTEST_H200 = tuple(run for run in SERVING_H200 if run != "serving-bert-large-one-text-h200")  # batches of 16
 MPS_H200 = ("serving-resnet101-workers-h200", "serving-bert-large-workers-h200")
 RAY_H200 = ("serving-bert-large-32-raw-ray-h200", "serving-bert-large-32-raw-ray-128-clients-h200")
 GPUS_H100 = ("serving-resnet101-gpus-h100", "serving-bert-large-32-raw-h100")
@@ -221,6 +240,7 @@ PEERS_H100 = ("serving-resnet101-peers-h100", "serving-bert-large-peers-h100")
 HOSTS_CPU = ("serving-hosts-cpu",)
 
 TABLES: dict[str, Table] = {
+    "fastest-h200": functools.partial(fastest, FASTEST_H200),
     "gpus-h200": functools.partial(by_gpus, GPUS_H200),
     "mps-h200": functools.partial(by_mps, MPS_H200),
     "ray-h200": functools.partial(by_gpus, RAY_H200),

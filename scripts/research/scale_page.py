@@ -3,6 +3,7 @@
     .venv/bin/python scripts/research/scale_page.py               writes the tables into the page
     .venv/bin/python scripts/research/scale_page.py --check       exit status 1 if a table is not up to date
     .venv/bin/python scripts/research/scale_page.py --simulate    first runs the fleets again, for about ten minutes
+    .venv/bin/python scripts/research/scale_page.py --gpus-per-host 4    prints the plan for such hosts, and ends
 
 The tables come from the runs of scripts/bench_serving in docs/benchmarks, and from docs/benchmarks/scaling.json.
 --simulate writes that file. The same code gives the same file: all random numbers are seeded.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from argument_types import positive
 from benchmarks_page import FOLDER, ROOT, SERVING_H200, Row, Table, filled, line, read
 from scaling.calibration import calibrated, compared
 from scaling.fleet import Fleet, simulate
+from scaling.sizing import cost, planned
 
 PAGE = ROOT / "docs" / "scale.md"
 RESULTS = FOLDER / "scaling.json"
 CALIBRATED = {"one JPEG": "serving-resnet101-jpeg-h200", "one text": "serving-bert-large-one-text-h200"}
 RATES = (10_000, 100_000, 1_000_000)
-LOAD = 0.7  # of what a host can do: the share at which the plan runs it
-SPARE = 0.05  # of the hosts, at least one: they may be away without harm
+GPUS_PER_HOST = 8  # an assumption: what hosts with many GPUs mostly have
 DOLLARS_PER_GPU_HOUR = 3.0  # an assumption, to turn GPUs into money
 SIZE = re.compile(r"\((\d+(?:\.\d+)?) (KB|MB)\)")
 
@@ -65,7 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a table is old")
     parser.add_argument("--simulate", action="store_true", help="run the fleets again, for about ten minutes")
+    parser.add_argument(
+        "--gpus-per-host",
+        type=positive,
+        metavar="N",
+        help=f"print the plan for hosts with N GPUs, and write nothing; the page has it for {GPUS_PER_HOST}",
+    )
     options = parser.parse_args(arguments)
+    if options.gpus_per_host:
+        print("\n".join(plan(options.gpus_per_host)))
+        return 0
     if options.simulate:
         RESULTS.write_text(json.dumps(simulated(), indent=1) + "\n", encoding="utf-8")
     old = PAGE.read_text(encoding="utf-8")
@@ -170,22 +180,24 @@ def measured() -> list[str]:
     return lines
 
 
-def plan() -> list[str]:
-    """How many GPUs each rate takes, and what passes through the network."""
-    head = ("one request", "requests/s", "GPUs", "spare", "CPU cores", "Gbit/s in", "Gbit/s out", "$ an hour")
-    lines = [line(head), line(("---", *["---:"] * 7))]
+def plan(gpus_per_host: int = GPUS_PER_HOST) -> list[str]:
+    """How many GPUs, hosts and front ends each rate takes, what passes through the network, and what is full next."""
+    head = ("one request", "requests/s", "GPUs", "hosts", "front ends", "Gbit/s in, out", "next limit", "$ an hour")
+    lines = [line(head), line(("---", *["---:"] * 5, "---", "---:"))]
     for row in _fastest():
+        one = cost(row, _front_end(row["load"]), _bytes_in(row))
         for rate in RATES:
-            needed = math.ceil(rate / (LOAD * row["requests_per_s"]))
-            spare = max(1, math.ceil(SPARE * needed))
-            gigabits = [8e-9 * rate * size for size in (_bytes_in(row), row["answer_bytes"])]
-            cost = (needed + spare) * DOLLARS_PER_GPU_HOUR
+            needed = planned(one, rate, gpus_per_host)
+            gigabits = (8e-9 * rate * size for size in (one.bytes_in, one.bytes_out))
             lines.append(
                 line(
                     (
-                        *(row["load"], f"{rate:,}", f"{needed:,}", spare, f"{16 * (needed + spare):,}"),
-                        *(f"{value:,.1f}" for value in gigabits),
-                        f"{cost:,.0f}",
+                        *(row["load"], f"{rate:,}", f"{needed.gpus:,}"),
+                        f"{needed.hosts:,} + {needed.spare:,} of {needed.gpus_per_host}",
+                        f"{needed.front_ends:,}",
+                        ", ".join(f"{value:,.1f}" for value in gigabits),
+                        f"{needed.next_limit}, {needed.used[needed.next_limit]:.0%} used",
+                        f"{needed.all_gpus * DOLLARS_PER_GPU_HOUR:,.0f}",
                     )
                 )
             )
@@ -247,6 +259,12 @@ def _fastest() -> list[Row]:
             if row["kind"] != "no-op" and row["items_per_s"] > rows.get(row["load"], {}).get("items_per_s", 0):
                 rows[row["load"]] = row
     return list(rows.values())
+
+
+def _front_end(load: str) -> float:
+    """Requests/s of a handler that does nothing, with the bytes of this load: the most that was measured."""
+    rows = (row for run in SERVING_H200 for row in read(run)["rows"])
+    return max(float(row["requests_per_s"]) for row in rows if (row["kind"], row["load"]) == ("no-op", load))
 
 
 def _memory(model: str) -> int:

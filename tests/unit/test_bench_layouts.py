@@ -39,6 +39,8 @@ from serving_bench.stream_generator import StreamGenerator
 from serving_bench.temporary_server import TemporaryServer
 from serving_bench.wrk_generator import WrkGenerator, threads_for
 
+from handlers.mps import PIPES
+
 TWO = Load("two bodies", [b"one", b"three"], {"Content-Type": "text/plain"}, "texts", 3)
 COMMANDS = str(Path(bench_serving.__file__).parent)
 
@@ -560,13 +562,13 @@ def fake_mps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_mps_runs_for_the_block_with_all_gpus(fake_mps: Path) -> None:
     mps.check()
     with mps.chosen(True) as around:
-        pid = int((Path(around[mps.PIPES]) / f"{mps.PROGRAM}.pid").read_text())
+        pid = int((Path(around[PIPES]) / f"{mps.PROGRAM}.pid").read_text())
         assert psutil.pid_exists(pid)
         assert os.getpgid(pid) != os.getpgid(0)
         assert Path(around[mps.LOGS]).is_dir()
     assert fake_mps.read_text() == "start None\nquit\n"
     assert not mps._lives(pid)
-    assert not Path(around[mps.PIPES]).exists()
+    assert not Path(around[PIPES]).exists()
 
 
 def test_mps_ends_after_an_error_and_says_why_it_does_not_start(
@@ -582,7 +584,7 @@ def test_mps_ends_after_an_error_and_says_why_it_does_not_start(
 
 def test_without_mps_another_daemon_is_not_used(fake_mps: Path) -> None:
     with mps.chosen(False) as around:
-        assert not Path(around[mps.PIPES]).exists()
+        assert not Path(around[PIPES]).exists()
     with mps.chosen(None) as around:
         assert around == {}
     assert not fake_mps.exists()

@@ -32,6 +32,7 @@ from torch.profiler import profile
 from transformers import BertConfig, BertModel, ResNetConfig, RobertaConfig
 
 from archive.parity import relative_errors
+from archive.presets import Preset
 from handlers import engines
 from handlers.encoder.packing import TokenBatch
 from handlers.engines import EngineSpec, LoadedEngine
@@ -317,9 +318,8 @@ def test_fp8_is_a_precision_once_the_engines_have_it(
 
 
 def test_random_weights_need_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = tmp_path / "preset.yaml"
-    preset.write_text("{hidden_size: 64, num_hidden_layers: 1}", encoding="utf-8")
-    monkeypatch.setattr(texts, "PRESET", preset)
+    tiny = Preset("text-encoder", architecture={"hidden_size": 64, "num_hidden_layers": 1})
+    monkeypatch.setattr(texts, "PRESET", tiny)
     folder = texts.model_folder(None, tmp_path / "model", False)
     spec = EngineSpec("text-encoder", folder, CPU, "fp32", task="embeddings")
     workload = texts.workload(spec, [Point(2, 4)], 256)

@@ -1,14 +1,9 @@
-"""README's picture and figures are those of the benchmarks' JSON files."""
+"""The bars of README's picture are those of the benchmarks' JSON files."""
 
 from __future__ import annotations
 
-import json
-import re
-
 import pytest
 import readme_picture
-
-from tests.pages import ROOT
 
 
 @pytest.mark.parametrize("group", readme_picture.GROUPS, ids=lambda group: group.run)
@@ -20,12 +15,3 @@ def test_every_bar_of_the_picture_was_measured(group: readme_picture.Group) -> N
 
 def test_the_picture_is_there() -> None:
     assert readme_picture.PICTURE.is_file()
-
-
-def test_figures_of_readme_were_measured() -> None:
-    runs = (ROOT / "docs" / "benchmarks").glob("serving-*.json")
-    rows = [row for run in runs for row in json.loads(run.read_text(encoding="utf-8"))["rows"]]
-    measured = {f"{row['items_per_s']:,.0f}" for row in rows if row["kind"] == "archive"}
-    named = re.findall(r"([\d,]+) \w+/s", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(named) == 2
-    assert set(named) <= measured

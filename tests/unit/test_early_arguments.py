@@ -19,9 +19,18 @@ case "$*" in
     *) exec {sys.executable} -I -S "$@" ;;
 esac
 """
+# setup and test have no arguments of a Python program.
+OTHERS = ("setup", "test")
 SCRIPTS = (
-    *("audit", "bench_serving", "deploy", "export-triton", "predict", "ready", "scale"),
-    *("serve", "serve-kserve", "serve-ray", "soak", "token", "tune"),
+    *sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and path.name not in OTHERS),
+    "deployment/per-gpu",
+)
+SUBCOMMANDS = (
+    *(
+        ("package", command)
+        for command in ("image-classifier", "text-encoder", "resnet101", "show", "sign", "keygen")
+    ),
+    *(("bench_model", command) for command in ("image-classifier", "text-encoder", "picture")),
 )
 WRONG = {
     "predict": (["none.mar", "--text", "a"], "none.mar does not exist; scripts/package makes archives"),
@@ -32,6 +41,8 @@ WRONG = {
     "audit": (["--ignore"], "argument --ignore: expected one argument"),
     "scale": (["digits", "none"], "'none'; wanted: "),
     "token": (["none"], "invalid choice: 'none'"),
+    "package": (["text-encoder", "--weights", "folder", "--batch-size", "none"], "argument --batch-size: "),
+    "bench_model": (["text-encoder", "--engines", "fused-fp17"], "'fused-fp17'; wanted: ENGINE-PRECISION, "),
 }
 
 
@@ -40,11 +51,12 @@ def clone(tmp_path: Path) -> Path:
     """A checkout without a .venv, where Python has no packages."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "bin").mkdir()
-    for name in ("setup", *SCRIPTS):
-        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts" / name)
+    for path in (ROOT / "scripts").iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path / "scripts" / path.name)
     for name in ("setup.cfg", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("handlers", "archive", "scripts/commands"):
+    for name in ("handlers", "archive", "scripts/commands", "scripts/deployment"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("python3", "python3.13", "python3.12", "python3.11", "python3.10"):
         (tmp_path / "bin" / name).write_text(PYTHON, encoding="utf-8")
@@ -67,6 +79,31 @@ def test_help_comes_without_an_installation(clone: Path, script: str) -> None:
     assert done.stdout.startswith(f"usage: scripts/{script}")
     assert "Exit status: 0" in done.stdout
     assert "StandIn" not in done.stdout
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize(("script", "command"), SUBCOMMANDS)
+def test_help_of_a_command_comes_without_an_installation(clone: Path, script: str, command: str) -> None:
+    done = call(clone, script, command, "--help")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.startswith(f"usage: scripts/{script} {command} ")
+    assert "StandIn" not in done.stdout
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("script", OTHERS)
+def test_help_of_a_bash_script_is_its_comment(clone: Path, script: str) -> None:
+    done = call(clone, script, "--help")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert f"scripts/{script}" in done.stdout
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_option_is_refused_without_an_installation(clone: Path, script: str) -> None:
+    done = call(clone, script, "--no-such-option")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith(f"usage: scripts/{script}")
     assert not (clone / ".venv").exists()
 
 

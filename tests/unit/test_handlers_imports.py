@@ -42,7 +42,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "serving": {"isolation", "loading", "phases", "protocol", "settings"},
     "encoder": {"kernels", "misfits"},
     "isolation": {"protocol"},
-    "placement": {"cpus"},
+    "placement": {"cpus", "mps"},
     "protocol": set(),
     "kernels": set(),
     "caches": set(),
@@ -53,6 +53,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "cpus": set(),
     "load_errors": set(),
     "misfits": set(),
+    "mps": set(),
     "transfers": set(),
 }  # fmt: skip
 ROOMS = {

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import shared_gpus
-from server import mps
 from server.errors import ServerError
+
+from handlers.mps import PIPES
+
+ROOT = Path(__file__).parents[2]
 
 
 def archives(*workers: int) -> Any:
@@ -21,8 +26,8 @@ def archives(*workers: int) -> Any:
 def with_mps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """MPS is installed, and no daemon runs."""
     monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
-    monkeypatch.delenv(mps.PIPES, raising=False)
-    monkeypatch.setattr(shared_gpus, "DAEMONS_FOLDER", tmp_path / "none")
+    monkeypatch.delenv(PIPES, raising=False)
+    monkeypatch.setattr("handlers.mps.DEFAULT_PIPES", tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -46,11 +51,16 @@ def test_many_workers_share_their_gpu(choice: str, workers: tuple[int, ...], gpu
 
 def test_auto_takes_a_daemon_that_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "control").touch()
-    monkeypatch.setattr(shared_gpus, "DAEMONS_FOLDER", tmp_path)
+    monkeypatch.setattr("handlers.mps.DEFAULT_PIPES", tmp_path)
     assert shared_gpus.wanted("auto", archives(8), 1) is None
-    monkeypatch.setattr(shared_gpus, "DAEMONS_FOLDER", tmp_path / "none")
-    monkeypatch.setenv(mps.PIPES, str(tmp_path))
+    monkeypatch.setattr("handlers.mps.DEFAULT_PIPES", tmp_path / "none")
+    monkeypatch.setenv(PIPES, str(tmp_path))
     assert shared_gpus.wanted("auto", archives(8), 1) is None
+
+
+def test_mps_is_looked_for_without_pytorch() -> None:
+    program = "import sys, handlers.mps; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_auto_goes_on_without_mps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pictures
 from argument_types import parts, positive
 
-from benchmarks import engine_loading, resnets, shared_command
+from benchmarks import engine_loading, shared_command
 from benchmarks.conditions import conditions
 from benchmarks.points import Point
 from benchmarks.shared_command import FIGURES
@@ -72,6 +72,8 @@ def _batches(text: str) -> list[int]:
 
 def run(chosen: argparse.Namespace) -> int:
     """Time the engines; the exit status. Raises ValueError or OSError if nothing can be timed."""
+    from benchmarks import resnets  # needs what is installed; --help does not
+
     shared_command.be_quiet()
     engine_loading.check_names(chosen.engines, "image-classifier")
     device = shared_command.device_of(chosen.device)

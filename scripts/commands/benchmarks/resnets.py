@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from archive import sample_images
+from archive import presets, sample_images
 from archive.parity import Array
 from benchmarks import engine_loading, layers
 from benchmarks.layers import Layer
@@ -24,7 +23,7 @@ from handlers.images.batching import Batcher
 from handlers.images.preparation import prepare
 from handlers.images.preprocess import Preprocess
 
-PRESET = Path(sample_images.__file__).parent / "resnet101" / "preset.yaml"
+PRESET = presets.of_command("resnet101")
 MAX_PIXELS = 50_000_000
 CALIBRATION = 8
 
@@ -126,8 +125,7 @@ def write_random(folder: Path, size: int) -> None:
     """A full-size ResNet-101 with random weights, calibrated on photographs so that fp16 does not overflow."""
     from archive import random_weights
 
-    preset = yaml.safe_load(PRESET.read_text(encoding="utf-8"))
-    config = random_weights.resnet_config(preset)
+    config = random_weights.resnet_config(PRESET.architecture)
     checkpoint = random_weights.image_checkpoint(
         config, sample_images.photographs()[:CALIBRATION], preprocess_of(size)
     )

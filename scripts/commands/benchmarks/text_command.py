@@ -10,13 +10,13 @@ from pathlib import Path
 import pictures
 from argument_types import checked, parts, positive
 
-from benchmarks import engine_loading, kernel_times, shared_command, texts
+from benchmarks import engine_loading, shared_command
 from benchmarks.conditions import conditions
 from benchmarks.points import Point, parse
 from benchmarks.shared_command import FIGURES
 from handlers.engines import DTYPES
-from handlers.settings import TextSettings
 
+TOKEN_BUDGET = 0  # as of the setting: what each engine runs fastest
 POINTS = "1x128,8x128,32x128,64x128,32x384,64x384,squad,half,short8"
 COMPILE_POINTS = "1x128,32x128,64x384"
 ENGINES = ",".join(
@@ -89,7 +89,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--token-budget",
         type=positive,
-        default=TextSettings.token_budget,
+        default=TOKEN_BUDGET,
         metavar="TOKENS",
         help="of a micro-batch of a mix (default: what each engine runs fastest, as the handler does)",
     )
@@ -117,6 +117,8 @@ def _profiled(text: str) -> list[tuple[str, Point]]:
 
 def run(chosen: argparse.Namespace) -> int:
     """Time the engines; the exit status. Raises ValueError or OSError if nothing can be timed."""
+    from benchmarks import kernel_times, texts  # need what is installed; --help does not
+
     shared_command.be_quiet()
     profiled = [name for name, _ in chosen.kernels]
     engine_loading.check_names([*chosen.engines, *profiled], "text-encoder")
@@ -138,7 +140,7 @@ def run(chosen: argparse.Namespace) -> int:
             "points": _points(POINTS),
             "compile_points": _points(COMPILE_POINTS),
         }
-        defaults = {"token_budget": TextSettings.token_budget, "plan_points": None}
+        defaults = {"token_budget": TOKEN_BUDGET, "plan_points": None}
         sweep, out = shared_command.sweep_of(
             chosen, workload, spec, about, [*chosen.engines, *profiled], full, defaults
         )

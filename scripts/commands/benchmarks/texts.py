@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from archive import sample_images
+from archive import presets
 from archive.parity import Array
 from benchmarks import engine_loading, layers
 from benchmarks.layers import Layer
@@ -28,7 +27,7 @@ from handlers.engines.text_networks import load_transformer
 from handlers.texts.micro_batches import micro_batches
 from handlers.texts.network_inputs import positions_of
 
-PRESET = Path(sample_images.__file__).parent / "bert_large" / "preset.yaml"
+PRESET = presets.of_command("bert-large")
 CALIBRATION = (128,) * 8
 KNOWN_SIZES = {(12, 768): "base", (24, 1024): "large"}
 
@@ -148,7 +147,7 @@ def write_random(folder: Path) -> None:
     """A BERT-Large with random weights, as `scripts/package bert-large --random-weights` makes it."""
     from archive import random_weights
 
-    config = random_weights.bert_config(yaml.safe_load(PRESET.read_text(encoding="utf-8")))
+    config = random_weights.bert_config(PRESET.architecture)
     random_weights.text_checkpoint(config, _stand_in_tokenizer(folder / "tokenizer")).model.save_pretrained(folder)
 
 

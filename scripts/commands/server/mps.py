@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 
+from handlers.mps import PIPES
 from server.errors import ServerError
 from server.gpus import DEVICES
 
 PROGRAM = "nvidia-cuda-mps-control"
-PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
 TIMEOUT_S = 30.0
 
