@@ -76,15 +76,26 @@ def test_a_worker_compares_its_engine_with_the_archives_own_reference(
 
 
 @pytest.mark.parametrize("task", HEADS)
-def test_the_reference_of_every_task(task: str, tiny_bert: Path, package: Callable[..., str], tmp_path: Path) -> None:
+def test_every_task_is_packaged_from_its_own_checkpoint_with_its_reference(
+    task: str, tiny_bert: Path, package: Callable[..., str], tmp_path: Path
+) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_bert, folder, ignore=shutil.ignore_patterns("modules.json", "model.safetensors"))
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(tiny_bert)
+    if "classification" in task:
+        config.id2label = {0: "O", 1: "B-X", 2: "I-X"}
     HEADS[task](config).save_pretrained(folder)  # type: ignore[no-untyped-call, unused-ignore]
-    package("text-encoder", "--weights", folder, "--name", "headed", "--task", task, "--export-path", tmp_path)
+    options = ("--task", task) if task == "sparse-embeddings" else ()  # else the checkpoint's head says it
+    package("text-encoder", "--weights", folder, "--name", "headed", *options, "--export-path", tmp_path)
+    figures = inspection.read_provenance(tmp_path / "headed.mar")["parity"]["fp32"]
+    assert figures["passed"]
+    assert figures.get("max_relative_error", 0) < 1e-5
+    assert figures.get("min_cosine", 1) > 0.99999
     with zipfile.ZipFile(tmp_path / "headed.mar") as archive:
         archive.extractall(tmp_path / "archive")
+    config_file = tmp_path / "archive" / inspection.CONFIG
+    assert yaml.safe_load(config_file.read_text(encoding="utf-8"))["handler"]["task"] == task
     spec = EngineSpec("text-encoder", tmp_path / "archive", torch.device("cpu"), "fp32", task=task)
     found = references.of(spec)
     assert found.source == references.OF_ARCHIVE

@@ -108,14 +108,28 @@ def test_truncated_texts_answer_as_the_pipeline_does(
     same(ours, theirs(text, aggregation_strategy=strategy))
 
 
+@pytest.fixture(scope="module")
+def bert_tagger(
+    serve_texts: Serve, checkpoint: Checkpoint, entity_labels: dict[int, str]
+) -> tuple[TextEncoder, TokenClassificationPipeline]:
+    """A handler, and the pipeline of the same checkpoint without its network: tests bring logits of their own."""
+    folder = checkpoint("bert", "AutoModelForTokenClassification", id2label=entity_labels)
+    theirs: Any = object.__new__(TokenClassificationPipeline)
+    theirs.tokenizer = AutoTokenizer.from_pretrained(folder)
+    theirs.model = type("Model", (), {"config": AutoConfig.from_pretrained(folder)})
+    return serve_texts(folder), theirs
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("seed", range(12))
 def test_the_same_logits_give_the_pipelines_entities(
-    serve_texts: Serve, checkpoint: Checkpoint, entity_labels: dict[int, str], strategy: str, seed: int
+    bert_tagger: tuple[TextEncoder, TokenClassificationPipeline],
+    entity_labels: dict[int, str],
+    strategy: str,
+    seed: int,
 ) -> None:
     """Logits of few values: neighbours of every kind, and ties."""
-    folder = checkpoint("bert", "AutoModelForTokenClassification", id2label=entity_labels)
-    handler = serve_texts(folder)
+    handler, theirs = bert_tagger
     text = "unbelievably micro transplantation Gothenburg Kraków and Olsen 数学 ☂ it's Babbage's"
     (encoded,) = handler.tokenizer.encode([Text(text, None, False)])
     assert isinstance(encoded, Encoded)
@@ -125,13 +139,10 @@ def test_the_same_logits_give_the_pipelines_entities(
     options = {"aggregation_strategy": strategy, "pipeline_form": True}
     (ours,) = handler.task.answer(logits, batch, [(encoded, options)])
     assert isinstance(ours, list)
-    same(ours, from_the_pipeline(folder, text, logits, strategy))
+    same(ours, from_the_pipeline(theirs, text, logits, strategy))
 
 
-def from_the_pipeline(folder: Path, text: str, logits: torch.Tensor, strategy: str) -> list[dict[str, Any]]:
-    theirs: Any = object.__new__(TokenClassificationPipeline)
-    theirs.tokenizer = AutoTokenizer.from_pretrained(folder)
-    theirs.model = type("Model", (), {"config": AutoConfig.from_pretrained(folder)})
+def from_the_pipeline(theirs: Any, text: str, logits: torch.Tensor, strategy: str) -> list[dict[str, Any]]:
     tokens = theirs.tokenizer(text, return_tensors="pt", return_special_tokens_mask=True, return_offsets_mapping=True)
     outputs = {**tokens, "logits": logits.unsqueeze(0), "sentence": text}
     with warnings.catch_warnings():
