@@ -20,7 +20,6 @@ Exit status: 0; 1 if an answer was wrong or missing; 3 if there are no namespace
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -29,68 +28,31 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import psutil
-import ray_hosts
+from ray_cluster import clients, cluster, network
+from ray_cluster.cluster import Cluster
+from server.paths import ROOT
 
 PATIENCE_S = 120
 
 
-class Clients:
-    """Clients that ask hosts in turn, each without a pause."""
-
-    def __init__(self, hosts: list[str], count: int) -> None:
-        self.hosts, self.lock, self.ends = hosts, threading.Lock(), threading.Event()
-        self.seconds: list[float] = []
-        self.statuses: Counter[str] = Counter()
-        self.wrong = 0
-        self.threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(count)]
-        for thread in self.threads:
-            thread.start()
-
-    def _ask(self, number: int) -> None:
-        while not self.ends.is_set():
-            number += 1
-            started = time.monotonic()
-            status, right = ray_hosts.ask(number % 10, self.hosts[number % len(self.hosts)])
-            with self.lock:
-                self.statuses[status] += 1
-                self.wrong += not right
-                self.seconds.append(time.monotonic() - started)
-
-    def forget(self) -> None:
-        """Begin anew, after the warm-up."""
-        with self.lock:
-            self.seconds, self.statuses = [], Counter()
-
-    def end(self) -> None:
-        """Wait for the last answers."""
-        self.ends.set()
-        for thread in self.threads:
-            thread.join()
-
-
 def measured(hosts: list[str], replicas: int, chosen: argparse.Namespace) -> dict[str, Any]:
     """Ask replicas that run, and return the figures."""
-    clients = Clients(hosts, chosen.clients_per_replica * replicas)
-    try:
+    with clients.Load(hosts, chosen.clients_per_replica * replicas, half_keep=False) as load:
         time.sleep(chosen.warm_up)
         psutil.cpu_percent()
-        clients.forget()
+        load.taken()
         started = time.monotonic()
         time.sleep(chosen.seconds)
-        with clients.lock:
-            took = time.monotonic() - started
-            times, statuses = sorted(clients.seconds), dict(clients.statuses)
+        told = load.taken()
+        took = time.monotonic() - started
         busy = psutil.cpu_percent() / 100
-    finally:
-        clients.end()
-    rate, most = statuses.get("200", 0) / took, chosen.batch_size * replicas / chosen.wait
+    times, statuses = sorted(told["seconds"]), told["statuses"]
+    rate, most = statuses.get(clients.RIGHT, 0) / took, chosen.batch_size * replicas / chosen.wait
     percentiles = statistics.quantiles(times, n=100) if len(times) > 1 else [0.0] * 99
     return {
         "requests_per_s": round(rate, 1),
@@ -100,7 +62,7 @@ def measured(hosts: list[str], replicas: int, chosen: argparse.Namespace) -> dic
         "ms_p99": round(percentiles[98] * 1e3),
         "busy": round(busy, 2),
         "statuses": statuses,
-        "wrong": clients.wrong,
+        "wrong": told["wrong"],
     }
 
 
@@ -121,38 +83,30 @@ def row(hosts: list[str], replicas: int, chosen: argparse.Namespace, log: Any) -
         "fronts": len(hosts) * chosen.fronts_per_host,
         "front_num_cpus": 0,
     }
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(ray_hosts.namespaces(hosts))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
-        faults = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
-        (faults / "slow").write_text(str(chosen.wait), encoding="utf-8")
-        environment = {**ray_hosts.ray_environment(), "TORCHSERVE_FAST_FAULTS": str(faults)}
-        for host in hosts:
-            stack.callback(ray_hosts.end, host)
-        for host in hosts:
-            ray_hosts.start(host, folder, environment, log, cpus=replicas // len(hosts))
-        deployer = ray_hosts.Deployer(args, environment, log)
-        until_whole(deployer, hosts, replicas)
-        spread = {host: ray_hosts.replicas_on(host) for host in hosts}
-        found = measured(hosts, replicas, chosen)
-    return {"hosts": len(hosts), "replicas": replicas, "replicas_per_host": list(spread.values()), **found}
+    cpus = {host: replicas // len(hosts) for host in hosts}
+    with tempfile.TemporaryDirectory(prefix="faults-") as faults:
+        Path(faults, "slow").write_text(str(chosen.wait), encoding="utf-8")
+        with cluster.running(cpus, log, more={"TORCHSERVE_FAST_FAULTS": faults}) as running:
+            running.serve(args)
+            until_whole(running, hosts, replicas)
+            spread = [len(pids) for pids in running.replicas().values()]
+            found = measured(hosts, replicas, chosen)
+    return {"hosts": len(hosts), "replicas": replicas, "replicas_per_host": spread, **found}
 
 
-def until_whole(deployer: ray_hosts.Deployer, hosts: list[str], replicas: int) -> None:
+def until_whole(running: Cluster, hosts: list[str], replicas: int) -> None:
     """Wait until all replicas run and each host answers. Raises TimeoutError."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if ray_hosts.is_whole(deployer, hosts, replicas) and all(
-            ray_hosts.ask(7, host)[0] == "200" for host in hosts
-        ):
-            return
-        time.sleep(0.5)
-    raise TimeoutError(f"not all of {len(hosts)} hosts answer after {PATIENCE_S} s")
+
+    def is_whole() -> bool:
+        return running.is_whole(hosts, replicas) and all(clients.ask(7, host)[0] == clients.RIGHT for host in hosts)
+
+    if not cluster.until(is_whole, PATIENCE_S):
+        raise TimeoutError(f"not all of {len(hosts)} hosts answer after {PATIENCE_S} s")
 
 
 def conditions(chosen: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on."""
-    command = ["git", "-C", str(ray_hosts.ROOT), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -190,13 +144,12 @@ def main() -> int:
     points = [(hosts, hosts * chosen.replicas_per_host) for hosts in chosen.hosts]
     points += [(1, most)] if (1, most) not in points else []
     told: dict[str, Any] = {"conditions": conditions(chosen), "rows": []}
+    if reason := network.why_not():
+        print(reason, file=sys.stderr)
+        return 3
     with chosen.log.open("w") as log:
         for count, replicas in points:
-            try:
-                told["rows"].append(row(list(ray_hosts.HOSTS[:count]), replicas, chosen, log))
-            except (OSError, subprocess.CalledProcessError) as error:
-                print(f"no network namespaces here: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
-                return 3
+            told["rows"].append(row(list(network.HOSTS[:count]), replicas, chosen, log))
             print(json.dumps(told["rows"][-1]), flush=True)
     if chosen.out:
         chosen.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import serve_ray
-from ray_host import checks, failures, local, progress
+from ray_host import checks, failures, local, progress, tunables
 from server.paths import ROOT
 
 # What Ray Serve 2.60 gives as a deployment's message, shortened.
@@ -169,12 +169,12 @@ def test_ray_starts_in_this_tree_whatever_the_folder(
 
 
 def test_replicas_have_the_same_priority_as_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (local.NICENESS, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+    for name in (tunables.NICENESS, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
         monkeypatch.setenv(name, "x")  # so that it is set again after this test
         monkeypatch.delenv(name)
     monkeypatch.setattr("ray_host.tunables.choose", lambda environment, host: None)
     local._set_environment(local.HERE)
-    assert os.environ[local.NICENESS] == "0"
+    assert os.environ[tunables.NICENESS] == "0"
 
 
 def test_a_files_archives_have_absolute_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

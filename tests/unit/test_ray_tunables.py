@@ -27,12 +27,15 @@ frontend prometheus
     bind :9101
 frontend http_frontend
     bind 127.0.0.1:8080
+    use_backend b if is_b
+    default_backend default_backend
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
 backend b
     server one 127.0.0.1:30000 check
 frontend grpc_frontend
     bind 127.0.0.1:9000 proto h2
+    use_backend grpc_fallback_backend if is_list_applications
 backend grpc-b
     server two 127.0.0.1:30001 proto h2
 listen stats
@@ -120,10 +123,14 @@ def test_a_second_choice_takes_the_same_program(tmp_path: Path) -> None:
     assert environment[tunables.PROGRAM] == str(tmp_path / "real-haproxy")
 
 
-def edited(folder: Path, host: str | None) -> list[str]:
-    """The lines of CONFIG after HAProxy was called with it, without indentation."""
+NO_APPLICATION = CONFIG.replace("    use_backend b if is_b\n", "")
+ON_A_CLUSTER = CONFIG.replace("bind 127.0.0.1:", "bind *:")
+
+
+def edited(folder: Path, host: str | None, written: str = CONFIG) -> list[str]:
+    """The lines of a configuration after HAProxy was called with it, without indentation."""
     config = folder / "haproxy.cfg"
-    config.write_text(CONFIG)
+    config.write_text(written)
     environment = {
         "PATH": "/usr/bin:/bin",
         tunables.PROGRAM: str(program(folder, 'echo "$@"')),
@@ -149,30 +156,39 @@ def test_only_requests_come_to_the_address_that_is_asked_for(host: str, tmp_path
     ]
     assert [line for line in lines if line.startswith("log")] == ["log /tmp/metrics.sock local0 debug"]
     assert "server one 127.0.0.1:30000 check" in lines
-    assert [line for line in lines if line.startswith("http-request return")] == [
-        "http-request return status 503 default-errorfiles"
+
+
+def test_on_a_cluster_requests_come_to_all_addresses_and_figures_to_the_own_machine(tmp_path: Path) -> None:
+    lines = edited(tmp_path, None, ON_A_CLUSTER)
+    assert section(lines, "frontend prometheus") == ["bind 127.0.0.1:9101"]
+    assert section(lines, "listen stats") == ["bind 127.0.0.1:8404"]
+    assert "bind *:9000 proto h2" in section(lines, "frontend grpc_frontend")
+    assert "bind *:8080" in section(lines, "frontend http_clients")
+    assert [line for line in lines if line.startswith("log")] == [
+        line.strip() for line in CONFIG.splitlines() if line.strip().startswith("log")
     ]
 
 
-def test_on_a_cluster_addresses_stay(tmp_path: Path) -> None:
-    lines, wanted = edited(tmp_path, None), CONFIG.splitlines()
-    for kind in ("bind", "log", "http-request return"):
-        assert sorted(line for line in lines if line.startswith(kind) and "unix@" not in line) == sorted(
-            line.strip() for line in wanted if line.strip().startswith(kind)
-        )
+@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+@pytest.mark.parametrize(("written", "status"), [(CONFIG, 404), (NO_APPLICATION, 503)])
+def test_a_path_that_no_application_has(written: str, status: int, host: str | None, tmp_path: Path) -> None:
+    lines = edited(tmp_path, host, written)
+    assert section(lines, "backend default_backend") == [f"http-request return status {status} default-errorfiles"]
 
 
 def test_clients_have_a_frontend_of_their_own(tmp_path: Path) -> None:
     lines = edited(tmp_path, "127.0.0.1")
     socket, token = f"unix@{tmp_path}/http.sock", "http-request set-header x-serve-ray-token 7e57"
     alone = ["http-reuse never", "option http-server-close", "retry-on conn-failure"]
-    assert section(lines, "frontend http_frontend") == [f"bind {socket} mode 600", token]
+    ways = ["use_backend b if is_b", "default_backend default_backend"]
+    assert section(lines, "frontend http_frontend") == [f"bind {socket} mode 600", token, *ways]
     assert section(lines, "frontend http_clients") == ["bind 127.0.0.1:8080", "default_backend http_inside"]
     assert section(lines, "backend http_inside") == [*alone, f"server inside {socket}"]
     assert section(lines, "frontend grpc_frontend") == [
         "errorfiles serve-ray-grpc",
         "bind 127.0.0.1:9000 proto h2",
         token,
+        "use_backend grpc_fallback_backend if is_list_applications",
     ]
 
 

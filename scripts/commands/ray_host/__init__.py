@@ -13,6 +13,7 @@
     grpc_service  TorchServe's gRPC; grpc_codes has its statuses, grpc_address lets Ray listen where it shall
     local     a Ray of one machine, for scripts/serve-ray and the tests
     tunables  Ray Serve's settings for many requests per CPU second, and HAProxy's addresses; haproxy is its program
+    node      the same for a machine of a cluster, which scripts/commands/ray_node.py starts
     failures  why Ray or a model did not start, in one line
     crashes   how a replica's process died, by its log
 

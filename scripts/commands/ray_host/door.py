@@ -2,7 +2,8 @@
 
 Fronts of all Rays of a machine take their ports from one range. If a front dies, another Ray's front may get its port
 before the HAProxy of the dead one hears of it. So each HAProxy sends a token with its requests, and a front answers
-those with its own Ray's token alone. Two Rays never answer for each other, and nobody else reaches the fronts.
+those with its own Ray's token alone. Two Rays never answer for each other, and nobody else reaches the fronts. All
+machines of a cluster have one token (node.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 Answer = TypeVar("Answer")
-TOKEN = "SERVE_RAY_TOKEN"  # noqa: S105 - the variable that has it; without it, all requests are answered, as on a cluster
+TOKEN = "SERVE_RAY_TOKEN"  # noqa: S105 - the variable that has it; without it, all requests are answered
 HEADER = "x-serve-ray-token"
 
 

@@ -14,6 +14,7 @@ CONFIG = "errors.cfg"
 GONE = "no process answered the request; try again later"
 PAGES = {
     400: (400, "BadRequest", "this is no HTTP request that can be read"),
+    404: (404, "ResourceNotFoundException", "no such path; see docs/api.md"),
     408: (408, "RequestTimeout", "the request did not come whole in time"),
     500: (500, "InternalServerError", "HAProxy could not handle the request"),
     502: (503, "FrontUnavailable", GONE),
@@ -22,6 +23,7 @@ PAGES = {
 }
 REASONS = {
     400: "Bad Request",
+    404: "Not Found",
     408: "Request Timeout",
     500: "Internal Server Error",
     503: "Service Unavailable",

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import asgi_requests
 from ray.exceptions import RayActorError, RayError
+from ray.serve._private.constants import RAY_SERVE_USE_GRPC_BY_DEFAULT
 from ray.serve.exceptions import BackPressureError, RayServeException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -179,9 +180,14 @@ class _Asked:
     def __init__(self, model: Served) -> None:
         self.version, self.timeout_s = model.version, model.timeout_s
         self.key = model.key
-        # Both sides have the same classes, so Python's own pickle does, which takes less time than cloudpickle.
+        # Both sides have the same classes, so Python's own pickle does, which takes less time than cloudpickle. Calls
+        # go by gRPC if this front's environment says so. The handle itself has what the deploying process said. By
+        # Ray's tasks, a replica stops for 13 s if the machine of a front that asked it dies.
         self._handle = model.handle.options(
-            request_serialization="pickle", response_serialization="pickle", multiplexed_model_id=model.key
+            request_serialization="pickle",
+            response_serialization="pickle",
+            multiplexed_model_id=model.key,
+            _by_reference=not RAY_SERVE_USE_GRPC_BY_DEFAULT,
         )
         self._gathering = Gathering(self._send, model.per_call, model.calls, model.max_queued)
         self._first = self._gathering.ask if model.per_call > 1 else self._alone

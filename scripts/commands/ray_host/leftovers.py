@@ -34,10 +34,7 @@ _locks: dict[str, int] = {}  # file descriptors; they stay open until `forget`
 
 def made() -> str:
     """Make a private folder, and hold its lock until this process ends or calls `clear`. Raises OSError."""
-    folder = tempfile.mkdtemp(prefix=PREFIX)
-    if len(folder) > LONGEST_FOLDER:
-        Path(folder).rmdir()
-        folder = tempfile.mkdtemp(prefix=PREFIX, dir=SHORT)
+    folder = private_folder()
     written = Path(folder) / f"{OWNER}.new"
     descriptor = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with contextlib.suppress(OSError):  # a file system without locks: nothing in it is ever taken for left
@@ -46,6 +43,15 @@ def made() -> str:
     os.write(descriptor, json.dumps(told).encode())
     written.rename(written.with_name(OWNER))  # it is locked before anyone sees it
     _locks[folder] = descriptor
+    return folder
+
+
+def private_folder() -> str:
+    """Make a folder that no other user reads, with a path that is short enough for HAProxy. Raises OSError."""
+    folder = tempfile.mkdtemp(prefix=PREFIX)
+    if len(folder) > LONGEST_FOLDER:
+        Path(folder).rmdir()
+        folder = tempfile.mkdtemp(prefix=PREFIX, dir=SHORT)
     return folder
 
 

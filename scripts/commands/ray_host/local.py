@@ -20,14 +20,13 @@ from typing import Any
 import psutil
 from server.paths import ROOT
 
-from handlers import cpus, gpu_memory
+from handlers import cpus
 from handlers.hosts import private_folders
 from ray_host import ending, failures, grpc_address, keeper, leftovers, progress, tunables
 from ray_host.options import AppOptions, ModelOptions, fronts_for
 
 APP = "models"
 HERE = "127.0.0.1"
-NICENESS = "RAY_worker_niceness"  # Ray's own spelling
 SLOW = "timed out during startup"  # in Ray's error
 PATIENCE_S = 30.0  # for requests that are on their way at the end
 LAST_BYTES_S = 2.0  # at least, for clients to read their answers
@@ -255,10 +254,7 @@ def _set_environment(host: str) -> None:
         print(f"Ray's own proxy reads the requests: {reason}. HAProxy would take less CPU time", file=sys.stderr)
     if folder := os.environ.get(leftovers.FOLDER):
         _keepers.append(keeper.start(folder))
-    cpus.wait_patiently(os.environ)
-    gpu_memory.spare(os.environ)
-    os.environ.setdefault(NICENESS, "0")  # Ray's default is 15: any other program would come first
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    tunables.choose_for_processes(os.environ)
     if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

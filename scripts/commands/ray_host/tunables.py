@@ -1,4 +1,6 @@
-"""Ray Serve's settings for many requests per CPU second on one machine. What a user has set stays.
+"""Ray Serve's settings for many requests per CPU second. What a user has set stays.
+
+`choose` is for a Ray of one machine; node.py has what is different on a cluster.
 
 Ray reads them from its environment once, so they come before Ray starts. `docs/ray.md` has what each one saves.
 Source: ray/serve/_private/constants.py of Ray 2.60, and docs.ray.io, "Performance tuning" of Ray Serve.
@@ -10,15 +12,18 @@ import importlib.util
 import secrets
 import shutil
 import subprocess
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from server.ports import free_ports
 
+from handlers import cpus, gpu_memory
 from ray_host import door, error_pages, leftovers
 
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+DIRECT = "RAY_SERVE_ENABLE_DIRECT_INGRESS"
 BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+NICENESS = "RAY_worker_niceness"  # Ray's own spelling
 OWN_HAPROXY = Path(__file__).with_name("haproxy")  # reads the three variables that follow
 HOST, PROGRAM, ERRORS = "SERVE_RAY_HOST", "SERVE_RAY_HAPROXY", "SERVE_RAY_ERRORS"
 FOLDER, OWN = leftovers.FOLDER, "SERVE_RAY_OWN"  # what `choose` has made, and the variables that it has set for it
@@ -45,16 +50,30 @@ def choose(environment: MutableMapping[str, str], host: str) -> str | None:
     Args:
         host: address at which requests are answered.
     """
-    for name, value in ALWAYS.items():
-        environment.setdefault(name, value)
     environment[FOLDER] = leftovers.made()
-    reason = _objection(environment)
-    environment.setdefault(HA_PROXY, "1" if reason is None else "0")
-    # Without HAProxy, fronts would listen beside Ray's proxy, and nobody would ask them.
-    environment.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", environment[HA_PROXY])
+    reason = choose_proxy(environment)
     if reason is None:
         _bind(environment, host)
     return reason
+
+
+def choose_proxy(environment: MutableMapping[str, str]) -> str | None:
+    """Set what does not depend on the machine. Returns why HAProxy does not read the requests; None if it does."""
+    for name, value in ALWAYS.items():
+        environment.setdefault(name, value)
+    reason = _objection(environment)
+    environment.setdefault(HA_PROXY, "1" if reason is None else "0")
+    # Without HAProxy, fronts would listen beside Ray's proxy, and nobody would ask them.
+    environment.setdefault(DIRECT, environment[HA_PROXY])
+    return reason
+
+
+def choose_for_processes(environment: MutableMapping[str, str]) -> None:
+    """Set what all of Ray's processes want: priority, threads that sleep, less GPU memory, no usage statistics."""
+    cpus.wait_patiently(environment)
+    gpu_memory.spare(environment)
+    environment.setdefault(NICENESS, "0")  # Ray's default is 15: any other program would come first
+    environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def is_haproxy(environment: MutableMapping[str, str]) -> bool:
@@ -100,32 +119,44 @@ def _program(environment: MutableMapping[str, str]) -> str | None:
     return str(bundled) if bundled and bundled.is_file() else shutil.which("haproxy")
 
 
-def _bind(environment: MutableMapping[str, str], host: str) -> None:
-    """Give HAProxy its address, ports that are free, and a folder that no other user reads or writes.
+def wrap(environment: MutableMapping[str, str], folder: str) -> list[str]:
+    """Let HAProxy run as the file `haproxy` does, with its files in `folder`. Returns the names that it has set.
 
-    Ray's own choice is the same for each Ray of a machine: fixed ports, and in /tmp/haproxy-serve a socket
-    with which every user may command HAProxy.
+    Ray's own choice of a folder is the same for each Ray of a machine: /tmp/haproxy-serve, with a socket with which
+    every user may command HAProxy.
+
+    Args:
+        folder: private; no other user reads or writes there.
     """
-    environment[BINARY], environment[HOST] = str(OWN_HAPROXY), host
-    folder = environment[FOLDER]
-    environment[door.TOKEN] = secrets.token_hex(16)
+    environment[BINARY] = str(OWN_HAPROXY)
     environment[ERRORS] = str(error_pages.write(Path(folder) / "errors"))
-    stats, metrics, fallback, fallback_grpc = free_ports(4)
-    chosen = {
-        "STATS_PORT": str(stats),
-        "METRICS_PORT": str(metrics),
+    files = {
         "CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
         "SOCKET_PATH": f"{folder}/admin.sock",
         "SERVER_STATE_BASE": folder,
         "SERVER_STATE_FILE": f"{folder}/server-state",
         "METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
     }
-    own = {f"RAY_SERVE_HAPROXY_{name}": value for name, value in chosen.items()}
-    # HAProxy asks Ray's own proxy if no front is left. Two Rays would share its port, and answer for each other.
-    own |= {
+    return _added(environment, {f"RAY_SERVE_HAPROXY_{name}": value for name, value in files.items()})
+
+
+def _bind(environment: MutableMapping[str, str], host: str) -> None:
+    """Give HAProxy its address, a folder, and ports that are free: Ray's own are the same for each Ray."""
+    environment[HOST] = host
+    environment[door.TOKEN] = secrets.token_hex(16)
+    stats, metrics, fallback, fallback_grpc = free_ports(4)
+    ports = {
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        # HAProxy asks Ray's own proxy if no front is left. Two Rays would share its port, and answer for each other.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
     }
-    environment[OWN] = " ".join(name for name in own if name not in environment)
-    for name, value in own.items():
-        environment.setdefault(name, value)
+    environment[OWN] = " ".join([*wrap(environment, environment[FOLDER]), *_added(environment, ports)])
+
+
+def _added(environment: MutableMapping[str, str], values: Mapping[str, str]) -> list[str]:
+    """Set what is not set yet, and return the names of that."""
+    names = [name for name in values if name not in environment]
+    environment.update({name: values[name] for name in names})
+    return names
