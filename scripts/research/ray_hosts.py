@@ -2,6 +2,7 @@
 
 Run it as root, with the interpreter of an environment that has Ray and this project:
 
+    export PYTHONPATH=.:scripts/commands
     .venv/bin/python scripts/research/ray_hosts.py model_store/digits.mar --death kill
     .venv/bin/python scripts/research/ray_hosts.py model_store/digits.mar --update model_store/digits2.mar
 

@@ -3,6 +3,7 @@
 Run it as root, on a machine with nothing else to do, with the interpreter of an environment that has Ray and this
 project:
 
+    export PYTHONPATH=.:scripts/commands
     .venv/bin/python scripts/research/ray_spread.py model_store/digits.mar --out ray-spread.json
 
 All hosts share this machine's cores, so a network that computes would be no faster on three of them. So each run of

@@ -21,7 +21,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from argument_types import positive
 from benchmarks_page import FOLDER, ROOT, SERVING_H200, Row, Table, filled, line, read
 from scaling.calibration import calibrated, compared
 from scaling.fleet import Fleet, simulate
@@ -68,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--simulate", action="store_true", help="run the fleets again, for about ten minutes")
     parser.add_argument(
         "--gpus-per-host",
-        type=positive,
+        type=int,
+        choices=range(1, 129),
         metavar="N",
         help=f"print the plan for hosts with N GPUs, and write nothing; the page has it for {GPUS_PER_HOST}",
     )
