@@ -328,6 +328,16 @@ def bench(show: Callable[[str], None] = lambda _: None) -> Bench:
     return Bench(StreamGenerator(1), StreamGenerator(1), GpuMonitor(), 1, 1, show, lambda _: None)
 
 
+def test_a_workers_gpu_memory_counts_from_before_the_first_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of the model before still hold memory when the next model is registered."""
+    where, used = bench(), iter([100.0, 500.0, 900.0])
+    monkeypatch.setattr(where.gpus, "memory_mib", lambda: next(used, None))
+    where.note_idle_memory()
+    assert where.mib_per_worker(4) == 100
+    assert where.mib_per_worker(2) == 400
+    assert where.mib_per_worker(2) is None, "nvidia-smi has ended"
+
+
 PLAN = Plan([2], [8], [None], [None], [], True, ["stock", "ray", "litserve"])
 
 

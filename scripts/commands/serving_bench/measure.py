@@ -75,6 +75,7 @@ class Bench:
     engine: EngineSpeed | None = None  # as it was given, for all archives
     layout: Layout = field(default_factory=Layout)
     progress: Progress = field(default_factory=Progress)
+    idle_mib: float | None = None  # GPU memory in use before the first model is loaded
 
     def begin(self, points: int) -> str:
         """Start to count points. Returns a line for a person."""
@@ -88,6 +89,21 @@ class Bench:
         if (layout.devices, layout.servers) != (self.layout.devices, self.layout.servers):
             self.noop.clear()
         self.layout, self.gpus.only = layout, layout.devices
+
+    def note_idle_memory(self) -> None:
+        """Note how much GPU memory is in use now, before any model is loaded.
+
+        It is too late for that after a model's end: its workers take seconds to free their memory.
+        """
+        self.idle_mib = self.gpus.memory_mib()
+
+    def mib_per_worker(self, workers: int) -> float | None:
+        """Return the GPU memory (MiB) that each of the workers has taken before the load; None without GPUs.
+
+        Later growth is in the row's gpu_memory_mib.
+        """
+        taken = self.gpus.memory_mib()
+        return None if taken is None or self.idle_mib is None else round((taken - self.idle_mib) / workers)
 
     def warm_up_java(self, subject: Subject, load: Load, clients: int) -> None:
         """Send many requests before the first point: Java compiles what runs often, and is slow until then."""

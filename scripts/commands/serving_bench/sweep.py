@@ -112,6 +112,7 @@ def run(
     environment: of peers that are programs of their own.
     """
     found = {}
+    bench.note_idle_memory()
     for archive, load in loads:
         about = archive.about()
         for batch_size, delay_ms in product(plan.batch_sizes, plan.delays_ms):
@@ -173,12 +174,11 @@ def _program(bench: Bench, plan: Plan, peer: Any, start: Start) -> None:
     """A peer that is a program of its own, started anew for each count of workers."""
     reference: ReferenceAnswers | None = None
     for workers in plan.workers:
-        free = bench.gpus.memory_mib()
         with peer.served(replace(start, workers=workers, report=waiting(bench.show))) as program:
             reference = reference or reference_answers.ask(program.endpoint(), start.load)
             more: dict[str, Any] = {"answer_bytes": reference.mean_bytes, "same_archive": peer.SAME_ARCHIVE}
             more["archive"] = start.archive.name
-            more["gpu_mib_per_worker"] = _per_worker(bench, free, workers)
+            more["gpu_mib_per_worker"] = bench.mib_per_worker(workers)
             more["servers"] = 1 if bench.layout.named else None
             setting = Setting(workers, start.batch_size, start.delay_ms)
             points(bench, plan, program, start.load, reference, setting, more)
@@ -199,20 +199,19 @@ def _archive(
 
     of: the name of the archive whose network it has.
     """
-    free = bench.gpus.memory_mib()
     bench.show(f"{archive.name}: registering it")
     started = time.monotonic()  # TorchServe starts the archive's own count of workers at once
     with beating(bench.show, f"{archive.name}: registering it"):
         server.register(archive, batch_size, delay_ms)
     try:
-        return _registered(bench, server, plan, Served(server, archive.name, kind), load, free, of, started)
+        return _registered(bench, server, plan, Served(server, archive.name, kind), load, of, started)
     finally:
         with contextlib.suppress(OSError, ServerError):
             server.unregister(archive.name)
 
 
 def _registered(
-    bench: Bench, server: Fleet, plan: Plan, served: Served, load: Load, free: float | None, of: str, started: float
+    bench: Bench, server: Fleet, plan: Plan, served: Served, load: Load, of: str, started: float
 ) -> dict[str, Any]:
     reference: ReferenceAnswers | None = None
     for workers in plan.workers:
@@ -226,7 +225,7 @@ def _registered(
             if plan.noop:
                 noop(bench, server, plan, load, reference, setting)
         more: dict[str, Any] = {"answer_bytes": reference.mean_bytes, "ready_s": rounded(ready_s), "archive": of}
-        more["gpu_mib_per_worker"] = _per_worker(bench, free, workers)
+        more["gpu_mib_per_worker"] = bench.mib_per_worker(workers)
         if spread := server.workers_per_gpu(served.name):
             more["workers_per_gpu"] = ",".join(map(str, spread))
         points(bench, plan, served, load, reference, setting, more)
@@ -322,9 +321,3 @@ def described(server: Fleet, model: str) -> dict[str, Any]:
         found = server.client.customized(model)
         return found if isinstance(found, dict) else {}
     return {}
-
-
-def _per_worker(bench: Bench, free: float | None, workers: int) -> float | None:
-    """GPU memory that each worker has taken before the load; later growth is in the row's gpu_memory_mib."""
-    taken = bench.gpus.memory_mib()
-    return round((taken - free) / workers) if taken is not None and free is not None else None
