@@ -28,7 +28,6 @@ GRAPH_TOKENS = (
 # Each token count is captured for two sequence counts: tokens/32 (normal texts) and tokens/4 (very short ones).
 TOKENS_PER_SEQUENCE = (32, 4)
 MIN_SEQUENCES = 8  # the least sequence count of a graph
-SHORT_TEXTS = 4096  # graphs for very short texts are captured up to this many tokens
 CPU_TOKEN_BUDGET = 16_384
 # On a GPU. Each 1,000 tokens more take about 20 MiB more of a BERT-Large worker, and save less than 1 % of the time.
 TOKEN_BUDGET = 6_144
@@ -156,20 +155,15 @@ class Graphed(Packed):
         takes so many sequences. No request waits for a capture: only graphs captured at load are used.
         """
         key = smallest_graph(tokens, sequences)
-        if key in self.graphs or tokens > SHORT_TEXTS:
-            return key if key in self.graphs else None
+        if key in self.graphs:
+            return key
         return min((key for key in self.graphs if key[0] >= tokens and key[1] >= sequences), default=None)
 
     def capture_all(self) -> None:
-        """Capture all graphs, the largest first: the others then fit into its memory.
-
-        Large batches of very short texts get none: a GPU computes them for longer than their launch takes.
-        """
+        """Capture all graphs, the largest first: the others then fit into its memory."""
         for tokens in reversed(GRAPH_TOKENS):
-            few, many = sequence_counts(tokens)
-            self.capture(tokens, few)
-            if tokens <= SHORT_TEXTS and many > few:
-                self.capture(tokens, many)
+            for sequences in dict.fromkeys(sequence_counts(tokens)):
+                self.capture(tokens, sequences)
 
     @torch.inference_mode()
     def compile_larger(self) -> None:

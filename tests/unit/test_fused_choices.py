@@ -152,9 +152,7 @@ def test_graphs_of_usual_texts_are_captured_while_loading() -> None:
     graphed = Recorded()
     graphed.capture_all()
     usual = {fused.smallest_graph(tokens, 1) for tokens in fused.GRAPH_TOKENS}
-    short = {
-        fused.smallest_graph(tokens, tokens // 4) for tokens in fused.GRAPH_TOKENS if tokens <= fused.SHORT_TEXTS
-    }
+    short = {fused.smallest_graph(tokens, tokens // 4) for tokens in fused.GRAPH_TOKENS}
     assert len(graphed.captured) == len(set(graphed.captured))
     assert set(graphed.captured) == usual | short
     assert graphed.captured[0] == (6144, 192)
@@ -188,11 +186,12 @@ def test_no_request_waits_for_a_capture() -> None:
         for sequences in (1, -(-tokens // 40), -(-tokens // 20), -(-tokens // 5), -(-tokens // 3), tokens):
             key = graphed.graph_for(tokens, sequences)
             if key is None:
-                assert tokens > fused.SHORT_TEXTS or sequences > fused.SHORT_TEXTS // 4
+                assert tokens > fused.GRAPH_TOKENS[-1] or sequences > fused.GRAPH_TOKENS[-1] // 4
             else:
                 assert key in before
                 assert key[0] >= tokens
                 assert key[1] >= sequences
+    assert graphed.graph_for(6132, 219) == (6144, 1536), "texts of 28 tokens"
     assert graphed.graph_for(1280, 64) == (1280, 320)
     assert graphed.graph_for(192, 64) == (256, 64), "one word a text: the graph of 192 tokens has room for 48"
 
