@@ -25,8 +25,8 @@ from handlers.tasks.shared.sparse_pooling import SparsePooling
 GRAPH_TOKENS = (
     *range(64, 513, 64), *range(640, 1025, 128), *range(1280, 4097, 256), *range(4608, 6145, 512),
 )  # fmt: skip
-# Each token count is captured for two sequence counts: tokens/32 (normal texts) and tokens/4 (very short ones).
-TOKENS_PER_SEQUENCE = (32, 4)
+# Each token count is captured for two sequence counts: tokens/16 (sentences and longer) and tokens/4 (a word or two).
+TOKENS_PER_SEQUENCE = (16, 4)
 MIN_SEQUENCES = 8  # the least sequence count of a graph
 CPU_TOKEN_BUDGET = 16_384
 # On a GPU. Each 1,000 tokens more take about 20 MiB more of a BERT-Large worker, and save less than 1 % of the time.

@@ -32,7 +32,7 @@ TWIN = TorchEncoderOps()
 IDS = range(1000, 20_000)  # words of BERT's vocabulary
 GATE = 1e-2  # the parity gate's for fp16: relative error of a token's vector
 
-# The largest graph has 6,144 tokens, and room for 192 sequences.
+# The largest graph has 6,144 tokens, and room for 1,536 sequences.
 LENGTHS = {
     "1": (1,),
     "2": (2,),
@@ -46,6 +46,7 @@ LENGTHS = {
     "few short": (5, 1, 7, 2, 3),
     "256 sequences": tuple(1 + place % 7 for place in range(256)),
     "256 of 1, too many for their graph": (1,) * 256,
+    "219 sentences, in the largest graph": (28,) * 219,
     "the largest graph, full": (128,) * 48,
     "beyond the largest graph": (512,) * 17,
     "beyond it, and no multiple of 16": (*[300] * 28, 77),

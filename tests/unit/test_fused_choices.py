@@ -106,11 +106,11 @@ GRAPHS = {
     "1 token": (1, 1, (64, 8)),
     "a full graph": (64, 2, (64, 8)),
     "one more": (65, 2, (128, 8)),
-    "steps of 128": (513, 10, (640, 20)),
-    "steps of 256": (1025, 10, (1280, 40)),
-    "more of 256": (2049, 10, (2304, 72)),
-    "steps of 512": (4097, 10, (4608, 144)),
-    "the largest": (6144, 192, (6144, 192)),
+    "steps of 128": (513, 10, (640, 40)),
+    "steps of 256": (1025, 10, (1280, 80)),
+    "more of 256": (2049, 10, (2304, 144)),
+    "steps of 512": (4097, 10, (4608, 288)),
+    "the largest": (6144, 384, (6144, 384)),
     "three texts of twenty tokens": (60, 3, (64, 8)),
     "short texts": (60, 9, (64, 16)),
     "as many as fit": (6144, 1536, (6144, 1536)),
@@ -155,7 +155,7 @@ def test_graphs_of_usual_texts_are_captured_while_loading() -> None:
     short = {fused.smallest_graph(tokens, tokens // 4) for tokens in fused.GRAPH_TOKENS}
     assert len(graphed.captured) == len(set(graphed.captured))
     assert set(graphed.captured) == usual | short
-    assert graphed.captured[0] == (6144, 192)
+    assert graphed.captured[0] == (6144, 384)
 
 
 def test_what_no_graph_holds_is_run_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +191,8 @@ def test_no_request_waits_for_a_capture() -> None:
                 assert key in before
                 assert key[0] >= tokens
                 assert key[1] >= sequences
-    assert graphed.graph_for(6132, 219) == (6144, 1536), "texts of 28 tokens"
-    assert graphed.graph_for(1280, 64) == (1280, 320)
+    assert graphed.graph_for(6132, 219) == (6144, 384), "texts of 28 tokens"
+    assert graphed.graph_for(1280, 96) == (1280, 320)
     assert graphed.graph_for(192, 64) == (256, 64), "one word a text: the graph of 192 tokens has room for 48"
 
 
