@@ -14,6 +14,8 @@ from typing import Any
 from archive_paths import existing, located
 from argument_types import positive
 
+from archive.near_options import Parser
+
 DESCRIPTION = """\
 Load a model archive into this process, and print its answers. No TorchServe and no Java are needed. Every file of the
 archive is checked first; the answers are those that TorchServe gives.
@@ -80,7 +82,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    found = argparse.ArgumentParser(prog="scripts/predict", description=DESCRIPTION, formatter_class=raw)
+    found = Parser(prog="scripts/predict", description=DESCRIPTION, formatter_class=raw)
     found.epilog = EPILOG
     found.add_argument(
         "archive",

@@ -34,6 +34,8 @@ from serving_bench.resource_usage import GpuMonitor
 from serving_bench.search import Choice, Search, clients_of
 from serving_bench.sweep import Served
 
+from archive.near_options import Parser
+
 DESCRIPTION = f"""\
 Find the number of workers, the batch size and the delay that serve a model best on this machine, by measuring it in a
 TorchServe of its own. Workers are doubled until that brings nothing; then the batch size is varied, then the delay.
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    found = argparse.ArgumentParser(prog="scripts/tune", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    found = Parser(prog="scripts/tune", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
     found.add_argument("model", metavar="NAME", help="an archive's path, or its name in model_store/")
     goal = found.add_mutually_exclusive_group(required=True)
     goal.add_argument(

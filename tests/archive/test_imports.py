@@ -20,7 +20,7 @@ ROWS = (
     ("archive.tensorrt_files", "archive.onnx_export", "archive.reference_embeddings", "archive.reference_pixels"),
     ("archive.options", "archive.inspection", "archive.parity", "archive.progress", "archive.sample_images"),
     ("archive.trial_run", "archive.checkpoints", "archive.workers"),
-    ("archive.digests",),
+    ("archive.digests", "archive.near_options"),
 )
 
 
