@@ -7,8 +7,6 @@ import sys
 from itertools import takewhile
 from typing import Any
 
-from handlers.near_names import nearest
-
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser; its commands have parsers of this class, too."""
@@ -19,6 +17,8 @@ class Parser(argparse.ArgumentParser):
         options = list(takewhile(lambda word: word != "--", words))
         found, rest = super().parse_known_args(words, namespace)
         known = [name for name in self._option_string_actions if name.startswith("--")]
+        from handlers.near_names import nearest  # late: scripts/predict may run older handlers, of an archive
+
         for word in (word for word in rest if word in options):
             given = word.partition("=")[0]
             near = nearest(given, known) if given.startswith("--") else None
