@@ -110,9 +110,10 @@ def _pair(payload: dict[str, object], task: str, takes_pairs: bool) -> tuple[obj
 def _checked(value: object, settings: TextSettings, takes_pairs: bool) -> str:
     if not isinstance(value, str):
         raise InvalidInput(f"{kind_of(value)} came where a text belongs; wanted: {wanted(takes_pairs)}")
-    if not value or value.isspace():
-        came = "a string of blanks alone" if value else "an empty string"
-        raise EmptyRequest(f"{came} came where a text belongs")
+    if not value:
+        raise EmptyRequest("an empty string came where a text belongs")
+    if value.isspace():
+        raise EmptyRequest("a string of blanks alone came where a text belongs")
     if len(value) > settings.max_chars:
         raise PayloadTooLarge(f"a text of {len(value)} characters came; at most {settings.max_chars} are tokenized")
     try:
