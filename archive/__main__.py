@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from archive import command_line, fingerprint, inspection, package
+from archive import command_line, early_checks, fingerprint, inspection, package
 from archive.checkpoints.errors import is_failure, one_line
 from archive.checkpoints.locations import HUB_CONFIGS, HUB_TEXT, locate
 from archive.options import (
@@ -108,6 +108,7 @@ def _package(options: PackagingOptions) -> None:
     if digest:
         print(f"{target} is up to date: {digest}")
     else:
+        early_checks.run(options, sources[0] if options.weights else None)
         print(f"packaging {options.name} from {options.weights or 'random weights'}")
         _build(options, inputs, recorded, started)
         _remove_signature(target)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from archive import presets, signing_command_line
+from archive.near_options import Parser
 from archive.options import (
     ImageClassifierOptions,
     ImageEncoderOptions,
@@ -475,7 +476,7 @@ def _add_text(sub: argparse.ArgumentParser) -> None:
 
 
 def _parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return Parser(
         prog="scripts/package",
         description=description,
         epilog=epilog,

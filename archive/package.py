@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def build(model: PackagedModel, export_path: Path, inputs: str, options: Mapping
         samples = _write_samples(model, work / "samples")
         with progress.step(f"loading it in a fresh process, {len(samples)} samples in {', '.join(model.precisions)}"):
             _unpack(mar, work / "unpacked")
-            report = _try(model, work, samples, progress.detail)
+            report = _try(model, work, samples, progress)
         with progress.step("comparing with the fp32 reference"):
             results = _compare(model, work, report)
         for precision, result in results.items():
@@ -168,9 +168,7 @@ def _write_samples(model: PackagedModel, folder: Path) -> list[Path]:
     return paths
 
 
-def _try(
-    model: PackagedModel, work: Path, samples: Sequence[Path], print_line: Callable[[str], None]
-) -> dict[str, Any]:
+def _try(model: PackagedModel, work: Path, samples: Sequence[Path], progress: Progress) -> dict[str, Any]:
     """Run archive/trial_run.py on the unpacked archive and return its report; outputs go to `work/outputs`."""
     entry, class_name = model.entry
     task = {
@@ -187,7 +185,7 @@ def _try(
     outputs.mkdir()
     command = [sys.executable, "-Iu", trial_run.__file__, str(work / "unpacked"), str(task_file), str(outputs)]
     env = {cpus.WAIT_POLICY: cpus.PATIENT, **os.environ}  # as it will be served
-    _run(command, "the archive does not load and answer in a fresh process", env, print_line)
+    _run(command, "the archive does not load and answer in a fresh process", env, progress)
     report: dict[str, Any] = json.loads((outputs / trial_run.REPORT).read_text(encoding="utf-8"))
     if report["status"] != 200:
         raise PackagingError(f"the archive answered its first request with {report['status']}: {report['answer']}")
@@ -315,13 +313,13 @@ def _run(
     command: Sequence[str],
     failure: str,
     env: Mapping[str, str] | None = None,
-    print_line: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Run a command.
 
     Args:
         failure: beginning of the message if it fails.
-        print_line: gets the lines that the trial run marks as meant for the terminal.
+        progress: gets the lines that the trial run marks as meant for the terminal.
 
     Raises:
         PackagingError: with the command's last lines, if its exit status is not 0.
@@ -330,8 +328,10 @@ def _run(
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(command, env=env, **pipes) as process:
         for line in process.stdout or ():
-            if print_line and line.startswith(trial_run.TERMINAL):
-                print_line(line.removeprefix(trial_run.TERMINAL).rstrip())
+            if progress and line.startswith(trial_run.TERMINAL):
+                progress.detail(line.removeprefix(trial_run.TERMINAL).rstrip())
+            elif progress and line.startswith(trial_run.PROGRESS):
+                progress.now(line.removeprefix(trial_run.PROGRESS).rstrip())
             elif line.strip():
                 last.append(line.rstrip())
     if process.returncode:

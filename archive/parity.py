@@ -50,13 +50,19 @@ class ParityResult:
         if self.min_cosine is not None:
             figures = f"least cosine {self.min_cosine:.7f}"
         elif self.agreement is not None:
-            figures = (
-                f"relative error {self.max_relative_error:.1e}, "
-                f"agreement {self.agreement:.4f} on {self.decided} decided of {self.samples}"
-            )
+            figures = f"relative error {self.max_relative_error:.1e}, {self._same(self.agreement, self.decided or 0)}"
         else:
             figures = str(self.problem)
         return f"{'passed' if self.passed else 'FAILED'}: {figures}"
+
+    def _same(self, agreement: float, decided: int) -> str:
+        """Return in words for how many samples the likeliest class is that of fp32."""
+        ties = self.samples - decided
+        left_out = f"; {ties} near tie{'s' if ties > 1 else ''} left out" if ties else ""
+        if not decided:
+            return f"no likeliest class to compare{left_out}"
+        which = " samples whose answer is not nearly a tie" if ties else " samples"
+        return f"same likeliest class as fp32 for {round(agreement * decided)} of {decided}{which}{left_out}"
 
 
 def did_not_run(reason: str, samples: int) -> ParityResult:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from archive import answer_sizes, random_weights, sample_images, tensorrt_files, workers
+from archive import answer_sizes, early_checks, random_weights, sample_images, tensorrt_files, workers
 from archive.checkpoints import (
     image_checkpoints,
     image_encoders,
@@ -19,7 +18,6 @@ from archive.checkpoints import (
     other_classifiers,
     text_checkpoints,
 )
-from archive.checkpoints.class_labels import names_in
 from archive.checkpoints.errors import CheckpointError, explain_failure
 from archive.checkpoints.image_checkpoints import ImageCheckpoint
 from archive.checkpoints.text_checkpoints import TextCheckpoint
@@ -254,41 +252,19 @@ def _labels(options: ImageClassifierOptions, checkpoint: ImageCheckpoint) -> tup
     """Return the class names, and a note if they are assumed."""
     count, note = int(checkpoint.config.num_labels), None
     if options.labels is not None:
-        labels = _read_labels(options.labels)
+        labels: list[str] | None = early_checks.read_labels(options.labels)
     elif checkpoint.labels is not None:
         labels = list(checkpoint.labels)
     elif count == 1000:
-        labels = _read_labels(IMAGENET_LABELS)
+        labels = early_checks.read_labels(IMAGENET_LABELS)
         if checkpoint.sha256[:8] not in TORCHVISION_RELEASES:
             note = (
                 "the checkpoint does not name its 1,000 classes: ImageNet's are assumed; --labels FILE names others"
             )
     else:
-        raise CheckpointError(
-            f"the checkpoint does not name its {count} classes; wanted: --labels FILE, one name per line"
-        )
-    if len(labels) != count:
-        raise CheckpointError(f"{len(labels)} labels for {count} classes")
-    return labels, note
-
-
-def _read_labels(path: Path) -> list[str]:
-    """Return the class names of a file: one per line, or JSON. Raises CheckpointError with the file's name."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-        if path.suffix == ".json":
-            return names_in(json.loads(text), str(path))
-    except CheckpointError:
-        raise
-    except ValueError as error:  # not UTF-8, not JSON
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); wanted: one name per line, or JSON, in UTF-8"
-        ) from None
-    lines = text.rstrip().splitlines()
-    blank = [number for number, line in enumerate(lines, 1) if not line.strip()]
-    if blank:
-        raise CheckpointError(f"{path}: line {blank[0]} is blank; wanted: a name on each, class by class")
-    return lines
+        labels = None
+    early_checks.refuse_labels(labels, count)
+    return labels or (), note
 
 
 def _pooling(options: TextOptions, checkpoint: TextCheckpoint) -> Pooling | None:
@@ -298,10 +274,7 @@ def _pooling(options: TextOptions, checkpoint: TextCheckpoint) -> Pooling | None
         own = checkpoint.pooling or Pooling()
         return dataclasses.replace(own, modes=options.pooling, normalize=bool(options.normalize))
     if checkpoint.pooling is None:
-        raise CheckpointError(
-            "the checkpoint does not say how token vectors become an embedding (it has no modules.json); "
-            "wanted: --pooling mean or --pooling cls, as its model card says, and --normalize if it says so"
-        )
+        raise CheckpointError(early_checks.NO_POOLING)
     if options.normalize is None:
         return checkpoint.pooling
     return dataclasses.replace(checkpoint.pooling, normalize=options.normalize)

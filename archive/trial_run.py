@@ -8,7 +8,7 @@ the installed packages can be imported. It uses only what the archive carries.
 The task names the entry, the kind, the precisions and the sample files. OUTPUT_FOLDER gets `report.json` and, per
 precision, `PRECISION.npy`: logits or embeddings of the samples in fp32, in order. If the network raises in a
 precision, the report holds the reason instead; fp32 has to run. A printed line that begins with TERMINAL is meant for
-whoever waits at the terminal.
+whoever waits at the terminal; one that begins with PROGRESS says what is being done, until the next one comes.
 
 If the GPU decodes JPEGs, the samples run as JPEGs too: `PRECISION-gpu.npy` has the outputs of those that the GPU has
 decoded, and `PRECISION-cpu.npy` those of the same files decoded by the CPU.
@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 TERMINAL = "terminal: "
+PROGRESS = "progress: "
 REPORT = "report.json"
 PLAN_LOGGER = "handlers.engines.tensorrt"  # logs the steps of building a plan
+MEASURING_LOGGER = "handlers.selection.progress"  # logs which engine is being measured
 REFERENCE = "fp32"  # the precision without which nothing is served
 LONGEST_REASON = 300  # characters
 JPEG_QUALITY = 90  # of samples that are encoded to try the GPU's decoder, with Pillow's chroma subsampling 4:2:0
@@ -47,7 +49,12 @@ class LineHandler(logging.Handler):
 
 def report_plan_builds(print_line: Callable[[str], None]) -> None:
     """Have `print_line` get what is logged while TensorRT builds a plan, which takes minutes."""
-    logger = logging.getLogger(PLAN_LOGGER)
+    pass_on(PLAN_LOGGER, print_line)
+
+
+def pass_on(name: str, print_line: Callable[[str], None]) -> None:
+    """Have `print_line` get the messages of this logger, and nobody else."""
+    logger = logging.getLogger(name)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers = [LineHandler(print_line)]
@@ -56,6 +63,11 @@ def report_plan_builds(print_line: Callable[[str], None]) -> None:
 def print_for_terminal(line: str) -> None:
     """Print a line that packaging shows at the terminal."""
     print(f"\n{TERMINAL}{line}", flush=True)
+
+
+def print_progress(line: str) -> None:
+    """Print what is being done."""
+    print(f"\n{PROGRESS}{line}", flush=True)
 
 
 class TrialContext:
@@ -94,6 +106,7 @@ class TrialContext:
 
 def main(folder: Path, task: dict[str, Any], output: Path) -> None:
     """Try every precision of the task and write outputs and report into the folder `output`."""
+    print_progress("importing PyTorch and the archive's handlers")
     import numpy as np
     import yaml
 
@@ -103,7 +116,10 @@ def main(folder: Path, task: dict[str, Any], output: Path) -> None:
     _check_origin(folder)
     samples = [Path(name).read_bytes() for name in task["samples"]]
     report: dict[str, Any] = {"loaded": {}, "stood_in": {}, "failed": {}, "jpegs": {}}
-    for precision in task["precisions"]:
+    for number, precision in enumerate(task["precisions"], 1):
+        done = f"{precision}, {number} of {len(task['precisions'])} precisions"
+        print_progress(done)
+        pass_on(MEASURING_LOGGER, lambda line, done=done: print_progress(f"{done}: {line}"))  # type: ignore[misc]
         try:
             handler, outputs = _try_precision(entry, folder, task, config, precision, samples, report)
         except Exception as error:

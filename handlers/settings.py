@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from handlers import tasks
 from handlers.images.preprocess import Preprocess
+from handlers.near_names import did_you_mean
 from handlers.tasks.shared.pooling import Pooling
 from handlers.tasks.shared.sparse_pooling import SparsePooling
 
@@ -216,7 +217,10 @@ def read(kind: type[T], section: object, where: str = "handler") -> T:
     known = {_camel(item.name): item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in section if key not in known)
     if unknown:
-        raise SettingsError(f"model-config.yaml: {where}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        near = did_you_mean(unknown, known)
+        raise SettingsError(
+            f"model-config.yaml: {where}: unknown {', '.join(unknown)}{near}; known: {', '.join(known)}"
+        )
     values = {known[key]: _value(types[known[key]], value, f"{where}.{key}") for key, value in section.items()}
     try:
         return kind(**values)

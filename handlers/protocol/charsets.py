@@ -11,6 +11,7 @@ from encodings.aliases import aliases
 
 import orjson
 
+from handlers.protocol import doubled_keys
 from handlers.protocol.errors import InvalidInput, InvalidJson, UnsupportedMediaType
 
 JSON = "application/json"
@@ -97,6 +98,8 @@ def refuse_compressed(data: bytes | bytearray, what: str) -> None:
 def json(value: bytes | bytearray, charset: str | None, what: str) -> object:
     """Return parsed JSON, by its charset or byte order mark, else as UTF-8 (RFC 8259). Raises RequestError.
 
+    An object that has a key twice is refused.
+
     Args:
         charset: as declared, None if it was not.
         what: names the JSON in messages.
@@ -104,27 +107,32 @@ def json(value: bytes | bytearray, charset: str | None, what: str) -> object:
     refuse_compressed(value, what)
     other = charset is not None or value.startswith(EVERY_MARK)
     try:
-        return orjson.loads(text(value, charset, what) if other else value)
+        source = text(value, charset, what) if other else value
+        parsed = orjson.loads(source)
     except orjson.JSONDecodeError as error:
         raise InvalidJson(f"{what} is not valid JSON: {_where(error)}") from None
+    doubled_keys.refuse(source, parsed, what)
+    return parsed
 
 
 def undeclared_json(value: bytes | bytearray | str, what: str) -> object:
     """Return parsed JSON from a body whose content type does not say what it is; NOT_JSON if it is something else.
 
-    Raises InvalidJson for a body that begins as hardly anything but JSON does, and is not valid.
+    Raises InvalidJson for a body that begins as hardly anything but JSON does, and is not valid or has a key twice.
     """
     if not isinstance(value, str) and value.startswith(codecs.BOM_UTF8):
         value = value[len(codecs.BOM_UTF8) :]
     if not _matches(JSON_BEGINS, value):
         return NOT_JSON
     try:
-        return orjson.loads(value)
+        parsed = orjson.loads(value)
     except orjson.JSONDecodeError as error:
         if not _matches(JSON_MEANT, value) and not _is_json_string(value):
             return NOT_JSON
         reason = f"{what} begins as JSON does and is not valid JSON: {_where(error)}"
         raise InvalidJson(f"{reason}; if it is meant as it stands, send it as text/plain") from None
+    doubled_keys.refuse(value, parsed, what)
+    return parsed
 
 
 def refuse_other_charset(charset: str | None, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from handlers.near_names import did_you_mean, nearest
 from handlers.protocol import bodies, encodings, options
 from handlers.protocol.bodies import Part
 from handlers.protocol.content import merged
@@ -32,7 +33,9 @@ class Fields:
         """Return a field's value. Raises InvalidInput without one."""
         value = self.take(name)
         if value is None:
-            raise at(name, InvalidInput(f'{self.what} holds no "{name}"; wanted: {wanted}'))
+            near = nearest(name, [one for one in self.names if one not in self.known])
+            sent = f", and {names_of([near])} came" if near else ""
+            raise at(name, InvalidInput(f'{self.what} holds no "{name}"{sent}; wanted: {wanted}'))
         return value
 
     def text(self, name: str) -> str | None:
@@ -87,9 +90,9 @@ class Fields:
         unknown = set(self.names) - set(self.known)
         if unknown:
             known = ", ".join(f'"{name}"' for name in self.known)
-            raise at(
-                min(unknown)[:40], InvalidInput(f"{self.what} holds unknown {names_of(unknown)}; known: {known}")
-            )
+            near = did_you_mean(unknown, self.known)
+            message = f"{self.what} holds unknown {names_of(unknown)}{near}; known: {known}"
+            raise at(min(unknown)[:40], InvalidInput(message))
 
 
 def at(field: str, error: RequestError) -> RequestError:

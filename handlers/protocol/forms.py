@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from handlers.near_names import did_you_mean
 from handlers.protocol.errors import InvalidInput, InvalidOption
 from handlers.protocol.interface import Interface
 from handlers.protocol.row import Row
@@ -23,8 +24,9 @@ def refuse_unknown_field(name: str, value: object, content_type: str, model: Int
     """Raises InvalidOption for a field that is no file and may be a misspelt option."""
     if content_type or _names_input(name, value, model):
         return
+    near = did_you_mean([name], list(model.options))
     raise InvalidOption(
-        f"unknown field {names_of([name])}; inputs are called data, text, file, text1, text2, ... or come as "
+        f"unknown field {names_of([name])}{near}; inputs are called data, text, file, text1, text2, ... or come as "
         f"files, with a name and a content type of their own; known options: {model.option_names}"
     )
 

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from handlers.near_names import did_you_mean
 from handlers.protocol.errors import InvalidOption
 from handlers.protocol.wording import names_of
 
@@ -99,7 +100,8 @@ def refuse_unknown(names: Collection[str], model: Interface, kind: str = "query 
     """Raises InvalidOption if one of these names is no option of the model."""
     unknown = [name for name in names if name not in model.options]
     if unknown:
-        raise InvalidOption(f"unknown {kind} {names_of(unknown)}; known: {model.option_names}")
+        near = did_you_mean(unknown, list(model.options))
+        raise InvalidOption(f"unknown {kind} {names_of(unknown)}{near}; known: {model.option_names}")
 
 
 def refuse_misspelt(headers: Iterable[str], model: Interface) -> None:

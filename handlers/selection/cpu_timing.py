@@ -28,7 +28,7 @@ import torch
 
 from handlers import engines
 from handlers.engines import EngineSpec, LoadedEngine, plans
-from handlers.selection import compared_here, references, results_cache, verification
+from handlers.selection import compared_here, progress, references, results_cache, verification
 from handlers.selection.candidates import able
 
 FEW = 4  # images that are timed together; in larger batches each image takes as long
@@ -153,10 +153,12 @@ def measure(among: Sequence[Candidate]) -> tuple[Measurement, LoadedEngine]:
     """Compare and time all candidates. Returns the measurement, and the fastest. Raises as `load_fastest`."""
     reference = references.of(among[0][1])
     found, best = Measurement(against=reference.source), None
-    for name, spec in among:
+    for number, (name, spec) in enumerate(among, 1):
         if name not in NOT_PYTORCH and _has_passed(found, spec.precision):
             continue
-        label, engine = _label(name, spec), _try(name, spec, reference, found)
+        label = _label(name, spec)
+        progress.tell(f"measuring engine {label}", number, len(among))
+        engine = _try(name, spec, reference, found)
         if engine is None:
             logger.warning("engine %s dropped: %s", label, found.dropped[label])
         elif best is None or found.slowness(label) < found.slowness(_joined(found.chosen)):

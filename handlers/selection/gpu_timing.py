@@ -27,7 +27,7 @@ from handlers import engines
 from handlers.engines import EngineSpec, LoadedEngine, plans
 from handlers.engines.graphs import sizes_up_to
 from handlers.engines.image_inputs import ImageInputs, device_of
-from handlers.selection import compared_here, deviations, references, results_cache
+from handlers.selection import compared_here, deviations, progress, references, results_cache
 from handlers.selection.deviations import Deviation
 
 WARM_UPS, RUNS = 5, 15
@@ -184,7 +184,9 @@ def measure(spec: EngineSpec, candidates: list[str]) -> tuple[Table, dict[str, L
         raise TypeError(f"engines of a {spec.kind} are not chosen by measurement")
     table = Table(against=reference.source)
     passing = load_passing(spec, candidates, reference, table)
-    for size in reversed(sizes_up_to(spec.batch_size)):
+    sizes = sizes_up_to(spec.batch_size)
+    for number, size in enumerate(reversed(sizes), 1):
+        progress.tell(f"timing batches of {size}", number, len(sizes))
         _time(size, reference.batch(spec, size), passing, table)
     if not table.milliseconds:
         raise ValueError(f"there is too little memory for one image: {table.dropped}")
@@ -221,7 +223,8 @@ def load_passing(
         ValueError: if no candidate is left.
     """
     passing = {}
-    for name in candidates:
+    for number, name in enumerate(candidates, 1):
+        progress.tell(f"loading and comparing engine {name} {spec.precision}", number, len(candidates))
         try:
             engine = engines.load(name, spec)
             deviation = _compare(engine, spec, reference)

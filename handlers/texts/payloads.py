@@ -23,6 +23,7 @@ class Text(NamedTuple):
     from_left: cut off its beginning, not its end; None as the tokenizer's files say.
     only_first: cut the text and leave its pair whole, instead of cutting the longer one.
     left_out: tokens at the beginning that pooling leaves out: a prompt, with the special tokens before it.
+    prompt_ids: token ids of the prompt alone; none without a prompt.
     """
 
     text: str
@@ -31,6 +32,7 @@ class Text(NamedTuple):
     from_left: bool | None = None
     only_first: bool = False
     left_out: int = 0
+    prompt_ids: Sequence[int] = ()
 
     @property
     def characters(self) -> int:
@@ -110,6 +112,8 @@ def _checked(value: object, settings: TextSettings, takes_pairs: bool) -> str:
         raise InvalidInput(f"{kind_of(value)} came where a text belongs; wanted: {wanted(takes_pairs)}")
     if not value:
         raise EmptyRequest("an empty string came where a text belongs")
+    if value.isspace():
+        raise EmptyRequest("a string of blanks alone came where a text belongs")
     if len(value) > settings.max_chars:
         raise PayloadTooLarge(f"a text of {len(value)} characters came; at most {settings.max_chars} are tokenized")
     try:

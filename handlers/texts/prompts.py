@@ -38,7 +38,9 @@ class Prompts:
         self.texts = settings.prompts
         self.default = settings.default_prompt_name
         self.lower_case = settings.lower_case
-        sizes = {name: _size(text, tokenizer) for name, text in self.texts.items() if text}
+        encodings = {name: tokenizer.whole.encode(self._cased(text)) for name, text in self.texts.items() if text}
+        sizes = {name: _size(encoding) for name, encoding in encodings.items()}
+        self.ids = {name: encoding.ids for name, encoding in encodings.items()}
         _refuse_long(sizes, tokenizer.max_tokens)
         self.left_out = {} if settings.pooling.include_prompt else sizes
 
@@ -65,8 +67,11 @@ class Prompts:
         prompt = self.texts.get(name, "")
         if not prompt:
             return text
-        prompt = prompt.lower() if self.lower_case else prompt
-        return text._replace(text=prompt + text.text, left_out=self.left_out.get(name, 0))
+        whole = self._cased(prompt) + text.text
+        return text._replace(text=whole, left_out=self.left_out.get(name, 0), prompt_ids=self.ids[name])
+
+    def _cased(self, prompt: str) -> str:
+        return prompt.lower() if self.lower_case else prompt
 
     def refuse_ids(self, options: Mapping[str, Any]) -> None:
         """Raises InvalidInput for token ids that a prompt would have to stand before."""
@@ -78,12 +83,14 @@ class Prompts:
             )
 
 
-def _size(prompt: str, tokenizer: Tokenizer) -> int:
+def _size(encoding: tokenizers.Encoding) -> int:
     """Return how many tokens of a text are the prompt's, with the special tokens before it.
+
+    Args:
+        encoding: of the prompt alone.
 
     Source: sentence-transformers' Transformer._get_prompt_length: a special token at the end does not count.
     """
-    encoding: tokenizers.Encoding = tokenizer.whole.encode(prompt)
     return len(encoding) - bool(encoding.special_tokens_mask and encoding.special_tokens_mask[-1])
 
 

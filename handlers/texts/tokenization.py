@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,6 +57,7 @@ class Tokenizer:
         self.whole.no_padding()
         self.whole.no_truncation()
         self.sample = _encoded("warm-up", self.whole.encode("warm-up"))
+        self.added = self.whole.num_special_tokens_to_add(False)
 
     def encode(self, texts: Sequence[Text], with_offsets: bool = True) -> list[Encoded | RequestError]:
         """Token ids of each text, or the error of that text: InputTooLong, InvalidInput or EmptyRequest.
@@ -89,9 +90,10 @@ class Tokenizer:
         if isinstance(encoding, RequestError):
             return encoding
         count = len(encoding)
-        if not count:
-            return EmptyRequest("the model's tokenizer finds no tokens in the text")
-        if count <= text.left_out:
+        if count <= self.added or (text.pair is not None and not _has_both(encoding)):
+            which = "text" if text.pair is None else "text, or none in its pair"
+            return EmptyRequest(f"the model's tokenizer finds no tokens in the {which}")
+        if count <= text.left_out or (count == len(text.prompt_ids) and encoding.ids == text.prompt_ids):
             return EmptyRequest("the model's tokenizer finds no tokens in the text besides those of its prompt")
         if count <= self.max_tokens:
             return _encoded(text.text, encoding, text.left_out)
@@ -128,6 +130,18 @@ def _parts(texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
 
 def _encoded(text: str, encoding: tokenizers.Encoding | Truncated, left_out: int = 0) -> Encoded:
     return Encoded(text, encoding.ids, encoding.type_ids, encoding, left_out)
+
+
+def _has_both(encoding: tokenizers.Encoding) -> bool:
+    """Return whether tokens of both texts of a pair are there, besides the special ones around them."""
+    places = range(len(encoding))
+    found = {_first_sequence(encoding, places), _first_sequence(encoding, reversed(places))}
+    return found == {0, 1}
+
+
+def _first_sequence(encoding: tokenizers.Encoding, places: Iterable[int]) -> int | None:
+    sequences = map(encoding.token_to_sequence, places)
+    return next((sequence for sequence in sequences if sequence is not None), None)
 
 
 def _plain(text: Text) -> Plain:

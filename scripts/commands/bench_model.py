@@ -9,6 +9,8 @@ from pathlib import Path
 
 from benchmarks import image_command, report, text_command
 
+from archive.near_options import Parser
+
 DESCRIPTION = """\
 Time the engines of handlers/engines, and other ways to run the same network, in one run and on the same inputs.
 Compare them with two ceilings of the machine, measured in the same run: a large matmul, and a copy in device memory.
@@ -44,9 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The whole command line. A new kind of model is one more command."""
     raw = argparse.RawDescriptionHelpFormatter
-    found = argparse.ArgumentParser(
-        prog="scripts/bench_model", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
-    )
+    found = Parser(prog="scripts/bench_model", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
     commands = found.add_subparsers(required=True, metavar="COMMAND")
     for name, what, command in (
         ("image-classifier", "time a ResNet", image_command),

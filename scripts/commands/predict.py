@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import time
@@ -13,6 +14,10 @@ from typing import Any
 
 from archive_paths import existing, located
 from argument_types import positive
+
+from archive.near_options import Parser
+from archive.progress import LiveLine
+from archive.trial_run import MEASURING_LOGGER, pass_on
 
 DESCRIPTION = """\
 Load a model archive into this process, and print its answers. No TorchServe and no Java are needed. Every file of the
@@ -80,7 +85,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    found = argparse.ArgumentParser(prog="scripts/predict", description=DESCRIPTION, formatter_class=raw)
+    found = Parser(prog="scripts/predict", description=DESCRIPTION, formatter_class=raw)
     found.epilog = EPILOG
     found.add_argument(
         "archive",
@@ -125,19 +130,14 @@ def option(text: str) -> tuple[str, str]:
 
 def run(chosen: argparse.Namespace) -> int:
     """Load, ask and print; the exit status. Raises ValueError or OSError if the archive cannot be loaded."""
-    from handlers import RequestError, load_archive
+    from handlers import RequestError
 
     started = time.monotonic()
     progress(f"{chosen.archive}: checking and loading")
-    loaded = load_archive(
-        chosen.archive,
-        device=chosen.device,
-        precision=chosen.precision,
-        engine=chosen.engine,
-        digest=chosen.digest,
-        edited_settings=chosen.edited_settings,
-        allow_other_version=chosen.other_version,
-    )
+    live = LiveLine()
+    pass_on(MEASURING_LOGGER, live.show)
+    with contextlib.closing(live):
+        loaded = load(chosen)
     with loaded as model:
         told = model.describe()
         how = f"{told['engine']['name']}, {told['precision']['name']}, {told['device']['name']}"
@@ -151,6 +151,21 @@ def run(chosen: argparse.Namespace) -> int:
     for item, answer in zip(inputs, answers, strict=True):
         show(item, answer, as_json=chosen.json)
     return int(any(isinstance(answer, RequestError) for answer in answers))
+
+
+def load(chosen: argparse.Namespace) -> Any:
+    """Return the loaded model. Raises ValueError or OSError if the archive cannot be loaded."""
+    from handlers import load_archive
+
+    return load_archive(
+        chosen.archive,
+        device=chosen.device,
+        precision=chosen.precision,
+        engine=chosen.engine,
+        digest=chosen.digest,
+        edited_settings=chosen.edited_settings,
+        allow_other_version=chosen.other_version,
+    )
 
 
 def run_carried(chosen: argparse.Namespace, arguments: Sequence[str]) -> int:

@@ -30,6 +30,8 @@ from server.signed import add_verify_key, refuse_unsigned_store
 from serving_bench.archives import Archive
 from updates import stopping
 
+from archive.near_options import Parser
+
 READY_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 60.0
 DEMO_ASKS = {DIGITS: digits_answers, SENTENCES: sentences_answers}
@@ -102,7 +104,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="scripts/serve",
         description=DESCRIPTION,
         epilog=EPILOG,

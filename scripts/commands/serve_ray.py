@@ -20,6 +20,7 @@ from ray_host.options import DIGEST, AppOptions
 from ray_host.sharing import LOAD_WAIT_S
 from server.paths import python_path
 
+from archive.near_options import Parser
 from handlers import cpus
 
 DESCRIPTION = """\
@@ -88,9 +89,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    found = argparse.ArgumentParser(
-        prog="scripts/serve-ray", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
-    )
+    found = Parser(prog="scripts/serve-ray", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
     found.add_argument(
         "archives",
         nargs="*",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,12 @@ from serving_bench.generator_options import add_generator_options, generators
 from serving_bench.layouts import Layout
 from serving_bench.load_options import add_load_options, load_for
 from serving_bench.measure import Bench, Setting
+from serving_bench.progress import duration
 from serving_bench.resource_usage import GpuMonitor
 from serving_bench.search import Choice, Search, clients_of
 from serving_bench.sweep import Served
+
+from archive.near_options import Parser
 
 DESCRIPTION = f"""\
 Find the number of workers, the batch size and the delay that serve a model best on this machine, by measuring it in a
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    found = argparse.ArgumentParser(prog="scripts/tune", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    found = Parser(prog="scripts/tune", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
     found.add_argument("model", metavar="NAME", help="an archive's path, or its name in model_store/")
     goal = found.add_mutually_exclusive_group(required=True)
     goal.add_argument(
@@ -100,8 +105,18 @@ def parser() -> argparse.ArgumentParser:
 def run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
     """Search, confirm, and do what was asked; the exit status. given: the command line.
 
-    Raises ValueError, OSError, ServerError or GeneratorError.
+    Raises ValueError, OSError, ServerError or GeneratorError, or KeyboardInterrupt with words on what was changed.
     """
+    changed: list[str] = []
+    try:
+        return tuned(chosen, given, changed)
+    except KeyboardInterrupt:
+        as_before = f", and {chosen.model} serves as before" if chosen.apply else ""
+        raise KeyboardInterrupt(*(changed or [f"nothing was changed{as_before}"])) from None
+
+
+def tuned(chosen: argparse.Namespace, given: Sequence[str], changed: list[str]) -> int:
+    """Do what `run` says. changed: gets words on what was changed, as soon as it is."""
     archive = find(chosen.model)
     if chosen.write:
         apply_choice.check_writable(archive.file)
@@ -124,6 +139,8 @@ def run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
         if best is None:
             causes = advice.causes_of_none(list(search.scores.values()), chosen.p99_ms)
             return failed("no setting meets the goal", [], causes, given)
+        each = duration(len(SHARES) * (chosen.warm_up + chosen.seconds))
+        command.print_now(f"confirming in an open loop: {TRIES} settings at most, about {each} each")
         confirmation = Confirmation(tuned, chosen.p99_ms, command.print_now)
         confirmed = confirmation.run(search.ranked(best))
     if confirmed is None:
@@ -131,9 +148,10 @@ def run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
         own = "jobQueueSize" in archive.batching
         conditions = advice.Conditions(chosen.p99_ms, queue, own, open_loop.processes, cores)
         causes = advice.causes(confirmation.attempts, conditions)
-        return failed("no setting is confirmed", confirmation.attempts, causes, given)
+        what = f"no setting is confirmed: {advice.missed(confirmation.attempts, chosen.p99_ms)} open loops"
+        return failed(what, confirmation.attempts, causes, given)
     show(confirmed)
-    put_into_effect(chosen, archive, confirmed.score.choice)
+    put_into_effect(chosen, archive, confirmed.score.choice, changed)
     return 0
 
 
@@ -211,20 +229,37 @@ class Tuned:
             self.current = None
 
 
-def put_into_effect(chosen: argparse.Namespace, archive: Archive, best: Choice) -> None:
-    """Write or apply the best choice, as the options ask; else print the keys for model-config.yaml."""
+def put_into_effect(chosen: argparse.Namespace, archive: Archive, best: Choice, changed: list[str]) -> None:
+    """Write or apply the best choice, as the options ask; else print the keys for model-config.yaml.
+
+    Args:
+        changed: gets words on what was changed.
+    """
     if chosen.write:
-        apply_choice.write(archive.file, best)
-        print(f"written into {archive.file}")
+        with undisturbed():
+            apply_choice.write(archive.file, best)
+            changed.append(f"written into {archive.file}")
+        print(changed[0])
     elif chosen.apply:
         apply_choice.apply(client_of(chosen), archive.name, best)
-        print(f"{archive.name} serves so now, until TorchServe is restarted")
+        changed.append(f"{archive.name} serves so now, until TorchServe is restarted")
+        print(changed[0])
     else:
         print("nothing was changed; model-config.yaml's keys would be:")
         print("".join(f"  {key}: {value}\n" for key, value in apply_choice.keys_of(best).items()), end="")
     if chosen.setting:
         settings = ", ".join(f"{key}={value}" for key, value in chosen.setting)
         print(f"it was measured with {settings}: set that in config.properties too")
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of a `with` block, so that what is written and what is told of it agree."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, command.SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def queue_size(archive: Archive, settings: dict[str, str]) -> int:

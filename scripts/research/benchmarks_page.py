@@ -305,7 +305,7 @@ def _served(row: Row, open_loop: Sequence[Row]) -> str:
 
 
 def _at_70_percent(row: Row, open_loop: Sequence[Row]) -> str:
-    """The p99 of the open loop with the same servers and batch size as the closed loop `row`; "-" if there is none."""
+    """The p99 of the open loop with the servers and batch size of the closed loop `row`; "-" if there is none."""
     same = ("target", "gpus", "servers", "workers", "batch_size")
     found = [other for other in open_loop if all(other[key] == row[key] for key in same)]
     return f"{found[0]['p99_ms']:.0f}" if found else "-"

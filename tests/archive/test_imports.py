@@ -16,11 +16,11 @@ ROWS = (
     ("archive.command_line", "archive.resolve", "archive.signing"),
     ("archive.signing_command_line",),
     ("archive.package", "archive.sbom", "archive.carried_samples", "archive.random_weights", "archive.decoder_gate"),
-    ("archive.models", "archive.presets", "archive.fingerprint", "archive.answer_sizes"),
+    ("archive.models", "archive.presets", "archive.fingerprint", "archive.early_checks", "archive.answer_sizes"),
     ("archive.tensorrt_files", "archive.onnx_export", "archive.reference_embeddings", "archive.reference_pixels"),
     ("archive.options", "archive.inspection", "archive.parity", "archive.progress", "archive.sample_images"),
     ("archive.trial_run", "archive.checkpoints", "archive.workers"),
-    ("archive.digests",),
+    ("archive.digests", "archive.near_options"),
 )
 
 

@@ -682,9 +682,10 @@ def test_a_build_in_the_trial_run_is_seen_at_once_and_a_failure_keeps_the_end_of
     """`script` waits for the file that is written when its line arrives."""
     answer, lines = tmp_path / "answer", []
 
-    def print_line(line: str) -> None:
-        lines.append(line)
-        answer.touch()
+    class Waited(Progress):
+        def detail(self, text: str) -> None:
+            lines.append(text)
+            answer.touch()
 
     script = f"""if True:
         import logging, pathlib, sys, time
@@ -698,7 +699,7 @@ def test_a_build_in_the_trial_run_is_seen_at_once_and_a_failure_keeps_the_end_of
         raise SystemExit("no plan")
     """
     with pytest.raises(packaging.PackagingError) as caught:
-        packaging._run([sys.executable, "-u", "-c", script], "it failed", print_line=print_line)
+        packaging._run([sys.executable, "-u", "-c", script], "it failed", progress=Waited(1))
     assert lines == ["building a plan"]
     assert str(caught.value).splitlines() == ["it failed (exit status 1):", *map(str, range(26, 40)), "no plan"]
 

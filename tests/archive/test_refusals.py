@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model, ResNetConfig
 
-from archive import command_line, fingerprint, resolve
+from archive import command_line, early_checks, fingerprint, resolve
 from archive import package as packaging
 from archive.checkpoints import text_checkpoints
 from archive.checkpoints.errors import CheckpointError
@@ -257,7 +257,7 @@ def test_labels_with_blank_lines(
 
 def test_a_mark_at_the_beginning_is_no_part_of_a_label(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfzero\r\none\r\n\r\n")
-    assert resolve._read_labels(tmp_path / "labels.txt") == ["zero", "one"]
+    assert early_checks.read_labels(tmp_path / "labels.txt") == ["zero", "one"]
 
 
 def test_a_file_name_that_cannot_name_a_model(digits: Path, refuse: Callable[..., str], tmp_path: Path) -> None:

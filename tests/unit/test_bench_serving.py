@@ -476,10 +476,31 @@ def test_report_and_page(server: tuple[Endpoint, Seen], bench: Bench, tmp_path: 
     text = page.page(content)
     assert text.count("<svg") == 3  # no time parts: this server has no metrics
     assert "<b>echo</b>" not in text
+    assert "{&#x27;" not in text.partition("All conditions")[2]  # no dict as Python writes it
     assert "another: it is not installed" in text
     assert not re.search(r"(src|href)=.http|url\(http|@import", text)  # it needs nothing else
     assert command.redraw(tmp_path / "found-1.5.json") == 0
     assert (tmp_path / "found-1.5.html").is_file()
+
+
+def test_the_conditions_are_a_table() -> None:
+    about = {
+        "settings": {"workers": [1, 2], "mps": [], "quick": False, "peer": None},
+        "archives": {
+            "m": {"engine": {"times": {"1": {"cudnn": 0.5, "eager": 7.3}}}, "parts": [{"a": 1}, {"a": "<b>"}]}
+        },
+    }
+    text = page._details(about)
+    for name, value in (
+        ("workers", "1, 2"),
+        ("mps", "none"),
+        ("quick", "no"),
+        ("peer", "none"),
+        ("m, engine, times, 1", "cudnn: 0.5; eager: 7.3"),
+        ("m, parts, 2", "a: &lt;b&gt;"),
+    ):
+        assert f"<tr><td>{name}</td><td>{value}</td></tr>" in text
+    assert text.count("<table") == 2
 
 
 def test_the_engines_own_speed(tmp_path: Path) -> None:

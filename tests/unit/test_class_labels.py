@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from archive import resolve
+from archive import early_checks
 from archive.checkpoints.class_labels import names_in
 from archive.checkpoints.errors import CheckpointError
 
@@ -26,7 +26,7 @@ from archive.checkpoints.errors import CheckpointError
 def test_forms_of_json(tmp_path: Path, content: object) -> None:
     path = tmp_path / "index_to_name.json"
     path.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
-    assert resolve._read_labels(path) == ["tench", "goldfish"]
+    assert early_checks.read_labels(path) == ["tench", "goldfish"]
 
 
 def test_more_than_ten_classes_come_by_number() -> None:
@@ -66,4 +66,4 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str, content:
     with pytest.raises(
         CheckpointError, match=rf"{name} cannot be read .*wanted: one name per line, or JSON, in UTF-8"
     ):
-        resolve._read_labels(path)
+        early_checks.read_labels(path)

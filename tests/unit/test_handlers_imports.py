@@ -33,7 +33,7 @@ ALLOWED: Mapping[str, set[str]] = {
     },
     "selection": {"digests", "encoder", "engines", "phases", "placement", "tasks", "texts"},
     "image_tasks": {"protocol", "tasks", "transfers"},
-    "settings": {"images", "tasks"},
+    "settings": {"images", "near_names", "tasks"},
     "images": {"engines", "isolation", "kernels", "protocol", "transfers"},
     "unpacked_files": {"digests"},
     "engines": {"caches", "digests", "encoder", "kernels", "phases", "tasks", "transfers"},
@@ -43,7 +43,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "encoder": {"kernels", "misfits"},
     "isolation": {"protocol"},
     "placement": {"cpus", "mps"},
-    "protocol": set(),
+    "protocol": {"near_names"},
     "kernels": set(),
     "caches": set(),
     "digests": set(),
@@ -54,6 +54,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "load_errors": set(),
     "misfits": set(),
     "mps": set(),
+    "near_names": set(),
     "transfers": set(),
 }  # fmt: skip
 ROOMS = {

@@ -143,6 +143,16 @@ class TestRefusals:
         cut = send("", text, prompted, x_truncate="true")[1]
         assert same(cut, send("", f"search for: {'word ' * 27}", prompted, x_prompt_name="")[1])
 
+    def test_a_text_that_adds_no_token_to_its_prompt(
+        self, send: Send, prompted: TextEncoder, leaving_out: TextEncoder
+    ) -> None:
+        for handler in (prompted, leaving_out):
+            for text in ("\u200b", "\x07\u200d"):
+                status, answer = send("", {"instances": [text]}, handler, x_prompt_name="query")
+                assert (status, answer["type"]) == (400, "EmptyRequest")
+                assert "besides those of its prompt" in answer["message"]
+            assert send("", {"instances": ["a\u200b"]}, handler, x_prompt_name="query")[0] == 200
+
     def test_cutting_a_prompt_that_pooling_leaves_out(self, send: Send, leaving_out: TextEncoder) -> None:
         text, options = "word " * 40, {"x_truncate": "true", "x_prompt_name": "query"}
         status, answer = send("", text, leaving_out, x_truncation_direction="left", **options)

@@ -214,8 +214,8 @@ def test_what_is_wrong_with_the_args_is_raised_as_it_is(ray: Any) -> None:
 GCS = "Failed to start GCS.\nLast error: Traceback (most recent call last):\n  File\nRpcError: x\n"
 STARTS = [
     (Exception("The current node timed out during startup. This\nis all."), "Exception: The current node timed out"),
-    (RuntimeError(GCS), "Ray did not start: RpcError: x. Often"),
-    (AssertionError(), "Ray did not start: AssertionError. Often"),
+    (RuntimeError(GCS), "did not start: RpcError: x. Often"),
+    (AssertionError(), "did not start: AssertionError. Often"),
 ]
 
 
@@ -227,7 +227,9 @@ def test_ray_that_does_not_start_says_so_in_one_line(error: Exception, wanted: s
         local.start(local.HERE, 1)
     assert wanted in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert "gcs_server.out, raylet.out" in str(raised.value)
+    logs = {"init": "logs (gcs_server.out, raylet.out)", "start": "say is in /tmp/ray/session/logs/serve"}
+    assert logs[which] in str(raised.value)
+    assert ("Ray Serve did not start" in str(raised.value)) == (which == "start")
 
 
 def test_ray_that_starts_too_slowly_is_started_again(ray: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +250,39 @@ def test_ray_that_starts_too_slowly_is_started_again(ray: Any, capsys: pytest.Ca
     tries[1].kill()
     tries[1].wait()
     assert "trying once more" in capsys.readouterr().err
+
+
+SLOW_PROXIES = [
+    "HTTP proxies not available after 60s.",
+    "ray::HAProxyManager.ready()\nRuntimeError: HAProxy (pid=5) did not take over the admin socket within 30 "
+    "seconds. stderr: ",
+]
+
+
+@pytest.mark.parametrize("words", SLOW_PROXIES)
+@pytest.mark.parametrize("slow", [1, 2])
+def test_a_proxy_that_starts_too_slowly_is_started_again_with_another_ray(
+    ray: Any, words: str, slow: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+    init, begin = ray.init, ray.serve.start
+
+    def started(**options: object) -> Any:
+        calls.append("start")
+        return raising(TimeoutError(words))() if calls.count("start") <= slow else begin(**options)
+
+    def initialised(**options: object) -> Any:
+        calls.append("init")
+        return init(**options)
+
+    ray.init, ray.serve.start, ray.shutdown = initialised, started, lambda: calls.append("shutdown")
+    if slow == 1:
+        assert local.start(local.HERE, 1) == "/tmp/ray/session/logs"  # noqa: S108
+    else:
+        with pytest.raises(RuntimeError, match=r"Ray Serve did not start: .*RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S=60"):
+            local.start(local.HERE, 1)
+    assert calls == ["init", "start", "shutdown", "init", "start"]
+    assert "Ray Serve's proxy took too long to start; trying once more" in capsys.readouterr().err
 
 
 def test_the_command_prints_it_and_ends_with_1(

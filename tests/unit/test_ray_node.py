@@ -6,12 +6,13 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray_node
-from ray_host import door, node, tunables
+from ray_host import door, leftovers, node, tunables
 from server.paths import ROOT
 
 
@@ -77,6 +78,50 @@ def test_a_machine_whose_haproxy_does_not_run_is_refused(given: dict[str, str], 
     given[tunables.HA_PROXY] = "0"
     node.choose(given)
     assert given["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "0"
+
+
+def ended() -> int:
+    """The pid of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        pass
+    return process.pid
+
+
+def test_folders_of_machines_that_run_no_more_are_removed(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder stays as long as its `ray start`, or a process that this has started, runs."""
+    monkeypatch.setattr(leftovers, "SHORT", tempfile.gettempdir())
+    node.choose(given)
+    folder = Path(given[leftovers.NODE])
+    assert Path(given["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent == folder
+    leftovers.remove_node_folders()
+    assert folder.is_dir()
+    (folder / leftovers.STARTER).write_text(str(ended()))
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, leftovers.NODE: str(folder)}) as raylet:
+        leftovers.remove_node_folders()
+        assert folder.is_dir()
+        raylet.kill()
+    another = Path(tempfile.mkdtemp(prefix=leftovers.PREFIX))  # of another program
+    leftovers.remove_node_folders()
+    assert (folder.exists(), another.exists()) == (False, True)
+
+
+def test_stop_removes_the_folder(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def stopped(command: list[str], *, check: bool) -> Any:
+        calls.append(command[1:])
+        return subprocess.CompletedProcess(command, 3)
+
+    node.choose(given)
+    folder = Path(given[leftovers.NODE])
+    (folder / leftovers.STARTER).write_text(str(ended()))
+    monkeypatch.setattr(subprocess, "run", stopped)
+    monkeypatch.setattr(sys, "argv", ["ray_node.py", "stop", "--force"])
+    with pytest.raises(SystemExit) as exit_:
+        ray_node.main()
+    assert (exit_.value.code, calls, folder.exists()) == (3, [["stop", "--force"]], False)
 
 
 def test_it_becomes_ray_start(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,8 +194,21 @@ class TestJson:
         assert where in error.message
         assert len(error.message) < 300
 
-    def test_of_a_duplicated_key_the_last_counts(self, read: Read) -> None:
-        assert read({"body": b'{"instances": ["a"], "instances": ["b"]}'}, JSON).inputs == ["b"]
+    @pytest.mark.parametrize(
+        ("body", "key"),
+        [
+            (b'{"instances": ["a"], "instances": ["b"]}', "instances"),
+            (b'{"instances": ["a"], "parameters": {"top_k": 1, "top_k": 2}}', "top_k"),
+            (b'[{"text": "a:b", "text_pair": "c", "text": "d"}]', "text"),
+        ],
+    )
+    @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", ""])
+    def test_a_key_that_came_twice_is_refused_by_name(
+        self, read: Read, body: bytes, key: str, content_type: str
+    ) -> None:
+        error = error_of(read({"body": body}, {"content-type": content_type}))
+        assert (type(error).__name__, error.status) == ("InvalidJson", 400)
+        assert f"the key '{key}' twice" in error.message
 
     def test_a_huge_whole_number_arrives(self, read: Read) -> None:
         assert read({"body": b"[123456789012345678901234567890]"}, JSON).inputs == [pytest.approx(1.2345679e29)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from handlers.near_names import did_you_mean
 from handlers.protocol import bodies, encodings, options
 from handlers.protocol.adapter import Adapter
 from handlers.protocol.bodies import Part
@@ -50,7 +51,8 @@ def content_of(envelope: Mapping[str, Any], model: Interface) -> Content:
     """
     unknown = envelope.keys() - {"instances", "parameters"}
     if unknown:
-        raise InvalidInput(f'unknown key {names_of(unknown)} beside "instances"; known: "parameters"')
+        near = did_you_mean(unknown, ["parameters"])
+        raise InvalidInput(f'unknown key {names_of(unknown)} beside "instances"{near}; known: "parameters"')
     instances, parameters = envelope["instances"], envelope.get("parameters", {})
     if not isinstance(parameters, dict):
         raise InvalidInput(f'"parameters" holds {kind_of(parameters)}; wanted: an object')

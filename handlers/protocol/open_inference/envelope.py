@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from handlers.near_names import did_you_mean
 from handlers.protocol import charsets
 from handlers.protocol.errors import EmptyRequest, InvalidInput, InvalidOption
 from handlers.protocol.row import Row
@@ -189,7 +190,8 @@ def _refuse_not_offered(parameters: Mapping[str, Any], what: str, known: Collect
             raise InvalidOption(f"parameter {name} of {what}: {NOT_OFFERED[name]}")
     unknown = [] if known is None else [name for name in parameters if name not in known]
     if known is not None and unknown:
-        raise InvalidOption(f"unknown parameter {names_of(unknown)} of {what}; known: {', '.join(known)}")
+        near = did_you_mean(unknown, known)
+        raise InvalidOption(f"unknown parameter {names_of(unknown)} of {what}{near}; known: {', '.join(known)}")
 
 
 def _object(value: object, known: Collection[str] | None, what: str) -> Mapping[str, Any]:
@@ -198,7 +200,8 @@ def _object(value: object, known: Collection[str] | None, what: str) -> Mapping[
         raise InvalidInput(f"{what} holds {kind_of(value)}; wanted: an object")
     unknown = [] if known is None else [name for name in value if name not in known]
     if known is not None and unknown:
-        raise InvalidInput(f"unknown key {names_of(unknown)} in {what}; known: {', '.join(known)}")
+        near = did_you_mean(unknown, known)
+        raise InvalidInput(f"unknown key {names_of(unknown)} in {what}{near}; known: {', '.join(known)}")
     return value
 
 

@@ -17,6 +17,13 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 DIED = "ActorDiedError"
 ERROR = "Error:\n"  # stands before a replica's error in the message of a deployment
 LONGEST = 1000  # characters
+# In the errors of Ray 2.60 for a proxy that is too slow: serve/_private/api.py waits for 60 s, haproxy.py for 30 s.
+SLOW_PROXY = (
+    "proxies not available after",
+    "did not take over the admin socket within",
+    "did not enter running state within",  # in other releases
+)
+LONGER = "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S=60 gives HAProxy more time than its 30 s"
 WAYS_OUT = (
     "Often this machine has too few free CPUs or too little memory just now, so try again when it is less busy; or "
     "the folder for Ray (RAY_TMPDIR, else TMPDIR, else /tmp) or /dev/shm has no room; or another program has set "
@@ -24,8 +31,32 @@ WAYS_OUT = (
 )
 
 
+class ServeError(Exception):
+    """Ray runs, and Ray Serve did not start.
+
+    Args:
+        error: that serve.start has raised.
+        logs: the folder of Ray's logs.
+    """
+
+    def __init__(self, error: Exception, logs: str) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.logs = logs
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the proxy did not run in time, which may be better the next time."""
+        return any(words in str(self) for words in SLOW_PROXY)
+
+
 def of_start(error: BaseException) -> str:
-    """Return why Ray did not start, and what to do about it."""
+    """Return why Ray or Ray Serve did not start, and what to do about it."""
+    if isinstance(error, ServeError):
+        longer = f". {LONGER}" if error.is_slow else ""
+        return (
+            f"Ray Serve did not start: {reason(str(error))}. {WAYS_OUT}{longer}. What its controller and its proxy "
+            f"say is in {error.logs}/serve"
+        )
     logs = f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()}/ray/session_latest/logs"
     return (
         f"Ray did not start: {reason(f'{type(error).__name__}: {error}')}. {WAYS_OUT}. What Ray's processes say is "

@@ -14,12 +14,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 
 import psutil
 
 FOLDER = "SERVE_RAY_FOLDER"  # the variable that names the private folder, for all processes of a Ray
+NODE = "SERVE_RAY_NODE"  # the variable that names the folder of a machine of a cluster, for all of its processes
+STARTER = "starter"  # the file in such a folder: the pid of the `ray start` that it was made for
 PREFIX = "ha-"
 OWNER = "owner"  # the file in it that is locked: who has made it, and where its Ray writes
 KEEP_LOGS = "keep-logs"
@@ -55,6 +57,35 @@ def private_folder() -> str:
     return folder
 
 
+def node_folder() -> str:
+    """Make a private folder for a machine of a cluster; `ray start` takes this process's place. Raises OSError."""
+    folder = private_folder()
+    (Path(folder) / STARTER).write_text(str(os.getpid()), encoding="ascii")
+    return folder
+
+
+def remove_node_folders() -> None:
+    """Remove this user's folders of machines of a cluster that run no more: `ray stop` leaves them. Never raises."""
+    used = {environment.get(NODE) for environment in _environments()}
+    for folder in _private_folders():
+        with contextlib.suppress(OSError, ValueError):  # another program's, or it is just being removed
+            starter = int((folder / STARTER).read_text(encoding="ascii"))
+            if folder.lstat().st_uid == os.getuid() and str(folder) not in used and not psutil.pid_exists(starter):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environments() -> Iterator[Mapping[str, str]]:
+    """The environments of this user's processes."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            yield process.environ()
+
+
+def _private_folders() -> list[Path]:
+    parents = {Path(tempfile.gettempdir()), Path(SHORT)}
+    return sorted(folder for parent in parents for folder in parent.glob(f"{PREFIX}*"))
+
+
 def temporary() -> str:
     """Return the folder that Ray makes its own folder `ray` in."""
     return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
@@ -68,8 +99,7 @@ def keep_logs(environment: MutableMapping[str, str]) -> None:
 
 def abandoned() -> list[Path]:
     """Return the folders of this user whose programs were killed."""
-    parents = {Path(tempfile.gettempdir()), Path(SHORT)}
-    return sorted(folder for parent in parents for folder in parent.glob(f"{PREFIX}*") if _is_abandoned(folder))
+    return [folder for folder in _private_folders() if _is_abandoned(folder)]
 
 
 def processes(folder: str | Path) -> list[psutil.Process]:

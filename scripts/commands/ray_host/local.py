@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
     # HAProxy listens at `host`, and all behind it on this machine alone.
     address = HERE if tunables.is_haproxy(os.environ) else host
 
-    try:
+    def begin() -> str:
         with _in_root(), _own_signal():
             context = _init(
                 address="local",  # also if this machine is part of a cluster
@@ -63,12 +63,19 @@ def start(host: str, port: int, least_cpus: int = 1, grpc_port: int | None = Non
                 _node_ip_address=HERE,
                 **_bound(address, grpc_port),
             )
+        logs = f"{context.address_info['session_dir']}/logs"
         quiet = {"enable_access_log": False, "log_level": "WARNING"}
-        serve.start(http_options={"host": address, "port": port}, logging_config=quiet, **_grpc(grpc_port))
+        try:
+            serve.start(http_options={"host": address, "port": port}, logging_config=quiet, **_grpc(grpc_port))
+        except Exception as error:  # as below
+            raise failures.ServeError(error, logs) from error
+        return logs
+
+    try:
+        return _begun(begin)
     except Exception as error:  # Ray raises the class Exception itself, and AssertionError, too
         leftovers.keep_logs(os.environ)
         raise RuntimeError(failures.of_start(error)) from None
-    return f"{context.address_info['session_dir']}/logs"
 
 
 def run(args: Mapping[str, Any], logs: str) -> None:
@@ -135,6 +142,31 @@ def forget() -> None:
         keeper.stop(_keepers.pop())
 
 
+def _begun(begin: Callable[[], str]) -> str:
+    """Call `begin`, and once more with another Ray if Ray Serve's proxy was too slow. Returns what it returns."""
+    import ray
+
+    others = set(psutil.Process().children(recursive=True))
+    try:
+        return begin()
+    except failures.ServeError as error:
+        if not error.is_slow:
+            raise
+    print("Ray Serve's proxy took too long to start; trying once more", file=sys.stderr, flush=True)
+    if folder := os.environ.get(leftovers.FOLDER):
+        ending.end_haproxy(folder, 0)
+    ray.shutdown()
+    _kill_all_but(others)
+    return begin()
+
+
+def _kill_all_but(others: Collection[psutil.Process]) -> None:
+    """Kill this process's children, and theirs, that are not among `others`."""
+    for process in set(psutil.Process().children(recursive=True)).difference(others):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
 def _init(**options: Any) -> Any:
     """Call ray.init, and once more if Ray's processes were too slow.
 
@@ -151,9 +183,7 @@ def _init(**options: Any) -> Any:
         if SLOW not in str(error):
             raise
     print("Ray's processes took too long to start; trying once more", file=sys.stderr, flush=True)
-    for process in set(psutil.Process().children(recursive=True)) - others:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    _kill_all_but(others)
     return ray.init(**options)
 
 

@@ -35,7 +35,9 @@ def choose(environment: MutableMapping[str, str]) -> None:
     is_wanted = environment.get(tunables.HA_PROXY, "1") == "1"
     reason = tunables.choose_proxy(environment)
     if reason is None:
-        tunables.wrap(environment, leftovers.private_folder())
+        leftovers.remove_node_folders()
+        environment[leftovers.NODE] = leftovers.node_folder()
+        tunables.wrap(environment, environment[leftovers.NODE])
         if token := door_token(environment):
             environment[door.TOKEN] = token
     elif is_wanted:

@@ -24,6 +24,9 @@ class Cause:
     options: tuple[str, ...] = ()
 
 
+LONGER = Cause("the machine's speed changes from one moment to the next; measure longer", ("--seconds", "20"))
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What was asked for, and how it was measured.
@@ -52,9 +55,27 @@ def causes(attempts: Sequence[Attempt], conditions: Conditions) -> list[Cause]:
         *_errors(nearest, row, conditions),
         *_too_tight(row, conditions),
     ]
-    return found or [
-        Cause("the machine's speed changes from one moment to the next; measure longer", ("--seconds", "20"))
-    ]
+    if any(cause.options for cause in found) or rows.disturbed(row):
+        return found
+    return [*found, LONGER]
+
+
+def missed(attempts: Sequence[Attempt], p99_ms: float | None) -> str:
+    """Return which limits were missed, and in how many open loops: "errors in 2 of 6, p99 above 50 ms in 6 of 6".
+
+    Args:
+        p99_ms: the goal, None if there is none.
+    """
+    measured = [attempt.row for attempt in attempts if attempt.row is not None]
+    late = [row for row in measured if p99_ms is not None and row["p99_ms"] is not None and row["p99_ms"] > p99_ms]
+    counts = {
+        "no start": len(attempts) - len(measured),
+        "errors": sum(row["errors"] > 0 for row in measured),
+        "wrong answers": sum((row["answers_wrong"] or 0) > 0 for row in measured),
+        "no answer at all": sum(row["p99_ms"] is None for row in measured),
+        f"p99 above {p99_ms or 0:g} ms": len(late),
+    }
+    return ", ".join(f"{what} in {count} of {len(attempts)}" for what, count in counts.items() if count)
 
 
 def _distance(row: Row) -> tuple[float, ...]:

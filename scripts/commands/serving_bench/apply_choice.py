@@ -66,17 +66,21 @@ def changed(text: str, choice: Choice) -> str:
 def apply(client: Client, model: str, choice: Choice) -> None:
     """Register the model again with the choice: TorchServe cannot change batch size or delay of a registered model.
 
-    Requests get 404 meanwhile. If it does not load so, it is registered as it was. Raises ServerError.
+    Requests get 404 meanwhile. If it does not load so, or if the program is stopped meanwhile, it is registered as it
+    was. Raises ServerError.
     """
     described = client.describe(model)
     try:
         _register(client, model, described["modelUrl"], choice)
-    except ServerError as error:
+    except (ServerError, KeyboardInterrupt) as error:
         before = Choice(len(described["workers"]), described["batchSize"], described["maxBatchDelay"])
         try:
             _register(client, model, described["modelUrl"], before)
         except ServerError as again:
-            raise ServerError(f"{error}; as it was, it does not load either: {again}") from error
+            why = str(error) or "stopped"
+            raise ServerError(f"{why}; as it was, it does not load either: {again}") from error
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise ServerError(f"{error}; {model} serves as before") from error
 
 

@@ -46,12 +46,15 @@ Measure = Callable[[Bench, dict[str, Any]], None]
 
 
 def guarded(chosen: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
-    """The exit status of run(chosen): 1 with a message for what it raises, 130 if it is interrupted."""
+    """The exit status of run(chosen): 1 with a message for what it raises, 130 if it is interrupted.
+
+    A KeyboardInterrupt may hold words on what there is then.
+    """
     before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
     try:
         return run(chosen)
-    except KeyboardInterrupt:
-        print("\nstopped; what was measured until then is in the JSON, if there is one", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped; {stop if stop.args else 'nothing was measured'}", file=sys.stderr)
         return 130
     except (OSError, ValueError, ServerError, GeneratorError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -186,8 +189,18 @@ def _measured(
     with GpuMonitor() as gpus:
         bench = Bench(generator, open_loop, gpus, chosen.seconds, chosen.warm_up, print_now, save)
         bench.engine = engine_speed.given(chosen.engine_items_per_second, visible_gpus())
-        measure(bench, about)
+        try:
+            measure(bench, about)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(*left_by(bench, out)) from None
     return finish(bench, out, about, chosen.quick)
+
+
+def left_by(bench: Bench, out: Path) -> list[str]:
+    """Return where the points of a run are that was stopped; nothing if there are none."""
+    count = len(bench.rows)
+    points = "the point that was measured is" if count == 1 else f"the {count} points that were measured are"
+    return [f"{points} in {out}.json; --redraw {out}.json makes CSV and page of it"] if count else []
 
 
 def redraw(file: Path) -> int:

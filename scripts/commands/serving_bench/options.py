@@ -7,6 +7,7 @@ from pathlib import Path
 
 from server.options import add_server_options
 
+from archive.near_options import Parser
 from serving_bench import option_types
 from serving_bench.generator_options import add_generator_options
 from serving_bench.load_options import add_load_options
@@ -53,7 +54,7 @@ did not fill; 2 for a wrong command line; 130 if stopped.
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="scripts/bench_serving",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,18 @@ th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #d
 th { vertical-align: bottom; white-space: normal; background: #f4f4f4; }
 td:first-child, th:first-child { text-align: left; }
 tr.noop td { color: #777; } tr.bad td { background: #fde8e8; } tr.late td { background: #fdf6d8; }
+table.words td { text-align: left; white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } svg { width: 100%; height: auto; }
 .bad { background: #fde8e8; padding: 0.5rem 1rem; } .good { background: #e8f5e8; padding: 0.5rem 1rem; }
 dt { font-weight: 600; } dd { margin: 0 0 0.5rem 0; }
 """
+DEEP = 2  # names before the last one
+DETAILS = {  # parts of the JSON, and what they are called
+    "conditions": "Machine and versions",
+    "settings": "Settings of the run",
+    "archives": "Archives",
+    "engine_alone": "Engines alone",
+}
 COLUMNS = {
     "target": "served",
     "gpus": "GPUs",
@@ -223,8 +231,38 @@ def _number(key: str, value: float) -> str:
 
 def _details(content: Mapping[str, Any]) -> str:
     """Conditions, settings and archives, folded away."""
-    lines = []
-    for part in ("conditions", "settings", "archives", "engine_alone"):
-        for key, value in content.get(part, {}).items():
-            lines.append(f"<dt>{html.escape(f'{part}: {key}')}</dt><dd>{html.escape(str(value))}</dd>")
-    return f"<details><summary>All conditions</summary><dl>{''.join(lines)}</dl></details>"
+    tables = []
+    for part, title in ((part, title) for part, title in DETAILS.items() if content.get(part)):
+        lines = [
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(text)}</td></tr>"
+            for name, text in _lines_of("", content[part])
+        ]
+        tables.append(f'<h3>{title}</h3><table class="words"><tbody>{"".join(lines)}</tbody></table>')
+    return f"<details><summary>All conditions</summary>{''.join(tables)}</details>"
+
+
+def _lines_of(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """Names and values of everything in a value; the names of what is inside come one after the other.
+
+    What lies deep and has nothing inside is one line.
+    """
+    is_flat = isinstance(value, Mapping) and not any(isinstance(inner, (Mapping, list)) for inner in value.values())
+    if isinstance(value, Mapping) and value and is_flat and name.count(", ") >= DEEP:
+        yield name, "; ".join(f"{key}: {_words(inner)}" for key, inner in value.items())
+    elif isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _lines_of(f"{name}, {key}" if name else str(key), inner)
+    elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
+        for number, inner in enumerate(value, 1):
+            yield from _lines_of(f"{name}, {number}", inner)
+    else:
+        yield name, _words(value)
+
+
+def _words(value: object) -> str:
+    """A value without inner names, for a person."""
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None or value == {} else str(value)

@@ -17,10 +17,12 @@ EVERY_S = 5.0  # between two lines about the same wait
 class Progress:
     """Counts points: the rows of a report, and the engines that run alone. Without `begin` it says nothing.
 
-    clock: returns seconds. done: points that are finished. dropped: planned points that will not be measured.
+    clock: returns seconds. at_most: whether fewer points may be measured than are planned. done: points that are
+    finished. dropped: planned points that will not be measured.
     """
 
     clock: Callable[[], float] = time.monotonic
+    at_most: bool = False
     done: int = 0
     dropped: int = 0
     _planned: int = 0
@@ -50,7 +52,7 @@ class Progress:
             return ""
         left_s = (self.clock() - self._start) / self.done * (self.total - self.done)
         left = f", about {duration(left_s)} left" if self.done < self.total else ""
-        return f"point {self.done} of {self.total}{left}: "
+        return f"point {self.done} of {'at most ' if self.at_most else ''}{self.total}{left}: "
 
     @contextlib.contextmanager
     def expecting(self, points: int) -> Iterator[None]:
