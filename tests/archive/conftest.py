@@ -22,7 +22,7 @@ MODULES = ("Transformer", "Pooling", "Normalize")
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm_trials() -> Iterator[None]:
-    """Archives that tests/e2e packages are tried in fresh processes."""
+    """tests/e2e/test_faults.py, test_docs_run.py and test_scripts.py package with trials in fresh processes."""
     with warm_trials():
         yield
 
