@@ -33,6 +33,7 @@ CONFIG_HEADER = """\
 # for at most maxBatchDelay milliseconds (1 or more: TorchServe takes 0 for 100).
 # handlers/settings.py says what the keys under `handler` mean, and which values they take.
 """
+FRESH_PYTHON = (sys.executable, "-Iu")  # imports nothing but the archive and the installed packages
 LAST_LINES = 15  # of a failed command's output, that are shown
 
 
@@ -183,7 +184,7 @@ def _try(model: PackagedModel, work: Path, samples: Sequence[Path], progress: Pr
     task_file, outputs = work / "task.json", work / "outputs"
     task_file.write_text(json.dumps(task), encoding="utf-8")
     outputs.mkdir()
-    command = [sys.executable, "-Iu", trial_run.__file__, str(work / "unpacked"), str(task_file), str(outputs)]
+    command = [*FRESH_PYTHON, trial_run.__file__, str(work / "unpacked"), str(task_file), str(outputs)]
     env = {cpus.WAIT_POLICY: cpus.PATIENT, **os.environ}  # as it will be served
     _run(command, "the archive does not load and answer in a fresh process", env, progress)
     report: dict[str, Any] = json.loads((outputs / trial_run.REPORT).read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,17 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from archive.__main__ import main
+from tests.warm_trials import warm_trials
 
 ARCHIVE = Path(__file__).parents[2] / "archive"
 MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_trials() -> Iterator[None]:
+    """tests/e2e/test_faults.py, test_docs_run.py and test_scripts.py package with trials in fresh processes."""
+    with warm_trials():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,10 @@ from server.config import config_on_free_ports
 from server.paths import ROOT
 from server.process import Server
 
+from archive.__main__ import main
 from tests.e2e import hosts
 from tests.hosts_table import TABLE, Reply
-
-DIGITS_ARGUMENTS = ("--weights", "archive/digits", "--parity-data", "archive/digits/samples", "--precision", "fp32")
+from tests.warm_trials import warm_trials
 
 
 def package(store: Path, command: str, *arguments: str) -> None:
@@ -43,14 +44,36 @@ def config_maker() -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def model_store(pytestconfig: pytest.Config) -> Path:
-    """The demo archives in fp32, where a batched and a lone answer agree to the last digits."""
-    store = pytestconfig.cache.mkdir("model_store")
-    package(store, "image-classifier", *DIGITS_ARGUMENTS, "--name", "digits")
-    package(store, "image-classifier", *DIGITS_ARGUMENTS, "--name", "digits2", "--model-version", "2.0")
-    text = ("--weights", str(demo_text_encoder()), "--precision", "fp32")
-    package(store, "text-encoder", *text, "--name", "sentences")
+def model_store(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The archives of tests/hosts_table.py in fp32, where a batched and a lone answer agree to the last digits.
+
+    Each process of pytest-xdist has a copy, because tests add archives to it.
+    """
+    shared = pytestconfig.cache.mkdir("model_store")
+    with (shared / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        package_models(shared, tmp_path_factory.mktemp("checkpoints") / "reranker")
+    store = tmp_path_factory.mktemp("model_store")
+    for path in shared.glob("*.mar"):
+        shutil.copy(path, store)
     return store
+
+
+def package_models(store: Path, cross_encoder_folder: Path) -> None:
+    """Package the models that are not up to date; in this process, which is quicker."""
+    cross_encoder(cross_encoder_folder)
+    digits = ROOT / "archive" / "digits"
+    image = ("image-classifier", "--weights", digits, "--parity-data", digits / "samples")
+    text = ("text-encoder", "--weights")
+    wanted = (
+        (*image, "--name", "digits"),
+        (*image, "--name", "digits2", "--model-version", "2.0"),
+        (*text, demo_text_encoder(), "--name", "sentences"),
+        (*text, cross_encoder_folder, "--name", "reranker"),
+    )
+    with warm_trials():
+        for arguments in wanted:
+            assert main([*map(str, arguments), "--precision", "fp32", "--export-path", str(store)]) == 0
 
 
 @pytest.fixture(scope="session")
@@ -68,25 +91,23 @@ def server(model_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def reranker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def reranker(server: Server) -> Iterator[None]:
     """One more model on the server, "reranker"."""
-    with reranker_served(server, tmp_path_factory.mktemp("reranker")):
+    with reranker_served(server):
         yield
 
 
 @pytest.fixture(scope="session")
-def torchserve(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Reply]:
-    """TorchServe's answers to the whole table of requests. All archives of the table are then in the model store."""
+def torchserve(server: Server) -> Mapping[str, Reply]:
+    """TorchServe's answers to the whole table of requests."""
     host = hosts.TorchServe(server.client)
-    with reranker_served(server, tmp_path_factory.mktemp("reranker")):
+    with reranker_served(server):
         return {str(asked): host.ask(asked) for asked in TABLE}
 
 
 @contextmanager
-def reranker_served(server: Server, folder: Path) -> Iterator[None]:
-    """Package and serve a small cross-encoder with random weights, until the end. folder: for its checkpoint."""
-    cross_encoder(folder)
-    package(server.model_store, "text-encoder", "--weights", str(folder), "--precision", "fp32", "--name", "reranker")
+def reranker_served(server: Server) -> Iterator[None]:
+    """Serve the small cross-encoder with random weights, until the end."""
     query = {"url": "reranker.mar", "model_name": "reranker", "initial_workers": 1, "synchronous": "true"}
     answer = server.client.manage("POST", "/models", query)
     assert answer.status == 200, answer.body

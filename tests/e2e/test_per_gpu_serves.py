@@ -25,7 +25,7 @@ from serving_bench.archives import make
 from tests.e2e.programs import DEPLOYMENT, certificate, free_block, program, until
 from tests.e2e.test_tls import GRPC, field
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 CLIENTS = 8
 HANDLER = """

@@ -25,7 +25,7 @@ from tests.e2e.programs import until
 from tests.e2e.ray_server import COMMANDS, RayServer, python, ray_server
 from tests.hosts_table import Asked, Reply, png
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 CLIENTS = 4
 WAIT_S = 40
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

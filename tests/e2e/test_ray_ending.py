@@ -19,7 +19,7 @@ from tests.e2e.ray_server import ray_server
 from tests.e2e.serve_ray_process import serve_ray
 from tests.hosts_table import png
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 SLOW_TEST = pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="takes half a minute; SLOW_TESTS=1 runs it")
 SLOW = ("--batch-size", "64", "--batch-delay-ms")  # a request waits so long for others
 

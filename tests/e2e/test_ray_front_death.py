@@ -23,6 +23,7 @@ from tests.hosts_table import png
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.alone,
     pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="takes minutes; SLOW_TESTS=1 runs it"),
 ]
 CLIENTS = 6

@@ -26,6 +26,7 @@ from tests.e2e.ray_server import python
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.alone,
     pytest.mark.skipif("SLOW_TESTS" not in os.environ, reason="takes minutes; SLOW_TESTS=1 runs it"),
 ]
 REPLICAS = 2

@@ -25,7 +25,7 @@ from tests.e2e.programs import until
 from tests.e2e.ray_server import RayServer, ray_server
 from tests.hosts_table import IMAGES, TEXTS, Asked, Reply, png
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 GOOD = ("digits", "sentences", "digits2")
 ROUNDS = 6
 MOST_GROWTH = 60 << 20  # bytes of a process in ROUNDS rounds with three loads each

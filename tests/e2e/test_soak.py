@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,23 @@ class Handler:
 CONFIG = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 4, "maxBatchDelay": 5}
 
 
+BODIES = {
+    "good": "pass",
+    "leaking": "self.kept.append(bytearray(b'x' * (3 << 20)))",
+    "swapping": "return body if self.count < 50 else b'a' * 100",
+}
+
+Soaks = Mapping[str, tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def soaks(tmp_path_factory: pytest.TempPathFactory) -> Soaks:
+    """The exit status and the report of a short soak of each handler; all at once, because they mostly wait."""
+    with ThreadPoolExecutor(len(BODIES)) as pool:
+        found = pool.map(lambda name: soaked(tmp_path_factory.mktemp(name), BODIES[name]), BODIES)
+        return dict(zip(BODIES, found, strict=True))
+
+
 def soaked(folder: Path, body: str) -> tuple[int, dict[str, Any]]:
     """The exit status and the report of a short soak of a handler with that statement."""
     (folder / "handler.py").write_text(HANDLER.format(body=body), encoding="utf-8")
@@ -45,23 +64,23 @@ def soaked(folder: Path, body: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def test_a_good_handler_passes(tmp_path: Path) -> None:
-    status, report = soaked(tmp_path, "pass")
+def test_a_good_handler_passes(soaks: Soaks) -> None:
+    status, report = soaks["good"]
     assert (status, report["passed"], report["problems"]) == (0, True, [])
     assert report["requests"]["right"] > 100
     assert report["requests"]["refused"] > 0
     assert {"java", "mine, largest worker"} <= {item["name"] for item in report["memory"]["verdicts"]}
 
 
-def test_a_leaking_handler_fails(tmp_path: Path) -> None:
-    status, report = soaked(tmp_path, "self.kept.append(bytearray(b'x' * (3 << 20)))")
+def test_a_leaking_handler_fails(soaks: Soaks) -> None:
+    status, report = soaks["leaking"]
     assert status == 1
     assert any(problem.startswith("memory of mine, largest worker grew") for problem in report["problems"])
     assert not any("another request" in problem for problem in report["problems"])
 
 
-def test_the_answer_to_another_request_is_found(tmp_path: Path) -> None:
-    status, report = soaked(tmp_path, "return body if self.count < 50 else b'a' * 100")
+def test_the_answer_to_another_request_is_found(soaks: Soaks) -> None:
+    status, report = soaks["swapping"]
     assert status == 1
     assert any("the answer to another request" in problem for problem in report["problems"])
 
