@@ -118,8 +118,10 @@ def engines(first: str, columns: Sequence[Column], points: Sequence[Point]) -> l
 
 def serving(runs: Sequence[str]) -> list[str]:
     """What a client gets: the fastest closed loop of each load, batch size and count of workers."""
-    head = ("model", "one request", "batch size", "workers", "clients", "items/s", "p50 ms", "p99 ms")
-    head += ("p99 ms at 70 %", "GPU busy", "no-op / model")
+    head = (
+        *("model", "one request", "batch size", "workers", "clients", "items/s", "p50 ms", "p99 ms"),
+        *("p99 ms at 70 %", "GPU busy", "no-op / model"),
+    )
     lines = [line(head), line(["---", "---", *["---:"] * (len(head) - 2)])]
     for run in runs:
         rows = _rows(run, kind="archive", loop="closed")
