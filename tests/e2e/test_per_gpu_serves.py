@@ -174,7 +174,7 @@ def test_a_server_that_dies_gives_no_wrong_answer_and_comes_back(fleet: Fleet) -
     assert counts.keys() <= {"server-0", "server-1", "502"}
     assert back - after > 10 * CLIENTS
     assert counts["502"] <= CLIENTS
-    assert set(outcomes[after + CLIENTS : back]) == {"server-1"}
+    assert "502" not in outcomes[after + CLIENTS : back]
 
 
 def test_grpc_is_balanced_too(fleet: Fleet) -> None:
