@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ digests.start(Path(__file__).parent / "model.safetensors")  # read while the imp
 
 with load_errors.explained():
     import torch
+    from PIL import Image
 
     from handlers import cpus, image_tasks, loading, phases, tasks
     from handlers.engines.graphs import sizes_up_to
@@ -34,6 +36,7 @@ with load_errors.explained():
 
 logger = logging.getLogger(__name__)
 
+REHEARSED = (500, 375)  # width and height of the JPEG that each worker answers before its first request
 Input = Any  # what the pipeline prepares, or a batching.DeviceCrop
 TOGETHER = 4  # of the largest images allowed, that many in one request: more would keep its neighbours waiting
 
@@ -82,6 +85,7 @@ class ImageClassifier(Handler[ImageSettings, Input]):
         self.watchdog = load_watchdog(context, settings.hang_timeout, self.model.device, self.model.description)
         with phases.phase("first run"):
             self._warm_up()
+            self._rehearse()
         loading.give_back_memory(self.model.device)
         self.start_serving()
 
@@ -110,6 +114,19 @@ class ImageClassifier(Handler[ImageSettings, Input]):
                 torch.cuda.empty_cache()
                 self.at_once = smaller
                 logger.warning("memory is short: batches of more than %d images are cut", smaller)
+
+    def _rehearse(self) -> None:
+        """Answer one JPEG, from the file to the answer: decoders and answers have first runs of their own.
+
+        A model that refuses a picture of this size, or has no memory left for it, answers none.
+        """
+        (found,) = self.prepare_all([_jpeg()])
+        if isinstance(found, RequestError):
+            return
+        try:
+            self.predict([(item, {}) for item in found])
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
 
     def prepare(self, inputs: Inputs[object]) -> Inputs[Input]:
         """Return files as clients sent them as inputs of the network; a .npy file may hold several."""
@@ -156,3 +173,9 @@ class ImageClassifier(Handler[ImageSettings, Input]):
     def prepare_one(self, payload: object) -> list[Input]:
         """Return one payload, prepared on the CPU: one input, or those of a .npy file. Raises RequestError."""
         return self.pipeline.prepare(payloads.file_of(payload))
+
+
+def _jpeg() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", REHEARSED, (124, 116, 104)).save(stream, "JPEG")
+    return stream.getvalue()

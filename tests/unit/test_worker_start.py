@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,30 @@ def test_an_image_worker_logs_its_phases(
     handler.close()
     assert {"weights", "first run"} <= handler.model.description["start"].keys()
     assert sum("ready after" in line for line in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(("most", "answered"), [(1_000_000, [1]), (1000, [])], ids=["usual", "tiny pictures alone"])
+def test_an_image_worker_answers_a_jpeg_before_its_first_request(
+    digits_folder: Path,
+    context_for: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    answered: list[int],
+) -> None:
+    """So that no client waits for what decoding and answering do once. A picture that it refuses ends nothing."""
+    seen: list[int] = []
+    predict = ImageClassifier.predict
+
+    def counted(self: ImageClassifier, inputs: Sequence[Any]) -> list[object]:
+        seen.append(len(inputs))
+        return predict(self, inputs)
+
+    monkeypatch.setattr(ImageClassifier, "predict", counted)
+    handler = ImageClassifier()
+    section = {**SECTION, "engine": "torch_eager", "maxPixels": most, "preprocess": {"size": 32, "resize": 32}}
+    handler.initialize(context_for((), digits_folder, {"handler": section}))
+    handler.close()
+    assert seen == answered
 
 
 def test_torn_weights_are_refused_by_name_although_a_thread_has_read_them(
