@@ -16,13 +16,14 @@ decoded, and `PRECISION-cpu.npy` those of the same files decoded by the CPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def pass_on(name: str, print_line: Callable[[str], None]) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers = [LineHandler(print_line)]
+
+
+@contextlib.contextmanager
+def passing_on(name: str, print_line: Callable[[str], None]) -> Iterator[None]:
+    """As pass_on, until the block ends."""
+    logger = logging.getLogger(name)
+    before = logger.handlers, logger.propagate, logger.level
+    pass_on(name, print_line)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate, logger.level = before
 
 
 def print_for_terminal(line: str) -> None:

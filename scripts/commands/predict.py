@@ -17,7 +17,7 @@ from argument_types import positive
 
 from archive.near_options import Parser
 from archive.progress import LiveLine
-from archive.trial_run import MEASURING_LOGGER, pass_on
+from archive.trial_run import MEASURING_LOGGER, passing_on
 
 DESCRIPTION = """\
 Load a model archive into this process, and print its answers. No TorchServe and no Java are needed. Every file of the
@@ -135,8 +135,7 @@ def run(chosen: argparse.Namespace) -> int:
     started = time.monotonic()
     progress(f"{chosen.archive}: checking and loading")
     live = LiveLine()
-    pass_on(MEASURING_LOGGER, live.show)
-    with contextlib.closing(live):
+    with contextlib.closing(live), passing_on(MEASURING_LOGGER, live.show):
         loaded = load(chosen)
     with loaded as model:
         told = model.describe()

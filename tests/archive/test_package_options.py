@@ -346,7 +346,7 @@ def test_argparse_stays_in_the_command_line() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Import) and any(name.name == "argparse" for name in node.names)
     }
-    assert importing == {"command_line.py", "signing_command_line.py"}
+    assert importing == {"command_line.py", "near_options.py", "signing_command_line.py"}
 
 
 def test_choices_stated_twice_are_the_same() -> None:

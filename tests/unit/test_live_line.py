@@ -60,9 +60,8 @@ def test_what_is_measured_is_passed_on() -> None:
     lines: list[str] = []
     logger = logging.getLogger(trial_run.MEASURING_LOGGER)
     before = logger.handlers, logger.propagate, logger.level
-    trial_run.pass_on(trial_run.MEASURING_LOGGER, lines.append)
-    try:
+    with trial_run.passing_on(trial_run.MEASURING_LOGGER, lines.append):
         progress.tell("measuring engine fused bf16", 2, 4)
-    finally:
-        logger.handlers, logger.propagate, logger.level = before
+    assert (logger.handlers, logger.propagate, logger.level) == before
+    progress.tell("measuring engine fused bf16", 3, 4)
     assert lines == ["measuring engine fused bf16, 2 of 4"]
