@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code: int = chosen.run(chosen)
     except KeyboardInterrupt:
-        print("\nstopped; what was timed so far is in the JSON", file=sys.stderr)
+        print("\nstopped; if any point was timed, OUT.json has it (see --out)", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
