@@ -9,7 +9,9 @@ from pathlib import Path
 
 from server.json_logs import plain
 
-GRACE_S = 2.0  # the worker's own words may reach its log later than TorchServe's
+# The worker's own words may reach its log later than TorchServe's. TorchServe loses them at times, and starts another
+# worker a second later: its words come within this time, too.
+GRACE_S = 8.0
 TAIL_BYTES = 4 << 20  # the part of a log in which the last failure is looked for
 
 # TorchServe's worker writes one of these, and then the traceback, if it could not load its model.
