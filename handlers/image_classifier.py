@@ -29,6 +29,7 @@ with load_errors.explained():
     from handlers.serving.handler import Handler
     from handlers.serving.hang_limit import load_watchdog
     from handlers.serving.inputs import Inputs, Options
+    from handlers.serving.isolation import exit_if_gpu_lost
     from handlers.serving.layers import LayerSearch
     from handlers.serving.memory_limit import MemoryLimit
     from handlers.serving.metrics import BatchMetrics
@@ -118,15 +119,16 @@ class ImageClassifier(Handler[ImageSettings, Input]):
     def _rehearse(self) -> None:
         """Answer one JPEG, from the file to the answer: decoders and answers have first runs of their own.
 
-        A model that refuses a picture of this size, or has no memory left for it, answers none.
+        A model that refuses a picture of this size, or fails on it, may do well on those of its clients.
         """
         (found,) = self.prepare_all([_jpeg()])
         if isinstance(found, RequestError):
             return
         try:
             self.predict([(item, {}) for item in found])
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except Exception as error:
+            exit_if_gpu_lost()
+            logger.info("a picture of %d x %d was not answered: %s", *REHEARSED, type(error).__name__)
 
     def prepare(self, inputs: Inputs[object]) -> Inputs[Input]:
         """Return files as clients sent them as inputs of the network; a .npy file may hold several."""

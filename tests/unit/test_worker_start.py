@@ -90,6 +90,24 @@ def test_an_image_worker_answers_a_jpeg_before_its_first_request(
     assert seen == answered
 
 
+def test_a_network_that_fails_on_that_jpeg_serves(
+    digits_folder: Path,
+    context_for: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("pictures of 32 x 32 pixels alone")
+
+    monkeypatch.setattr(ImageClassifier, "predict", fails)
+    handler = ImageClassifier()
+    section = {**SECTION, "engine": "torch_eager", "preprocess": {"size": 32, "resize": 32}}
+    with caplog.at_level(logging.INFO):
+        handler.initialize(context_for((), digits_folder, {"handler": section}))
+    handler.close()
+    assert "a picture of 500 x 375 was not answered: RuntimeError" in caplog.messages
+
+
 def test_torn_weights_are_refused_by_name_although_a_thread_has_read_them(
     minilm_folder: Path, tmp_path: Path, context_for: Callable[..., Any]
 ) -> None:
