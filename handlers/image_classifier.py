@@ -121,11 +121,10 @@ class ImageClassifier(Handler[ImageSettings, Input]):
 
         A model that refuses a picture of this size, or fails on it, may do well on those of its clients.
         """
-        (found,) = self.prepare_all([_jpeg()])
-        if isinstance(found, RequestError):
-            return
         try:
-            self.predict([(item, {}) for item in found])
+            (found,) = self.prepare_all([_jpeg()])
+            if not isinstance(found, RequestError):
+                self.predict([(item, {}) for item in found])
         except Exception as error:
             exit_if_gpu_lost()
             logger.info("a picture of %d x %d was not answered: %s", *REHEARSED, type(error).__name__)
