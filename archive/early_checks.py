@@ -5,11 +5,7 @@ Each check says nothing if it cannot tell: archive/resolve.py checks the same ag
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +82,14 @@ def _lacks_pooling(options: TextOptions, source: Path) -> bool:
 
 
 def _classes(source: Path) -> int | None:
-    """Return how many classes a bare state dict has; None if that cannot be told, or if other files name them."""
-    if not source.is_file() or (source.parent / "config.json").exists():
+    """Return how many classes a bare state dict has; None if that cannot be told, or if other files name them.
+
+    A pickle is left to the checkpoint's reader, which has PyTorch read it with weights_only.
+    """
+    if source.suffix != ".safetensors" or not source.is_file() or (source.parent / "config.json").exists():
         return None
     try:
-        shapes = _safetensors_shapes(source) if source.suffix == ".safetensors" else _pickled_shapes(source)
+        shapes = _safetensors_shapes(source)
         found = {shape[0] for name, shape in shapes if name.endswith(CLASSIFIERS) and len(shape) == 2}
     except Exception:  # whatever the file is, the checkpoint's reader tells
         return None
@@ -102,50 +101,3 @@ def _safetensors_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
         size = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(min(size, LARGEST_HEADER)))
     return [(name, tuple(value["shape"])) for name, value in header.items() if "shape" in value]
-
-
-def _pickled_shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
-    """Shapes by name of a file of torch.save. Nothing that the pickle names is imported or called."""
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        if archive.getinfo(name).file_size > LARGEST_HEADER:
-            return []
-        return list(_shapes(_Shapes(io.BytesIO(archive.read(name))).load()))
-
-
-class _Nothing:
-    """Stands for whatever a pickle names, but for tensors and dicts."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-class _Dict(dict[str, object]):
-    """An OrderedDict, which PyTorch gives an attribute."""
-
-
-class _Shapes(pickle.Unpickler):
-    """Reads tensors as the tuples of their sizes."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name.startswith("_rebuild_tensor"):
-            return lambda storage, offset, size, *_: tuple(size)
-        if name == "_rebuild_parameter":
-            return lambda data, *_: data
-        return _Dict if (module, name) == ("collections", "OrderedDict") else _Nothing
-
-    def persistent_load(self, pid: object) -> None:
-        return None
-
-
-def _shapes(content: object) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors in a state dict, or in those of a training checkpoint."""
-    if isinstance(content, Mapping):
-        for name, value in content.items():
-            if isinstance(value, tuple) and all(isinstance(side, int) for side in value):
-                yield str(name), value
-            else:
-                yield from _shapes(value)

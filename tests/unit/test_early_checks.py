@@ -33,24 +33,8 @@ def saved(path: Path, content: object) -> Path:
     return path
 
 
-def module_state() -> dict[str, torch.Tensor]:
-    """A state dict as modules give it, with PyTorch's attribute."""
-    return torch.nn.ModuleDict({"fc": torch.nn.Linear(8, 10)}).state_dict()
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.safetensors", STATE),
-        ("a.pth", STATE),
-        ("a.pth", module_state()),
-        ("a.tar", {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in STATE.items()}}),
-        ("a.pth", {"model": STATE, "ema": STATE, "optimizer": {"state": {}, "lr": 0.1}}),
-        ("a.pth", {name: torch.nn.Parameter(value) for name, value in STATE.items()}),
-    ],
-)
-def test_a_state_dict_wants_labels(tmp_path: Path, name: str, content: object) -> None:
-    path = saved(tmp_path / name, content)
+def test_a_state_dict_wants_labels(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.safetensors", STATE)
     with pytest.raises(CheckpointError, match="does not name its 10 classes; wanted: --labels FILE"):
         check("image-classifier", path)
     labels = tmp_path / "labels.txt"
@@ -62,23 +46,22 @@ def test_a_state_dict_wants_labels(tmp_path: Path, name: str, content: object) -
 
 
 def test_what_cannot_be_told_is_left_to_the_reader(tmp_path: Path) -> None:
-    check("image-classifier", saved(tmp_path / "imagenet.pth", {"fc.weight": torch.zeros(1000, 8)}))
-    check("image-classifier", saved(tmp_path / "two.pth", {"fc.weight": torch.zeros(3, 8), "a": STATE}))
+    check("image-classifier", saved(tmp_path / "imagenet.safetensors", {"fc.weight": torch.zeros(1000, 8)}))
+    check("image-classifier", saved(tmp_path / "two.safetensors", {**STATE, "b.fc.weight": torch.zeros(3, 8)}))
     for name, content in (("a.pth", b"no zip"), ("b.safetensors", b"x"), ("c.pth", b"")):
         (tmp_path / name).write_bytes(content)
         check("image-classifier", tmp_path / name)
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")  # which may name the classes
-    check("image-classifier", saved(tmp_path / "d.pth", STATE))
+    check("image-classifier", saved(tmp_path / "d.safetensors", STATE))
 
 
-def test_nothing_that_a_pickle_names_is_called(tmp_path: Path) -> None:
+def test_a_pickle_is_left_to_the_reader_and_nothing_that_it_names_is_called(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return os.mkdir, (str(tmp_path / "called"),)
 
     path = saved(tmp_path / "a.pth", {**STATE, "x": Evil()})
-    with pytest.raises(CheckpointError, match="10 classes"):
-        check("image-classifier", path)
+    check("image-classifier", path)
     assert not (tmp_path / "called").exists()
 
 
@@ -109,7 +92,7 @@ def test_the_task_is_the_one_that_handlers_have() -> None:
 
 
 def test_it_comes_without_pytorch(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.pth", STATE)
+    path = saved(tmp_path / "a.safetensors", STATE)
     code = (
         "import sys; from archive.__main__ import main\n"
         f"status = main(['image-classifier', '--weights', {str(path)!r}])\n"
